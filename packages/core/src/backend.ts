@@ -1,0 +1,67 @@
+import type { DType, TypedArray } from './dtype.ts'
+import type { Layout } from './layout.ts'
+import type { Kernel as ElementwiseKernel } from './program.ts'
+
+/** A backend's own handle of a piece of memory; core never looks inside. */
+export type BackendBuffer = object
+
+/** What kernels see of a tensor: its memory and how to walk it. Tensors are views. */
+export interface View extends Layout {
+  readonly buffer: BackendBuffer
+  readonly dtype: DType
+}
+
+/**
+ * One operator on one backend. Core has validated the inputs and allocated the outputs (contiguous, unless stated
+ * otherwise); inputs may have any strides.
+ */
+export interface KernelOf<A> {
+  /** Asked on every call; a fused kernel that declines leaves the work to the operator's composition. */
+  supports?(inputs: readonly View[], attrs: A): boolean
+  run(outputs: readonly View[], inputs: readonly View[], attrs: A): void
+}
+
+export type Reduction = 'sum' | 'prod' | 'max' | 'min'
+
+/** The primitives every backend must bring. Everything else in the framework is made of these. */
+export interface Primitives {
+  /**
+   * Any scalar expression over inputs that broadcast to the outputs' common shape, by NumPy's rules. Outputs may be
+   * strided (never overlapping in themselves) and may be the very same view as an input: each element is read before
+   * it is written.
+   */
+  elementwise: KernelOf<{ kernel: ElementwiseKernel; params: readonly number[] }>
+  /** Reduces `dims` (sorted); the output keeps them with size 1. Max and min give NaN if there is one; sums of int32 wrap. */
+  reduce: KernelOf<{ kind: Reduction; dims: readonly number[] }>
+  /** Position of the first largest or smallest along `dim`, int32; the output keeps the dim with size 1. NaN wins. */
+  argReduce: KernelOf<{ kind: 'max' | 'min'; dim: number }>
+  /** out[…, M, N] = a[…, M, K] · b[…, K, N]: equal ranks ≥ 2, equal batch dims (strides may be 0). float or int32. */
+  matmul: KernelOf<Record<never, never>>
+  /** out[i][j]… = x[…, index[i][j]…, …] along `dim`; inputs x, index (int32). Index sizes elsewhere may be smaller than x's. An index out of range throws ValueError where the backend can look, else reads as 0. */
+  gather: KernelOf<{ dim: number }>
+  /** out = x; out[…, index[i][j]…, …] += source[i][j]…; inputs x, index (int32), source. Deterministic. */
+  scatterAdd: KernelOf<{ dim: number }>
+  /**
+   * Inclusive running sum or product of x along `dim`, or (affine; inputs a, b) h[i] = a[i]·h[i−1] + b[i] with
+   * h[−1] = 0. `reverse` runs from the end.
+   */
+  scan: KernelOf<{ kind: 'sum' | 'prod' | 'affine'; dim: number; reverse: boolean }>
+  /** Stable sort along `dim`; outputs values and int32 indices. NaN counts as the largest. */
+  sort: KernelOf<{ dim: number; descending: boolean }>
+}
+
+export type KernelTable = Primitives & { readonly [fused: string]: KernelOf<never> | undefined }
+
+/** A computing device: its memory, the primitives, and whichever fused kernels it has, by operator name. */
+export interface Backend {
+  /** 'reference', 'cpu', 'webgpu' …: what `tensor.device` says. */
+  readonly name: string
+  alloc(bytes: number, dtype: DType): BackendBuffer
+  free(buffer: BackendBuffer): void
+  /** Fills a contiguous view with as many elements as it has. */
+  write(view: View, data: TypedArray): void
+  /** A copy of a contiguous view's elements. */
+  read(view: View): Promise<TypedArray>
+  readSync?(view: View): TypedArray
+  readonly kernels: KernelTable
+}

@@ -1,0 +1,330 @@
+import { GradError, ShapeError, show } from './errors.ts'
+import { sameShape } from './layout.ts'
+import { addTensors, copy, fill } from './primitives/elementwise.ts'
+import { reduce } from './primitives/reduce.ts'
+import { reshapeView } from './primitives/views.ts'
+import { collect, track } from './scope.ts'
+import { enableGrad, freedError, type GradNode, noGrad } from './tape.ts'
+import type { Tensor } from './tensor.ts'
+
+export interface BackwardOptions {
+  /** Gradient of what is differentiated, of its shape; 1 for scalars if missing. */
+  gradient?: Tensor
+  /** Keep the graph, to go through it again. Default: the value of `createGraph`. */
+  retainGraph?: boolean
+  /** Record the backward pass itself, for higher derivatives. */
+  createGraph?: boolean
+}
+
+export interface GradOptions {
+  /** One per output; 1 for scalar outputs if missing. */
+  gradOutputs?: readonly (Tensor | null)[]
+  retainGraph?: boolean
+  createGraph?: boolean
+  /** Return null for inputs that the outputs do not depend on, instead of throwing. */
+  allowUnused?: boolean
+}
+
+/**
+ * Accumulates d root / d leaf into `.grad` of every leaf that requires a gradient, and frees the graph's intermediates
+ * (all but scalars, kept tensors and root) unless told to retain it.
+ *
+ * @throws GradError if root has no gradient, is no scalar (without `gradient`), or its graph was freed.
+ */
+export function backward(root: Tensor, options: BackwardOptions = {}): void {
+  const createGraph = options.createGraph ?? false
+  walk([root], [options.gradient ?? null], {
+    createGraph,
+    retainGraph: options.retainGraph ?? createGraph,
+    wanted: null,
+  })
+}
+
+/**
+ * Gradients of the outputs (summed) with respect to the inputs, without touching any `.grad`. The graph is freed unless
+ * `retainGraph` or `createGraph` is set.
+ *
+ * @throws GradError if an input does not require a gradient, or is not reached (unless `allowUnused`).
+ */
+export function grad(
+  outputs: Tensor | readonly Tensor[],
+  inputs: readonly Tensor[],
+  options?: GradOptions & { allowUnused?: false },
+): Tensor[]
+export function grad(
+  outputs: Tensor | readonly Tensor[],
+  inputs: readonly Tensor[],
+  options: GradOptions,
+): (Tensor | null)[]
+export function grad(
+  outputs: Tensor | readonly Tensor[],
+  inputs: readonly Tensor[],
+  options: GradOptions = {},
+): (Tensor | null)[] {
+  const roots = Array.isArray(outputs) ? (outputs as readonly Tensor[]) : [outputs as Tensor]
+  const createGraph = options.createGraph ?? false
+  inputs.forEach((t, i) => {
+    if (!t.requiresGrad)
+      throw new GradError(
+        `grad: input ${i}, a tensor ${show(t.shape)}, does not require a gradient; set requiresGrad before using it`,
+      )
+  })
+  const found = walk(roots, options.gradOutputs ?? roots.map(() => null), {
+    createGraph,
+    retainGraph: options.retainGraph ?? createGraph,
+    wanted: new Set(inputs),
+  })
+  return inputs.map((t, i) => {
+    const g = found.get(t) ?? null
+    if (g) {
+      g.returned = true
+      if (!createGraph) track(g)
+    }
+    if (!g && !options.allowUnused)
+      throw new GradError(
+        `grad: the outputs do not depend on input ${i}, a tensor ${show(t.shape)}; pass { allowUnused: true } to get null for it`,
+      )
+    return g
+  })
+}
+
+interface Mode {
+  createGraph: boolean
+  retainGraph: boolean
+  /** The tensors to capture gradients of, or null to accumulate into the leaves' `.grad`. */
+  wanted: Set<Tensor> | null
+}
+
+function walk(roots: readonly Tensor[], seeds: readonly (Tensor | null)[], mode: Mode): Map<Tensor, Tensor> {
+  const pass = new Pass(mode, roots)
+  const run = (): void => {
+    roots.forEach((root, i) => pass.seed(root, seeds[i] ?? null))
+    pass.run()
+  }
+  if (mode.createGraph) enableGrad(run)
+  else noGrad(run)
+  return pass.captured
+}
+
+/** One backward pass. Every gradient in flight is a Tensor object owned by exactly one place. */
+class Pass {
+  readonly captured = new Map<Tensor, Tensor>()
+  readonly #mode: Mode
+  readonly #roots: Set<Tensor>
+  /** Gradients of outputs, per node. */
+  readonly #pending = new Map<GradNode, (Tensor | null)[]>()
+  readonly #leaves = new Map<Tensor, Tensor>()
+  readonly #order: GradNode[]
+  /** Nodes on a path to a wanted tensor; null: all. */
+  readonly #needed: Set<GradNode> | null
+  /** Temporaries of composed operators, which inner nodes may still need: freed at the end. */
+  readonly #owned: Tensor[] = []
+
+  constructor(mode: Mode, roots: readonly Tensor[]) {
+    this.#mode = mode
+    this.#roots = new Set(roots)
+    this.#order = reachable(roots)
+    this.#needed = mode.wanted && pathsTo(mode.wanted, this.#order)
+  }
+
+  seed(root: Tensor, given: Tensor | null): void {
+    if (!root.requiresGrad) {
+      throw new GradError(
+        `backward: the tensor ${show(root.shape)} does not require a gradient: it was made from no tensor that does, inside noGrad(), or detached`,
+      )
+    }
+    if (given && !sameShape(given.shape, root.shape))
+      throw new ShapeError(
+        `backward: gradient ${show(given.shape)} must have the output's shape ${show(root.shape)}`,
+      )
+    if (!given && root.numel !== 1)
+      throw new GradError(
+        `backward: the output ${show(root.shape)} is no scalar; reduce it (sum, mean) or pass its gradient`,
+      )
+    this.#give(
+      root,
+      given
+        ? this.#mode.createGraph
+          ? given
+          : given.viewAs(given)
+        : fill(root.backend, root.shape, 1, root.dtype),
+    )
+  }
+
+  run(): void {
+    const { createGraph, retainGraph, wanted } = this.#mode
+    for (const node of this.#order) {
+      const douts = this.#pending.get(node)
+      if (!douts) {
+        if (!retainGraph) this.#free(node)
+        continue
+      }
+      this.#pending.delete(node)
+      for (let i = 0; i < douts.length; i++) {
+        if (douts[i]) douts[i] = this.#complete(node.outputs[i], douts[i] as Tensor)
+      }
+      if (this.#needed && !this.#needed.has(node)) {
+        if (!createGraph) for (const d of douts) d?.dispose()
+      } else if (createGraph) this.#spread(node, node.backward(douts))
+      else {
+        const { result, made } = collect(() => {
+          const dins = node.backward(douts)
+          return dins.map((d, i) => (d && node.needs(i) ? fit(d, node.inputs[i]) : null))
+        })
+        const fresh = new Set(made)
+        const owned = result.map((d) => {
+          if (!d) return null
+          if (fresh.delete(d)) return d
+          return d.viewAs(d)
+        })
+        for (const t of fresh) if (!t.kept) t.release('backward()')
+        for (const d of douts) d?.dispose()
+        this.#spread(node, owned)
+      }
+      if (!retainGraph) this.#free(node)
+    }
+    for (const [leaf, g] of this.#leaves) {
+      const done = this.#hooked(leaf, g)
+      if (wanted) {
+        if (wanted.has(leaf)) this.#capture(leaf, done)
+        else if (!createGraph) done.dispose()
+      } else accumulate(leaf, done, createGraph)
+    }
+    for (const t of this.#owned) if (this.#frees(t)) t.release('backward()')
+  }
+
+  #spread(node: GradNode, dins: readonly (Tensor | null)[]): void {
+    dins.forEach((d, i) => {
+      const input = node.inputs[i]
+      if (d && input.requiresGrad && this.#wants(input))
+        this.#give(input, this.#mode.createGraph ? fit(d, input) : d)
+    })
+  }
+
+  /** In a pass to wanted tensors, does anything wanted lie at or behind this one? */
+  #wants(t: Tensor): boolean {
+    if (!this.#needed || this.#mode.wanted?.has(t)) return true
+    return t.gradFn !== null && this.#needed.has(t.gradFn)
+  }
+
+  #give(to: Tensor, g: Tensor): void {
+    const add = (have: Tensor | null | undefined): Tensor => {
+      if (!have) return g
+      const sum = addTensors(have, g)
+      if (!this.#mode.createGraph) {
+        have.dispose()
+        g.dispose()
+      }
+      return sum
+    }
+    const node = to.gradFn
+    if (!node) {
+      this.#leaves.set(to, add(this.#leaves.get(to)))
+      return
+    }
+    let slots = this.#pending.get(node)
+    if (!slots) {
+      slots = new Array<Tensor | null>(node.outputs.length).fill(null)
+      this.#pending.set(node, slots)
+    }
+    const i = node.outputs.indexOf(to)
+    slots[i] = add(slots[i])
+  }
+
+  /** The gradient of a non-leaf is complete: hooks, captures and retained gradients happen here. */
+  #complete(t: Tensor, g: Tensor): Tensor {
+    const done = this.#hooked(t, g)
+    const { wanted, createGraph } = this.#mode
+    if (wanted?.has(t)) this.#capture(t, createGraph ? done : done.viewAs(done))
+    if (!wanted && t.retainsGrad) accumulate(t, createGraph ? done : done.viewAs(done), createGraph)
+    return done
+  }
+
+  #hooked(t: Tensor, g: Tensor): Tensor {
+    let out = g
+    for (const hook of t.hooks ?? []) {
+      // The hook may keep what it is given: it gets a view of its own.
+      const seen = this.#mode.createGraph ? out : out.viewAs(out)
+      const next = hook(seen)
+      if (!next || next === seen) continue
+      if (!sameShape(next.shape, t.shape))
+        throw new ShapeError(`hook: returned a gradient ${show(next.shape)} for a tensor ${show(t.shape)}`)
+      if (!this.#mode.createGraph) out.dispose()
+      out = next
+    }
+    return out
+  }
+
+  #capture(t: Tensor, g: Tensor): void {
+    this.captured.set(t, g)
+  }
+
+  /** Scalars stay: they cost nothing, and the parts of a loss are read after backward(). */
+  #frees(t: Tensor): boolean {
+    return !t.kept && !t.returned && t.numel !== 1 && !this.#roots.has(t) && !this.captured.has(t)
+  }
+
+  #free(node: GradNode): void {
+    if (node.freed) return
+    node.freed = true
+    for (const t of node.outputs) if (this.#frees(t)) t.release('backward()')
+    if (node.owned) this.#owned.push(...node.owned)
+  }
+}
+
+/** Stores a gradient in `.grad`, adding to what is there. The stored tensor outlives scopes. */
+function accumulate(leaf: Tensor, g: Tensor, createGraph: boolean): void {
+  const have = leaf.grad
+  if (!have) {
+    // A gradient that shares memory with others (an expanded or aliased one) becomes a tensor of its own.
+    const own = createGraph || (g.storage.tensors.count === 1 && g.isContiguous)
+    leaf.grad = own ? g : copy(g)
+    if (!own) g.dispose()
+  } else {
+    leaf.grad = addTensors(have, g)
+    if (!createGraph) {
+      g.dispose()
+      have.dispose()
+    }
+  }
+  leaf.grad.keep()
+}
+
+/** A gradient as its input wants it: broadcast dims summed away (once, here), dtype as the input's. */
+function fit(d: Tensor, input: Tensor): Tensor {
+  const summed = sumTo(d, input.shape)
+  return summed.dtype === input.dtype ? summed : copy(summed, input.dtype)
+}
+
+/** Sums broadcast dims away: the adjoint of broadcasting to d's shape. */
+export function sumTo(d: Tensor, shape: readonly number[]): Tensor {
+  if (sameShape(d.shape, shape)) return d
+  const lead = d.rank - shape.length
+  const dims = d.shape.map((_, i) => i).filter((i) => i < lead || (shape[i - lead] === 1 && d.shape[i] !== 1))
+  return reshapeView(dims.length > 0 ? reduce('sum', d, dims, true) : d, shape)
+}
+
+/** The nodes behind some tensors, latest first. */
+function reachable(roots: readonly Tensor[]): GradNode[] {
+  const nodes: GradNode[] = []
+  const seen = new Set<GradNode>()
+  const stack = roots.flatMap((r) => (r.gradFn ? [r.gradFn] : []))
+  while (stack.length > 0) {
+    const node = stack.pop() as GradNode
+    if (seen.has(node)) continue
+    seen.add(node)
+    if (node.freed) throw freedError(node.name)
+    nodes.push(node)
+    for (const t of node.inputs) if (t.gradFn && !seen.has(t.gradFn)) stack.push(t.gradFn)
+  }
+  return nodes.sort((a, b) => b.sequence - a.sequence)
+}
+
+function pathsTo(wanted: Set<Tensor>, order: readonly GradNode[]): Set<GradNode> {
+  const needed = new Set<GradNode>()
+  for (let i = order.length - 1; i >= 0; i--) {
+    const node = order[i]
+    if (node.inputs.some((t) => wanted.has(t) || (t.gradFn && needed.has(t.gradFn)))) needed.add(node)
+  }
+  return needed
+}

@@ -1,0 +1,42 @@
+/** Base of every error tilegrad throws on purpose. Messages name the operator first, then what was given, what was expected, and the fix. */
+export class TilegradError extends Error {
+  override name = 'TilegradError'
+}
+
+/** Shapes, dims or indices that do not fit the operator. */
+export class ShapeError extends TilegradError {
+  override name = 'ShapeError'
+}
+
+/** A dtype the operator or the backend cannot take. */
+export class DTypeError extends TilegradError {
+  override name = 'DTypeError'
+}
+
+/** Tensors on different backends, a missing backend, or one that cannot do what was asked. */
+export class DeviceError extends TilegradError {
+  override name = 'DeviceError'
+}
+
+/** An operator, argument or combination that is not supported. */
+export class UnsupportedOpError extends TilegradError {
+  override name = 'UnsupportedOpError'
+}
+
+/** Misuse of autograd: a freed graph, a tensor modified in place, no path to differentiate. */
+export class GradError extends TilegradError {
+  override name = 'GradError'
+}
+
+/** A tensor used after its memory was freed. */
+export class DisposedError extends TilegradError {
+  override name = 'DisposedError'
+}
+
+/** A value out of the range an argument allows. */
+export class ValueError extends TilegradError {
+  override name = 'ValueError'
+}
+
+/** `[2, 3]`, as shapes are printed in every message. */
+export const show = (shape: readonly number[]): string => `[${shape.join(', ')}]`

@@ -1,0 +1,146 @@
+import { type MathNode, type OperatorNode, parse } from 'mathjs'
+import { ValueError } from './errors.ts'
+import * as e from './expr.ts'
+import { elementwise as run } from './primitives/elementwise.ts'
+import { type Program, program } from './program.ts'
+import type { Tensor } from './tensor.ts'
+
+/**
+ * Formulas as operators; the one entry point that needs mathjs.
+ */
+
+const unary: Record<string, (x: e.Expr) => e.Expr> = {
+  abs: e.abs,
+  sign: e.sign,
+  floor: e.floor,
+  ceil: e.ceil,
+  round: e.round,
+  sqrt: e.sqrt,
+  exp: e.exp,
+  log: e.log,
+  log1p: e.log1p,
+  expm1: e.expm1,
+  sin: e.sin,
+  cos: e.cos,
+  tanh: e.tanh,
+  sigmoid: e.sigmoid,
+  erf: e.erf,
+  square: e.square,
+  unaryMinus: e.neg,
+  unaryPlus: (x) => x,
+  not: e.not,
+  relu: (x) => e.select(e.gt(x, 0), x, 0),
+}
+const binary: Record<string, (a: e.Expr, b: e.Expr) => e.Expr> = {
+  add: e.add,
+  subtract: e.sub,
+  multiply: e.mul,
+  divide: e.div,
+  pow: power,
+  max: e.max,
+  min: e.min,
+  larger: e.gt,
+  largerEq: e.ge,
+  smaller: e.lt,
+  smallerEq: e.le,
+  equal: e.eq,
+  unequal: e.ne,
+  and: e.and,
+  or: e.or,
+}
+const constants: Record<string, number> = {
+  pi: Math.PI,
+  PI: Math.PI,
+  e: Math.E,
+  E: Math.E,
+  tau: 2 * Math.PI,
+  Infinity: Number.POSITIVE_INFINITY,
+}
+
+/** Small whole exponents become products: exact, and right for negative bases. */
+function power(a: e.Expr, b: e.Expr): e.Expr {
+  if (b.kind === 'const' && Number.isInteger(b.value) && b.value >= 1 && b.value <= 4) {
+    return Array.from({ length: b.value - 1 }).reduce((p: e.Expr) => e.mul(p, a), a)
+  }
+  return e.pow(a, b)
+}
+
+/** Parses a formula into a scalar expression and the names of its variables, in order of appearance. */
+export function parseFormula(formula: string): { expr: e.Expr; variables: string[] } {
+  const variables: string[] = []
+  const fail = (what: string): never => {
+    throw new ValueError(`elementwise('${formula}'): ${what}`)
+  }
+  const build = (node: MathNode): e.Expr => {
+    switch (node.type) {
+      case 'ConstantNode': {
+        const { value } = node as unknown as { value: unknown }
+        return typeof value === 'number' ? e.constant(value) : fail(`'${String(value)}' is no number`)
+      }
+      case 'SymbolNode': {
+        const { name } = node as unknown as { name: string }
+        if (name in constants) return e.constant(constants[name])
+        if (!variables.includes(name)) variables.push(name)
+        return e.input(variables.indexOf(name))
+      }
+      case 'ParenthesisNode':
+        return build((node as unknown as { content: MathNode }).content)
+      case 'ConditionalNode': {
+        const { condition, trueExpr, falseExpr } = node as unknown as Record<
+          'condition' | 'trueExpr' | 'falseExpr',
+          MathNode
+        >
+        return e.select(build(condition), build(trueExpr), build(falseExpr))
+      }
+      case 'OperatorNode':
+      case 'FunctionNode': {
+        const name =
+          node.type === 'OperatorNode'
+            ? (node as OperatorNode).fn
+            : (node as unknown as { fn: { name: string } }).fn.name
+        const args = (node as unknown as { args: MathNode[] }).args.map(build)
+        if (args.length === 1 && unary[name]) return unary[name](args[0])
+        if (args.length >= 2 && binary[name])
+          return args.slice(1).reduce((a, b) => binary[name](a, b), args[0])
+        return fail(
+          `${name} of ${args.length} arguments is not known; known: ${Object.keys(unary).join(', ')} and + - * / ^ max min, comparisons, c ? a : b`,
+        )
+      }
+      default:
+        return fail(
+          `${node.type} is not supported; write one expression of numbers, variables, operators and functions`,
+        )
+    }
+  }
+  let tree: MathNode
+  try {
+    tree = parse(formula)
+  } catch (error) {
+    return fail((error as Error).message)
+  }
+  const expr = build(tree)
+  if (variables.length === 0) fail('needs at least one variable')
+  return { expr, variables }
+}
+
+/**
+ * An elementwise operator from a formula, with a fused forward and backward on every backend.
+ *
+ * @param formula numbers, variables, + − * / ^, comparisons, `c ? a : b` and functions (exp, log, tanh, erf, max …), as mathjs parses them.
+ * @returns a function of one tensor per variable, in order of appearance; the tensors broadcast.
+ * @throws ValueError for a formula that does not parse or uses unknown functions.
+ * @example
+ * const mish = elementwise('x * tanh(log(1 + exp(x)))')
+ * const y = mish(randn([4]))
+ */
+export function elementwise(formula: string): (...inputs: Tensor[]) => Tensor {
+  const { expr, variables } = parseFormula(formula)
+  const p: Program = program(formula, variables.length, () => expr)
+  return (...inputs) => {
+    if (inputs.length !== variables.length)
+      throw new ValueError(
+        `elementwise('${formula}'): takes ${variables.length} tensors (${variables.join(', ')}), got ${inputs.length}`,
+      )
+    return run(p, inputs)
+  }
+}

@@ -1,0 +1,73 @@
+/**
+ * Tensors, strides, autograd and operator definitions, with a plain-JavaScript reference backend.
+ *
+ * @packageDocumentation
+ */
+import './methods.ts'
+
+export type { Backend, BackendBuffer, KernelOf, KernelTable, Primitives, Reduction, View } from './backend.ts'
+export { customFunction, type FunctionContext } from './custom.ts'
+export { defaultBackend, getBackend, registerBackend, setDefaultBackend, withBackend } from './device.ts'
+export { type DType, info as dtypeInfo, isFloat, promote, type TypedArray, toFloat } from './dtype.ts'
+export { type BackwardOptions, backward, type GradOptions, grad } from './engine.ts'
+export * from './errors.ts'
+export type { Binary, Expr, Unary } from './expr.ts'
+export * as expr from './expr.ts'
+export { type GradcheckOptions, gradcheck } from './gradcheck.ts'
+export type { Layout } from './layout.ts'
+export * as layout from './layout.ts'
+export { type MemoryInfo, memory, resetPeakMemory, scope } from './memory.ts'
+export { apply, defineOp, type Op, type TensorSpec } from './op.ts'
+export * from './ops/attention.ts'
+export {
+  arange,
+  data,
+  dataSync,
+  equal,
+  eye,
+  full,
+  fullLike,
+  item,
+  itemSync,
+  linspace,
+  type Nested,
+  ones,
+  onesLike,
+  type TensorOptions,
+  tensor,
+  to,
+  toArray,
+  zeros,
+  zerosLike,
+} from './ops/create.ts'
+export * from './ops/indexing.ts'
+export * from './ops/inplace.ts'
+export * from './ops/linalg.ts'
+export * from './ops/loss.ts'
+export * from './ops/norm.ts'
+export * from './ops/pointwise.ts'
+export * from './ops/random.ts'
+export * from './ops/reduction.ts'
+export * from './ops/shape.ts'
+export {
+  elementwise as applyProgram,
+  elementwiseAll as applyProgramAll,
+  elementwiseInto as applyProgramInto,
+  generate,
+} from './primitives/elementwise.ts'
+export { type Path, type ProfileRow, profile } from './profile.ts'
+export {
+  type Gradient,
+  gradient,
+  type Kernel,
+  type Program,
+  program,
+  specialize,
+  type Typed,
+  typedPostOrder,
+} from './program.ts'
+export { getRngState, hostRandint, hostRandom, manualSeed, type RngState, setRngState } from './random.ts'
+export { reference } from './reference/backend.ts'
+export { referenceKernels } from './reference/kernels.ts'
+export { enableGrad, GradNode, gradEnabled, noGrad } from './tape.ts'
+export { type Hook, Tensor } from './tensor.ts'

@@ -1,0 +1,67 @@
+import { runScope, type Scoped } from './scope.ts'
+import type { GradNode } from './tape.ts'
+import { counts, Tensor } from './tensor.ts'
+
+export interface MemoryInfo {
+  /** Live tensor objects, views included. */
+  tensors: number
+  /** Live pieces of memory. */
+  storages: number
+  /** Bytes of live tensors, over all backends. */
+  bytes: number
+  /** The most bytes alive at once since the process began or `resetPeakMemory()`. */
+  peakBytes: number
+}
+
+/** What is alive now, over all backends. Backends may hold more memory, pooled for reuse. */
+export const memory = (): MemoryInfo => ({ ...counts })
+
+/** Makes `memory().peakBytes` start over from what is alive now. */
+export function resetPeakMemory(): void {
+  counts.peakBytes = counts.bytes
+}
+
+/**
+ * Runs `fn` and frees every tensor made inside it, except kept ones, gradients in `.grad`, and what it returns
+ * (tensors anywhere in arrays, maps and plain objects, with what their graph needs).
+ *
+ * @throws GradError if `fn` is asynchronous: compute inside, await the reads outside.
+ * @example
+ * const loss = scope(() => {
+ *   const loss = x.matmul(w).square().mean()
+ *   loss.backward()
+ *   return loss
+ * })
+ * console.log(await loss.item())
+ */
+export const scope = <T>(fn: () => T): T => runScope(fn, live)
+
+function live(result: unknown): Set<Scoped> {
+  const found = new Set<Scoped>()
+  const nodes = new Set<GradNode>()
+  const seen = new Set<object>()
+  const stack: unknown[] = [result]
+  const graph: GradNode[] = []
+  while (stack.length > 0) {
+    const value = stack.pop()
+    if (typeof value !== 'object' || value === null || seen.has(value)) continue
+    seen.add(value)
+    if (value instanceof Tensor) {
+      found.add(value)
+      if (value.grad) found.add(value.grad)
+      if (value.gradFn) graph.push(value.gradFn)
+    } else if (Array.isArray(value) || value instanceof Set) stack.push(...value)
+    else if (value instanceof Map) stack.push(...value.values())
+    else if (!ArrayBuffer.isView(value)) stack.push(...Object.values(value))
+  }
+  while (graph.length > 0) {
+    const node = graph.pop() as GradNode
+    if (nodes.has(node)) continue
+    nodes.add(node)
+    for (const t of [...node.inputs, ...node.outputs, ...(node.owned ?? [])]) {
+      found.add(t)
+      if (t.gradFn) graph.push(t.gradFn)
+    }
+  }
+  return found
+}

@@ -1,0 +1,163 @@
+import type { KernelOf } from './backend.ts'
+import { type DType, isFloat } from './dtype.ts'
+import { grad } from './engine.ts'
+import { GradError } from './errors.ts'
+import { backendOf } from './primitives/common.ts'
+import { fill } from './primitives/elementwise.ts'
+import { alias } from './primitives/views.ts'
+import { count, launch, profiling } from './profile.ts'
+import { collect, track } from './scope.ts'
+import {
+  type Backward,
+  enableGrad,
+  type GradNode,
+  gradEnabled,
+  noGrad,
+  record,
+  shouldRecord,
+} from './tape.ts'
+import { allocate, type Tensor } from './tensor.ts'
+
+export interface TensorSpec {
+  readonly shape: readonly number[]
+  readonly dtype: DType
+}
+
+/**
+ * A composed operator. `compose` is its meaning, in other tensor operators; a backend may bring a fused kernel of the
+ * same name (and one called `${name}Backward`), which the dispatcher then uses.
+ */
+export interface Op<A = unknown> {
+  readonly name: string
+  /** Everything about the arguments that can be wrong, said here, once; may be absent if `compose` says it as well. */
+  validate?(inputs: readonly Tensor[], attrs: A): void
+  /** The outputs of a fused kernel: the operator's own and then what it saves for its backward kernel. */
+  infer?(inputs: readonly Tensor[], attrs: A): readonly TensorSpec[]
+  /** The meaning. Returns the operator's own outputs. */
+  compose(inputs: readonly Tensor[], attrs: A): readonly Tensor[]
+  /** A better rule than differentiating the composition. Saved outputs of a fused kernel are not there for it. */
+  readonly backward?: Backward<A>
+  /** How many outputs are the operator's own (the rest is saved for backward). Default 1. */
+  readonly outputs?: number
+}
+
+/**
+ * Runs a composed operator: the backend's fused kernel if it has one that takes these inputs, else the composition.
+ *
+ * A fused backward kernel is called with inputs [...inputs, ...outputs and saved, ...gradients of the outputs] and
+ * attrs `{ ...attrs, needs }`; it fills one output per input with `needs[i]`, in order. Where there is none, the
+ * composition is differentiated.
+ */
+export function apply<A extends object>(op: Op<A>, inputs: readonly Tensor[], attrs: A): readonly Tensor[] {
+  const backend = backendOf(op.name, inputs)
+  op.validate?.(inputs, attrs)
+  const kernel = backend.kernels[op.name] as KernelOf<A> | undefined
+  if (kernel && op.infer && (!kernel.supports || kernel.supports(inputs, attrs))) {
+    const specs = op.infer(inputs, attrs)
+    const all = specs.map((s) => allocate(backend, s.shape, s.dtype))
+    launch(op.name, 'fused', backend, kernel, all, inputs, attrs)
+    const own = op.outputs ?? 1
+    const mine = all.length > own ? all.slice(0, own) : all
+    if (shouldRecord(inputs)) {
+      record(op.name, inputs, mine, attrs, op.backward ?? fusedBackward(op, all))
+      const node = mine[0].gradFn
+      if (node && all.length > own) node.owned = all.slice(own)
+    } else for (let i = own; i < all.length; i++) all[i].dispose()
+    return mine
+  }
+  const start = profiling() ? performance.now() : 0
+  const recording = shouldRecord(inputs)
+  const rule = op.backward
+  const run = (): readonly Tensor[] => op.compose(inputs, attrs)
+  const { result, made } = collect(recording && rule ? () => noGrad(run) : run)
+  const outputs = result.map((t) => (inputs.includes(t) ? alias(t) : t))
+  if (recording && rule) record(op.name, inputs, outputs, attrs, rule)
+  settle(outputs, made as Tensor[], recording && !rule)
+  if (start) count(op.name, 'composed', backend.name, performance.now() - start)
+  return outputs
+}
+
+/** After a composition: its outputs belong to the caller's scope; its temporaries to the graph, or to nobody. */
+function settle(outputs: readonly Tensor[], made: readonly Tensor[], onTape: boolean): void {
+  const rest = made.filter((t) => !outputs.includes(t) && !t.kept)
+  const node = onTape ? outputs.find((t) => t.gradFn)?.gradFn : undefined
+  if (node) {
+    for (const t of rest) track(t)
+    node.owned = node.owned ? [...node.owned, ...rest] : rest
+  } else for (const t of rest) t.dispose()
+  for (const t of outputs) track(t)
+}
+
+/** The rule of an operator that ran as a fused kernel: its backward kernel, or its composition differentiated. */
+function fusedBackward<A extends object>(op: Op<A>, all: readonly Tensor[]): Backward<A> {
+  const own = op.outputs ?? 1
+  return (node, douts) => {
+    const needs = node.inputs.map((t) => t.requiresGrad)
+    const inputs = node.inputs.map((_, i) => node.input(i))
+    const results = [...node.outputs.map((_, i) => node.output(i)), ...all.slice(own)]
+    const given = douts.map(
+      (d, i) => d ?? fill(node.outputs[i].backend, node.outputs[i].shape, 0, node.outputs[i].dtype),
+    )
+    const made = apply(
+      backwardOp(op, inputs.length, results.length, needs),
+      [...inputs, ...results, ...given],
+      { ...node.attrs, needs },
+    )
+    let next = 0
+    return needs.map((n) => (n ? made[next++] : null))
+  }
+}
+
+/** The gradient of an operator as an operator: fused where a backend has `${name}Backward`, else by differentiating the composition. */
+function backwardOp<A extends object>(
+  op: Op<A>,
+  inputs: number,
+  results: number,
+  needs: readonly boolean[],
+): Op<A & { needs: readonly boolean[] }> {
+  return {
+    name: `${op.name}Backward`,
+    outputs: needs.filter(Boolean).length,
+    infer: (all) =>
+      all.slice(0, inputs).flatMap((t, i) => (needs[i] ? [{ shape: t.shape, dtype: t.dtype }] : [])),
+    compose: (all, attrs) => vjp(op, all.slice(0, inputs), attrs, all.slice(inputs + results), needs),
+  }
+}
+
+/** Gradients of a composition: recomputed with a tape of its own and differentiated. */
+function vjp<A extends object>(
+  op: Op<A>,
+  inputs: readonly Tensor[],
+  attrs: A,
+  douts: readonly Tensor[],
+  needs: readonly boolean[],
+): Tensor[] {
+  const higher = gradEnabled() && [...inputs, ...douts].some((t) => t.requiresGrad)
+  return enableGrad(() => {
+    const xs = inputs.map((t, i) => {
+      if (!needs[i]) return t
+      // On a recorded pass the copy stays connected to the input, so that second derivatives find their way.
+      const x = higher && t.requiresGrad ? alias(t) : t.detach()
+      if (!x.requiresGrad) x.requiresGrad = true
+      return x
+    })
+    const ys = op.compose(xs, attrs)
+    const wanted = xs.filter((_, i) => needs[i])
+    const used = ys.map((y, i) => [y, douts[i]] as const).filter(([y]) => y.requiresGrad)
+    if (used.length === 0) throw new GradError(`${op.name}: its composition has no gradient`)
+    const grads = grad(
+      used.map(([y]) => y),
+      wanted,
+      { gradOutputs: used.map(([, d]) => d), createGraph: higher, allowUnused: true },
+    )
+    return grads.map((g, i) => g ?? fill(wanted[i].backend, wanted[i].shape, 0, wanted[i].dtype))
+  })
+}
+
+/** Declares a composed operator and returns the function that runs it, for its first output. */
+export function defineOp<A extends object>(op: Op<A>): (inputs: readonly Tensor[], attrs: A) => Tensor {
+  return (inputs, attrs) => apply(op, inputs, attrs)[0]
+}
+
+export type { Backward, GradNode }
+export const isDifferentiable = (t: Tensor): boolean => isFloat(t.dtype)

@@ -1,0 +1,108 @@
+import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
+import * as e from '../expr.ts'
+import { wrapDim } from '../layout.ts'
+import { apply, type Op } from '../op.ts'
+import { elementwise } from '../primitives/elementwise.ts'
+import { gatherPrimitive, scatterAddPrimitive } from '../primitives/indexing.ts'
+import { expandView, reshapeView } from '../primitives/views.ts'
+import { program } from '../program.ts'
+import type { Tensor } from '../tensor.ts'
+import { ne, where } from './pointwise.ts'
+
+/** x's elements at `index` (int32, as many dims as x) along dim: out[i][j] = x[i][index[i][j]] for dim 1. */
+export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
+  const d = wrapDim('gather', dim, x.rank)
+  if (x.rank === 0 || index.rank === 0) {
+    const out = gatherPrimitive('gather', reshapeView(x, [x.numel]), 0, reshapeView(index, [index.numel]))
+    return reshapeView(out, index.shape)
+  }
+  return gatherPrimitive('gather', x, d, index)
+}
+
+/** A copy of x with source added at `index` along dim: the adjoint of gather. */
+export function scatterAdd(x: Tensor, dim: number, index: Tensor, source: Tensor): Tensor {
+  const d = wrapDim('scatter_add', dim, x.rank)
+  if (x.rank === 0 || index.rank === 0) {
+    const flat = (t: Tensor): Tensor => reshapeView(t, [t.numel])
+    return reshapeView(scatterAddPrimitive('scatter_add', flat(x), 0, flat(index), flat(source)), x.shape)
+  }
+  return scatterAddPrimitive('scatter_add', x, d, index, source)
+}
+
+/** The parts of x at the positions of a one-dimensional int32 index along dim. */
+export function indexSelect(x: Tensor, dim: number, index: Tensor): Tensor {
+  const d = wrapDim('index_select', dim, x.rank)
+  if (index.rank > 1) throw new ShapeError(`index_select: index must have one dim, got ${show(index.shape)}`)
+  if (x.rank === 0) return reshapeView(gather(reshapeView(x, [1]), 0, reshapeView(index, [index.numel])), [])
+  const spread = reshapeView(
+    index,
+    x.shape.map((_, i) => (i === d ? index.numel : 1)),
+  )
+  return gatherPrimitive(
+    'index_select',
+    x,
+    d,
+    expandView('index_select', spread, x.shape.with(d, index.numel)),
+  )
+}
+
+interface EmbeddingAttrs {
+  paddingIdx: number | null
+}
+
+const EMBEDDING: Op<EmbeddingAttrs> = {
+  name: 'embedding',
+  validate: ([weight, index], { paddingIdx }) => {
+    if (weight.rank !== 2)
+      throw new ShapeError(
+        `embedding: weight must be [numEmbeddings, embeddingDim], got ${show(weight.shape)}`,
+      )
+    if (index.dtype !== 'int32')
+      throw new DTypeError(`embedding: indices must be int32, not ${index.dtype}; convert with .to('int32')`)
+    const v = weight.shape[0]
+    if (paddingIdx !== null && (paddingIdx < 0 || paddingIdx >= v))
+      throw new ValueError(`embedding: paddingIdx ${paddingIdx} must lie within −${v} … ${v - 1}`)
+  },
+  infer: ([weight, index]) => [{ shape: [...index.shape, weight.shape[1]], dtype: weight.dtype }],
+  compose: ([weight, index], { paddingIdx }) => {
+    const [, d] = weight.shape
+    const column = reshapeView(index, [index.numel, 1])
+    const spread = expandView('embedding', column, [index.numel, d])
+    const rows = gatherPrimitive('embedding', weight, 0, spread)
+    // The padding row is read as any other but learns nothing.
+    const out = paddingIdx === null ? rows : where(ne(column, paddingIdx), rows, rows.detach())
+    return [reshapeView(out, [...index.shape, d])]
+  },
+}
+
+/**
+ * Rows of weight (V, D) at int32 indices of any shape → (…, D).
+ *
+ * @param options.paddingIdx a row whose gradient is zero; negative counts from the end.
+ * @throws ValueError for an index outside 0 … V − 1.
+ */
+export function embedding(
+  index: Tensor,
+  weight: Tensor,
+  { paddingIdx = null }: { paddingIdx?: number | null } = {},
+): Tensor {
+  return apply(EMBEDDING, [weight, index], {
+    paddingIdx: paddingIdx !== null && paddingIdx < 0 ? paddingIdx + weight.shape[0] : paddingIdx,
+  })[0]
+}
+
+/** One row of zeros and a one per int32 index: (…) → (…, numClasses), int32. */
+export function oneHot(index: Tensor, numClasses: number): Tensor {
+  if (index.dtype !== 'int32') throw new DTypeError(`one_hot: indices must be int32, not ${index.dtype}`)
+  return apply(ONE_HOT, [index], { numClasses })[0]
+}
+
+const HIT = program('one_hot', 1, ([i]) => e.cast('int32', e.eq(i, e.coord(-1))))
+const ONE_HOT: Op<{ numClasses: number }> = {
+  name: 'one_hot',
+  compose: ([index], { numClasses }) => [
+    elementwise(HIT, [
+      expandView('one_hot', reshapeView(index, [...index.shape, 1]), [...index.shape, numClasses]),
+    ]),
+  ],
+}

@@ -1,0 +1,290 @@
+import { isFloat } from '../dtype.ts'
+import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
+import * as e from '../expr.ts'
+import { sameShape } from '../layout.ts'
+import { apply, type Op } from '../op.ts'
+import { copy, elementwise } from '../primitives/elementwise.ts'
+import { gatherPrimitive } from '../primitives/indexing.ts'
+import { reshapeView } from '../primitives/views.ts'
+import { program } from '../program.ts'
+import type { Tensor } from '../tensor.ts'
+import { add, div, mul, ne, neg, where } from './pointwise.ts'
+import { logSoftmax, mean, sum } from './reduction.ts'
+import { movedim } from './shape.ts'
+
+export type LossReduction = 'mean' | 'sum' | 'none'
+
+function reduced(op: string, x: Tensor, reduction: LossReduction): Tensor {
+  if (reduction === 'none') return x
+  if (reduction === 'sum') return sum(x)
+  if (reduction === 'mean') return mean(x)
+  throw new ValueError(`${op}: reduction must be 'mean', 'sum' or 'none', not '${String(reduction)}'`)
+}
+
+export interface LossOptions {
+  /** Default 'mean'. */
+  reduction?: LossReduction
+}
+
+const MSE = program('mse_loss', 2, ([a, b]) => e.square(e.sub(a, b)))
+/** (input − target)² */
+export const mseLoss = (input: Tensor, target: Tensor, { reduction = 'mean' }: LossOptions = {}): Tensor =>
+  reduced('mse_loss', elementwise(MSE, [input, target]), reduction)
+
+const L1 = program('l1_loss', 2, ([a, b]) => e.abs(e.sub(a, b)))
+/** |input − target| */
+export const l1Loss = (input: Tensor, target: Tensor, { reduction = 'mean' }: LossOptions = {}): Tensor =>
+  reduced('l1_loss', elementwise(L1, [input, target]), reduction)
+
+const SMOOTH = program(
+  'smooth_l1_loss',
+  2,
+  ([a, b], [beta]) => {
+    const d = e.sub(a, b)
+    return e.select(
+      e.lt(e.abs(d), beta),
+      e.div(e.mul(0.5, e.square(d)), beta),
+      e.sub(e.abs(d), e.mul(0.5, beta)),
+    )
+  },
+  1,
+)
+/** Quadratic below beta, linear above (Girshick 2015); beta 0 is the L1 loss. */
+export function smoothL1Loss(
+  input: Tensor,
+  target: Tensor,
+  { reduction = 'mean', beta = 1 }: LossOptions & { beta?: number } = {},
+): Tensor {
+  if (beta < 0) throw new ValueError(`smooth_l1_loss: beta must be ≥ 0, got ${beta}`)
+  return beta === 0
+    ? l1Loss(input, target, { reduction })
+    : reduced('smooth_l1_loss', elementwise(SMOOTH, [input, target], [beta]), reduction)
+}
+
+const HUBER = program(
+  'huber_loss',
+  2,
+  ([a, b], [delta]) => {
+    const d = e.sub(a, b)
+    return e.select(
+      e.le(e.abs(d), delta),
+      e.mul(0.5, e.square(d)),
+      e.mul(delta, e.sub(e.abs(d), e.mul(0.5, delta))),
+    )
+  },
+  1,
+)
+/** ½d² for |d| ≤ delta, else delta · (|d| − ½ delta) (Huber 1964) */
+export function huberLoss(
+  input: Tensor,
+  target: Tensor,
+  { reduction = 'mean', delta = 1 }: LossOptions & { delta?: number } = {},
+): Tensor {
+  if (!(delta > 0)) throw new ValueError(`huber_loss: delta must be > 0, got ${delta}`)
+  return reduced('huber_loss', elementwise(HUBER, [input, target], [delta]), reduction)
+}
+
+// −[w_p y ln σ(x) + (1 − y) ln(1 − σ(x))], with ln(1 + exp(−|x|)) so that nothing overflows. Where the smaller of the
+// two exponents wins, min(x, 0) is written as a select: its derivative at 0 is then as PyTorch's.
+const softplusNeg = (x: e.Expr): e.Expr => e.sub(e.log1p(e.exp(e.neg(e.abs(x)))), e.select(e.lt(x, 0), x, 0))
+const BCE = program('binary_cross_entropy_with_logits', 2, ([x, y]) =>
+  e.add(e.mul(e.sub(1, y), x), softplusNeg(x)),
+)
+const BCE_POS = program('binary_cross_entropy_with_logits', 3, ([x, y, p]) => {
+  const factor = e.add(e.mul(e.sub(p, 1), y), 1)
+  return e.add(e.mul(e.sub(1, y), x), e.mul(factor, softplusNeg(x)))
+})
+
+export interface BceOptions extends LossOptions {
+  /** Scales each element's loss; broadcasts. */
+  weight?: Tensor | null
+  /** Scales the positive part; broadcasts. */
+  posWeight?: Tensor | null
+}
+
+/** Binary cross-entropy of logits: −[posWeight · y ln σ(x) + (1 − y) ln(1 − σ(x))] · weight. */
+export function binaryCrossEntropyWithLogits(
+  input: Tensor,
+  target: Tensor,
+  { weight, posWeight, reduction = 'mean' }: BceOptions = {},
+): Tensor {
+  if (!sameShape(input.shape, target.shape))
+    throw new ShapeError(
+      `binary_cross_entropy_with_logits: input ${show(input.shape)} and target ${show(target.shape)} must have the same shape`,
+    )
+  const raw = posWeight ? elementwise(BCE_POS, [input, target, posWeight]) : elementwise(BCE, [input, target])
+  return reduced('binary_cross_entropy_with_logits', weight ? mul(raw, weight) : raw, reduction)
+}
+
+export interface NllOptions extends LossOptions {
+  /** One factor per class, (C). */
+  weight?: Tensor | null
+  /** Targets that do not count. Default −100. */
+  ignoreIndex?: number
+}
+
+interface NllAttrs {
+  ignoreIndex: number
+  reduction: LossReduction
+  weighted: boolean
+}
+
+const SAFE = program('nll_loss.safe', 1, ([t], [skip]) => e.select(e.eq(t, skip), 0, t), 1)
+
+/** −weight[target] · input[target] of (N, C) and (N); the mean is over the weights that count. */
+const NLL: Op<NllAttrs> = {
+  name: 'nll_loss',
+  compose: ([input, target, weight], { ignoreIndex, reduction }) => {
+    const [n] = input.shape
+    const at = reshapeView(elementwise(SAFE, [target], [ignoreIndex]), [n, 1])
+    const picked = reshapeView(gatherPrimitive('nll_loss', input, 1, at), [n])
+    const counts = ne(target, ignoreIndex)
+    const factor = weight
+      ? mul(gatherPrimitive('nll_loss', weight, 0, reshapeView(at, [n])), copy(counts, input.dtype))
+      : copy(counts, input.dtype)
+    // A skipped −∞ must not become NaN by 0 · ∞.
+    const losses = where(counts, neg(mul(picked, factor)), 0)
+    if (reduction === 'none') return [losses]
+    const total = sum(losses)
+    return [reduction === 'sum' ? total : div(total, sum(factor))]
+  },
+}
+
+/** (N, C, d…) and (N, d…) as (N·d…, C) and (N·d…). */
+function rows(op: string, input: Tensor, target: Tensor): { x: Tensor; t: Tensor; shape: readonly number[] } {
+  if (input.rank === 0) throw new ShapeError(`${op}: input must be (C), (N, C) or (N, C, d…), got a scalar`)
+  const expected = input.rank === 1 ? [] : [input.shape[0], ...input.shape.slice(2)]
+  if (!sameShape(target.shape, expected))
+    throw new ShapeError(
+      `${op}: target ${show(target.shape)} does not fit input ${show(input.shape)}; expected ${show(expected)}`,
+    )
+  const last = input.rank <= 2 ? input : movedim(input, 1, -1)
+  const c = last.shape[last.rank - 1]
+  return { x: reshapeView(last, [target.numel, c]), t: reshapeView(target, [target.numel]), shape: expected }
+}
+
+function checkReduction(op: string, reduction: LossReduction): void {
+  if (reduction !== 'mean' && reduction !== 'sum' && reduction !== 'none')
+    throw new ValueError(`${op}: reduction must be 'mean', 'sum' or 'none', not '${String(reduction)}'`)
+}
+
+function checkTarget(op: string, target: Tensor): void {
+  if (target.dtype !== 'int32')
+    throw new DTypeError(`${op}: class targets must be int32, not ${target.dtype}; convert with .to('int32')`)
+}
+
+/** Negative log-likelihood: input holds log-probabilities (N, C) or (N, C, d…), target int32 classes (N) or (N, d…). */
+export function nllLoss(
+  input: Tensor,
+  target: Tensor,
+  { weight, ignoreIndex = -100, reduction = 'mean' }: NllOptions = {},
+): Tensor {
+  checkReduction('nll_loss', reduction)
+  checkTarget('nll_loss', target)
+  const { x, t, shape } = rows('nll_loss', input, target)
+  const out = apply(NLL, weight ? [x, t, weight] : [x, t], {
+    ignoreIndex,
+    reduction,
+    weighted: Boolean(weight),
+  })[0]
+  return reduction === 'none' ? reshapeView(out, shape) : out
+}
+
+interface CrossEntropyAttrs {
+  ignoreIndex: number
+  reduction: LossReduction
+  labelSmoothing: number
+}
+
+const CROSS_ENTROPY: Op<CrossEntropyAttrs> = {
+  name: 'cross_entropy',
+  infer: ([x], { reduction }) => [
+    { shape: reduction === 'none' ? [x.shape[0]] : [], dtype: x.dtype },
+    { shape: [x.shape[0]], dtype: x.dtype },
+    { shape: [1], dtype: x.dtype },
+  ],
+  compose: ([x, target, weight], { ignoreIndex, reduction, labelSmoothing }) => {
+    const logp = logSoftmax(x, 1)
+    const inputs = weight ? [logp, target, weight] : [logp, target]
+    const hard = apply(NLL, inputs, { ignoreIndex, reduction, weighted: Boolean(weight) })[0]
+    if (labelSmoothing === 0) return [hard]
+    // The smooth part spreads eps evenly: −Σ_c weight_c logp_c / C, normalised as the hard part is.
+    const [n, c] = x.shape
+    const counts = ne(target, ignoreIndex)
+    const every = neg(sum(weight ? mul(logp, weight) : logp, 1))
+    const smooth = where(counts, every, 0)
+    const factor = weight
+      ? mul(
+          gatherPrimitive('cross_entropy', weight, 0, elementwise(SAFE, [target], [ignoreIndex])),
+          copy(counts, x.dtype),
+        )
+      : copy(counts, x.dtype)
+    const soft =
+      reduction === 'none'
+        ? smooth
+        : reduction === 'sum'
+          ? sum(smooth)
+          : div(sum(smooth), sum(reshapeView(factor, [n])))
+    return [add(mul(hard, 1 - labelSmoothing), mul(soft, labelSmoothing / c))]
+  },
+}
+
+export interface CrossEntropyOptions extends NllOptions {
+  /** Mixes the targets with the uniform distribution (Szegedy et al. 2016), 0 … 1. */
+  labelSmoothing?: number
+}
+
+/**
+ * Cross-entropy of logits (N, C), (N, C, d…) or (C) with int32 classes (N), (N, d…) or (), or with probabilities of
+ * input's shape.
+ *
+ * @throws ValueError for a class outside 0 … C − 1 other than ignoreIndex.
+ */
+export function crossEntropy(
+  input: Tensor,
+  target: Tensor,
+  { weight, ignoreIndex = -100, reduction = 'mean', labelSmoothing = 0 }: CrossEntropyOptions = {},
+): Tensor {
+  checkReduction('cross_entropy', reduction)
+  if (!(labelSmoothing >= 0 && labelSmoothing <= 1))
+    throw new ValueError(`cross_entropy: labelSmoothing must lie within 0 … 1, got ${labelSmoothing}`)
+  if (isFloat(target.dtype))
+    return softCrossEntropy(input, target, { weight: weight ?? null, reduction, labelSmoothing })
+  checkTarget('cross_entropy', target)
+  const { x, t, shape } = rows('cross_entropy', input, target)
+  const out = apply(CROSS_ENTROPY, weight ? [x, t, weight] : [x, t], {
+    ignoreIndex,
+    reduction,
+    labelSmoothing,
+  })[0]
+  return reduction === 'none' ? reshapeView(out, shape) : out
+}
+
+const SMOOTHED = program('cross_entropy.smooth', 1, ([t], [keep, base]) => e.add(e.mul(t, keep), base), 2)
+
+function softCrossEntropy(
+  input: Tensor,
+  target: Tensor,
+  o: { weight: Tensor | null; reduction: LossReduction; labelSmoothing: number },
+): Tensor {
+  if (!sameShape(input.shape, target.shape))
+    throw new ShapeError(
+      `cross_entropy: probabilities ${show(target.shape)} must have the input's shape ${show(input.shape)}`,
+    )
+  const dim = input.rank === 1 ? 0 : 1
+  const c = input.shape[dim]
+  const t =
+    o.labelSmoothing === 0
+      ? target
+      : elementwise(SMOOTHED, [target], [1 - o.labelSmoothing, o.labelSmoothing / c])
+  const logp = logSoftmax(input, dim)
+  const w =
+    o.weight &&
+    reshapeView(
+      o.weight,
+      input.shape.map((_, i) => (i === dim ? c : 1)),
+    )
+  const losses = neg(sum(mul(w ? mul(logp, w) : logp, t), dim))
+  if (o.reduction === 'none') return losses
+  return o.reduction === 'sum' ? sum(losses) : div(sum(losses), Math.max(1, input.numel / c))
+}

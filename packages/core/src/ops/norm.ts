@@ -1,0 +1,177 @@
+import { isFloat } from '../dtype.ts'
+import { DTypeError, ShapeError, show } from '../errors.ts'
+import * as e from '../expr.ts'
+import { numel, sameShape } from '../layout.ts'
+import { apply, type Op } from '../op.ts'
+import { elementwise } from '../primitives/elementwise.ts'
+import { reduce } from '../primitives/reduce.ts'
+import { reshapeView } from '../primitives/views.ts'
+import { program } from '../program.ts'
+import type { Tensor } from '../tensor.ts'
+import { add, div, mul, rsqrt, sub } from './pointwise.ts'
+
+interface LayerNormAttrs {
+  /** Product of the normalised sizes. */
+  size: number
+  eps: number
+  affine: 'none' | 'weight' | 'both'
+}
+
+const SCALE = program('layer_norm.scale', 2, ([x, r]) => e.mul(x, r))
+
+/** Mean 0 and variance 1 over the last dim of (rows, size). */
+function standardise(x: Tensor, eps: number): Tensor {
+  const n = x.shape[1]
+  const centred = sub(x, div(reduce('sum', x, [1], true), n))
+  const variance = div(reduce('sum', mul(centred, centred), [1], true), n)
+  return elementwise(SCALE, [centred, rsqrt(add(variance, eps))])
+}
+
+const LAYER_NORM: Op<LayerNormAttrs> = {
+  name: 'layer_norm',
+  infer: ([x], { size }) => {
+    const rows = size === 0 ? 0 : x.numel / size
+    return [
+      { shape: x.shape, dtype: x.dtype },
+      { shape: [rows], dtype: x.dtype },
+      { shape: [rows], dtype: x.dtype },
+    ]
+  },
+  compose: ([x, w, b], { size, eps }) => {
+    const y = reshapeView(standardise(reshapeView(x, [size === 0 ? 0 : x.numel / size, size]), eps), x.shape)
+    const scaled = w ? mul(y, w) : y
+    return [b ? add(scaled, b) : scaled]
+  },
+}
+
+function normalised(
+  op: string,
+  x: Tensor,
+  shape: readonly number[],
+  params: readonly (Tensor | null | undefined)[],
+): number {
+  if (!isFloat(x.dtype))
+    throw new DTypeError(`${op}: takes floating tensors, not ${x.dtype}; convert with .to('float32')`)
+  const tail = x.shape.slice(x.rank - shape.length)
+  if (shape.length === 0 || !sameShape(tail, shape))
+    throw new ShapeError(
+      `${op}: normalized shape ${show(shape)} must be the last dims of the input ${show(x.shape)}`,
+    )
+  for (const p of params) {
+    if (p && !sameShape(p.shape, shape))
+      throw new ShapeError(
+        `${op}: weight and bias must have the normalized shape ${show(shape)}, got ${show(p.shape)}`,
+      )
+  }
+  return numel(shape)
+}
+
+/**
+ * (x − mean) / √(variance + eps) · weight + bias over the last dims (Ba et al. 2016); the variance is the population's.
+ *
+ * @param normalizedShape the last dims of x; weight and bias have this shape.
+ */
+export function layerNorm(
+  x: Tensor,
+  normalizedShape: readonly number[],
+  weight?: Tensor | null,
+  bias?: Tensor | null,
+  { eps = 1e-5 }: { eps?: number } = {},
+): Tensor {
+  const size = normalised('layer_norm', x, normalizedShape, [weight, bias])
+  if (bias && !weight) return add(layerNorm(x, normalizedShape, null, null, { eps }), bias)
+  const inputs = [x, ...(weight ? [weight] : []), ...(bias ? [bias] : [])]
+  return apply<LayerNormAttrs>(LAYER_NORM, inputs, {
+    size,
+    eps,
+    affine: bias ? 'both' : weight ? 'weight' : 'none',
+  })[0]
+}
+
+interface RmsNormAttrs {
+  size: number
+  eps: number
+  affine: 'none' | 'weight'
+}
+
+const RMS_NORM: Op<RmsNormAttrs> = {
+  name: 'rms_norm',
+  infer: ([x], { size }) => [
+    { shape: x.shape, dtype: x.dtype },
+    { shape: [size === 0 ? 0 : x.numel / size], dtype: x.dtype },
+  ],
+  compose: ([x, w], { size, eps }) => {
+    const rows = reshapeView(x, [size === 0 ? 0 : x.numel / size, size])
+    const meanSquare = div(reduce('sum', mul(rows, rows), [1], true), size)
+    const y = reshapeView(elementwise(SCALE, [rows, rsqrt(add(meanSquare, eps))]), x.shape)
+    return [w ? mul(y, w) : y]
+  },
+}
+
+/** The smallest step from 1: what PyTorch takes where no eps is given. */
+const EPSILON = { float32: 2 ** -23, float64: 2 ** -52 } as const
+
+/**
+ * x / √(mean x² + eps) · weight over the last dims (Zhang & Sennrich 2019).
+ *
+ * @param options.eps default: the machine epsilon of x's dtype, as in PyTorch.
+ */
+export function rmsNorm(
+  x: Tensor,
+  normalizedShape: readonly number[],
+  weight?: Tensor | null,
+  { eps }: { eps?: number | null } = {},
+): Tensor {
+  const size = normalised('rms_norm', x, normalizedShape, [weight])
+  const small = eps ?? EPSILON[x.dtype as 'float32' | 'float64']
+  return apply<RmsNormAttrs>(RMS_NORM, weight ? [x, weight] : [x], {
+    size,
+    eps: small,
+    affine: weight ? 'weight' : 'none',
+  })[0]
+}
+
+const GROUP_NORM: Op<{ numGroups: number; eps: number; weight: boolean; bias: boolean }> = {
+  name: 'group_norm',
+  compose: ([x, ...params], { numGroups, eps, weight, bias }) => {
+    const [n, c] = x.shape
+    const y = reshapeView(
+      standardise(
+        reshapeView(x, [n * numGroups, numGroups === 0 || n === 0 ? 0 : x.numel / (n * numGroups)]),
+        eps,
+      ),
+      x.shape,
+    )
+    const column = (p: Tensor): Tensor => reshapeView(p, [c, ...x.shape.slice(2).map(() => 1)])
+    const scaled = weight ? mul(y, column(params[0])) : y
+    return [bias ? add(scaled, column(params[weight ? 1 : 0])) : scaled]
+  },
+}
+
+/**
+ * Normalises each of `numGroups` groups of channels of x (N, C, …) (Wu & He 2018); weight and bias are (C).
+ */
+export function groupNorm(
+  x: Tensor,
+  numGroups: number,
+  weight?: Tensor | null,
+  bias?: Tensor | null,
+  { eps = 1e-5 }: { eps?: number } = {},
+): Tensor {
+  if (!isFloat(x.dtype)) throw new DTypeError(`group_norm: takes floating tensors, not ${x.dtype}`)
+  const c = x.shape[1]
+  if (x.rank < 2 || !Number.isInteger(numGroups) || numGroups < 1 || c % numGroups !== 0) {
+    throw new ShapeError(
+      `group_norm: ${show(x.shape)} must be (N, C, …) with C a multiple of numGroups = ${numGroups}`,
+    )
+  }
+  for (const p of [weight, bias])
+    if (p && !sameShape(p.shape, [c]))
+      throw new ShapeError(`group_norm: weight and bias must be [${c}], got ${show(p.shape)}`)
+  return apply(GROUP_NORM, [x, ...(weight ? [weight] : []), ...(bias ? [bias] : [])], {
+    numGroups,
+    eps,
+    weight: Boolean(weight),
+    bias: Boolean(bias),
+  })[0]
+}

@@ -1,0 +1,211 @@
+import { ValueError } from '../errors.ts'
+import * as e from '../expr.ts'
+import { elementwise } from '../primitives/elementwise.ts'
+import { type Program, program } from '../program.ts'
+import type { Tensor } from '../tensor.ts'
+
+/**
+ * Elementwise operators: each is one expression. Shapes broadcast by NumPy's rules; dtypes promote (see `promote`);
+ * a plain number is as good as a tensor.
+ */
+
+/** What stands on the right of an operator. */
+export type Operand = Tensor | number
+
+const unary = (name: string, f: (x: e.Expr) => e.Expr): ((x: Tensor) => Tensor) => {
+  const p = program(name, 1, ([x]) => f(x))
+  return (x) => elementwise(p, [x])
+}
+
+const binary = (name: string, f: (a: e.Expr, b: e.Expr) => e.Expr): ((a: Operand, b: Operand) => Tensor) => {
+  const both = program(name, 2, ([a, b]) => f(a, b))
+  const right = program(name, 1, ([a], [b]) => f(a, b), 1)
+  const left = program(name, 1, ([b], [a]) => f(a, b), 1)
+  return (a, b) => {
+    if (typeof b === 'number') {
+      if (typeof a === 'number') throw new ValueError(`${name}: at least one operand must be a tensor`)
+      return elementwise(right, [a], [b])
+    }
+    return typeof a === 'number' ? elementwise(left, [b], [a]) : elementwise(both, [a, b])
+  }
+}
+
+/** −x */
+export const neg = unary('neg', e.neg)
+/** |x|; the gradient at 0 is 0 */
+export const abs = unary('abs', e.abs)
+/** −1, 0 or 1; 0 for NaN */
+export const sign = unary('sign', e.sign)
+export const floor = unary('floor', e.floor)
+export const ceil = unary('ceil', e.ceil)
+/** Nearest whole number, half to even */
+export const round = unary('round', e.round)
+/** x² */
+export const square = unary('square', e.square)
+export const sqrt = unary('sqrt', e.sqrt)
+/** 1 / √x */
+export const rsqrt = unary('rsqrt', (x) => e.div(1, e.sqrt(x)))
+/** 1 / x */
+export const reciprocal = unary('reciprocal', (x) => e.div(1, x))
+export const exp = unary('exp', e.exp)
+/** exp(x) − 1, accurate near 0 */
+export const expm1 = unary('expm1', e.expm1)
+/** Natural logarithm */
+export const log = unary('log', e.log)
+/** ln(1 + x), accurate near 0 */
+export const log1p = unary('log1p', e.log1p)
+export const sin = unary('sin', e.sin)
+export const cos = unary('cos', e.cos)
+export const tanh = unary('tanh', e.tanh)
+/** 1 / (1 + exp(−x)) */
+export const sigmoid = unary('sigmoid', e.sigmoid)
+/** 2/√π ∫₀ˣ exp(−t²) dt */
+export const erf = unary('erf', e.erf)
+/** bool: is the element NaN? */
+export const isnan = unary('isnan', e.isnan)
+/** bool: is the element 0? */
+export const logicalNot = unary('logical_not', e.not)
+/** max(x, 0); NaN stays */
+export const relu = unary('relu', (x) => e.select(e.le(x, 0), 0, x))
+/** x · sigmoid(x) (Ramachandran et al. 2017) */
+export const silu = unary('silu', (x) => e.mul(x, e.sigmoid(x)))
+
+const ADD = binary('add', e.add)
+const SUB = binary('sub', e.sub)
+const scaled = (name: string, f: (a: e.Expr, b: e.Expr) => e.Expr): Program =>
+  program(name, 2, ([a, b], [alpha]) => f(a, e.mul(alpha, b)), 1)
+const ADD_SCALED = scaled('add', e.add)
+const SUB_SCALED = scaled('sub', e.sub)
+
+/** a + alpha · b */
+export const add = (a: Operand, b: Operand, { alpha = 1 }: { alpha?: number } = {}): Tensor =>
+  alpha === 1
+    ? ADD(a, b)
+    : typeof b === 'number'
+      ? ADD(a, b * alpha)
+      : typeof a === 'number'
+        ? ADD(a, mul(b, alpha))
+        : elementwise(ADD_SCALED, [a, b], [alpha])
+
+/** a − alpha · b */
+export const sub = (a: Operand, b: Operand, { alpha = 1 }: { alpha?: number } = {}): Tensor =>
+  alpha === 1
+    ? SUB(a, b)
+    : typeof b === 'number'
+      ? SUB(a, b * alpha)
+      : typeof a === 'number'
+        ? SUB(a, mul(b, alpha))
+        : elementwise(SUB_SCALED, [a, b], [alpha])
+
+/** a · b */
+export const mul = binary('mul', e.mul)
+/** a / b, always floating */
+export const div = binary('div', e.div)
+/** aᵇ; int32 wraps */
+export const pow = binary('pow', e.pow)
+/** Larger of two; NaN if either is NaN; ties share the gradient */
+export const maximum = binary('maximum', e.max)
+/** Smaller of two; NaN if either is NaN; ties share the gradient */
+export const minimum = binary('minimum', e.min)
+/** bool: a = b */
+export const eq = binary('eq', e.eq)
+/** bool: a ≠ b */
+export const ne = binary('ne', e.ne)
+/** bool: a < b */
+export const lt = binary('lt', e.lt)
+/** bool: a ≤ b */
+export const le = binary('le', e.le)
+/** bool: a > b */
+export const gt = binary('gt', e.gt)
+/** bool: a ≥ b */
+export const ge = binary('ge', e.ge)
+/** bool: both */
+export const logicalAnd = binary('logical_and', (a, b) => e.and(e.cast('bool', a), e.cast('bool', b)))
+/** bool: either */
+export const logicalOr = binary('logical_or', (a, b) => e.or(e.cast('bool', a), e.cast('bool', b)))
+
+// The gradient passes where lo ≤ x ≤ hi, ends included; where lo > hi the result is hi, as in PyTorch.
+const above = (x: e.Expr, lo: e.Expr): e.Expr => e.select(e.lt(x, lo), lo, x)
+const below = (x: e.Expr, hi: e.Expr): e.Expr => e.select(e.gt(x, hi), hi, x)
+const MIN = binary('clamp', above)
+const MAX = binary('clamp', below)
+const CLAMP = program('clamp', 1, ([x], [lo, hi]) => below(above(x, lo), hi), 2)
+const CLAMP_TENSORS = program('clamp', 3, ([x, lo, hi]) => below(above(x, lo), hi))
+
+/** x limited to [min, max]; either may be missing (undefined or null). NaN stays. */
+export function clamp(x: Tensor, min?: Operand | null, max?: Operand | null): Tensor {
+  const hasMin = min !== undefined && min !== null
+  const hasMax = max !== undefined && max !== null
+  if (hasMin && hasMax) {
+    if (typeof min === 'number' && typeof max === 'number') return elementwise(CLAMP, [x], [min, max])
+    if (typeof min !== 'number' && typeof max !== 'number') return elementwise(CLAMP_TENSORS, [x, min, max])
+    return MAX(MIN(x, min), max)
+  }
+  if (hasMin) return MIN(x, min)
+  if (hasMax) return MAX(x, max)
+  throw new ValueError('clamp: needs min, max or both')
+}
+
+const WHERE = program('where', 3, ([c, a, b]) => e.select(e.cast('bool', c), a, b))
+const WHERE_A = program('where', 2, ([c, a], [b]) => e.select(e.cast('bool', c), a, b), 1)
+const WHERE_B = program('where', 2, ([c, b], [a]) => e.select(e.cast('bool', c), a, b), 1)
+const WHERE_NONE = program('where', 1, ([c], [a, b]) => e.select(e.cast('bool', c), a, b), 2)
+
+/** a where the condition holds (is not 0), b elsewhere; all three broadcast. */
+export function where(condition: Tensor, a: Operand, b: Operand): Tensor {
+  if (typeof a === 'number') {
+    return typeof b === 'number'
+      ? elementwise(WHERE_NONE, [condition], [a, b])
+      : elementwise(WHERE_B, [condition, b], [a])
+  }
+  return typeof b === 'number'
+    ? elementwise(WHERE_A, [condition, a], [b])
+    : elementwise(WHERE, [condition, a, b])
+}
+
+const FILL = program('masked_fill', 2, ([x, mask], [v]) => e.select(mask, v, x), 1)
+const FILL_TENSOR = program('masked_fill', 3, ([x, mask, v]) => e.select(mask, v, x))
+
+/** x with `value` where the mask holds; keeps x's dtype. value: a number or a scalar tensor. */
+export const maskedFill = (x: Tensor, mask: Tensor, value: Operand): Tensor =>
+  typeof value === 'number'
+    ? elementwise(FILL, [x, mask], [value], x.dtype)
+    : elementwise(FILL_TENSOR, [x, mask, value], [], x.dtype)
+
+const LEAKY = program('leaky_relu', 1, ([x], [slope]) => e.select(e.gt(x, 0), x, e.mul(slope, x)), 1)
+/** x for x > 0, else negativeSlope · x */
+export const leakyRelu = (x: Tensor, { negativeSlope = 0.01 }: { negativeSlope?: number } = {}): Tensor =>
+  elementwise(LEAKY, [x], [negativeSlope])
+
+const ELU = program('elu', 1, ([x], [alpha]) => e.select(e.gt(x, 0), x, e.mul(alpha, e.expm1(x))), 1)
+/** x for x > 0, else alpha · (exp(x) − 1) (Clevert et al. 2016) */
+export const elu = (x: Tensor, { alpha = 1 }: { alpha?: number } = {}): Tensor =>
+  elementwise(ELU, [x], [alpha])
+
+const SOFTPLUS = program(
+  'softplus',
+  1,
+  ([x], [beta, threshold]) =>
+    e.select(e.gt(e.mul(x, beta), threshold), x, e.div(e.log1p(e.exp(e.mul(x, beta))), beta)),
+  2,
+)
+/** ln(1 + exp(beta · x)) / beta; x itself where beta · x > threshold */
+export const softplus = (
+  x: Tensor,
+  { beta = 1, threshold = 20 }: { beta?: number; threshold?: number } = {},
+): Tensor => elementwise(SOFTPLUS, [x], [beta, threshold])
+
+/** x · Φ(x) with the normal distribution function by erf: `gelu`'s expression, for fusing. @internal */
+export const geluExpr = (x: e.Expr): e.Expr => e.mul(e.mul(x, 0.5), e.add(1, e.erf(e.mul(x, Math.SQRT1_2))))
+const GELU = program('gelu', 1, ([x]) => geluExpr(x))
+const GELU_TANH = program('gelu', 1, ([x]) => {
+  const inner = e.mul(Math.sqrt(2 / Math.PI), e.add(x, e.mul(0.044715, e.mul(x, e.square(x)))))
+  return e.mul(e.mul(x, 0.5), e.add(1, e.tanh(inner)))
+})
+
+/** x · Φ(x) (Hendrycks & Gimpel 2016), exact by erf or `{ approximate: 'tanh' }`. */
+export function gelu(x: Tensor, { approximate = 'none' }: { approximate?: 'none' | 'tanh' } = {}): Tensor {
+  if (approximate !== 'none' && approximate !== 'tanh')
+    throw new ValueError(`gelu: approximate must be 'none' or 'tanh', not '${String(approximate)}'`)
+  return elementwise(approximate === 'tanh' ? GELU_TANH : GELU, [x])
+}

@@ -1,0 +1,122 @@
+import { ShapeError, show, ValueError } from '../errors.ts'
+import * as e from '../expr.ts'
+import { elementwise } from '../primitives/elementwise.ts'
+import { program } from '../program.ts'
+import { hostRandom, nextDraw, threefry, uniform01, uniformOpen } from '../random.ts'
+import type { Tensor } from '../tensor.ts'
+import { generated, type TensorOptions, tensor } from './create.ts'
+import { argsort } from './reduction.ts'
+
+// Parameters of every draw: key (2), draw number, then the distribution's own.
+const word = (p: readonly e.Expr[]): readonly [e.Expr, e.Expr] => threefry(e.index, p[2], p[0], p[1])
+
+const UNIFORM = program('rand', 0, (_, p) => e.add(p[3], e.mul(p[4], uniform01(word(p)[0]))), 5)
+// Box & Muller 1958: the radius from one word, the angle from the other.
+const NORMAL = program(
+  'randn',
+  0,
+  (_, p) => {
+    const [a, b] = word(p)
+    const radius = e.sqrt(e.mul(-2, e.log(uniformOpen(a))))
+    return e.add(p[3], e.mul(p[4], e.mul(radius, e.cos(e.mul(2 * Math.PI, uniform01(b))))))
+  },
+  5,
+)
+const BERNOULLI = program('bernoulli', 0, (_, p) => e.cast('float32', e.lt(uniform01(word(p)[0]), p[3])), 4)
+const INTEGERS = program(
+  'randint',
+  0,
+  (_, p) => e.add(p[3], e.min(e.cast('int32', e.mul(uniform01(word(p)[0]), p[4])), p[5])),
+  6,
+)
+
+/** Uniform in [low, high), default [0, 1). */
+export const rand = (
+  shape: readonly number[],
+  { low = 0, high = 1, ...options }: TensorOptions & { low?: number; high?: number } = {},
+): Tensor => generated('rand', UNIFORM, shape, options, [...nextDraw(), low, high - low])
+
+/** Normal, default mean 0 and standard deviation 1. */
+export const randn = (
+  shape: readonly number[],
+  { mean = 0, std = 1, ...options }: TensorOptions & { mean?: number; std?: number } = {},
+): Tensor => generated('randn', NORMAL, shape, options, [...nextDraw(), mean, std])
+
+/** 1 with probability p, else 0; float32 unless said. */
+export function bernoulli(shape: readonly number[], p: number, options: TensorOptions = {}): Tensor {
+  if (!(p >= 0 && p <= 1)) throw new ValueError(`bernoulli: p must lie within 0 … 1, got ${p}`)
+  return generated('bernoulli', BERNOULLI, shape, options, [...nextDraw(), p])
+}
+
+/** Whole numbers in [low, high), int32; up to 2²⁴ different ones. */
+export function randint(
+  low: number,
+  high: number,
+  shape: readonly number[],
+  options: TensorOptions = {},
+): Tensor {
+  if (!Number.isInteger(low) || !Number.isInteger(high) || high <= low || high - low > 2 ** 24) {
+    throw new ValueError(`randint: needs whole low < high at most 2^24 apart, got ${low} and ${high}`)
+  }
+  return generated('randint', INTEGERS, shape, { dtype: 'int32', ...options }, [
+    ...nextDraw(),
+    low,
+    high - low,
+    high - low - 1,
+  ])
+}
+
+/** A random order of 0 … n − 1, int32. */
+export function randperm(n: number, options: TensorOptions = {}): Tensor {
+  const keys = rand([n], options.device === undefined ? {} : { device: options.device })
+  const order = argsort(keys, 0)
+  keys.dispose()
+  return order
+}
+
+/**
+ * Indices drawn with the given weights (not necessarily normalised), on the host: (N) → (numSamples), int32.
+ * Reads the weights at once.
+ */
+export function multinomial(weights: ArrayLike<number>, numSamples = 1): Tensor {
+  let total = 0
+  for (let i = 0; i < weights.length; i++) {
+    if (!(weights[i] >= 0))
+      throw new ValueError(`multinomial: weight ${i} is ${weights[i]}; expected numbers ≥ 0`)
+    total += weights[i]
+  }
+  if (!(total > 0) || !Number.isFinite(total))
+    throw new ShapeError(
+      `multinomial: the weights ${show([weights.length])} must have a positive, finite sum`,
+    )
+  const picks = Array.from({ length: numSamples }, () => {
+    let left = hostRandom() * total
+    let last = 0
+    for (let i = 0; i < weights.length; i++) {
+      if (weights[i] > 0) {
+        last = i
+        left -= weights[i]
+        if (left < 0) return i
+      }
+    }
+    return last
+  })
+  return tensor(new Int32Array(picks))
+}
+
+const DROPOUT = program(
+  'dropout',
+  1,
+  ([x], p) => e.select(e.ge(uniform01(threefry(e.index, p[2], p[0], p[1])[0]), p[3]), e.mul(x, p[4]), 0),
+  5,
+)
+
+/**
+ * While training, each element becomes 0 with probability p and is divided by 1 − p otherwise, so that the expectation
+ * stays (Srivastava et al. 2014). The mask is never stored: backward draws the same numbers again.
+ */
+export function dropout(x: Tensor, p = 0.5, training = true): Tensor {
+  if (!(p >= 0 && p <= 1)) throw new ValueError(`dropout: p must lie within 0 … 1, got ${p}`)
+  if (!training || p === 0) return x
+  return elementwise(DROPOUT, [x], [...nextDraw(), p, p === 1 ? 0 : 1 / (1 - p)], x.dtype)
+}

@@ -1,0 +1,249 @@
+import { type DType, isFloat, toFloat, toSum } from '../dtype.ts'
+import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
+import * as e from '../expr.ts'
+import { wrapDim, wrapDims } from '../layout.ts'
+import { apply, type Op } from '../op.ts'
+import { copy, elementwise, fill } from '../primitives/elementwise.ts'
+import { reduce } from '../primitives/reduce.ts'
+import { scan } from '../primitives/scan.ts'
+import { argReducePrimitive, sortPrimitive } from '../primitives/sort.ts'
+import { reshapeView } from '../primitives/views.ts'
+import { program } from '../program.ts'
+import type { Tensor } from '../tensor.ts'
+import { div, exp, log, mul, sub, where } from './pointwise.ts'
+import { narrow } from './shape.ts'
+
+/** One dim, several, or all of them (undefined, null or []). */
+export type Dims = number | readonly number[] | null | undefined
+
+export interface ReduceOptions {
+  /** Keep the reduced dims with size 1. */
+  keepdim?: boolean
+}
+
+export interface SumOptions extends ReduceOptions {
+  /** Convert to this dtype first. */
+  dtype?: DType
+}
+
+const as = (x: Tensor, dtype: DType | undefined): Tensor =>
+  dtype === undefined || dtype === x.dtype ? x : copy(x, dtype)
+
+const count = (x: Tensor, dims: readonly number[]): number => dims.reduce((p, d) => p * x.shape[d], 1)
+
+/** Sum over dims; bool counts as int32, int32 wraps. */
+export const sum = (x: Tensor, dim?: Dims, { keepdim = false, dtype }: SumOptions = {}): Tensor =>
+  reduce('sum', as(x, dtype), wrapDims('sum', dim, x.rank), keepdim)
+
+/** Product over dims; right also for the gradients of zeros. */
+export const prod = (x: Tensor, dim?: Dims, { keepdim = false, dtype }: SumOptions = {}): Tensor =>
+  reduce('prod', as(x, dtype), wrapDims('prod', dim, x.rank), keepdim)
+
+/** Arithmetic mean over dims; NaN of no elements. @throws DTypeError for integers: convert first. */
+export function mean(x: Tensor, dim?: Dims, { keepdim = false, dtype }: SumOptions = {}): Tensor {
+  const from = as(x, dtype)
+  if (!isFloat(from.dtype))
+    throw new DTypeError(`mean: takes floating tensors, not ${from.dtype}; convert with .to('float32')`)
+  const dims = wrapDims('mean', dim, x.rank)
+  return div(reduce('sum', from, dims, keepdim), count(x, dims))
+}
+
+/** Largest over dims; ties share the gradient equally. NaN if there is one. */
+export const amax = (x: Tensor, dim?: Dims, { keepdim = false }: ReduceOptions = {}): Tensor =>
+  reduce('max', x, wrapDims('amax', dim, x.rank), keepdim)
+
+/** Smallest over dims; ties share the gradient equally. NaN if there is one. */
+export const amin = (x: Tensor, dim?: Dims, { keepdim = false }: ReduceOptions = {}): Tensor =>
+  reduce('min', x, wrapDims('amin', dim, x.rank), keepdim)
+
+function argReduce(kind: 'max' | 'min', x: Tensor, dim: number | null | undefined, keepdim: boolean): Tensor {
+  const op = `arg${kind}`
+  const all = dim === undefined || dim === null
+  if (x.numel === 0 && (all || x.shape[wrapDim(op, dim, x.rank)] === 0))
+    throw new ShapeError(`${op}: ${show(x.shape)} has no elements`)
+  if (all)
+    return reshapeView(
+      argReducePrimitive(kind, reshapeView(x, [x.numel]), 0),
+      keepdim ? x.shape.map(() => 1) : [],
+    )
+  const d = wrapDim(op, dim, x.rank)
+  if (x.rank === 0) return fill(x.backend, [], 0, 'int32')
+  const out = argReducePrimitive(kind, x, d)
+  return keepdim ? out : reshapeView(out, x.shape.toSpliced(d, 1))
+}
+
+/** Position of the first largest along dim, or in the flattened tensor; int32. NaN wins. */
+export const argmax = (x: Tensor, dim?: number | null, { keepdim = false }: ReduceOptions = {}): Tensor =>
+  argReduce('max', x, dim, keepdim)
+/** Position of the first smallest along dim, or in the flattened tensor; int32. NaN wins. */
+export const argmin = (x: Tensor, dim?: number | null, { keepdim = false }: ReduceOptions = {}): Tensor =>
+  argReduce('min', x, dim, keepdim)
+
+export interface VarOptions extends ReduceOptions {
+  /** Degrees of freedom taken off the count: 1 for the sample variance (default), 0 for the population's. */
+  correction?: number
+}
+
+const SQUARED_DISTANCE = program('squared_distance', 2, ([x, m]) => e.square(e.sub(x, m)))
+
+function variance(op: string, x: Tensor, dim: Dims, { keepdim = false, correction = 1 }: VarOptions): Tensor {
+  if (!isFloat(x.dtype))
+    throw new DTypeError(`${op}: takes floating tensors, not ${x.dtype}; convert with .to('float32')`)
+  const dims = wrapDims(op, dim, x.rank)
+  const squares = elementwise(SQUARED_DISTANCE, [x, div(reduce('sum', x, dims, true), count(x, dims))])
+  // Too few elements for the correction: 0 / 0 = NaN, as PyTorch.
+  return div(reduce('sum', squares, dims, keepdim), Math.max(0, count(x, dims) - correction))
+}
+
+const VAR: Op<{ dim: Dims; options: VarOptions }> = {
+  name: 'var',
+  compose: ([x], { dim, options }) => [variance('var', x, dim, options)],
+}
+/** Σ(x − mean)² / (n − correction) over dims. */
+const var_ = (x: Tensor, dim?: Dims, options: VarOptions = {}): Tensor => apply(VAR, [x], { dim, options })[0]
+
+export { var_ as var }
+
+const SQRT_SAFE = program('std', 1, ([x]) => e.sqrt(x))
+const STD: Op<{ dim: Dims; options: VarOptions }> = {
+  name: 'std',
+  compose: ([x], { dim, options }) => [elementwise(SQRT_SAFE, [variance('std', x, dim, options)])],
+}
+/** Square root of the variance over dims. */
+export const std = (x: Tensor, dim?: Dims, options: VarOptions = {}): Tensor =>
+  apply(STD, [x], { dim, options })[0]
+
+const checkFloat = (op: string, x: Tensor): void => {
+  if (!isFloat(x.dtype))
+    throw new DTypeError(`${op}: takes floating tensors, not ${x.dtype}; convert with .to('float32')`)
+}
+
+const SOFTMAX: Op<{ dim: number }> = {
+  name: 'softmax',
+  infer: ([x]) => [{ shape: x.shape, dtype: x.dtype }],
+  compose: ([x], { dim }) => {
+    const top = x.shape[dim] === 0 ? x : reduce('max', x, [dim], true)
+    const e = exp(sub(x, top.detach()))
+    return [div(e, reduce('sum', e, [dim], true))]
+  },
+}
+const LOG_SOFTMAX: Op<{ dim: number }> = {
+  name: 'log_softmax',
+  infer: ([x]) => [{ shape: x.shape, dtype: x.dtype }],
+  compose: ([x], { dim }) => {
+    const shifted = sub(x, (x.shape[dim] === 0 ? x : reduce('max', x, [dim], true)).detach())
+    return [sub(shifted, log(reduce('sum', exp(shifted), [dim], true)))]
+  },
+}
+
+function alongDim(op: Op<{ dim: number }>, input: Tensor, dim: number, dtype: DType | undefined): Tensor {
+  const x = as(input, dtype)
+  checkFloat(op.name, x)
+  const d = wrapDim(op.name, dim, x.rank)
+  if (x.rank > 0) return apply(op, [x], { dim: d })[0]
+  return reshapeView(apply(op, [reshapeView(x, [1])], { dim: 0 })[0], [])
+}
+
+/** exp(x) / Σ exp(x) along dim, shifted by the largest so that nothing overflows. */
+export const softmax = (x: Tensor, dim: number, { dtype }: { dtype?: DType } = {}): Tensor =>
+  alongDim(SOFTMAX, x, dim, dtype)
+/** x − ln Σ exp(x) along dim */
+export const logSoftmax = (x: Tensor, dim: number, { dtype }: { dtype?: DType } = {}): Tensor =>
+  alongDim(LOG_SOFTMAX, x, dim, dtype)
+/** softmax(−x) along dim */
+export const softmin = (x: Tensor, dim: number, { dtype }: { dtype?: DType } = {}): Tensor =>
+  alongDim(SOFTMAX, mul(as(x, dtype), -1), dim, undefined)
+
+const LOGSUMEXP: Op<{ dims: readonly number[]; keepdim: boolean }> = {
+  name: 'logsumexp',
+  compose: ([x], { dims, keepdim }) => {
+    if (count(x, dims) === 0) return [log(reduce('sum', x, dims, keepdim))]
+    const top = reduce('max', x.detach(), dims, true)
+    // An infinite maximum would give ∞ − ∞.
+    const shift = where(elementwise(FINITE, [top]), top, 0)
+    const total = log(reduce('sum', exp(sub(x, shift)), dims, true))
+    const out = elementwise(SUM, [total, shift])
+    return [
+      keepdim
+        ? out
+        : reshapeView(
+            out,
+            x.shape.filter((_, i) => !dims.includes(i)),
+          ),
+    ]
+  },
+}
+const FINITE = program('isfinite', 1, ([x]) => e.lt(e.abs(x), Infinity))
+const SUM = program('add', 2, ([a, b]) => e.add(a, b))
+
+/** ln Σ exp(x) over dims, without overflow */
+export function logsumexp(x: Tensor, dim: Dims, { keepdim = false }: ReduceOptions = {}): Tensor {
+  const from = as(x, toFloat(x.dtype))
+  return apply(LOGSUMEXP, [from], { dims: wrapDims('logsumexp', dim, x.rank), keepdim })[0]
+}
+
+function cumulative(kind: 'sum' | 'prod', x: Tensor, dim: number, dtype: DType | undefined): Tensor {
+  const from = as(x, dtype ?? toSum(x.dtype))
+  const d = wrapDim(`cum${kind}`, dim, x.rank)
+  return x.rank === 0 ? copy(from) : scan(kind, [from], d, false)
+}
+
+/** Running sum along dim. */
+export const cumsum = (x: Tensor, dim: number, { dtype }: { dtype?: DType } = {}): Tensor =>
+  cumulative('sum', x, dim, dtype)
+/** Running product along dim; its gradient is right also where there are zeros. */
+export const cumprod = (x: Tensor, dim: number, { dtype }: { dtype?: DType } = {}): Tensor =>
+  cumulative('prod', x, dim, dtype)
+
+export interface SortOptions {
+  descending?: boolean
+  /** Sorting here is always stable; accepted for familiarity. */
+  stable?: boolean
+}
+
+/** Sorted values and their int32 indices along dim; stable, NaN last (first if descending). */
+export function sort(
+  x: Tensor,
+  dim = -1,
+  { descending = false }: SortOptions = {},
+): [values: Tensor, indices: Tensor] {
+  return sortPrimitive(x, wrapDim('sort', dim, x.rank), descending)
+}
+
+/** Indices that sort x along dim; int32. */
+export function argsort(x: Tensor, dim = -1, options: SortOptions = {}): Tensor {
+  const [values, indices] = sort(x.detach(), dim, options)
+  values.dispose()
+  return indices
+}
+
+/** The k largest (or smallest) along dim, in order, and their int32 indices. */
+export function topk(
+  x: Tensor,
+  k: number,
+  dim = -1,
+  { largest = true }: { largest?: boolean; sorted?: boolean } = {},
+): [values: Tensor, indices: Tensor] {
+  const d = wrapDim('topk', dim, x.rank)
+  const n = x.shape[d] ?? 1
+  if (!Number.isInteger(k) || k < 0 || k > n)
+    throw new ValueError(
+      `topk: k = ${k} must lie within 0 … ${n}, the size of dim ${dim} of ${show(x.shape)}`,
+    )
+  const [values, indices] = sortPrimitive(x, d, largest)
+  if (x.rank === 0) return [values, indices]
+  return [narrow(values, d, 0, k), narrow(indices, d, 0, k)]
+}
+
+/** Is any element not 0? Over dims; bool. */
+export const any = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor =>
+  copy(amaxOrZero(x, dim, options), 'bool')
+/** Are all elements not 0? Over dims; bool. */
+export const all = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor =>
+  copy(
+    reduce('prod', copy(copy(x, 'bool'), 'int32'), wrapDims('all', dim, x.rank), options.keepdim ?? false),
+    'bool',
+  )
+
+const amaxOrZero = (x: Tensor, dim: Dims, { keepdim = false }: ReduceOptions): Tensor =>
+  reduce('sum', copy(copy(x, 'bool'), 'int32'), wrapDims('any', dim, x.rank), keepdim)

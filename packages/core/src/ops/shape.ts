@@ -1,0 +1,442 @@
+import { isFloat, promote } from '../dtype.ts'
+import { ShapeError, show, ValueError } from '../errors.ts'
+import * as e from '../expr.ts'
+import * as L from '../layout.ts'
+import { backendOf } from '../primitives/common.ts'
+import { copy, copyInto, elementwise } from '../primitives/elementwise.ts'
+import {
+  contiguous as dense,
+  embed,
+  expandView,
+  flipView,
+  part,
+  permuteView,
+  reshapeView,
+  transposeView,
+} from '../primitives/views.ts'
+import { type Program, program } from '../program.ts'
+import { noGrad, record, shouldRecord } from '../tape.ts'
+import { allocate, type Tensor } from '../tensor.ts'
+
+/** Operators that only move elements around. Views share storage; a copy is made where the docs say so. */
+
+/** The same elements in another shape; one size may be −1. A view where the strides allow it, else a copy. */
+export const reshape = (x: Tensor, shape: readonly number[]): Tensor =>
+  reshapeView(x, L.resolveShape('reshape', x.shape, shape))
+
+/** As reshape, but never a copy. @throws ShapeError where the strides do not allow a view. */
+export function view(x: Tensor, shape: readonly number[]): Tensor {
+  const to = L.resolveShape('view', x.shape, shape)
+  if (L.reshapeLayout(x, to) === null) {
+    throw new ShapeError(
+      `view: ${show(x.shape)} with strides ${show(x.strides)} cannot be seen as ${show(to)} without a copy; use reshape`,
+    )
+  }
+  return reshapeView(x, to)
+}
+
+/** Dims startDim … endDim (both included) as one. */
+export function flatten(x: Tensor, startDim = 0, endDim = -1): Tensor {
+  const [a, b] = [L.wrapDim('flatten', startDim, x.rank), L.wrapDim('flatten', endDim, x.rank)]
+  if (a > b) throw new ShapeError(`flatten: startDim ${startDim} comes after endDim ${endDim}`)
+  if (x.rank === 0) return reshapeView(x, [1])
+  return reshapeView(x, [...x.shape.slice(0, a), L.numel(x.shape.slice(a, b + 1)), ...x.shape.slice(b + 1)])
+}
+
+/** Dim `dim` as several; one size may be −1. */
+export function unflatten(x: Tensor, dim: number, sizes: readonly number[]): Tensor {
+  const d = L.wrapDim('unflatten', dim, x.rank)
+  return reshapeView(x, [
+    ...x.shape.slice(0, d),
+    ...L.resolveShape('unflatten', [x.shape[d]], sizes),
+    ...x.shape.slice(d + 1),
+  ])
+}
+
+/** Dims in another order; a view. */
+export function permute(x: Tensor, dims: readonly number[]): Tensor {
+  const order = dims.map((d) => L.wrapDim('permute', d, x.rank))
+  if (order.length !== x.rank || new Set(order).size !== order.length)
+    throw new ShapeError(
+      `permute: ${show(dims)} must name each of the ${x.rank} dims of ${show(x.shape)} once`,
+    )
+  return permuteView(x, order)
+}
+
+/** Two dims swapped; a view. */
+export function transpose(x: Tensor, dim0: number, dim1: number): Tensor {
+  const [a, b] = [L.wrapDim('transpose', dim0, x.rank), L.wrapDim('transpose', dim1, x.rank)]
+  return x.rank === 0 ? x : transposeView(x, a, b)
+}
+
+/** All dims reversed; a view. */
+export const T = (x: Tensor): Tensor =>
+  permuteView(
+    x,
+    x.shape.map((_, i) => x.rank - 1 - i),
+  )
+
+/** Dims moved from places `source` to places `destination`, the others in order; a view. */
+export function movedim(
+  x: Tensor,
+  source: number | readonly number[],
+  destination: number | readonly number[],
+): Tensor {
+  const from = (typeof source === 'number' ? [source] : source).map((d) => L.wrapDim('movedim', d, x.rank))
+  const to = (typeof destination === 'number' ? [destination] : destination).map((d) =>
+    L.wrapDim('movedim', d, x.rank),
+  )
+  if (from.length !== to.length || new Set(from).size !== from.length || new Set(to).size !== to.length) {
+    throw new ShapeError(
+      `movedim: source ${show(from)} and destination ${show(to)} must be as many dims, each once`,
+    )
+  }
+  if (x.rank === 0) return x
+  const order = new Array<number>(x.rank).fill(-1)
+  to.forEach((t, i) => {
+    order[t] = from[i]
+  })
+  const rest = x.shape.map((_, i) => i).filter((i) => !from.includes(i))
+  return permuteView(
+    x,
+    order.map((d) => (d === -1 ? (rest.shift() as number) : d)),
+  )
+}
+
+/** Size-1 dims repeated without a copy; −1 keeps a size; new dims come first. */
+export const expand = (x: Tensor, shape: readonly number[]): Tensor =>
+  expandView('expand', x, L.expandLayout('expand', x, shape).shape)
+
+/** As expand, NumPy's name. */
+export const broadcastTo = (x: Tensor, shape: readonly number[]): Tensor =>
+  expandView('broadcast_to', x, L.expandLayout('broadcast_to', x, shape).shape)
+
+/** x in other's shape. */
+export const expandAs = (x: Tensor, other: Tensor): Tensor => expand(x, other.shape)
+
+/** Dims of size 1 removed: all, or those named (a named dim of another size stays). A view. */
+export function squeeze(x: Tensor, dim?: number | readonly number[]): Tensor {
+  const dims =
+    dim === undefined
+      ? x.shape.map((_, i) => i)
+      : (typeof dim === 'number' ? [dim] : dim).map((d) => L.wrapDim('squeeze', d, x.rank))
+  return reshapeView(x, L.squeezeLayout(x, dims).shape)
+}
+
+/** A new dim of size 1 at `dim`. A view. */
+export const unsqueeze = (x: Tensor, dim: number): Tensor =>
+  reshapeView(x, x.shape.toSpliced(L.wrapDim('unsqueeze', dim, x.rank + 1), 0, 1))
+
+/** Elements start … end−1 along dim, every step-th; Python's rules for negative bounds; step may be negative. A view. */
+export function slice(x: Tensor, dim: number, start?: number, end?: number, step = 1): Tensor {
+  const d = L.wrapDim('slice', dim, x.rank)
+  if (x.rank === 0) throw new ShapeError('slice: a scalar has no dims')
+  return part('slice', x, (l) => L.sliceLayout('slice', l, d, start, end, step))
+}
+
+/** `length` elements from `start` along dim. A view. */
+export function narrow(x: Tensor, dim: number, start: number, length: number): Tensor {
+  const d = L.wrapDim('narrow', dim, x.rank)
+  const n = x.shape[d] ?? 0
+  const from = start < 0 ? start + n : start
+  if (
+    x.rank === 0 ||
+    !Number.isInteger(length) ||
+    length < 0 ||
+    !Number.isInteger(from) ||
+    from < 0 ||
+    from + length > n
+  ) {
+    throw new ShapeError(
+      `narrow: ${length} elements from ${start} do not lie within dim ${dim} of ${show(x.shape)}`,
+    )
+  }
+  return part('narrow', x, (l) => L.sliceLayout('narrow', l, d, from, from + length, 1))
+}
+
+/** The part at `index` along dim, without that dim. A view. */
+export function select(x: Tensor, dim: number, index: number): Tensor {
+  if (x.rank === 0) throw new ShapeError('select: a scalar has no dims')
+  const d = L.wrapDim('select', dim, x.rank)
+  return part('select', x, (l) => L.selectLayout('select', l, d, index))
+}
+
+/** Order reversed along dims. A view with negative strides. */
+export function flip(x: Tensor, dims: number | readonly number[]): Tensor {
+  const list = typeof dims === 'number' ? [dims] : dims
+  return x.rank === 0 || list.length === 0 ? flipView(x, []) : flipView(x, L.wrapDims('flip', list, x.rank))
+}
+
+/** The diagonal of two dims as a new last dim; `offset` > 0 lies above the main one. A view. */
+export function diagonal(
+  x: Tensor,
+  { offset = 0, dim1 = 0, dim2 = 1 }: { offset?: number; dim1?: number; dim2?: number } = {},
+): Tensor {
+  const [a, b] = [L.wrapDim('diagonal', dim1, x.rank), L.wrapDim('diagonal', dim2, x.rank)]
+  if (a === b || x.rank < 2)
+    throw new ShapeError(`diagonal: needs two different dims, got ${dim1} and ${dim2} of ${show(x.shape)}`)
+  return part('diagonal', x, (l) => L.diagonalLayout(l, offset, a, b))
+}
+
+/** Pieces of `size` (the last may be smaller), or of the sizes listed, along dim. Views. */
+export function split(x: Tensor, size: number | readonly number[], dim = 0): Tensor[] {
+  const d = L.wrapDim('split', dim, x.rank)
+  const n = x.shape[d] ?? 0
+  let sizes: readonly number[]
+  if (typeof size === 'number') {
+    if (!Number.isInteger(size) || size < 0 || (size === 0 && n > 0))
+      throw new ShapeError(`split: size must be a positive integer, got ${size}`)
+    sizes =
+      n === 0 ? [0] : Array.from({ length: Math.ceil(n / size) }, (_, i) => Math.min(size, n - i * size))
+  } else {
+    sizes = size
+    if (sizes.reduce((p, v) => p + v, 0) !== n)
+      throw new ShapeError(`split: sizes ${show(sizes)} must sum to ${n}, the size of dim ${dim}`)
+  }
+  let at = 0
+  return sizes.map((s) => {
+    at += s
+    return narrow(x, d, at - s, s)
+  })
+}
+
+/** At most `chunks` pieces of equal size (the last may be smaller) along dim. Views. */
+export function chunk(x: Tensor, chunks: number, dim = 0): Tensor[] {
+  if (!Number.isInteger(chunks) || chunks < 1)
+    throw new ShapeError(`chunk: the number of chunks must be a positive integer, got ${chunks}`)
+  const n = x.shape[L.wrapDim('chunk', dim, x.rank)] ?? 0
+  return n === 0
+    ? Array.from({ length: chunks }, () => narrow(x, dim, 0, 0))
+    : split(x, Math.ceil(n / chunks), dim)
+}
+
+/** All parts along dim, without that dim. Views. */
+export function unbind(x: Tensor, dim = 0): Tensor[] {
+  if (x.rank === 0) throw new ShapeError('unbind: a scalar has no dims')
+  const d = L.wrapDim('unbind', dim, x.rank)
+  return Array.from({ length: x.shape[d] }, (_, i) => select(x, d, i))
+}
+
+/** Tensors joined along an existing dim; other sizes agree. One-dimensional empty tensors are skipped, as in PyTorch. */
+export function cat(tensors: readonly Tensor[], dim = 0): Tensor {
+  if (tensors.length === 0) throw new ValueError('cat: needs at least one tensor')
+  const parts = tensors.some((t) => t.rank !== 1 || t.numel > 0)
+    ? tensors.filter((t) => t.rank !== 1 || t.numel > 0)
+    : tensors.slice(0, 1)
+  const [first] = parts
+  if (first.rank === 0) throw new ShapeError('cat: scalars cannot be joined; use stack')
+  const d = L.wrapDim('cat', dim, first.rank)
+  for (const t of parts) {
+    if (t.rank !== first.rank || t.shape.some((n, i) => i !== d && n !== first.shape[i])) {
+      throw new ShapeError(`cat: ${show(first.shape)} and ${show(t.shape)} must agree in every dim but ${d}`)
+    }
+  }
+  const sizes = parts.map((t) => t.shape[d])
+  const out = allocate(
+    backendOf('cat', parts),
+    first.shape.with(
+      d,
+      sizes.reduce((p, n) => p + n, 0),
+    ),
+    parts.map((t) => t.dtype).reduce(promote),
+  )
+  noGrad(() => {
+    let at = 0
+    parts.forEach((t, i) => {
+      const place = out.viewAs(L.sliceLayout('cat', out, d, at, at + sizes[i], 1))
+      if (t.numel > 0) copyInto(place, t)
+      place.dispose()
+      at += sizes[i]
+    })
+  })
+  if (shouldRecord(parts)) {
+    record('cat', parts, [out], null, (node, [g]) => {
+      let at = 0
+      return node.inputs.map((_, i) => {
+        at += sizes[i]
+        return g && node.needs(i) ? narrow(g, d, at - sizes[i], sizes[i]) : null
+      })
+    })
+  }
+  return out
+}
+
+/** Tensors of one shape joined along a new dim. */
+export function stack(tensors: readonly Tensor[], dim = 0): Tensor {
+  if (tensors.length === 0) throw new ValueError('stack: needs at least one tensor')
+  for (const t of tensors)
+    if (!L.sameShape(t.shape, tensors[0].shape))
+      throw new ShapeError(`stack: shapes ${show(tensors[0].shape)} and ${show(t.shape)} differ`)
+  const d = L.wrapDim('stack', dim, tensors[0].rank + 1)
+  return cat(
+    tensors.map((t) => unsqueeze(t, d)),
+    d,
+  )
+}
+
+/** The tensor repeated `repeats[i]` times along dim i; new dims come first. A copy. */
+export function repeat(x: Tensor, repeats: readonly number[]): Tensor {
+  if (repeats.length < x.rank)
+    throw new ShapeError(`repeat: ${show(repeats)} names fewer dims than ${show(x.shape)} has`)
+  L.checkShape('repeat', repeats)
+  const lead = repeats.length - x.rank
+  const padded = [...new Array<number>(lead).fill(1), ...x.shape]
+  const spread = reshapeView(
+    x,
+    padded.flatMap((n) => [1, n]),
+  )
+  const grown = expandView(
+    'repeat',
+    spread,
+    padded.flatMap((n, i) => [repeats[i], n]),
+  )
+  return reshapeView(
+    dense(grown),
+    padded.map((n, i) => n * repeats[i]),
+  )
+}
+
+/** As repeat, but missing repeats are 1. */
+export const tile = (x: Tensor, dims: readonly number[]): Tensor =>
+  repeat(x, [...new Array<number>(Math.max(0, x.rank - dims.length)).fill(1), ...dims])
+
+/** Elements moved by `shifts` places along dims, wrapping around; without dims the flattened tensor is rolled. */
+export function roll(
+  x: Tensor,
+  shifts: number | readonly number[],
+  dims?: number | readonly number[],
+): Tensor {
+  const by = typeof shifts === 'number' ? [shifts] : shifts
+  const along = dims === undefined ? [] : typeof dims === 'number' ? [dims] : dims
+  if (along.length === 0) {
+    if (by.length !== 1) throw new ValueError('roll: without dims there is one shift')
+    return reshapeView(roll(reshapeView(x, [x.numel]), by, 0), x.shape)
+  }
+  if (along.length !== by.length) throw new ValueError(`roll: ${by.length} shifts for ${along.length} dims`)
+  let out = x
+  along.forEach((dim, i) => {
+    if (x.rank === 0) return
+    const d = L.wrapDim('roll', dim, x.rank)
+    const n = x.shape[d]
+    const s = n === 0 ? 0 : ((by[i] % n) + n) % n
+    if (s !== 0) out = cat([narrow(out, d, n - s, s), narrow(out, d, 0, n - s)], d)
+  })
+  return out === x ? copy(x) : out
+}
+
+const TRIL = program('tril', 1, ([x], [k]) => e.select(e.le(e.sub(e.coord(-1), e.coord(-2)), k), x, 0), 1)
+const TRIU = program('triu', 1, ([x], [k]) => e.select(e.ge(e.sub(e.coord(-1), e.coord(-2)), k), x, 0), 1)
+
+const triangle = (op: string, x: Tensor): void => {
+  if (x.rank < 2) throw new ShapeError(`${op}: takes matrices, got ${show(x.shape)}`)
+}
+
+/** The part of the matrices (last two dims) on and below a diagonal, zeros elsewhere. */
+export function tril(x: Tensor, diagonal = 0): Tensor {
+  triangle('tril', x)
+  return elementwise(TRIL, [x], [diagonal], x.dtype)
+}
+
+/** The part of the matrices (last two dims) on and above a diagonal, zeros elsewhere. */
+export function triu(x: Tensor, diagonal = 0): Tensor {
+  triangle('triu', x)
+  return elementwise(TRIU, [x], [diagonal], x.dtype)
+}
+
+export type PadMode = 'constant' | 'reflect' | 'replicate' | 'circular'
+
+/**
+ * Pads the last dims: [left, right] of the last, then of the one before, …; negative sizes crop.
+ *
+ * @param mode 'constant' fills with `value`; 'reflect', 'replicate' and 'circular' repeat what is there.
+ */
+export function pad(
+  x: Tensor,
+  padding: readonly number[],
+  { mode = 'constant', value = 0 }: { mode?: PadMode; value?: number } = {},
+): Tensor {
+  if (padding.length % 2 !== 0 || padding.length / 2 > x.rank || !padding.every(Number.isInteger)) {
+    throw new ShapeError(
+      `pad: padding ${show(padding)} must be pairs of integers, at most one pair per dim of ${show(x.shape)}`,
+    )
+  }
+  let out = x
+  for (let i = 0; i < padding.length / 2; i++) {
+    const d = x.rank - 1 - i
+    const [left, right] = [padding[2 * i], padding[2 * i + 1]]
+    const n = out.shape[d]
+    if (n + left + right < 0)
+      throw new ShapeError(`pad: ${show(padding)} crops more than dim ${d} of ${show(x.shape)} has`)
+    const cropped =
+      left < 0 || right < 0
+        ? narrow(out, d, Math.max(0, -left), Math.max(0, n + Math.min(0, left) + Math.min(0, right)))
+        : out
+    out =
+      mode === 'constant'
+        ? padZeros(cropped, d, Math.max(0, left), Math.max(0, right))
+        : padBy(mode, cropped, d, Math.max(0, left), Math.max(0, right))
+  }
+  if (mode === 'constant' && value !== 0 && out !== x) return outside(out, x, padding, value)
+  return out === x ? copy(x) : out
+}
+
+function padZeros(x: Tensor, d: number, left: number, right: number): Tensor {
+  if (left === 0 && right === 0) return x
+  return embed(x, x.shape.with(d, x.shape[d] + left + right), (l) =>
+    L.sliceLayout('pad', l, d, left, left + x.shape[d], 1),
+  )
+}
+
+const outsides = new Map<string, Program>()
+
+/** `value` wherever padding put a zero: decided by coordinates, so that x's own zeros stay. */
+function outside(padded: Tensor, x: Tensor, padding: readonly number[], value: number): Tensor {
+  const bounds = Array.from({ length: padding.length / 2 }, (_, i): [number, number] => {
+    const right = Math.max(0, padding[2 * i + 1])
+    return [Math.max(0, padding[2 * i]), padded.shape[x.rank - 1 - i] - right]
+  })
+  const key = bounds.join(';')
+  let p = outsides.get(key)
+  if (!p) {
+    const inside = bounds
+      .map(([from, to], i) => e.and(e.ge(e.coord(-1 - i), from), e.lt(e.coord(-1 - i), to)))
+      .reduce(e.and)
+    p = program('pad', 1, ([v], [fill]) => e.select(inside, v, fill), 1)
+    outsides.set(key, p)
+  }
+  return elementwise(p, [padded], [value], x.dtype)
+}
+
+function padBy(mode: PadMode, x: Tensor, d: number, left: number, right: number): Tensor {
+  const n = x.shape[d]
+  if (
+    (mode === 'reflect' && (left >= n || right >= n)) ||
+    (mode === 'circular' && (left > n || right > n)) ||
+    n === 0
+  ) {
+    throw new ShapeError(
+      `pad: ${mode} padding of ${left} and ${right} does not fit dim ${d} of ${show(x.shape)}`,
+    )
+  }
+  const reversed = (from: number, size: number): Tensor => flipView(narrow(x, d, from, size), [d])
+  const edge = (at: number, size: number): Tensor =>
+    expandView('pad', narrow(x, d, at, 1), x.shape.with(d, size))
+  const sides: Record<Exclude<PadMode, 'constant'>, () => [Tensor, Tensor]> = {
+    reflect: () => [reversed(1, left), reversed(n - 1 - right, right)],
+    replicate: () => [edge(0, left), edge(n - 1, right)],
+    circular: () => [narrow(x, d, n - left, left), narrow(x, d, 0, right)],
+  }
+  if (mode === 'constant' || !(mode in sides))
+    throw new ValueError(`pad: mode '${mode}' is not one of constant, reflect, replicate, circular`)
+  const [before, after] = sides[mode]()
+  return cat([...(left > 0 ? [before] : []), x, ...(right > 0 ? [after] : [])], d)
+}
+
+/** x itself if it is dense and row-major, else a copy that is. */
+export const contiguous = (x: Tensor): Tensor => dense(x)
+
+/** A copy. */
+export const clone = (x: Tensor): Tensor => copy(x)
+
+/** Does the tensor hold floats? */
+export const isFloatingPoint = (x: Tensor): boolean => isFloat(x.dtype)

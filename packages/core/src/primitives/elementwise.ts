@@ -1,0 +1,170 @@
+import type { Backend } from '../backend.ts'
+import type { DType } from '../dtype.ts'
+import { GradError, ShapeError, show } from '../errors.ts'
+import { add as addExpr } from '../expr.ts'
+import { broadcastShapes, sameShape } from '../layout.ts'
+import { launch } from '../profile.ts'
+import { gradient, type Program, program, specialize } from '../program.ts'
+import { type GradNode, gradEnabled, record, shouldRecord } from '../tape.ts'
+import { allocate, type Tensor } from '../tensor.ts'
+import { backendOf } from './common.ts'
+
+const NONE: readonly number[] = []
+
+interface Call {
+  program: Program
+  params: readonly number[]
+}
+
+/**
+ * Applies an elementwise program to tensors that broadcast; all its outputs. Differentiable in every floating input.
+ * `dtypes` forces the outputs' dtypes.
+ */
+export function elementwiseAll(
+  p: Program,
+  inputs: readonly Tensor[],
+  params: readonly number[] = NONE,
+  dtypes?: readonly DType[],
+): Tensor[] {
+  const backend = backendOf(p.name, inputs)
+  const kernel = specialize(
+    p,
+    inputs.map((t) => t.dtype),
+    params,
+    dtypes,
+  )
+  const shape =
+    inputs.length === 1
+      ? inputs[0].shape
+      : broadcastShapes(
+          p.name,
+          inputs.map((t) => t.shape),
+        )
+  const outputs = kernel.exprs.map((x) => allocate(backend, shape, x.dtype))
+  launch(p.name, 'primitive', backend, backend.kernels.elementwise, outputs, inputs, { kernel, params })
+  if (shouldRecord(inputs)) record(p.name, inputs, outputs, { program: p, params }, backward)
+  return outputs
+}
+
+/** Applies an elementwise program with one output. */
+export const elementwise = (
+  p: Program,
+  inputs: readonly Tensor[],
+  params?: readonly number[],
+  dtype?: DType,
+): Tensor => elementwiseAll(p, inputs, params, dtype && [dtype])[0]
+
+/** A new tensor from a program without inputs (constants, counters, random numbers). */
+export function generate(
+  p: Program,
+  backend: Backend,
+  shape: readonly number[],
+  dtype: DType,
+  params: readonly number[] = NONE,
+): Tensor {
+  const out = allocate(backend, shape, dtype)
+  launch(p.name, 'primitive', backend, backend.kernels.elementwise, [out], [], {
+    kernel: specialize(p, [], params, [dtype]),
+    params,
+  })
+  return out
+}
+
+/**
+ * Overwrites `outputs` (any views of one shape, which may also be inputs) in place. Not recorded: throws GradError
+ * where a gradient would be lost.
+ */
+export function elementwiseInto(
+  outputs: readonly Tensor[],
+  p: Program,
+  inputs: readonly Tensor[],
+  params: readonly number[] = NONE,
+): void {
+  const shape = outputs[0].shape
+  for (const t of outputs) {
+    if (gradEnabled() && t.requiresGrad) {
+      throw new GradError(
+        `${p.name}: a tensor that requires a gradient cannot be modified in place; do it inside noGrad(), or use the operator that returns a new tensor`,
+      )
+    }
+    if (!sameShape(t.shape, shape))
+      throw new ShapeError(`${p.name}: outputs ${show(shape)} and ${show(t.shape)} differ in shape`)
+    for (let i = 0; i < t.strides.length; i++) {
+      if (t.strides[i] === 0 && t.shape[i] > 1)
+        throw new ShapeError(
+          `${p.name}: an expanded tensor cannot be modified in place; its elements share memory. Copy it first with contiguous()`,
+        )
+    }
+  }
+  if (gradEnabled() && inputs.some((t) => t.requiresGrad)) {
+    throw new GradError(
+      `${p.name}: writing in place is not recorded, and an input requires a gradient; do it inside noGrad(), or use the operator that returns a new tensor`,
+    )
+  }
+  if (!sameShape(broadcastShapes(p.name, [shape, ...inputs.map((t) => t.shape)]), shape)) {
+    throw new ShapeError(
+      `${p.name}: inputs ${inputs.map((t) => show(t.shape)).join(', ')} do not broadcast to the output's shape ${show(shape)}`,
+    )
+  }
+  const backend = backendOf(p.name, [...outputs, ...inputs])
+  const kernel = specialize(
+    p,
+    inputs.map((t) => t.dtype),
+    params,
+    outputs.map((t) => t.dtype),
+  )
+  launch(p.name, 'primitive', backend, backend.kernels.elementwise, outputs, inputs, { kernel, params })
+  for (const t of outputs) t.storage.version++
+}
+
+const FILL = program('full', 0, (_, [v]) => v, 1)
+const ADD = program('add', 2, ([a, b]) => addExpr(a, b))
+const COPY = program('copy', 1, ([x]) => x)
+
+/** A new tensor with every element `value`. */
+export const fill = (backend: Backend, shape: readonly number[], value: number, dtype: DType): Tensor =>
+  generate(FILL, backend, shape, dtype, [value])
+
+/** a + b; here because the engine accumulates with it. */
+export const addTensors = (a: Tensor, b: Tensor): Tensor => elementwise(ADD, [a, b])
+
+/** A contiguous copy, converted to `dtype` if given; differentiable. */
+export const copy = (x: Tensor, dtype?: DType): Tensor => elementwise(COPY, [x], NONE, dtype)
+
+/** Copies `source` (broadcast) over `target` in place. */
+export const copyInto = (target: Tensor, source: Tensor): void => elementwiseInto([target], COPY, [source])
+
+function backward(node: GradNode<Call>, douts: readonly (Tensor | null)[]): (Tensor | null)[] {
+  const { program: p, params } = node.attrs
+  const wanted: number[] = []
+  for (let i = 0; i < node.inputs.length; i++) if (node.needs(i)) wanted.push(i)
+  const given: number[] = []
+  for (let i = 0; i < douts.length; i++) if (douts[i]) given.push(i)
+  const g = gradient(p, wanted, given)
+  const out = new Array<Tensor | null>(node.inputs.length).fill(null)
+  for (const { target, dout } of g.direct) out[target] = douts[dout]
+  if (g.targets.length > 0) {
+    if (g.sources.length === 0) {
+      for (const t of g.targets)
+        out[t] = fill(node.inputs[t].backend, node.inputs[t].shape, 0, node.inputs[t].dtype)
+      return out
+    }
+    const sources = g.sources.map((s) =>
+      s.from === 'input'
+        ? node.input(s.index)
+        : s.from === 'output'
+          ? node.output(s.index)
+          : (douts[s.index] as Tensor),
+    )
+    const made = elementwiseAll(
+      g.program,
+      sources,
+      params,
+      g.targets.map((t) => node.inputs[t].dtype),
+    )
+    g.targets.forEach((t, i) => {
+      out[t] = made[i]
+    })
+  }
+  return out
+}

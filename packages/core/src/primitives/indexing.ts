@@ -1,0 +1,77 @@
+import { DTypeError, ShapeError, show } from '../errors.ts'
+import { launch } from '../profile.ts'
+import { type GradNode, record, shouldRecord } from '../tape.ts'
+import { allocate, type Tensor } from '../tensor.ts'
+import { backendOf } from './common.ts'
+import { fill } from './elementwise.ts'
+import { embed } from './views.ts'
+
+function checkIndex(op: string, x: readonly number[], dim: number, index: Tensor): void {
+  if (index.dtype !== 'int32')
+    throw new DTypeError(`${op}: index must be int32, not ${index.dtype}; convert with .to('int32')`)
+  if (index.rank !== x.length)
+    throw new ShapeError(`${op}: index ${show(index.shape)} must have as many dims as the tensor ${show(x)}`)
+  for (let i = 0; i < x.length; i++) {
+    if (i !== dim && index.shape[i] > x[i])
+      throw new ShapeError(
+        `${op}: index ${show(index.shape)} is larger than the tensor ${show(x)} in dim ${i}; only dim ${dim} may be`,
+      )
+  }
+}
+
+/** out[i][j]… = x[…, index[i][j]…, …] with the index standing in for coordinate `dim`; out has index's shape. */
+export function gatherPrimitive(op: string, x: Tensor, dim: number, index: Tensor): Tensor {
+  const backend = backendOf(op, [x, index])
+  checkIndex(op, x.shape, dim, index)
+  const out = allocate(backend, index.shape, x.dtype)
+  if (out.numel > 0) launch(op, 'primitive', backend, backend.kernels.gather, [out], [x, index], { dim })
+  if (shouldRecord([x])) {
+    record(op, [x, index], [out], dim, (node, [d]) => {
+      const from = node.inputs[0]
+      return [
+        d && scatterAddPrimitive(op, fill(from.backend, from.shape, 0, d.dtype), dim, node.input(1), d),
+        null,
+      ]
+    })
+  }
+  return out
+}
+
+/** A copy of x with source added at `index` along `dim`. */
+export function scatterAddPrimitive(
+  op: string,
+  x: Tensor,
+  dim: number,
+  index: Tensor,
+  source: Tensor,
+): Tensor {
+  const inputs = [x, index, source]
+  const backend = backendOf(op, inputs)
+  checkIndex(op, x.shape, dim, index)
+  if (source.rank !== index.rank || source.shape.some((n, i) => n < index.shape[i])) {
+    throw new ShapeError(
+      `${op}: source ${show(source.shape)} must be at least as large as index ${show(index.shape)} in every dim`,
+    )
+  }
+  if (source.dtype !== x.dtype)
+    throw new DTypeError(`${op}: source is ${source.dtype}, the tensor ${x.dtype}; expected the same`)
+  const out = allocate(backend, x.shape, x.dtype)
+  launch(op, 'primitive', backend, backend.kernels.scatterAdd, [out], inputs, { dim })
+  if (shouldRecord(inputs)) record(op, inputs, [out], dim, scatterBackward)
+  return out
+}
+
+function scatterBackward(node: GradNode<number>, [d]: readonly (Tensor | null)[]): (Tensor | null)[] {
+  if (!d) return [null, null, null]
+  const [, index, source] = node.inputs
+  const picked = node.needs(2) ? gatherPrimitive('gather', d, node.attrs, node.input(1)) : null
+  // Parts of source beyond index's shape were not used: zeros there.
+  return [
+    d,
+    null,
+    picked &&
+      (index.shape.every((n, i) => n === source.shape[i])
+        ? picked
+        : embed(picked, source.shape, (l) => ({ ...l, shape: index.shape }))),
+  ]
+}

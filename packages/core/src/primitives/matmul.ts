@@ -1,0 +1,48 @@
+import { promote } from '../dtype.ts'
+import { DTypeError, ShapeError, show } from '../errors.ts'
+import { broadcastShapes } from '../layout.ts'
+import { launch } from '../profile.ts'
+import { type GradNode, record, shouldRecord } from '../tape.ts'
+import { allocate, type Tensor } from '../tensor.ts'
+import { backendOf } from './common.ts'
+import { copy } from './elementwise.ts'
+import { expandView, transposeView } from './views.ts'
+
+/**
+ * Batched matrix product of tensors of rank ≥ 2: (…, M, K) · (…, K, N) → (…, M, N); batch dims broadcast.
+ * `op` names the operator in errors.
+ */
+export function matmulPrimitive(op: string, a: Tensor, b: Tensor): Tensor {
+  const backend = backendOf(op, [a, b])
+  const [m, k] = [a.shape[a.rank - 2], a.shape[a.rank - 1]]
+  const [k2, n] = [b.shape[b.rank - 2], b.shape[b.rank - 1]]
+  if (k !== k2) {
+    const hint = k === n ? '. Did you mean b.transpose(-2, -1)?' : ''
+    throw new ShapeError(
+      `${op}: inner dimensions differ: ${show(a.shape)} × ${show(b.shape)}; expected a.shape[-1] = b.shape[-2]${hint}`,
+    )
+  }
+  const dtype = promote(a.dtype, b.dtype)
+  if (dtype === 'bool')
+    throw new DTypeError(`${op}: takes floating or int32 tensors, not bool; convert with .to('float32')`)
+  if (a.dtype !== dtype) a = copy(a, dtype)
+  if (b.dtype !== dtype) b = copy(b, dtype)
+  const batch =
+    a.rank === 2 && b.rank === 2 ? [] : broadcastShapes(op, [a.shape.slice(0, -2), b.shape.slice(0, -2)])
+  const left = batch.length === 0 ? a : expandView(op, a, [...batch, m, k])
+  const right = batch.length === 0 ? b : expandView(op, b, [...batch, k, n])
+  const out = allocate(backend, [...batch, m, n], dtype)
+  const inputs = [left, right]
+  launch(op, 'primitive', backend, backend.kernels.matmul, [out], inputs, {})
+  if (shouldRecord(inputs)) record(op, inputs, [out], null, backward)
+  return out
+}
+
+function backward(node: GradNode<null>, [d]: readonly (Tensor | null)[]): (Tensor | null)[] {
+  if (!d) return [null, null]
+  const t = (x: Tensor): Tensor => transposeView(x, x.rank - 2, x.rank - 1)
+  return [
+    node.needs(0) ? matmulPrimitive('matmul', d, t(node.input(1))) : null,
+    node.needs(1) ? matmulPrimitive('matmul', t(node.input(0)), d) : null,
+  ]
+}

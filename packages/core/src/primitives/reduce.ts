@@ -1,0 +1,89 @@
+import type { Reduction, View } from '../backend.ts'
+import { toSum } from '../dtype.ts'
+import { ShapeError, show } from '../errors.ts'
+import * as e from '../expr.ts'
+import { contiguousStrides } from '../layout.ts'
+import { launch } from '../profile.ts'
+import { program } from '../program.ts'
+import { type GradNode, record, shouldRecord } from '../tape.ts'
+import { allocate, type Tensor } from '../tensor.ts'
+import { copy, elementwise, fill } from './elementwise.ts'
+import { scan, shift } from './scan.ts'
+import { expandView, permuteView, reshapeView } from './views.ts'
+
+const TIES = program('amax.ties', 2, ([x, y]) =>
+  e.cast('float32', e.or(e.eq(x, y), e.and(e.isnan(x), e.isnan(y)))),
+)
+const SHARE = program('amax.share', 3, ([d, ties, n]) => e.div(e.mul(d, ties), n))
+const MUL2 = program('mul', 2, ([a, b]) => e.mul(a, b))
+
+/** A view of a contiguous tensor under another shape of as many elements, for a kernel only. */
+export const asShape = (t: Tensor, shape: readonly number[]): View => ({
+  buffer: t.buffer,
+  dtype: t.dtype,
+  shape,
+  strides: contiguousStrides(shape),
+  offset: 0,
+})
+
+interface Attrs {
+  kind: Reduction
+  dims: readonly number[]
+  keepShape: readonly number[]
+}
+
+/** Sum, product, largest or smallest over `dims` (sorted, non-negative). Differentiable; ties share the gradient equally. */
+export function reduce(kind: Reduction, input: Tensor, dims: readonly number[], keepdim: boolean): Tensor {
+  const x =
+    kind === 'sum' || kind === 'prod'
+      ? input.dtype === 'bool'
+        ? copy(input, toSum(input.dtype))
+        : input
+      : input
+  const keepShape = x.shape.map((n, i) => (dims.includes(i) ? 1 : n))
+  if ((kind === 'max' || kind === 'min') && dims.some((d) => x.shape[d] === 0)) {
+    throw new ShapeError(
+      `a${kind}: the ${kind}imum of no elements is undefined: ${show(x.shape)} is empty in dim ${dims.find((d) => x.shape[d] === 0)}`,
+    )
+  }
+  const shape = keepdim ? keepShape : keepShape.filter((_, i) => !dims.includes(i))
+  const out = allocate(x.backend, shape, x.dtype)
+  launch(kind, 'primitive', x.backend, x.backend.kernels.reduce, [asShape(out, keepShape)], [x], {
+    kind,
+    dims,
+  })
+  if (shouldRecord([x])) record<Attrs>(kind, [x], [out], { kind, dims, keepShape }, backward)
+  return out
+}
+
+function backward(node: GradNode<Attrs>, [dout]: readonly (Tensor | null)[]): (Tensor | null)[] {
+  if (!dout) return [null]
+  const { kind, dims, keepShape } = node.attrs
+  const shape = node.inputs[0].shape
+  const d = reshapeView(dout, keepShape)
+  if (kind === 'sum') return [expandView('sum', d, shape)]
+  const x = node.input(0)
+  if (kind === 'prod') return [elementwise(MUL2, [d, productOfOthers(x, dims)])]
+  const y = reshapeView(node.output(0), keepShape)
+  const ties = elementwise(TIES, [x, y], [], x.dtype)
+  return [elementwise(SHARE, [d, ties, reduce('sum', ties, dims, true)])]
+}
+
+/** For each element the product of all others along `dims`, right also where there are zeros: exclusive products from both ends. */
+function productOfOthers(x: Tensor, dims: readonly number[]): Tensor {
+  if (x.numel === 0 || dims.length === 0) return fill(x.backend, x.shape, 1, x.dtype)
+  const rest = x.shape.map((_, i) => i).filter((i) => !dims.includes(i))
+  const order = [...rest, ...dims]
+  const moved = permuteView(x, order)
+  const flat = reshapeView(moved, [...rest.map((i) => x.shape[i]), dims.reduce((p, d) => p * x.shape[d], 1)])
+  const last = flat.rank - 1
+  const left = exclusiveProduct(flat, last, false)
+  const right = exclusiveProduct(flat, last, true)
+  const others = reshapeView(elementwise(MUL2, [left, right]), moved.shape)
+  const inverse = order.map((_, i) => order.indexOf(i))
+  return permuteView(others, inverse)
+}
+
+/** out[i] = the product of x before i (after i if `reverse`). */
+const exclusiveProduct = (x: Tensor, dim: number, reverse: boolean): Tensor =>
+  scan('prod', [shift(x, dim, reverse, 1)], dim, reverse)

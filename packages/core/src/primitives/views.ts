@@ -1,0 +1,71 @@
+import type { Layout } from '../layout.ts'
+import * as L from '../layout.ts'
+import { type Backward, noGrad, record, shouldRecord } from '../tape.ts'
+import type { Tensor } from '../tensor.ts'
+import { copy, copyInto, fill } from './elementwise.ts'
+
+/** Layout-only operators: they share storage and cost no kernel. */
+
+function view<A>(name: string, x: Tensor, layout: Layout, attrs: A, backward: Backward<A>): Tensor {
+  const out = x.viewAs(layout)
+  if (shouldRecord([x])) record(name, [x], [out], attrs, backward)
+  return out
+}
+
+/** A part of x (slice, select, diagonal): its gradient is put back among zeros. */
+export function part(name: string, x: Tensor, region: (layout: Layout) => Layout): Tensor {
+  return view(name, x, region(x), region, (node, [d]) => [d && embed(d, node.inputs[0].shape, node.attrs)])
+}
+
+/** Zeros of `shape` with x written at `region` of it; the adjoint of `part`. */
+export function embed(x: Tensor, shape: readonly number[], region: (layout: Layout) => Layout): Tensor {
+  const out = noGrad(() => {
+    const zeros = fill(x.backend, shape, 0, x.dtype)
+    const hole = zeros.viewAs(region(zeros))
+    copyInto(hole, x)
+    hole.dispose()
+    return zeros
+  })
+  if (shouldRecord([x]))
+    record('embed', [x], [out], region, (node, [d]) => [d && part('part', d, node.attrs)])
+  return out
+}
+
+/** The same tensor as another node of the graph. */
+export const alias = (x: Tensor): Tensor => view('alias', x, x, null, (_, [d]) => [d])
+
+export function permuteView(x: Tensor, dims: readonly number[]): Tensor {
+  return view('permute', x, L.permuteLayout(x, dims), dims, (node, [d]) => {
+    const inverse = new Array<number>(dims.length)
+    node.attrs.forEach((from, to) => {
+      inverse[from] = to
+    })
+    return [d && permuteView(d, inverse)]
+  })
+}
+
+export function transposeView(x: Tensor, dim0: number, dim1: number): Tensor {
+  const dims = x.shape.map((_, i) => (i === dim0 ? dim1 : i === dim1 ? dim0 : i))
+  return permuteView(x, dims)
+}
+
+/** The gradient keeps the expanded shape: the engine sums it down. */
+export function expandView(op: string, x: Tensor, shape: readonly number[]): Tensor {
+  if (L.sameShape(x.shape, shape)) return x
+  return view('expand', x, L.expandLayout(op, x, shape), null, (_, [d]) => [d])
+}
+
+/** A view where the strides allow one, a copy otherwise. `shape` is resolved (no −1). */
+export function reshapeView(x: Tensor, shape: readonly number[]): Tensor {
+  if (L.sameShape(x.shape, shape)) return x
+  const layout = L.reshapeLayout(x, shape)
+  if (layout === null) return reshapeView(copy(x), shape)
+  return view('reshape', x, layout, null, (node, [d]) => [d && reshapeView(d, node.inputs[0].shape)])
+}
+
+export function flipView(x: Tensor, dims: readonly number[]): Tensor {
+  return view('flip', x, L.flipLayout(x, dims), dims, (node, [d]) => [d && flipView(d, node.attrs)])
+}
+
+/** x itself if it is contiguous, else a contiguous copy. */
+export const contiguous = (x: Tensor): Tensor => (x.isContiguous ? x : copy(x))

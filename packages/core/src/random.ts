@@ -1,0 +1,84 @@
+import seedrandom from 'seedrandom'
+import type { Expr } from './expr.ts'
+import * as e from './expr.ts'
+
+/**
+ * Randomness from one seed: seedrandom on the host (batches, shuffles), and for tensors the counter-based generator
+ * Threefry-2x32 (Salmon, Moraes, Dror & Shaw 2011) as a scalar expression, so that every backend draws the same bits:
+ * element i of draw number n is a pure function of (seed, n, i), whatever thread computes it.
+ */
+
+/** 13 rounds are the fewest the authors found to pass BigCrush. */
+const ROUNDS = 13
+const ROTATIONS = [13, 15, 26, 6, 17, 29, 16, 24] as const
+const PARITY = 0x1bd11bda
+
+const rotl = (x: Expr, n: number): Expr => e.or(e.shl(x, n), e.shr(x, 32 - n))
+
+/** Both output words of Threefry-2x32 for counter (c0, c1) and key (k0, k1), all int32. */
+export function threefry(c0: Expr, c1: Expr, k0: Expr, k1: Expr, rounds = ROUNDS): [Expr, Expr] {
+  const keys = [k0, k1, e.xor(e.xor(k0, k1), PARITY)]
+  let x = e.add(c0, k0)
+  let y = e.add(c1, k1)
+  for (let r = 0; r < rounds; r++) {
+    x = e.add(x, y)
+    y = e.xor(rotl(y, ROTATIONS[r % 8]), x)
+    if (r % 4 === 3) {
+      const s = (r + 1) / 4
+      x = e.add(x, keys[s % 3])
+      y = e.add(y, e.add(keys[(s + 1) % 3], s))
+    }
+  }
+  return [x, y]
+}
+
+/** Uniform in [0, 1) from a random word: its upper 24 bits, exact in float32. */
+export const uniform01 = (word: Expr): Expr => e.mul(e.cast('float32', e.shr(word, 8)), 2 ** -24)
+
+/** Uniform in (0, 1): never 0, for logarithms. */
+export const uniformOpen = (word: Expr): Expr =>
+  e.mul(e.add(e.cast('float32', e.shr(word, 8)), 0.5), 2 ** -24)
+
+interface State {
+  key: readonly [number, number]
+  draw: number
+  host: seedrandom.StatefulPRNG<seedrandom.State.Arc4>
+}
+
+const fresh = (seed: number | string): State => {
+  const host = seedrandom(String(seed), { state: true })
+  return { key: [host.int32(), host.int32()], draw: 0, host }
+}
+
+let state = fresh((Math.random() * 2 ** 32) >>> 0)
+
+/** Makes everything random that follows a function of `seed`: tensors, dropout, host-side choices. */
+export function manualSeed(seed: number | string): void {
+  state = fresh(seed)
+}
+
+/** The parameters of the next draw: key and draw number, as a random program expects them. @internal */
+export const nextDraw = (): [number, number, number] => [state.key[0], state.key[1], state.draw++ | 0]
+
+/** A uniform number in [0, 1) on the host, from the same seed. */
+export const hostRandom = (): number => state.host.double()
+
+/** A whole number in [0, n) on the host, from the same seed. */
+export const hostRandint = (n: number): number => Math.floor(state.host.double() * n)
+
+/** What `setRngState` needs to continue exactly here. Plain data: it can be written to a file. */
+export interface RngState {
+  key: readonly [number, number]
+  draw: number
+  host: unknown
+}
+
+export const getRngState = (): RngState => ({ key: state.key, draw: state.draw, host: state.host.state() })
+
+export function setRngState(saved: RngState): void {
+  state = {
+    key: saved.key,
+    draw: saved.draw,
+    host: seedrandom('', { state: saved.host as seedrandom.State.Arc4 }) as State['host'],
+  }
+}

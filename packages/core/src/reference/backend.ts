@@ -1,0 +1,26 @@
+import type { Backend, View } from '../backend.ts'
+import { info, type TypedArray } from '../dtype.ts'
+import { referenceKernels } from './kernels.ts'
+
+class Memory {
+  readonly data: TypedArray
+  constructor(data: TypedArray) {
+    this.data = data
+  }
+}
+
+const dataOf = (view: View): TypedArray => (view.buffer as Memory).data
+
+const read = (view: View): TypedArray =>
+  dataOf(view).slice(view.offset, view.offset + view.shape.reduce((p, n) => p * n, 1))
+
+/** The plain-JavaScript backend: typed arrays and loops, in float32 and float64. The meaning of everything, at no speed. */
+export const reference: Backend = {
+  name: 'reference',
+  alloc: (bytes, dtype) => new Memory(info[dtype].make(bytes / info[dtype].bytes)),
+  free: () => {},
+  write: (view, data) => dataOf(view).set(data, view.offset),
+  read: (view) => Promise.resolve(read(view)),
+  readSync: read,
+  kernels: referenceKernels(dataOf) as Backend['kernels'],
+}

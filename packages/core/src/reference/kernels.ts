@@ -1,0 +1,224 @@
+import type { Primitives, View } from '../backend.ts'
+import type { TypedArray } from '../dtype.ts'
+import { ValueError } from '../errors.ts'
+import { broadcastStrides, forEachOffset, type Layout, numel } from '../layout.ts'
+import { lower } from './scalar.ts'
+
+/**
+ * The primitives in plain JavaScript, to be read: where is each element, then one loop. They are slow and right, and
+ * what every other backend is held against. `dataOf` says where a view's storage is, so that another backend can run
+ * them on its own memory.
+ */
+export function referenceKernels(dataOf: (view: View) => TypedArray): Primitives {
+  return {
+    elementwise: {
+      run(outputs, inputs, { kernel, params }) {
+        const shape = outputs[0].shape
+        const evaluate = lower(
+          kernel.exprs,
+          kernel.params.map((p) => params[p.source]),
+        )
+        const sources = inputs.map((v) => dataOf(v))
+        const where = inputs.map((v) =>
+          offsets({ shape, strides: broadcastStrides(v, shape), offset: v.offset }),
+        )
+        const targets = outputs.map((v) => dataOf(v))
+        const to = outputs.map((v) => offsets(v))
+        const values = new Array<number>(inputs.length)
+        const results = new Array<number>(outputs.length)
+        forEachCoord(shape, (coords, index) => {
+          for (let i = 0; i < values.length; i++) values[i] = sources[i][where[i][index]]
+          evaluate(values, { index, coords }, results)
+          for (let o = 0; o < results.length; o++) targets[o][to[o][index]] = results[o]
+        })
+      },
+    },
+
+    reduce: {
+      run([out], [x], { kind, dims }) {
+        const [data, result] = [dataOf(x), dataOf(out)]
+        const within = offsets(pick(x, dims, 0))
+        const start = kind === 'sum' ? 0 : kind === 'prod' ? 1 : kind === 'max' ? -Infinity : Infinity
+        const int = x.dtype === 'int32'
+        const bases = offsets({ ...dropDims(x, dims), offset: x.offset })
+        forEachOffset(out, (o, i) => {
+          let acc = start
+          for (const w of within) {
+            const v = data[bases[i] + w]
+            if (kind === 'sum') acc = int ? (acc + v) | 0 : acc + v
+            else if (kind === 'prod') acc = int ? Math.imul(acc, v) : acc * v
+            else acc = kind === 'max' ? Math.max(acc, v) : Math.min(acc, v)
+          }
+          result[o] = acc
+        })
+      },
+    },
+
+    argReduce: {
+      run([out], [x], { kind, dim }) {
+        const [data, result] = [dataOf(x), dataOf(out)]
+        const bases = offsets({ ...dropDims(x, [dim]), offset: x.offset })
+        forEachOffset(out, (o, i) => {
+          let best = 0
+          for (let j = 1; j < x.shape[dim]; j++) {
+            const v = data[bases[i] + j * x.strides[dim]]
+            const b = data[bases[i] + best * x.strides[dim]]
+            if (Number.isNaN(b)) break
+            if (Number.isNaN(v) || (kind === 'max' ? v > b : v < b)) best = j
+          }
+          result[o] = best
+        })
+      },
+    },
+
+    matmul: {
+      run([out], [a, b]) {
+        const [left, right, result] = [dataOf(a), dataOf(b), dataOf(out)]
+        const rank = out.shape.length
+        const [m, n, k] = [out.shape[rank - 2], out.shape[rank - 1], a.shape[rank - 1]]
+        const batch = (v: View): Int32Array =>
+          offsets({ shape: v.shape.slice(0, -2), strides: v.strides.slice(0, -2), offset: v.offset })
+        const [am, ak, bk, bn, om, on] = [
+          a.strides[rank - 2],
+          a.strides[rank - 1],
+          b.strides[rank - 2],
+          b.strides[rank - 1],
+          out.strides[rank - 2],
+          out.strides[rank - 1],
+        ]
+        const [fromA, fromB] = [batch(a), batch(b)]
+        const int = out.dtype === 'int32'
+        batch(out).forEach((o, i) => {
+          for (let r = 0; r < m; r++) {
+            for (let c = 0; c < n; c++) {
+              let acc = 0
+              for (let j = 0; j < k; j++) {
+                const [x, y] = [left[fromA[i] + r * am + j * ak], right[fromB[i] + j * bk + c * bn]]
+                acc = int ? (acc + Math.imul(x, y)) | 0 : acc + x * y
+              }
+              result[o + r * om + c * on] = acc
+            }
+          }
+        })
+      },
+    },
+
+    gather: {
+      run([out], [x, index], { dim }) {
+        const [data, at, result] = [dataOf(x), dataOf(index), dataOf(out)]
+        const where = offsets(index)
+        const to = offsets(out)
+        forEachCoord(index.shape, (coords, i) => {
+          result[to[i]] = data[address(x, coords, dim, at[where[i]])]
+        })
+      },
+    },
+
+    scatterAdd: {
+      run([out], [x, index, source], { dim }) {
+        const [data, at, added, result] = [dataOf(x), dataOf(index), dataOf(source), dataOf(out)]
+        const to = offsets(out)
+        forEachOffset(x, (o, i) => {
+          result[to[i]] = data[o]
+        })
+        const where = offsets(index)
+        const from = offsets({ ...source, shape: index.shape })
+        forEachCoord(index.shape, (coords, i) => {
+          result[address(out, coords, dim, at[where[i]])] += added[from[i]]
+        })
+      },
+    },
+
+    scan: {
+      run([out], inputs, { kind, dim, reverse }) {
+        const arrays = inputs.map((v) => dataOf(v))
+        const result = dataOf(out)
+        const bases = inputs.map((v) => offsets({ ...dropDims(v, [dim]), offset: v.offset }))
+        const n = out.shape[dim] ?? 1
+        const int = out.dtype === 'int32'
+        forEachOffset(dropDims(out, [dim]), (o, i) => {
+          let acc = kind === 'prod' ? 1 : 0
+          for (let s = 0; s < n; s++) {
+            const j = reverse ? n - 1 - s : s
+            const v = arrays.map((data, a) => data[bases[a][i] + j * (inputs[a].strides[dim] ?? 0)])
+            if (kind === 'affine') acc = v[0] * acc + v[1]
+            else if (kind === 'sum') acc = int ? (acc + v[0]) | 0 : acc + v[0]
+            else acc = int ? Math.imul(acc, v[0]) : acc * v[0]
+            result[o + j * (out.strides[dim] ?? 0)] = acc
+          }
+        })
+      },
+    },
+
+    sort: {
+      run([values, indices], [x], { dim, descending }) {
+        const [data, sorted, order] = [dataOf(x), dataOf(values), dataOf(indices)]
+        const n = x.shape[dim] ?? 1
+        const stride = (v: View): number => v.strides[dim] ?? 0
+        const bases = offsets({ ...dropDims(x, [dim]), offset: x.offset })
+        const toIndex = offsets(dropDims(indices, [dim]))
+        // NaN counts as the largest: an order that is total, unlike <.
+        const compare = (a: number, b: number): number =>
+          Number.isNaN(a) ? (Number.isNaN(b) ? 0 : 1) : Number.isNaN(b) ? -1 : a < b ? -1 : Number(a > b)
+        forEachOffset(dropDims(values, [dim]), (o, i) => {
+          const at = (j: number): number => data[bases[i] + j * stride(x)]
+          const ranks = Array.from({ length: n }, (_, j) => j).sort((p, q) =>
+            descending ? compare(at(q), at(p)) : compare(at(p), at(q)),
+          )
+          ranks.forEach((from, to) => {
+            sorted[o + to * stride(values)] = at(from)
+            order[toIndex[i] + to * stride(indices)] = from
+          })
+        })
+      },
+    },
+  }
+}
+
+/** The storage offsets of a layout's elements in row-major order. */
+function offsets(layout: Layout): Int32Array {
+  const out = new Int32Array(numel(layout.shape))
+  forEachOffset(layout, (o, i) => {
+    out[i] = o
+  })
+  return out
+}
+
+/** The same layout with only some dims, from a given offset. */
+const pick = (l: Layout, dims: readonly number[], offset: number): Layout => ({
+  shape: dims.map((d) => l.shape[d]),
+  strides: dims.map((d) => l.strides[d]),
+  offset,
+})
+
+const dropDims = (l: Layout, dims: readonly number[]): Layout =>
+  pick(
+    l,
+    l.shape.map((_, d) => d).filter((d) => !dims.includes(d)),
+    l.offset,
+  )
+
+/** Where element `coords` of x is, with coordinate `dim` replaced by `index`. */
+function address(x: Layout, coords: readonly number[], dim: number, index: number): number {
+  const size = x.shape[dim] ?? 1
+  if (index < 0 || index >= size)
+    throw new ValueError(`index ${index} is out of range for dim ${dim} of size ${size}`)
+  let at = x.offset
+  for (let d = 0; d < x.shape.length; d++) at += (d === dim ? index : coords[d]) * x.strides[d]
+  return at
+}
+
+function forEachCoord(
+  shape: readonly number[],
+  visit: (coords: readonly number[], index: number) => void,
+): void {
+  const coords = shape.map(() => 0)
+  const total = numel(shape)
+  for (let index = 0; index < total; index++) {
+    visit(coords, index)
+    for (let d = shape.length - 1; d >= 0; d--) {
+      if (++coords[d] < shape[d]) break
+      coords[d] = 0
+    }
+  }
+}

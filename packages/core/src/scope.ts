@@ -1,0 +1,52 @@
+import { GradError } from './errors.ts'
+
+/** What a scope tracks: tensors. Kept structural so that this file stands below the tensor class. */
+export interface Scoped {
+  kept: boolean
+  readonly disposed: boolean
+  release(by: string): void
+}
+
+/** The temporaries of the innermost running scope, or null outside of all. */
+let current: Scoped[] | null = null
+
+/** Called by every new tensor. */
+export function track(t: Scoped): void {
+  if (current !== null) current.push(t)
+}
+
+/** Runs `fn` and returns what it made beside its result, instead of freeing it: the engine's own way to collect. */
+export function collect<T>(fn: () => T): { result: T; made: Scoped[] } {
+  const outer = current
+  const made: Scoped[] = []
+  current = made
+  try {
+    return { result: fn(), made }
+  } catch (error) {
+    for (const t of made) if (!t.kept) t.release('an error in its scope')
+    throw error
+  } finally {
+    current = outer
+  }
+}
+
+/**
+ * Frees every temporary made inside `fn` but those in `live` of its result (and kept ones); survivors move to the
+ * enclosing scope.
+ */
+export function runScope<T>(fn: () => T, live: (result: T) => Set<Scoped>): T {
+  const { result, made } = collect(fn)
+  if (result instanceof Promise) {
+    for (const t of made) if (!t.kept) t.release('scope()')
+    throw new GradError(
+      'scope: the function returned a promise; a scope is synchronous. Compute inside it and await the reads outside',
+    )
+  }
+  const alive = live(result)
+  for (const t of made) {
+    if (t.kept || t.disposed) continue
+    if (alive.has(t)) track(t)
+    else t.release('scope()')
+  }
+  return result
+}

@@ -1,0 +1,124 @@
+import { isFloat } from './dtype.ts'
+import { GradError, show } from './errors.ts'
+import type { Tensor } from './tensor.ts'
+
+/**
+ * A backward rule, in tensor operators so that it can itself be differentiated: from the gradients of the outputs
+ * (null where there is none) to those of the inputs (null where there is none). A returned gradient may still have
+ * the broadcast shape: the engine sums it down. Read inputs and outputs through the node, which checks that they are
+ * as they were.
+ */
+export type Backward<A> = (node: GradNode<A>, douts: readonly (Tensor | null)[]) => readonly (Tensor | null)[]
+
+let enabled = true
+let sequence = 0
+
+export const gradEnabled = (): boolean => enabled
+
+function withGrad<T>(value: boolean, fn: () => T): T {
+  const before = enabled
+  enabled = value
+  try {
+    const result = fn()
+    if (result instanceof Promise)
+      throw new GradError(
+        'noGrad: the function returned a promise; the mode ends when it returns. Await outside',
+      )
+    return result
+  } finally {
+    enabled = before
+  }
+}
+
+/** Runs `fn` without recording a tape. */
+export const noGrad = <T>(fn: () => T): T => withGrad(false, fn)
+
+/** Runs `fn` with recording on, also inside `noGrad`. */
+export const enableGrad = <T>(fn: () => T): T => withGrad(true, fn)
+
+/** One recorded operator: what backward needs to know of the call. */
+export class GradNode<A = unknown> {
+  readonly name: string
+  readonly attrs: A
+  /** Order of recording; a node's inputs come from nodes of lower numbers. */
+  readonly sequence: number
+  readonly inputs: readonly Tensor[]
+  readonly outputs: readonly Tensor[]
+  /** Temporaries made for this node that live as long as its graph. */
+  owned: readonly Tensor[] | null = null
+  freed = false
+  readonly #backward: Backward<A>
+  readonly #versions: readonly number[]
+
+  constructor(
+    name: string,
+    inputs: readonly Tensor[],
+    outputs: readonly Tensor[],
+    attrs: A,
+    backward: Backward<A>,
+  ) {
+    this.name = name
+    this.attrs = attrs
+    this.inputs = inputs
+    this.outputs = outputs
+    this.sequence = sequence++
+    this.#backward = backward
+    const versions = new Array<number>(inputs.length + outputs.length)
+    for (let i = 0; i < inputs.length; i++) versions[i] = inputs[i].storage.version
+    for (let i = 0; i < outputs.length; i++) versions[inputs.length + i] = outputs[i].storage.version
+    this.#versions = versions
+  }
+
+  /** Input i as it was when the operator ran; throws GradError if it was modified in place since. */
+  input(i: number): Tensor {
+    return this.#check(this.inputs[i], this.#versions[i], `input ${i}`)
+  }
+
+  /** Output i as the operator left it; throws GradError if it was modified in place since. */
+  output(i: number): Tensor {
+    return this.#check(this.outputs[i], this.#versions[this.inputs.length + i], `output ${i}`)
+  }
+
+  /** Does input i need a gradient? */
+  needs(i: number): boolean {
+    return this.inputs[i].requiresGrad
+  }
+
+  backward(douts: readonly (Tensor | null)[]): readonly (Tensor | null)[] {
+    if (this.freed) throw freedError(this.name)
+    return this.#backward(this, douts)
+  }
+
+  #check(t: Tensor, version: number, which: string): Tensor {
+    if (t.storage.version !== version) {
+      throw new GradError(
+        `${this.name}: its ${which}, a tensor ${show(t.shape)}, was modified in place after the operator ran (version ${version}, now ${t.storage.version}), and its gradient needs the old value; use the operator that returns a new tensor`,
+      )
+    }
+    return t
+  }
+}
+
+export const freedError = (name: string): GradError =>
+  new GradError(
+    `backward: the graph through ${name} was freed by an earlier backward(); pass { retainGraph: true } to that one to go through twice`,
+  )
+
+/** Does a call with these inputs belong on the tape? */
+export function shouldRecord(inputs: readonly Tensor[]): boolean {
+  if (!enabled) return false
+  for (let i = 0; i < inputs.length; i++) if (inputs[i].requiresGrad) return true
+  return false
+}
+
+/** Puts a call on the tape: its floating outputs then require gradients. Call only if `shouldRecord(inputs)`. */
+export function record<A>(
+  name: string,
+  inputs: readonly Tensor[],
+  outputs: readonly Tensor[],
+  attrs: A,
+  backward: Backward<A>,
+): void {
+  const node = new GradNode(name, inputs, outputs, attrs, backward)
+  for (let i = 0; i < outputs.length; i++) if (isFloat(outputs[i].dtype)) outputs[i].gradFn = node as GradNode
+}

@@ -1,0 +1,259 @@
+import type { Backend, BackendBuffer, View } from './backend.ts'
+import { type DType, info, type TypedArray } from './dtype.ts'
+import { DisposedError, DTypeError, GradError, ShapeError, show, UnsupportedOpError } from './errors.ts'
+import { contiguousStrides, isContiguous, type Layout, numel } from './layout.ts'
+import { type Scoped, track } from './scope.ts'
+import type { GradNode } from './tape.ts'
+
+/** Counts of everything alive, over all backends; see `memory()`. */
+export const counts = { tensors: 0, storages: 0, bytes: 0, peakBytes: 0 }
+
+/** The safety net: memory of storages that nobody disposed of, freed some time after they became unreachable. */
+const lost = new FinalizationRegistry<{
+  backend: Backend
+  buffer: BackendBuffer
+  bytes: number
+  tensors: { count: number }
+}>((held) => {
+  held.backend.free(held.buffer)
+  counts.storages--
+  counts.bytes -= held.bytes
+  counts.tensors -= held.tensors.count
+})
+
+/** A piece of backend memory, shared by all views of it and freed with the last of them. */
+export class Storage {
+  readonly backend: Backend
+  readonly bytes: number
+  /** Bumped by every write in place, so that the tape notices. */
+  version = 0
+  buffer: BackendBuffer | null
+  /** Live tensors on it; an object of its own because the finalizer needs it after the storage is gone. */
+  readonly tensors = { count: 0 }
+
+  constructor(backend: Backend, bytes: number, dtype: DType) {
+    this.backend = backend
+    this.bytes = bytes
+    this.buffer = backend.alloc(bytes, dtype)
+    counts.storages++
+    counts.bytes += bytes
+    if (counts.bytes > counts.peakBytes) counts.peakBytes = counts.bytes
+    lost.register(this, { backend, buffer: this.buffer, bytes, tensors: this.tensors }, this)
+  }
+
+  free(): void {
+    if (this.buffer === null) return
+    lost.unregister(this)
+    this.backend.free(this.buffer)
+    this.buffer = null
+    counts.storages--
+    counts.bytes -= this.bytes
+  }
+}
+
+export type Hook = (grad: Tensor) => Tensor | undefined | void
+
+/**
+ * A strided view of a storage, with its place on the tape. Make one with `tensor`, `zeros`, `randn` …; operators are
+ * both functions (`add(a, b)`) and methods (`a.add(b)`).
+ *
+ * Strides and offset count elements.
+ */
+export class Tensor implements View, Scoped {
+  readonly storage: Storage
+  readonly dtype: DType
+  readonly shape: readonly number[]
+  readonly strides: readonly number[]
+  readonly offset: number
+  /** Number of elements. */
+  readonly numel: number
+  /** The operator that made this tensor, where gradients flow through it. */
+  gradFn: GradNode | null = null
+  /** The gradient that `backward()` accumulated here; null before. */
+  grad: Tensor | null = null
+  /** Survives `scope` and `backward()`: set by `keep()`. */
+  kept = false
+  /** @internal Does `backward()` store a gradient here although this is no leaf? See `retainGrad()`. */
+  retainsGrad = false
+  /** @internal A gradient handed to the caller by `grad()`: not the tape's to free. */
+  returned = false
+  /** @internal */
+  hooks: Hook[] | null = null
+  #leafGrad = false
+  #freedBy: string | null = null
+  #contiguous: boolean | null = null
+
+  /** @internal Use the factories. */
+  constructor(
+    storage: Storage,
+    dtype: DType,
+    shape: readonly number[],
+    strides: readonly number[],
+    offset: number,
+    size = numel(shape),
+  ) {
+    this.storage = storage
+    this.dtype = dtype
+    this.shape = shape
+    this.strides = strides
+    this.offset = offset
+    this.numel = size
+    storage.tensors.count++
+    counts.tensors++
+    track(this)
+  }
+
+  /** Number of dims. */
+  get rank(): number {
+    return this.shape.length
+  }
+
+  /** Number of dims, PyTorch's name. */
+  get ndim(): number {
+    return this.shape.length
+  }
+
+  get backend(): Backend {
+    return this.storage.backend
+  }
+
+  /** Name of the backend that holds the data. */
+  get device(): string {
+    return this.storage.backend.name
+  }
+
+  get layout(): Layout {
+    return this
+  }
+
+  /** @internal The backend's handle; throws DisposedError once the memory is gone. */
+  get buffer(): BackendBuffer {
+    if (this.#freedBy !== null || this.storage.buffer === null) throw this.#gone()
+    return this.storage.buffer
+  }
+
+  #gone(): DisposedError {
+    const by = this.#freedBy ?? 'dispose()'
+    const fix =
+      by === 'backward()'
+        ? 'backward() frees the intermediates of its graph (all but scalars); call .keep() on what you still need before it, or pass { retainGraph: true }'
+        : by === 'scope()'
+          ? 'return it from the scope, or call .keep() on it inside'
+          : 'use it before it is disposed'
+    return new DisposedError(`tensor ${show(this.shape)} was freed by ${by}; ${fix}`)
+  }
+
+  get disposed(): boolean {
+    return this.#freedBy !== null
+  }
+
+  /** Are the elements dense and in row-major order? */
+  get isContiguous(): boolean {
+    this.#contiguous ??= isContiguous(this)
+    return this.#contiguous
+  }
+
+  /** Do gradients flow to or through this tensor? */
+  get requiresGrad(): boolean {
+    return this.#leafGrad || this.gradFn !== null
+  }
+
+  set requiresGrad(value: boolean) {
+    if (value === this.#leafGrad) return
+    if (this.gradFn !== null)
+      throw new GradError(
+        'requiresGrad: only leaf tensors can change it; use detach() to stop gradients here',
+      )
+    if (value && !info[this.dtype].float)
+      throw new DTypeError(`requiresGrad: only floating tensors have gradients, this one is ${this.dtype}`)
+    this.#leafGrad = value
+  }
+
+  /** Was it made by the user rather than by a differentiated operator? */
+  get isLeaf(): boolean {
+    return this.gradFn === null
+  }
+
+  /** Frees this view now; the memory goes with its last view. Safe to call twice. */
+  dispose(): void {
+    this.release('dispose()')
+  }
+
+  [Symbol.dispose](): void {
+    this.release('dispose()')
+  }
+
+  /** @internal */
+  release(by: string): void {
+    if (this.#freedBy !== null) return
+    this.#freedBy = by
+    counts.tensors--
+    if (--this.storage.tensors.count === 0) this.storage.free()
+  }
+
+  /** Exempts this tensor from `scope` and from what `backward()` frees; it lives until `dispose()` or until it is unreachable. */
+  keep(): this {
+    this.kept = true
+    return this
+  }
+
+  /** Lets `backward()` store a gradient in this non-leaf tensor's `.grad`. */
+  retainGrad(): this {
+    this.retainsGrad = true
+    return this
+  }
+
+  /**
+   * Calls `hook` with the gradient of this tensor once it is complete during a backward pass; what it returns, if
+   * anything, replaces it. Returns a function that removes the hook.
+   */
+  registerHook(hook: Hook): () => void {
+    if (!this.requiresGrad) throw new GradError('registerHook: this tensor does not require a gradient')
+    this.hooks = [...(this.hooks ?? []), hook]
+    return () => {
+      this.hooks = this.hooks?.filter((h) => h !== hook) ?? null
+    }
+  }
+
+  /** @internal A new view of the same storage. */
+  viewAs(layout: Layout): Tensor {
+    if (this.#freedBy !== null) throw this.#gone()
+    return new Tensor(this.storage, this.dtype, layout.shape, layout.strides, layout.offset)
+  }
+
+  /** The same data, cut off from the tape. */
+  detach(): Tensor {
+    return this.viewAs(this)
+  }
+
+  /** Says what it is and, where the backend can answer at once, shows the elements. */
+  toString(): string {
+    const tags = [
+      this.dtype === 'float32' ? '' : `, ${this.dtype}`,
+      this.gradFn ? `, gradFn=${this.gradFn.name}` : this.#leafGrad ? ', requiresGrad' : '',
+    ]
+    return `Tensor(${show(this.shape)}${tags.join('')}, ${this.device}${this.disposed ? ', freed' : ''})`
+  }
+}
+
+/** A new contiguous tensor with undefined contents. */
+export function allocate(backend: Backend, shape: readonly number[], dtype: DType): Tensor {
+  const size = numel(shape)
+  if (dtype === 'float16') throw new UnsupportedOpError('float16: no backend stores it yet; use float32')
+  if (!Number.isSafeInteger(size)) throw new ShapeError(`${show(shape)} has too many elements`)
+  return new Tensor(
+    new Storage(backend, size * info[dtype].bytes, dtype),
+    dtype,
+    shape,
+    contiguousStrides(shape),
+    0,
+    size,
+  )
+}
+
+/** A new contiguous tensor holding a copy of `data`, converted to `dtype`. */
+export function upload(backend: Backend, data: TypedArray, shape: readonly number[], dtype: DType): Tensor {
+  const t = allocate(backend, shape, dtype)
+  backend.write(t, data)
+  return t
+}
