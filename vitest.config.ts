@@ -1,0 +1,22 @@
+import { fileURLToPath } from 'node:url'
+import { defineConfig } from 'vitest/config'
+
+const source = (path: string) => fileURLToPath(new URL(`packages/${path}`, import.meta.url))
+
+export default defineConfig({
+  resolve: {
+    // Tests run on the sources, so that they need no build.
+    alias: [
+      { find: /^@tilegrad\/core\/formula$/, replacement: source('core/src/formula.ts') },
+      { find: /^@tilegrad\/([\w-]+)$/, replacement: source('$1/src/index.ts') },
+      { find: /^tilegrad$/, replacement: source('tilegrad/src/index.ts') },
+    ],
+  },
+  test: {
+    include: ['packages/*/test/**/*.test.ts', 'examples/*/test/**/*.test.ts', '{test,docs}/**/*.test.ts'],
+    pool: 'forks',
+    // The CPU backend starts threads of its own in each test file.
+    maxWorkers: 2,
+    testTimeout: 60_000,
+  },
+})
