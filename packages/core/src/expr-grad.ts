@@ -92,10 +92,11 @@ function binaryRule(op: e.Binary, a: Expr, b: Expr, y: Expr, d: Expr, give: Give
       return give(b, e.select(e.and(e.eq(a, 0), e.ge(b, 0)), 0, e.mul(d, e.mul(y, e.log(a)))))
     case 'max':
     case 'min': {
-      const wins = op === 'max' ? e.gt : e.lt
-      const half = e.select(e.eq(a, b), e.mul(d, 0.5), 0)
-      give(a, e.select(wins(a, b), d, half))
-      return give(b, e.select(wins(b, a), d, half))
+      // Asked by who loses, so that both sides of a NaN receive the gradient, as in PyTorch.
+      const loses = op === 'max' ? e.lt : e.gt
+      const share = e.select(e.eq(a, b), e.mul(d, 0.5), d)
+      give(a, e.select(loses(a, b), 0, share))
+      return give(b, e.select(loses(b, a), 0, share))
     }
     default:
       return

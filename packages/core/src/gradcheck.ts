@@ -1,10 +1,11 @@
 import { grad } from './engine.ts'
 import { GradError, show } from './errors.ts'
+import { scope } from './memory.ts'
 import { dataSync, tensor } from './ops/create.ts'
 import { add, mul } from './ops/pointwise.ts'
 import { sum } from './ops/reduction.ts'
 import { reference } from './reference/backend.ts'
-import { enableGrad, noGrad } from './tape.ts'
+import { enableGrad } from './tape.ts'
 import type { Tensor } from './tensor.ts'
 
 export interface GradcheckOptions {
@@ -30,7 +31,15 @@ export interface GradcheckOptions {
 export function gradcheck(
   fn: (...inputs: Tensor[]) => Tensor | readonly Tensor[],
   inputs: readonly Tensor[],
-  { eps = 1e-6, atol = 1e-5, rtol = 1e-4 }: GradcheckOptions = {},
+  options: GradcheckOptions = {},
+): true {
+  return enableGrad(() => scope(() => check(fn, inputs, options)))
+}
+
+function check(
+  fn: (...inputs: Tensor[]) => Tensor | readonly Tensor[],
+  inputs: readonly Tensor[],
+  { eps = 1e-6, atol = 1e-5, rtol = 1e-4 }: GradcheckOptions,
 ): true {
   const xs = inputs.map((t) => {
     const float = t.dtype === 'float32' || t.dtype === 'float64'
@@ -62,14 +71,15 @@ export function gradcheck(
         return sum(mul(y, w))
       })
       .reduce((a, b) => add(a, b))
-  const analytic = enableGrad(() => grad(total(), checked, { allowUnused: true }))
+  const analytic = grad(total(), checked, { allowUnused: true })
   checked.forEach((x, which) => {
     const g = analytic[which]
     const got = g ? dataSync(g) : new Float64Array(x.numel)
     const values = dataSync(x)
     for (let i = 0; i < values.length; i++) {
+      // Taped like the analytic pass, for functions that themselves take gradients.
       const at = (delta: number): number =>
-        noGrad(() => {
+        scope(() => {
           const moved = Float64Array.from(values)
           moved[i] += delta
           x.backend.write(x, moved)

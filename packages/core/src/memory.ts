@@ -27,6 +27,8 @@ export function resetPeakMemory(): void {
  *
  * @throws GradError if `fn` is asynchronous: compute inside, await the reads outside.
  * @example
+ * const x = randn([8, 4])
+ * const w = randn([4, 2], { requiresGrad: true })
  * const loss = scope(() => {
  *   const loss = x.matmul(w).square().mean()
  *   loss.backward()
@@ -56,7 +58,8 @@ function live(result: unknown): Set<Scoped> {
   }
   while (graph.length > 0) {
     const node = graph.pop() as GradNode
-    if (nodes.has(node)) continue
+    // What a backward pass has freed needs nothing any more: not even its constants.
+    if (nodes.has(node) || node.freed) continue
     nodes.add(node)
     for (const t of [...node.inputs, ...node.outputs, ...(node.owned ?? [])]) {
       found.add(t)

@@ -187,8 +187,13 @@ export function specialize(
   return kernel
 }
 
-/** During typing a number that has not met a tensor yet is weak. */
-type Draft = { readonly typed: Typed; readonly weak: 'int' | 'float' | null }
+/**
+ * During typing, an expression of numbers alone is weak: it is built only once it is known what it meets, in that
+ * dtype, so that a float64 program does not round its constants to float32.
+ */
+type Draft =
+  | { readonly typed: Typed; readonly weak: null }
+  | { readonly x: Expr; readonly weak: 'int' | 'float' }
 
 function typeProgram(
   p: Program,
@@ -215,23 +220,27 @@ function typeProgram(
       slot: slots.push({ source, dtype }) - 1,
       args: [],
     }))
-  const sourceOf = new Map<Typed, number>()
-  const convert = (t: Typed, to: DType): Typed => {
-    const source = sourceOf.get(t)
-    if (source !== undefined) return paramAs(source, to)
-    if (t.dtype === to) return t
-    if (t.kind === 'const')
-      return node(`c${t.value}${to}`, (id) => ({
-        id,
-        kind: 'const',
-        dtype: to,
-        value: to === 'bool' ? Number(t.value !== 0) : t.value,
-        args: [],
-      }))
-    return node(`t${t.id}${to}`, (id) => ({ id, kind: 'cast', dtype: to, args: [t] }))
-  }
+  const constant = (value: number, dtype: DType): Typed =>
+    node(`c${Object.is(value, -0) ? '-0' : value}${dtype}`, (id) => ({
+      id,
+      kind: 'const',
+      dtype,
+      value: dtype === 'bool' ? Number(value !== 0) : value,
+      args: [],
+    }))
+  const apply = (
+    kind: 'unary' | 'binary',
+    op: e.Unary | e.Binary,
+    dtype: DType,
+    args: readonly Typed[],
+  ): Typed =>
+    node(`${op},${dtype},${args.map((a) => a.id).join()}`, (id) => ({ id, kind, op, dtype, args }) as Typed)
+  const choose = (dtype: DType, args: readonly Typed[]): Typed =>
+    node(`s${args.map((t) => t.id).join()}`, (id) => ({ id, kind: 'select', dtype, args }))
+  const cast = (t: Typed, to: DType): Typed =>
+    t.dtype === to ? t : node(`t${t.id}${to}`, (id) => ({ id, kind: 'cast', dtype: to, args: [t] }))
+
   const drafts = new Map<Expr, Draft>()
-  const solid = (typed: Typed): Draft => ({ typed, weak: null })
   const draft = (x: Expr): Draft => {
     let d = drafts.get(x)
     if (!d) {
@@ -239,6 +248,20 @@ function typeProgram(
       drafts.set(x, d)
     }
     return d
+  }
+  const solid = (typed: Typed): Draft => ({ typed, weak: null })
+  const convert = (d: Draft, to: DType): Typed => (d.weak ? weakAs(d.x, d.weak, to) : cast(d.typed, to))
+  /** An expression of numbers computed in `to`, or where that is too narrow for it converted afterwards. */
+  const weakAs = (x: Expr, weak: 'int' | 'float', to: DType): Typed => {
+    if (x.kind === 'param') return paramAs(x.index, to)
+    if (x.kind === 'const') return constant(x.value, to)
+    if (weak === 'float' && !isFloat(to)) return cast(weakAs(x, weak, 'float32'), to)
+    if (to === 'bool') return cast(weakAs(x, weak, 'int32'), to)
+    if (x.kind === 'unary') return apply('unary', x.op, to, [convert(draft(x.a), to)])
+    if (x.kind === 'binary')
+      return apply('binary', x.op, to, [convert(draft(x.a), to), convert(draft(x.b), to)])
+    if (x.kind !== 'select') throw new DTypeError(`${p.name}: ${x.kind} is no number`)
+    return choose(to, [convert(draft(x.cond), 'bool'), convert(draft(x.a), to), convert(draft(x.b), to)])
   }
   /** The common dtype of operands: tensors' dtypes promote; a weak fraction lifts integers to float32. */
   const common = (...ds: readonly Draft[]): DType => {
@@ -249,15 +272,9 @@ function typeProgram(
     if (fraction) return toFloat(out)
     return out === 'bool' && ds.some((d) => d.weak) ? 'int32' : out
   }
-  const weakOf = (...ds: readonly Draft[]): Draft['weak'] =>
+  /** Weak if all operands are: then nothing is built yet. */
+  const weakOf = (...ds: readonly Draft[]): 'int' | 'float' | null =>
     ds.every((d) => d.weak) ? (ds.some((d) => d.weak === 'float') ? 'float' : 'int') : null
-  const apply = (
-    kind: 'unary' | 'binary',
-    op: e.Unary | e.Binary,
-    dtype: DType,
-    args: readonly Typed[],
-  ): Typed =>
-    node(`${op},${dtype},${args.map((a) => a.id).join()}`, (id) => ({ id, kind, op, dtype, args }) as Typed)
 
   const make = (x: Expr): Draft => {
     switch (x.kind) {
@@ -271,110 +288,79 @@ function typeProgram(
             args: [],
           })),
         )
-      case 'param': {
-        // Weak until it meets a tensor; `convert` then gives it a slot of that dtype. The draft itself is never lowered.
-        const whole = Number.isInteger(params[x.index])
-        const typed: Typed = {
-          id: -1 - x.index,
-          kind: 'param',
-          dtype: whole ? 'int32' : 'float64',
-          slot: -1,
-          args: [],
-        }
-        sourceOf.set(typed, x.index)
-        return { typed, weak: whole ? 'int' : 'float' }
-      }
-      case 'const': {
-        const whole = Number.isInteger(x.value)
-        const dtype = whole ? 'int32' : 'float64'
-        return {
-          typed: node(`c${x.value}${dtype}`, (id) => ({
-            id,
-            kind: 'const',
-            dtype,
-            value: x.value,
-            args: [],
-          })),
-          weak: whole ? 'int' : 'float',
-        }
-      }
+      case 'param':
+        return { x, weak: Number.isInteger(params[x.index]) ? 'int' : 'float' }
+      case 'const':
+        return { x, weak: Number.isInteger(x.value) ? 'int' : 'float' }
       case 'index':
         return solid(node('x', (id) => ({ id, kind: 'index', dtype: 'int32', args: [] })))
       case 'coord':
         return solid(node(`d${x.dim}`, (id) => ({ id, kind: 'coord', dtype: 'int32', dim: x.dim, args: [] })))
       case 'cast':
-        return solid(convert(draft(x.a).typed, x.to))
+        return solid(convert(draft(x.a), x.to))
       case 'select': {
-        const [c, a, b] = [draft(x.cond), draft(x.a), draft(x.b)]
+        const [a, b] = [draft(x.a), draft(x.b)]
+        const weak = weakOf(a, b)
+        if (weak) return { x, weak }
         const dtype = common(a, b)
-        const args = [convert(c.typed, 'bool'), convert(a.typed, dtype), convert(b.typed, dtype)]
-        const typed = node(`s${args.map((t) => t.id).join()}`, (id) => ({ id, kind: 'select', dtype, args }))
-        return { typed, weak: weakOf(a, b) }
+        return solid(choose(dtype, [convert(draft(x.cond), 'bool'), convert(a, dtype), convert(b, dtype)]))
       }
-      case 'unary': {
-        const a = draft(x.a)
-        const from = common(a)
-        if (x.op === 'not') return solid(apply('unary', 'not', 'bool', [convert(a.typed, 'bool')]))
-        if (x.op === 'isnan')
-          return solid(
-            apply('unary', 'isnan', 'bool', [
-              isFloat(from) ? convert(a.typed, from) : convert(a.typed, 'float32'),
-            ]),
-          )
-        const integer = x.op === 'neg' || x.op === 'abs' || x.op === 'sign'
-        const rounding = x.op === 'floor' || x.op === 'ceil' || x.op === 'round'
-        if (rounding && !isFloat(from)) return a
-        const dtype = integer ? toSum(from) : toFloat(from)
-        return {
-          typed: apply('unary', x.op, dtype, [convert(a.typed, dtype)]),
-          weak: a.weak && integer ? a.weak : a.weak ? 'float' : null,
-        }
-      }
+      case 'unary':
+        return unary(x)
       case 'binary':
         return binary(x)
     }
   }
+  const unary = (x: Extract<Expr, { kind: 'unary' }>): Draft => {
+    const a = draft(x.a)
+    const from = common(a)
+    const integer = x.op === 'neg' || x.op === 'abs' || x.op === 'sign'
+    if (x.op === 'not') return solid(apply('unary', 'not', 'bool', [convert(a, 'bool')]))
+    if (x.op === 'isnan') return solid(apply('unary', 'isnan', 'bool', [convert(a, toFloat(from))]))
+    if ((x.op === 'floor' || x.op === 'ceil' || x.op === 'round') && !isFloat(from)) return a
+    if (a.weak) return { x, weak: integer ? a.weak : 'float' }
+    if (x.op === 'sign' && from === 'bool') return a
+    const dtype = integer ? toSum(from) : toFloat(from)
+    return solid(apply('unary', x.op, dtype, [convert(a, dtype)]))
+  }
   const binary = (x: Extract<Expr, { kind: 'binary' }>): Draft => {
     const a = draft(x.a)
     const b = draft(x.b)
-    let dtype = common(a, b)
-    let weak = weakOf(a, b)
+    const at = (op: e.Binary, dtype: DType, result = dtype): Draft =>
+      solid(apply('binary', op, result, [convert(a, dtype), convert(b, dtype)]))
+    const dtype = common(a, b)
+    const weak = weakOf(a, b)
     switch (x.op) {
       case 'lt':
       case 'le':
       case 'gt':
       case 'ge':
       case 'eq':
-      case 'ne': {
+      case 'ne':
         // Bools compare as 0 and 1.
-        const of = toSum(dtype)
-        return solid(apply('binary', x.op, 'bool', [convert(a.typed, of), convert(b.typed, of)]))
-      }
+        return at(x.op, toSum(dtype), 'bool')
       case 'and':
       case 'or':
       case 'xor':
         if (isFloat(dtype)) throw new DTypeError(`${p.name}: ${x.op} takes bool or int32, not ${dtype}`)
-        break
+        return at(x.op, dtype)
       case 'shl':
       case 'shr':
-        dtype = 'int32'
-        break
+        return at(x.op, 'int32')
       case 'div':
-        dtype = toFloat(dtype)
-        if (weak) weak = 'float'
-        break
-      case 'max':
-      case 'min':
-        break
+        return weak ? { x, weak: 'float' } : at(x.op, toFloat(dtype))
       default:
-        dtype = toSum(dtype)
     }
-    return { typed: apply('binary', x.op, dtype, [convert(a.typed, dtype), convert(b.typed, dtype)]), weak }
+    if (weak) return { x, weak }
+    if (dtype !== 'bool') return at(x.op, dtype)
+    // Two bools stay bool where that means something, as in PyTorch.
+    if (x.op === 'max' || x.op === 'add') return at('or', 'bool')
+    if (x.op === 'min' || x.op === 'mul') return at('and', 'bool')
+    return at(x.op, 'int32')
   }
   const exprs = p.exprs.map((x, i) => {
     const d = draft(x)
-    const want = outputs?.[i] ?? (d.weak ? common(d) : d.typed.dtype)
-    return convert(d.typed, want)
+    return convert(d, outputs?.[i] ?? common(d))
   })
   const usesIndex = typedPostOrder(exprs).some((t) => t.kind === 'index' || t.kind === 'coord')
   return { id: kernelCount++, name: p.name, exprs, inputs, params: slots, usesIndex }

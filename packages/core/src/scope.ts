@@ -5,14 +5,17 @@ export interface Scoped {
   kept: boolean
   readonly disposed: boolean
   release(by: string): void
+  /** From now on nobody but the garbage collector watches over it. */
+  adopt(): void
 }
 
 /** The temporaries of the innermost running scope, or null outside of all. */
 let current: Scoped[] | null = null
 
-/** Called by every new tensor. */
+/** Called by every new tensor, and for what outlives an inner scope. */
 export function track(t: Scoped): void {
   if (current !== null) current.push(t)
+  else t.adopt()
 }
 
 /** Runs `fn` and returns what it made beside its result, instead of freeing it: the engine's own way to collect. */

@@ -30,6 +30,7 @@ export class Storage {
   buffer: BackendBuffer | null
   /** Live tensors on it; an object of its own because the finalizer needs it after the storage is gone. */
   readonly tensors = { count: 0 }
+  #adopted = false
 
   constructor(backend: Backend, bytes: number, dtype: DType) {
     this.backend = backend
@@ -38,12 +39,22 @@ export class Storage {
     counts.storages++
     counts.bytes += bytes
     if (counts.bytes > counts.peakBytes) counts.peakBytes = counts.bytes
-    lost.register(this, { backend, buffer: this.buffer, bytes, tensors: this.tensors }, this)
+  }
+
+  /**
+   * Hands the storage to the safety net. What a scope tracks needs none, and registering costs more than all the rest
+   * of making a tensor, so it happens where the last scope ends.
+   */
+  adopt(): void {
+    if (this.#adopted || this.buffer === null) return
+    this.#adopted = true
+    const { backend, buffer, bytes, tensors } = this
+    lost.register(this, { backend, buffer, bytes, tensors }, this)
   }
 
   free(): void {
     if (this.buffer === null) return
-    lost.unregister(this)
+    if (this.#adopted) lost.unregister(this)
     this.backend.free(this.buffer)
     this.buffer = null
     counts.storages--
@@ -184,6 +195,11 @@ export class Tensor implements View, Scoped {
   }
 
   /** @internal */
+  adopt(): void {
+    this.storage.adopt()
+  }
+
+  /** @internal */
   release(by: string): void {
     if (this.#freedBy !== null) return
     this.#freedBy = by
@@ -194,6 +210,7 @@ export class Tensor implements View, Scoped {
   /** Exempts this tensor from `scope` and from what `backward()` frees; it lives until `dispose()` or until it is unreachable. */
   keep(): this {
     this.kept = true
+    this.storage.adopt()
     return this
   }
 

@@ -191,7 +191,10 @@ export interface LinearAttentionAttrs {
   eps: number
 }
 
-const FEATURE = program('linear_attention.feature', 1, ([x]) => e.select(e.gt(x, 0), e.add(x, 1), e.exp(x)))
+// The exponent is 0 where it is not taken, so that the gradient has no 0 · ∞.
+const FEATURE = program('linear_attention.feature', 1, ([x]) =>
+  e.select(e.gt(x, 0), e.add(x, 1), e.exp(e.select(e.gt(x, 0), 0, x))),
+)
 
 const LINEAR_ATTENTION: Op<LinearAttentionAttrs> = {
   name: 'linear_attention',

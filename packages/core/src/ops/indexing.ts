@@ -2,7 +2,7 @@ import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import { wrapDim } from '../layout.ts'
 import { apply, type Op } from '../op.ts'
-import { elementwise } from '../primitives/elementwise.ts'
+import { elementwise, fill } from '../primitives/elementwise.ts'
 import { gatherPrimitive, scatterAddPrimitive } from '../primitives/indexing.ts'
 import { expandView, reshapeView } from '../primitives/views.ts'
 import { program } from '../program.ts'
@@ -12,6 +12,8 @@ import { ne, where } from './pointwise.ts'
 /** x's elements at `index` (int32, as many dims as x) along dim: out[i][j] = x[i][index[i][j]] for dim 1. */
 export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
   const d = wrapDim('gather', dim, x.rank)
+  // As in PyTorch an empty index picks nothing, whatever its rank.
+  if (index.numel === 0) return fill(x.backend, index.shape, 0, x.dtype)
   if (x.rank === 0 || index.rank === 0) {
     const out = gatherPrimitive('gather', reshapeView(x, [x.numel]), 0, reshapeView(index, [index.numel]))
     return reshapeView(out, index.shape)

@@ -1,6 +1,7 @@
+import { isFloat } from '../dtype.ts'
 import { ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
-import { elementwise } from '../primitives/elementwise.ts'
+import { copy, elementwise } from '../primitives/elementwise.ts'
 import { type Program, program } from '../program.ts'
 import type { Tensor } from '../tensor.ts'
 
@@ -38,10 +39,19 @@ export const abs = unary('abs', e.abs)
 export const sign = unary('sign', e.sign)
 export const floor = unary('floor', e.floor)
 export const ceil = unary('ceil', e.ceil)
-/** Nearest whole number, half to even */
-export const round = unary('round', e.round)
-/** x² */
-export const square = unary('square', e.square)
+const ROUND = unary('round', e.round)
+const scale10 = (up: boolean): Program =>
+  program('round', 1, ([x], [s]) => (up ? e.div(e.round(e.mul(x, s)), s) : e.mul(e.round(e.div(x, s)), s)), 1)
+const ROUND_UP = scale10(true)
+const ROUND_DOWN = scale10(false)
+/** Nearest whole number, half to even; or that of x · 10^decimals, over 10^decimals. Integers stay as they are. */
+export const round = (x: Tensor, { decimals = 0 }: { decimals?: number } = {}): Tensor =>
+  decimals === 0 || !isFloat(x.dtype)
+    ? ROUND(x)
+    : elementwise(decimals > 0 ? ROUND_UP : ROUND_DOWN, [x], [10 ** Math.abs(decimals)])
+const SQUARE = unary('square', e.square)
+/** x²; of bools int32 */
+export const square = (x: Tensor): Tensor => SQUARE(x.dtype === 'bool' ? copy(x, 'int32') : x)
 export const sqrt = unary('sqrt', e.sqrt)
 /** 1 / √x */
 export const rsqrt = unary('rsqrt', (x) => e.div(1, e.sqrt(x)))
@@ -99,8 +109,44 @@ export const sub = (a: Operand, b: Operand, { alpha = 1 }: { alpha?: number } = 
 
 /** a · b */
 export const mul = binary('mul', e.mul)
-/** a / b, always floating */
-export const div = binary('div', e.div)
+const DIV = binary('div', e.div)
+const FLOORED = binary('div', (a, b) => e.floor(e.div(a, b)))
+const TRUNCATED = binary('div', (a, b) => {
+  const q = e.div(a, b)
+  return e.select(e.lt(q, 0), e.ceil(q), e.floor(q))
+})
+// A float32 quotient of large integers is off by a little: the quotient of what is left mends that.
+const whole = (a: e.Expr, b: e.Expr): { q: e.Expr; left: e.Expr } => {
+  const first = e.cast('int32', e.div(a, b))
+  const q = e.add(first, e.cast('int32', e.div(e.sub(a, e.mul(first, b)), b)))
+  return { q, left: e.sub(a, e.mul(q, b)) }
+}
+const floorInt = (a: e.Expr, b: e.Expr): e.Expr => {
+  const { q, left } = whole(a, b)
+  const over = e.and(e.ne(left, 0), e.ne(e.lt(left, 0), e.lt(b, 0)))
+  return e.sub(q, e.cast('int32', over))
+}
+const FLOORED_INT = binary('div', floorInt)
+const TRUNCATED_INT = binary('div', (a, b) => {
+  const q = floorInt(a, b)
+  const under = e.and(e.ne(e.mul(q, b), a), e.ne(e.lt(a, 0), e.lt(b, 0)))
+  return e.add(q, e.cast('int32', under))
+})
+const isWhole = (x: Operand): boolean => (typeof x === 'number' ? Number.isInteger(x) : !isFloat(x.dtype))
+
+export interface DivOptions {
+  /** Round the quotient down or towards 0; it then keeps integers as int32, and its gradient is 0. */
+  roundingMode?: 'floor' | 'trunc' | null
+}
+
+/** a / b, always floating unless a rounding mode is given */
+export function div(a: Operand, b: Operand, { roundingMode = null }: DivOptions = {}): Tensor {
+  if (roundingMode === null) return DIV(a, b)
+  const int = isWhole(a) && isWhole(b)
+  if (roundingMode === 'floor') return int ? FLOORED_INT(a, b) : FLOORED(a, b)
+  if (roundingMode === 'trunc') return int ? TRUNCATED_INT(a, b) : TRUNCATED(a, b)
+  throw new ValueError(`div: roundingMode must be 'floor', 'trunc' or null, not '${String(roundingMode)}'`)
+}
 /** aᵇ; int32 wraps */
 export const pow = binary('pow', e.pow)
 /** Larger of two; NaN if either is NaN; ties share the gradient */
@@ -177,7 +223,13 @@ const LEAKY = program('leaky_relu', 1, ([x], [slope]) => e.select(e.gt(x, 0), x,
 export const leakyRelu = (x: Tensor, { negativeSlope = 0.01 }: { negativeSlope?: number } = {}): Tensor =>
   elementwise(LEAKY, [x], [negativeSlope])
 
-const ELU = program('elu', 1, ([x], [alpha]) => e.select(e.gt(x, 0), x, e.mul(alpha, e.expm1(x))), 1)
+// The branch not taken must stay finite: its gradient is 0 times what it has, and 0 · ∞ is NaN.
+const ELU = program(
+  'elu',
+  1,
+  ([x], [alpha]) => e.select(e.le(x, 0), e.mul(alpha, e.expm1(e.select(e.le(x, 0), x, 0))), x),
+  1,
+)
 /** x for x > 0, else alpha · (exp(x) − 1) (Clevert et al. 2016) */
 export const elu = (x: Tensor, { alpha = 1 }: { alpha?: number } = {}): Tensor =>
   elementwise(ELU, [x], [alpha])
@@ -185,8 +237,11 @@ export const elu = (x: Tensor, { alpha = 1 }: { alpha?: number } = {}): Tensor =
 const SOFTPLUS = program(
   'softplus',
   1,
-  ([x], [beta, threshold]) =>
-    e.select(e.gt(e.mul(x, beta), threshold), x, e.div(e.log1p(e.exp(e.mul(x, beta))), beta)),
+  ([x], [beta, threshold]) => {
+    const z = e.mul(x, beta)
+    const linear = e.gt(z, threshold)
+    return e.select(linear, x, e.div(e.log1p(e.exp(e.select(linear, 0, z))), beta))
+  },
   2,
 )
 /** ln(1 + exp(beta · x)) / beta; x itself where beta · x > threshold */

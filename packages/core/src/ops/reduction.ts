@@ -31,13 +31,18 @@ const as = (x: Tensor, dtype: DType | undefined): Tensor =>
 
 const count = (x: Tensor, dims: readonly number[]): number => dims.reduce((p, d) => p * x.shape[d], 1)
 
+/** Sums and products of bools count as int32, unless bool is asked for. */
+function total(kind: 'sum' | 'prod', x: Tensor, dim: Dims, { keepdim = false, dtype }: SumOptions): Tensor {
+  const out = reduce(kind, as(x, dtype), wrapDims(kind, dim, x.rank), keepdim)
+  return dtype === 'bool' ? copy(out, dtype) : out
+}
+
 /** Sum over dims; bool counts as int32, int32 wraps. */
-export const sum = (x: Tensor, dim?: Dims, { keepdim = false, dtype }: SumOptions = {}): Tensor =>
-  reduce('sum', as(x, dtype), wrapDims('sum', dim, x.rank), keepdim)
+export const sum = (x: Tensor, dim?: Dims, options: SumOptions = {}): Tensor => total('sum', x, dim, options)
 
 /** Product over dims; right also for the gradients of zeros. */
-export const prod = (x: Tensor, dim?: Dims, { keepdim = false, dtype }: SumOptions = {}): Tensor =>
-  reduce('prod', as(x, dtype), wrapDims('prod', dim, x.rank), keepdim)
+export const prod = (x: Tensor, dim?: Dims, options: SumOptions = {}): Tensor =>
+  total('prod', x, dim, options)
 
 /** Arithmetic mean over dims; NaN of no elements. @throws DTypeError for integers: convert first. */
 export function mean(x: Tensor, dim?: Dims, { keepdim = false, dtype }: SumOptions = {}): Tensor {

@@ -3,7 +3,7 @@ import { ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import * as L from '../layout.ts'
 import { backendOf } from '../primitives/common.ts'
-import { copy, copyInto, elementwise } from '../primitives/elementwise.ts'
+import { copy, copyInto, elementwise, fill } from '../primitives/elementwise.ts'
 import {
   contiguous as dense,
   embed,
@@ -193,11 +193,29 @@ export function split(x: Tensor, size: number | readonly number[], dim = 0): Ten
     if (sizes.reduce((p, v) => p + v, 0) !== n)
       throw new ShapeError(`split: sizes ${show(sizes)} must sum to ${n}, the size of dim ${dim}`)
   }
+  if (x.rank === 0) throw new ShapeError('split: a scalar has no dims')
   let at = 0
-  return sizes.map((s) => {
+  const layouts = sizes.map((s) => {
     at += s
-    return narrow(x, d, at - s, s)
+    return L.sliceLayout('split', x, d, at - s, at, 1)
   })
+  return pieces('split', x, layouts, (douts) => cat(douts, d))
+}
+
+/** Several views of x that together are all of it, as one node: its gradient is put together once. */
+function pieces(
+  name: string,
+  x: Tensor,
+  layouts: readonly L.Layout[],
+  join: (douts: Tensor[]) => Tensor,
+): Tensor[] {
+  const outs = layouts.map((l) => x.viewAs(l))
+  if (shouldRecord([x])) {
+    record(name, [x], outs, null, (node, douts) => [
+      join(douts.map((g, i) => g ?? fill(x.backend, layouts[i].shape, 0, node.inputs[0].dtype))),
+    ])
+  }
+  return outs
 }
 
 /** At most `chunks` pieces of equal size (the last may be smaller) along dim. Views. */
@@ -214,7 +232,8 @@ export function chunk(x: Tensor, chunks: number, dim = 0): Tensor[] {
 export function unbind(x: Tensor, dim = 0): Tensor[] {
   if (x.rank === 0) throw new ShapeError('unbind: a scalar has no dims')
   const d = L.wrapDim('unbind', dim, x.rank)
-  return Array.from({ length: x.shape[d] }, (_, i) => select(x, d, i))
+  const layouts = Array.from({ length: x.shape[d] }, (_, i) => L.selectLayout('unbind', x, d, i))
+  return pieces('unbind', x, layouts, (douts) => stack(douts, d))
 }
 
 /** Tensors joined along an existing dim; other sizes agree. One-dimensional empty tensors are skipped, as in PyTorch. */
@@ -363,8 +382,13 @@ export function pad(
   let out = x
   for (let i = 0; i < padding.length / 2; i++) {
     const d = x.rank - 1 - i
-    const [left, right] = [padding[2 * i], padding[2 * i + 1]]
     const n = out.shape[d]
+    let [left, right] = [padding[2 * i], padding[2 * i + 1]]
+    // Cropping may pass the last element; what is then repeated is that element.
+    if (mode === 'replicate' && n > 0) {
+      if (left <= -n) [left, right] = [1 - n, right + left + n - 1]
+      else if (right <= -n) [left, right] = [left + right + n - 1, 1 - n]
+    }
     if (n + left + right < 0)
       throw new ShapeError(`pad: ${show(padding)} crops more than dim ${d} of ${show(x.shape)} has`)
     const cropped =

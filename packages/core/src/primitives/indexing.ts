@@ -3,7 +3,7 @@ import { launch } from '../profile.ts'
 import { type GradNode, record, shouldRecord } from '../tape.ts'
 import { allocate, type Tensor } from '../tensor.ts'
 import { backendOf } from './common.ts'
-import { fill } from './elementwise.ts'
+import { copy, fill } from './elementwise.ts'
 import { embed } from './views.ts'
 
 function checkIndex(op: string, x: readonly number[], dim: number, index: Tensor): void {
@@ -55,6 +55,9 @@ export function scatterAddPrimitive(
   }
   if (source.dtype !== x.dtype)
     throw new DTypeError(`${op}: source is ${source.dtype}, the tensor ${x.dtype}; expected the same`)
+  // Bools add as in PyTorch: any true gives true.
+  if (x.dtype === 'bool')
+    return copy(scatterAddPrimitive(op, copy(x, 'int32'), dim, index, copy(source, 'int32')), 'bool')
   const out = allocate(backend, x.shape, x.dtype)
   launch(op, 'primitive', backend, backend.kernels.scatterAdd, [out], inputs, { dim })
   if (shouldRecord(inputs)) record(op, inputs, [out], dim, scatterBackward)

@@ -41,8 +41,14 @@ export function matmulPrimitive(op: string, a: Tensor, b: Tensor): Tensor {
 function backward(node: GradNode<null>, [d]: readonly (Tensor | null)[]): (Tensor | null)[] {
   if (!d) return [null, null]
   const t = (x: Tensor): Tensor => transposeView(x, x.rank - 2, x.rank - 1)
+  // The gradient of a transposed operand is computed transposed, so that what was transposed gets a contiguous one.
+  const product = (x: Tensor, y: Tensor, like: Tensor): Tensor =>
+    isTransposed(like) ? t(matmulPrimitive('matmul', t(y), t(x))) : matmulPrimitive('matmul', x, y)
   return [
-    node.needs(0) ? matmulPrimitive('matmul', d, t(node.input(1))) : null,
-    node.needs(1) ? matmulPrimitive('matmul', t(node.input(0)), d) : null,
+    node.needs(0) ? product(d, t(node.input(1)), node.inputs[0]) : null,
+    node.needs(1) ? product(t(node.input(0)), d, node.inputs[1]) : null,
   ]
 }
+
+const isTransposed = ({ strides }: Tensor): boolean =>
+  strides[strides.length - 2] === 1 && strides[strides.length - 1] !== 1

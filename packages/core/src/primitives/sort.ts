@@ -6,7 +6,11 @@ import { scatterAddPrimitive } from './indexing.ts'
 
 /** Stable sort along `dim`: values (differentiable) and int32 indices. NaN counts as the largest. */
 export function sortPrimitive(input: Tensor, dim: number, descending: boolean): [Tensor, Tensor] {
-  const x = input.dtype === 'bool' ? copy(input, 'int32') : input
+  if (input.dtype === 'bool') {
+    const [values, indices] = sortPrimitive(copy(input, 'int32'), dim, descending)
+    return [copy(values, 'bool'), indices]
+  }
+  const x = input
   const values = allocate(x.backend, x.shape, x.dtype)
   const indices = allocate(x.backend, x.shape, 'int32')
   if (x.numel > 0)

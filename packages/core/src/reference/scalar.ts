@@ -21,7 +21,7 @@ const unaries: Record<Unary, (x: number) => number> = {
   sin: Math.sin,
   cos: Math.cos,
   tanh: Math.tanh,
-  sigmoid: (x) => (x >= 0 ? 1 / (1 + Math.exp(-x)) : 1 - 1 / (1 + Math.exp(x))),
+  sigmoid: (x) => (x >= 0 ? 1 / (1 + Math.exp(-x)) : Math.exp(x) / (1 + Math.exp(x))),
   erf,
   isnan: (x) => Number(Number.isNaN(x)),
   not: (x) => Number(x === 0),
@@ -90,8 +90,7 @@ export function erf(x: number): number {
 /** Float to int32 truncates and saturates; NaN becomes 0. Anything to bool asks whether it differs from 0. */
 export function convert(x: number, from: DType, to: DType): number {
   if (to === 'bool') return Number(x !== 0)
-  if (to === 'int32' && from !== 'int32')
-    return Number.isNaN(x) ? 0 : Math.max(-2147483648, Math.min(2147483647, Math.trunc(x)))
+  if (to === 'int32' && from !== 'int32') return Math.max(-2147483648, Math.min(2147483647, x)) | 0
   return to === 'float32' ? Math.fround(x) : x
 }
 
@@ -120,8 +119,10 @@ export function lower(
         return (inputs) => inputs[t.index]
       case 'param':
         return () => convert(params[t.slot], 'float64', t.dtype)
-      case 'const':
-        return () => (t.dtype === 'float32' ? Math.fround(t.value) : t.value)
+      case 'const': {
+        const value = convert(t.value, 'float64', t.dtype)
+        return () => value
+      }
       case 'index':
         return (_, place) => place.index
       case 'coord':

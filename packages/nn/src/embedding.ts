@@ -1,0 +1,58 @@
+import { embedding, type Tensor, ValueError, zeros } from '@tilegrad/core'
+import * as init from './init.ts'
+import { positive } from './linear.ts'
+import { Module, parameter } from './module.ts'
+
+export interface EmbeddingOptions {
+  /** A row that starts as zeros and learns nothing; negative counts from the end. Default none. */
+  paddingIdx?: number | null
+}
+
+/**
+ * A table of vectors: int32 indices of shape (…) → (…, embeddingDim), the rows of weight (numEmbeddings,
+ * embeddingDim). The weight starts standard normal, as in PyTorch.
+ *
+ * @throws ValueError for sizes that are not positive integers or a paddingIdx outside the table; `forward` throws
+ * DTypeError for indices that are not int32 and, where the device can look, ValueError for one outside the table.
+ * @example
+ * const table = new Embedding(10, 3)
+ * table.forward(tensor([[1, 2], [4, 5]], { dtype: 'int32' })).shape // → 2,2,3
+ */
+export class Embedding extends Module {
+  readonly numEmbeddings: number
+  readonly embeddingDim: number
+  /** Never negative. */
+  readonly paddingIdx: number | null
+  weight: Tensor
+
+  constructor(numEmbeddings: number, embeddingDim: number, { paddingIdx = null }: EmbeddingOptions = {}) {
+    super()
+    positive('Embedding', { numEmbeddings, embeddingDim })
+    this.numEmbeddings = numEmbeddings
+    this.embeddingDim = embeddingDim
+    this.paddingIdx = paddingIdx !== null && paddingIdx < 0 ? paddingIdx + numEmbeddings : paddingIdx
+    const row = this.paddingIdx
+    if (row !== null && !(Number.isInteger(row) && row >= 0 && row < numEmbeddings)) {
+      throw new ValueError(
+        `Embedding: paddingIdx ${paddingIdx} must lie within −${numEmbeddings} … ${numEmbeddings - 1}`,
+      )
+    }
+    this.weight = parameter(zeros([numEmbeddings, embeddingDim]))
+    this.resetParameters()
+  }
+
+  /** Draws the initial values again. */
+  resetParameters(): void {
+    init.normal_(this.weight)
+    if (this.paddingIdx !== null) init.zeroRow_(this.weight, this.paddingIdx)
+  }
+
+  forward(index: Tensor): Tensor {
+    return embedding(index, this.weight, { paddingIdx: this.paddingIdx })
+  }
+
+  override extraRepr(): string {
+    const padding = this.paddingIdx === null ? '' : `, paddingIdx: ${this.paddingIdx}`
+    return `${this.numEmbeddings}, ${this.embeddingDim}${padding}`
+  }
+}

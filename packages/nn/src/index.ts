@@ -1,0 +1,44 @@
+/**
+ * Neural-network modules, optimisers and learning-rate schedules, on whatever backend the tensors live.
+ *
+ * @packageDocumentation
+ */
+
+export { GELU, type GELUKind, ReLU, Sigmoid, SiLU, Tanh } from './activation.ts'
+export {
+  type AttentionModuleOptions,
+  LinearAttention,
+  type LinearAttentionOptions,
+  MultiHeadAttention,
+  type MultiHeadAttentionOptions,
+  SelfAttention,
+} from './attention.ts'
+export { Dropout } from './dropout.ts'
+export { Embedding, type EmbeddingOptions } from './embedding.ts'
+export { type GenerateOptions, GPT, type GPTConfig, type GPTOutput } from './gpt.ts'
+export * as init from './init.ts'
+export { Linear, type LinearOptions } from './linear.ts'
+export { buffer, type LoadResult, Module, parameter, type StateDict } from './module.ts'
+export {
+  GroupNorm,
+  type GroupNormOptions,
+  LayerNorm,
+  type LayerNormOptions,
+  type NormalizedShape,
+  RMSNorm,
+  type RMSNormOptions,
+} from './norm.ts'
+export { Adam, type AdamOptions, AdamW, decayGroups } from './optim/adam.ts'
+export { clipGradNorm, clipGradValue } from './optim/clip.ts'
+export {
+  Optimizer,
+  type OptimizerStateDict,
+  type ParamGroup,
+  type ParamState,
+  type ParamsOrGroups,
+  stateTensor,
+} from './optim/optimizer.ts'
+export * as schedule from './optim/schedule.ts'
+export { SGD, type SGDOptions } from './optim/sgd.ts'
+export { type Layer, Sequential } from './sequential.ts'
+export { MLP, type MLPOptions, TransformerBlock, type TransformerBlockOptions } from './transformer.ts'

@@ -1,0 +1,191 @@
+import {
+  applyProgramInto,
+  type Expr,
+  expr as e,
+  hostRandom,
+  narrow,
+  noGrad,
+  program,
+  rand,
+  randn,
+  ShapeError,
+  scope,
+  type Tensor,
+  tensor,
+  ValueError,
+} from '@tilegrad/core'
+
+/**
+ * Initialisers. Each overwrites its tensor in place, untaped, and returns it; random ones draw from `manualSeed`'s
+ * generator. Weights are (out, in, …): fan-in counts the inputs of one output, fan-out the outputs of one input.
+ */
+
+const write = (t: Tensor, values: () => void): Tensor => {
+  noGrad(() => scope(values))
+  return t
+}
+
+const like = (t: Tensor) => ({ dtype: t.dtype, device: t.backend })
+
+/** Every element `value`. */
+export const constant_ = (t: Tensor, value: number): Tensor => write(t, () => void t.fill_(value))
+
+/** Every element 0. */
+export const zeros_ = (t: Tensor): Tensor => constant_(t, 0)
+
+/** Every element 1. */
+export const ones_ = (t: Tensor): Tensor => constant_(t, 1)
+
+/** Uniform in [low, high). */
+export const uniform_ = (t: Tensor, low = 0, high = 1): Tensor =>
+  write(t, () => void t.copy_(rand(t.shape, { low, high, ...like(t) })))
+
+/** Normal with the given mean and standard deviation. */
+export const normal_ = (t: Tensor, mean = 0, std = 1): Tensor =>
+  write(t, () => void t.copy_(randn(t.shape, { mean, std, ...like(t) })))
+
+/** Inverse error function in single precision (Giles 2010): a polynomial near 0, another in the tails. */
+function erfinv(x: Expr): Expr {
+  const poly = (w: Expr, coefficients: readonly number[]): Expr =>
+    coefficients.slice(1).reduce((p: Expr, c) => e.add(e.mul(p, w), c), e.constant(coefficients[0] as number))
+  const w = e.neg(e.log(e.mul(e.sub(1, x), e.add(1, x))))
+  const centre = poly(
+    e.sub(w, 2.5),
+    [
+      2.81022636e-8, 3.43273939e-7, -3.5233877e-6, -4.39150654e-6, 2.1858087e-4, -1.25372503e-3,
+      -4.17768164e-3, 0.246640727, 1.50140941,
+    ],
+  )
+  const tail = poly(
+    e.sub(e.sqrt(w), 3),
+    [
+      -2.00214257e-4, 1.00950558e-4, 1.34934322e-3, -3.67342844e-3, 5.73950773e-3, -7.6224613e-3,
+      9.43887047e-3, 1.00167406, 2.83297682,
+    ],
+  )
+  return e.mul(e.select(e.lt(w, 5), centre, tail), x)
+}
+
+// The normal distribution's quantile of a uniform number between the bounds' probabilities; params mean, std, bounds.
+const TRUNCATED = program(
+  'trunc_normal_',
+  1,
+  ([u], [mean, std, a, b]) => {
+    const [x, m, s, lo, hi] = [u, mean, std, a, b] as [Expr, Expr, Expr, Expr, Expr]
+    const edge = (bound: Expr): Expr => e.erf(e.div(e.sub(bound, m), e.mul(s, Math.SQRT2)))
+    const p = e.add(edge(lo), e.mul(x, e.sub(edge(hi), edge(lo))))
+    // Bounds far out round to probability ±1, whose quantile is infinite.
+    const inside = e.max(e.min(p, 1 - 2 ** -24), 2 ** -24 - 1)
+    return e.min(e.max(e.add(m, e.mul(e.mul(s, Math.SQRT2), erfinv(inside))), lo), hi)
+  },
+  4,
+)
+
+/**
+ * Normal, but only values within [a, b], which are absolute bounds and not multiples of std.
+ *
+ * @throws ValueError unless a < b.
+ */
+export function truncNormal_(t: Tensor, mean = 0, std = 1, a = -2, b = 2): Tensor {
+  if (!(a < b)) throw new ValueError(`truncNormal_: needs a < b, got ${a} and ${b}`)
+  return write(t, () => applyProgramInto([t], TRUNCATED, [rand(t.shape, like(t))], [mean, std, a, b]))
+}
+
+/** Fan-in and fan-out of a weight (out, in, …); dims after the second are a receptive field. */
+function fans(op: string, t: Tensor): { fanIn: number; fanOut: number } {
+  const [out, inputs, ...field] = t.shape
+  if (out === undefined || inputs === undefined) {
+    throw new ShapeError(`${op}: fan-in and fan-out need at least two dims, got [${t.shape.join(', ')}]`)
+  }
+  const size = field.reduce((p, n) => p * n, 1)
+  return { fanIn: inputs * size, fanOut: out * size }
+}
+
+/** What an activation does to the scale of its input, for `gain` and Kaiming initialisation. */
+export type Nonlinearity = 'linear' | 'sigmoid' | 'tanh' | 'relu' | 'leakyRelu'
+
+/**
+ * The factor that keeps the variance constant through a nonlinearity: 1 for linear and sigmoid, 5/3 for tanh, √2 for
+ * ReLU, √(2 / (1 + a²)) for leaky ReLU with slope a (default 0.01).
+ */
+export function gain(nonlinearity: Nonlinearity, a = 0.01): number {
+  if (nonlinearity === 'tanh') return 5 / 3
+  if (nonlinearity === 'relu') return Math.SQRT2
+  return nonlinearity === 'leakyRelu' ? Math.sqrt(2 / (1 + a * a)) : 1
+}
+
+/** Uniform within ±factor · √(6 / (fan-in + fan-out)) (Glorot & Bengio 2010). @throws ShapeError below two dims. */
+export function xavierUniform_(t: Tensor, factor = 1): Tensor {
+  const { fanIn, fanOut } = fans('xavierUniform_', t)
+  const bound = factor * Math.sqrt(6 / (fanIn + fanOut))
+  return uniform_(t, -bound, bound)
+}
+
+/** Normal with standard deviation factor · √(2 / (fan-in + fan-out)) (Glorot & Bengio 2010). @throws ShapeError below two dims. */
+export function xavierNormal_(t: Tensor, factor = 1): Tensor {
+  const { fanIn, fanOut } = fans('xavierNormal_', t)
+  return normal_(t, 0, factor * Math.sqrt(2 / (fanIn + fanOut)))
+}
+
+export interface KaimingOptions {
+  /** Slope of the leaky ReLU; default 0. */
+  a?: number
+  /** Keep the variance of the forward pass (default) or of the backward pass. */
+  mode?: 'fanIn' | 'fanOut'
+  /** Default 'leakyRelu'. */
+  nonlinearity?: Nonlinearity
+}
+
+function kaimingStd(op: string, t: Tensor, options: KaimingOptions): number {
+  const { a = 0, mode = 'fanIn', nonlinearity = 'leakyRelu' } = options
+  return gain(nonlinearity, a) / Math.sqrt(fans(op, t)[mode])
+}
+
+/** Uniform within ±gain · √(3 / fan) (He et al. 2015). @throws ShapeError below two dims. */
+export function kaimingUniform_(t: Tensor, options: KaimingOptions = {}): Tensor {
+  const bound = Math.sqrt(3) * kaimingStd('kaimingUniform_', t, options)
+  return uniform_(t, -bound, bound)
+}
+
+/** Normal with standard deviation gain / √fan (He et al. 2015). @throws ShapeError below two dims. */
+export const kaimingNormal_ = (t: Tensor, options: KaimingOptions = {}): Tensor =>
+  normal_(t, 0, kaimingStd('kaimingNormal_', t, options))
+
+/**
+ * A random matrix whose rows (or columns, if there are more rows) are orthogonal with norm `factor` (Saxe et al.
+ * 2014); dims after the first count as one. Computed on the host, in time rows · columns · min(rows, columns).
+ *
+ * @throws ShapeError below two dims.
+ */
+export function orthogonal_(t: Tensor, factor = 1): Tensor {
+  fans('orthogonal_', t)
+  const rows = t.shape[0] as number
+  const columns = rows === 0 ? 0 : t.numel / rows
+  const [count, length] = rows <= columns ? [rows, columns] : [columns, rows]
+  const vectors: Float64Array[] = []
+  while (vectors.length < count) {
+    const v = Float64Array.from({ length }, normal)
+    // Twice: one pass of Gram-Schmidt leaves a rest that rounding made.
+    for (let pass = 0; pass < 2; pass++) for (const q of vectors) axpy(v, -dot(v, q), q)
+    const norm = Math.sqrt(dot(v, v))
+    if (norm > 1e-6) vectors.push(v.map((x) => x / norm))
+  }
+  const at = (i: number): number => {
+    const [r, c] = [Math.floor(i / columns), i % columns]
+    return factor * ((rows <= columns ? vectors[r]?.[c] : vectors[c]?.[r]) as number)
+  }
+  const values = Float64Array.from({ length: t.numel }, (_, i) => at(i))
+  return write(t, () => void t.copy_(tensor(values, t.shape, like(t))))
+}
+
+/** A normal number on the host (Box & Muller 1958); 1 − u keeps the logarithm finite. */
+const normal = (): number => Math.sqrt(-2 * Math.log(1 - hostRandom())) * Math.cos(2 * Math.PI * hostRandom())
+
+const dot = (a: Float64Array, b: Float64Array): number => a.reduce((s, v, i) => s + v * (b[i] as number), 0)
+
+function axpy(y: Float64Array, alpha: number, x: Float64Array): void {
+  for (let i = 0; i < y.length; i++) y[i] = (y[i] as number) + alpha * (x[i] as number)
+}
+
+/** Zeros along one index of the first dim: a padding row. @internal */
+export const zeroRow_ = (t: Tensor, row: number): Tensor => write(t, () => void narrow(t, 0, row, 1).zero_())

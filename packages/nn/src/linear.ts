@@ -1,0 +1,58 @@
+import { linear, type Tensor, ValueError, zeros } from '@tilegrad/core'
+import * as init from './init.ts'
+import { Module, parameter } from './module.ts'
+
+export interface LinearOptions {
+  /** Learn an additive bias; default true. */
+  bias?: boolean
+}
+
+/**
+ * x · weightᵀ + bias: (…, inFeatures) → (…, outFeatures), with weight (outFeatures, inFeatures) and bias
+ * (outFeatures). Both start uniform within ±1/√inFeatures, as in PyTorch.
+ *
+ * @throws ValueError unless both sizes are positive integers; `forward` throws ShapeError for another last size.
+ * @example
+ * const layer = new Linear(4, 3)
+ * layer.forward(randn([2, 4])).shape // → 2,3
+ */
+export class Linear extends Module {
+  readonly inFeatures: number
+  readonly outFeatures: number
+  weight: Tensor
+  bias: Tensor | null
+
+  constructor(inFeatures: number, outFeatures: number, { bias = true }: LinearOptions = {}) {
+    super()
+    positive('Linear', { inFeatures, outFeatures })
+    this.inFeatures = inFeatures
+    this.outFeatures = outFeatures
+    this.weight = parameter(zeros([outFeatures, inFeatures]))
+    this.bias = bias ? parameter(zeros([outFeatures])) : null
+    this.resetParameters()
+  }
+
+  /** Draws the initial values again. */
+  resetParameters(): void {
+    const bound = 1 / Math.sqrt(this.inFeatures)
+    init.uniform_(this.weight, -bound, bound)
+    if (this.bias) init.uniform_(this.bias, -bound, bound)
+  }
+
+  forward(x: Tensor): Tensor {
+    return linear(x, this.weight, this.bias)
+  }
+
+  override extraRepr(): string {
+    return `${this.inFeatures}, ${this.outFeatures}${this.bias ? '' : ', bias: false'}`
+  }
+}
+
+/** Checks constructor arguments that must be positive integers. @internal */
+export function positive(op: string, sizes: Readonly<Record<string, number>>): void {
+  for (const [name, value] of Object.entries(sizes)) {
+    if (!Number.isInteger(value) || value < 1) {
+      throw new ValueError(`${op}: ${name} must be a positive integer, got ${value}`)
+    }
+  }
+}

@@ -1,0 +1,373 @@
+import {
+  type Backend,
+  type DType,
+  isFloat,
+  to as moveTensor,
+  noGrad,
+  ShapeError,
+  scope,
+  Tensor,
+  ValueError,
+} from '@tilegrad/core'
+
+/** What a tensor is to the module that holds it. Transient buffers are not part of the state dict. */
+type Role = 'parameter' | 'buffer' | 'transient'
+
+/** Beside the tensors and not on them, so that a parameter is an ordinary tensor. */
+const roles = new WeakMap<Tensor, Role>()
+
+function mark(tensor: Tensor, role: Role): Tensor {
+  roles.set(tensor, role)
+  return tensor.keep()
+}
+
+/** A result of a differentiated operator would drag its graph along. */
+const leaf = (data: Tensor): Tensor => (data.isLeaf ? data : data.detach())
+
+/**
+ * Makes a tensor a parameter: a kept leaf that requires a gradient, which a module holding it finds by itself.
+ *
+ * @param data initial values, of any shape; used as it is, not copied.
+ * @param options.requiresGrad default true; false for a parameter that starts frozen.
+ * @returns `data` itself, or a detached view of it if it is the result of a differentiated operator.
+ * @throws DTypeError if `data` is not floating; use `buffer` for such state.
+ * @example
+ * const scale = parameter(ones([3]))
+ * scale.requiresGrad // → true
+ */
+export function parameter(data: Tensor, options: { requiresGrad?: boolean } = {}): Tensor {
+  const { requiresGrad = true } = options
+  const tensor = leaf(data)
+  tensor.requiresGrad = requiresGrad
+  return mark(tensor, 'parameter')
+}
+
+/**
+ * Makes a tensor a buffer: kept state of a module that is not learned, such as running statistics or a fixed table.
+ *
+ * @param data values of any shape and dtype; used as it is, not copied.
+ * @param options.persistent default true; false keeps it out of `stateDict()`.
+ * @example
+ * const positions = buffer(arange(16), { persistent: false })
+ */
+export function buffer(data: Tensor, options: { persistent?: boolean } = {}): Tensor {
+  const { persistent = true } = options
+  return mark(leaf(data), persistent ? 'buffer' : 'transient')
+}
+
+/** Tensors by dotted name; `Object.entries` lists them in the order of the modules. */
+export type StateDict = Record<string, Tensor>
+
+/** Names that `loadStateDict` with `{ strict: false }` passed over. */
+export interface LoadResult {
+  /** Names the module has and the dict has not. */
+  missing: string[]
+  /** Names the dict has and the module has not. */
+  unexpected: string[]
+}
+
+type Properties = Record<string, unknown>
+
+/** One property that holds a parameter or buffer. */
+interface Slot {
+  readonly kind: 'tensor'
+  readonly name: string
+  readonly owner: Properties
+  readonly key: string
+  readonly tensor: Tensor
+  readonly role: Role
+}
+
+/** A module where it was found; `parent` is the module that holds it, directly or in arrays and records. */
+interface Place {
+  readonly kind: 'module'
+  readonly name: string
+  readonly module: Module
+  readonly parent: Module
+}
+
+const isRecord = (value: object): boolean => {
+  const proto = Object.getPrototypeOf(value)
+  return proto === Object.prototype || proto === null
+}
+
+/**
+ * Every tensor and module in the own properties of `owner`, in order of assignment, through arrays, plain objects and
+ * modules. A tensor or module reachable by several names is met once for each; `path` keeps cycles from looping.
+ */
+function* walk(
+  owner: object,
+  parent: Module,
+  prefix: string,
+  path: readonly object[],
+): Generator<Slot | Place> {
+  for (const [key, value] of Object.entries(owner as Properties)) {
+    if (typeof value !== 'object' || value === null || path.includes(value)) continue
+    const name = prefix + key
+    if (value instanceof Tensor) {
+      const role = roles.get(value)
+      if (role) yield { kind: 'tensor', name, owner: owner as Properties, key, tensor: value, role }
+    } else if (value instanceof Module) {
+      yield { kind: 'module', name, module: value, parent }
+      yield* walk(value, value, `${name}.`, [...path, value])
+    } else if (Array.isArray(value) || isRecord(value)) {
+      yield* walk(value, parent, `${name}.`, [...path, value])
+    }
+  }
+}
+
+/**
+ * Base of everything with parameters. Assign parameters (`parameter(…)`), buffers (`buffer(…)`), other modules, and
+ * arrays or plain objects of these to properties: they are found there, under the names of the properties, as in
+ * `h.0.attn.c_attn.weight`. Private `#fields` are not looked into.
+ *
+ * @example
+ * class Net extends Module {
+ *   layers = [new Linear(4, 8), new Linear(8, 2)]
+ *   shift = parameter(zeros([2]))
+ *
+ *   forward(x: Tensor): Tensor {
+ *     return this.layers.reduce((y, layer) => layer.forward(y).tanh(), x).add(this.shift)
+ *   }
+ * }
+ * const net = new Net()
+ * net.forward(randn([5, 4])).shape // → 5,2
+ * net.parameters().length // → 5
+ * net.namedParameters()[0][0] // → layers.0.weight
+ */
+export abstract class Module {
+  /** Is this module being trained? What dropout looks at; set by `train()` and `eval()`. */
+  training = true
+
+  /** Computes the module's output. Call it directly: `model.forward(x)`. */
+  abstract forward(...inputs: never[]): unknown
+
+  #slots(): Slot[] {
+    return [...walk(this, this, '', [this])].filter((found) => found.kind === 'tensor')
+  }
+
+  #places(): Place[] {
+    return [...walk(this, this, '', [this])].filter((found) => found.kind === 'module')
+  }
+
+  #named(wanted: (role: Role) => boolean): [string, Tensor][] {
+    const names = new Map<Tensor, string>()
+    for (const { tensor, role, name } of this.#slots()) {
+      if (wanted(role) && !names.has(tensor)) names.set(tensor, name)
+    }
+    return Array.from(names, ([tensor, name]) => [name, tensor])
+  }
+
+  /** All parameters, frozen ones included; tied ones once. */
+  parameters(): Tensor[] {
+    return this.namedParameters().map(([, tensor]) => tensor)
+  }
+
+  /** All parameters with their dotted names, frozen ones included; tied ones once, under their first name. */
+  namedParameters(): [string, Tensor][] {
+    return this.#named((role) => role === 'parameter')
+  }
+
+  /** All buffers, the non-persistent included, with their dotted names. */
+  namedBuffers(): [string, Tensor][] {
+    return this.#named((role) => role !== 'parameter')
+  }
+
+  /** The modules this one holds directly, also in arrays and plain objects. */
+  children(): Module[] {
+    return this.namedChildren().map(([, module]) => module)
+  }
+
+  /** The modules this one holds directly, with their names: `['wte', …], ['h.0', …]`. */
+  namedChildren(): [string, Module][] {
+    const names = new Map<Module, string>()
+    for (const { module, parent, name } of this.#places()) {
+      if (parent === this && !names.has(module)) names.set(module, name)
+    }
+    return Array.from(names, ([module, name]) => [name, module])
+  }
+
+  /** This module and all below it, each once. */
+  modules(): Module[] {
+    return this.namedModules().map(([, module]) => module)
+  }
+
+  /** This module (under the name `''`) and all below it with their dotted names, each once, parents first. */
+  namedModules(): [string, Module][] {
+    const names = new Map<Module, string>([[this, '']])
+    for (const { module, name } of this.#places()) if (!names.has(module)) names.set(module, name)
+    return Array.from(names, ([module, name]) => [name, module])
+  }
+
+  /** Calls `fn` with every module below this one and then with this one. */
+  apply(fn: (module: Module) => void): this {
+    for (const module of this.modules().reverse()) fn(module)
+    return this
+  }
+
+  /** Puts this module and all below it in training mode, or with `false` in evaluation mode. */
+  train(mode = true): this {
+    for (const module of this.modules()) module.training = mode
+    return this
+  }
+
+  /** Puts this module and all below it in evaluation mode: dropout does nothing. */
+  eval(): this {
+    return this.train(false)
+  }
+
+  /** Lets every parameter require a gradient, or with `false` freezes them all. */
+  requiresGrad_(value = true): this {
+    for (const p of this.parameters()) p.requiresGrad = value
+    return this
+  }
+
+  /** Frees the gradients of all parameters. */
+  zeroGrad(): void {
+    for (const p of this.parameters()) {
+      p.grad?.dispose()
+      p.grad = null
+    }
+  }
+
+  /** Number of elements of all parameters; tied ones count once. */
+  numParameters(): number {
+    return this.parameters().reduce((n, p) => n + p.numel, 0)
+  }
+
+  /**
+   * Parameters and persistent buffers by name: the live tensors, not copies, so that they change with training. A tied
+   * parameter appears under each of its names, as in PyTorch.
+   *
+   * @example
+   * const saved = new Linear(3, 2).stateDict()
+   * Object.keys(saved) // → weight,bias
+   * new Linear(3, 2).loadStateDict(saved).missing.length // → 0
+   */
+  stateDict(): StateDict {
+    const dict: StateDict = {}
+    for (const { name, tensor, role } of this.#slots()) if (role !== 'transient') dict[name] = tensor
+    return dict
+  }
+
+  /**
+   * Copies values into the parameters and persistent buffers, converting dtype and device. A tied parameter needs only
+   * one of its names. Nothing is changed if anything is wrong.
+   *
+   * @param options.strict default true: every name must be on both sides.
+   * @returns the names passed over, which are none if strict.
+   * @throws ValueError listing missing and unexpected names; ShapeError where a shape differs, strict or not.
+   */
+  loadStateDict(dict: Readonly<StateDict>, options: { strict?: boolean } = {}): LoadResult {
+    const { strict = true } = options
+    const own = this.stateDict()
+    const given = new Set(
+      Object.keys(own)
+        .filter((name) => dict[name])
+        .map((name) => own[name]),
+    )
+    const missing = Object.keys(own).filter((name) => !given.has(own[name]))
+    const unexpected = Object.keys(dict).filter((name) => !own[name])
+    const shapes: string[] = []
+    for (const [name, target] of Object.entries(own)) {
+      const source = dict[name]
+      if (source && source.shape.join() !== target.shape.join()) {
+        shapes.push(
+          `${name} is [${target.shape.join(', ')}] in the module, [${source.shape.join(', ')}] in the dict`,
+        )
+      }
+    }
+    const problems = [
+      ...(strict && missing.length > 0 ? [`missing: ${missing.join(', ')}`] : []),
+      ...(strict && unexpected.length > 0 ? [`unexpected: ${unexpected.join(', ')}`] : []),
+      ...(shapes.length > 0 ? [`shapes differ: ${shapes.join('; ')}`] : []),
+    ]
+    if (problems.length > 0) {
+      const names = strict && missing.length + unexpected.length > 0
+      const fix = names ? '\nPass { strict: false } to load the names both sides have.' : ''
+      const message = `loadStateDict: the dict does not fit ${this.constructor.name}; nothing was changed.\n${problems.map((p) => `  ${p}`).join('\n')}${fix}`
+      throw shapes.length > 0 ? new ShapeError(message) : new ValueError(message)
+    }
+    noGrad(() =>
+      scope(() => {
+        const pairs = Object.entries(own).flatMap(([name, target]) => {
+          const source = dict[name]
+          return source ? [[target, moveTensor(source, target.backend)] as const] : []
+        })
+        for (const [target, source] of pairs) target.copy_(source)
+      }),
+    )
+    return { missing, unexpected }
+  }
+
+  /**
+   * Moves all parameters and buffers, with their gradients, to another device or dtype (floating ones only). They
+   * become new tensors and the old ones are freed: make optimisers afterwards. Moving from a device reads from it at
+   * once, which some cannot; see core's `to`.
+   *
+   * @param target as `Tensor.to`: a dtype, a backend, or `{ device, dtype }`.
+   * @example
+   * const layer = new Linear(3, 2).to('float64')
+   * layer.weight.dtype // → float64
+   */
+  to(target: DType | Backend | { dtype?: DType; device?: Backend | string }): this {
+    const moved = new Map<Tensor, Tensor>()
+    const slots = this.#slots()
+    noGrad(() => {
+      for (const { tensor, role } of slots) {
+        if (moved.has(tensor)) continue
+        const next = mark(move(tensor, target), role)
+        if (next !== tensor) {
+          next.requiresGrad = tensor.requiresGrad
+          next.grad = tensor.grad && move(tensor.grad, target).keep()
+        }
+        moved.set(tensor, next)
+      }
+    })
+    for (const { owner, key, tensor } of slots) owner[key] = moved.get(tensor)
+    for (const [before, after] of moved) if (before !== after) free(before)
+    return this
+  }
+
+  /** Frees all parameters and buffers and their gradients; the module cannot be used any more. */
+  dispose(): void {
+    for (const { tensor } of this.#slots()) free(tensor)
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
+  /** What `toString` shows between this module's brackets; override it to show a layer's sizes. */
+  extraRepr(): string {
+    return ''
+  }
+
+  /** The tree of modules, one per line, with their sizes. */
+  toString(): string {
+    return describe(this, [])
+  }
+}
+
+/** As core's `to`, but integers keep their dtype. */
+function move(t: Tensor, target: DType | Backend | { dtype?: DType; device?: Backend | string }): Tensor {
+  if (isFloat(t.dtype)) return scope(() => moveTensor(t, target))
+  if (typeof target === 'string') return t
+  return moveTensor(t, 'kernels' in target ? target : { device: target.device ?? t.backend })
+}
+
+function free(t: Tensor): void {
+  t.grad?.dispose()
+  t.grad = null
+  t.dispose()
+}
+
+function describe(module: Module, path: readonly Module[]): string {
+  const name = module.constructor.name
+  if (path.includes(module)) return `${name}(…)`
+  const lines = module
+    .namedChildren()
+    .map(([child, m]) => `(${child}): ${describe(m, [...path, module])}`.replaceAll('\n', '\n  '))
+  const extra = module.extraRepr()
+  return lines.length === 0 ? `${name}(${extra})` : `${name}(${extra}\n  ${lines.join('\n  ')}\n)`
+}

@@ -1,0 +1,138 @@
+import { applyProgramInto, type Expr, expr as e, program, type Tensor, ValueError } from '@tilegrad/core'
+import type { Module } from '../module.ts'
+import { nonNegative, Optimizer, type ParamState, type ParamsOrGroups, stateTensor } from './optimizer.ts'
+
+export interface AdamOptions {
+  /** Learning rate; default 1e-3. */
+  lr: number
+  /** Decay of the running means of gradients and of their squares; default [0.9, 0.999]. */
+  betas: readonly [number, number]
+  /** Added to the denominator; default 1e-8. */
+  eps: number
+  /** Adam: factor of p added to the gradient, default 0. AdamW: p shrinks by lr · weightDecay, default 0.01. */
+  weightDecay: number
+}
+
+/**
+ * One pass over memory per parameter: reads p, g and both moments, writes p and both moments. What depends on lr and
+ * the step number comes in as params, computed in double precision, so that nothing is compiled again.
+ *
+ * Params: the factor of p (AdamW) or the share of p in the gradient (Adam), 1 − β₁, β₂, 1 − β₂, lr / (1 − β₁ᵗ),
+ * √(1 − β₂ᵗ), eps.
+ */
+const adam = (name: string, decoupled: boolean) =>
+  program(
+    name,
+    4,
+    (inputs, params) => {
+      const [p, g, m, v] = inputs as readonly [Expr, Expr, Expr, Expr]
+      const [decay, share1, beta2, share2, size, root2, eps] = params as readonly [
+        Expr,
+        Expr,
+        Expr,
+        Expr,
+        Expr,
+        Expr,
+        Expr,
+      ]
+      const d = decoupled ? g : e.add(g, e.mul(decay, p))
+      const mean = e.add(m, e.mul(share1, e.sub(d, m)))
+      const square = e.add(e.mul(beta2, v), e.mul(share2, e.mul(d, d)))
+      const denominator = e.add(e.div(e.sqrt(square), root2), eps)
+      const from = decoupled ? e.mul(p, decay) : p
+      return [e.sub(from, e.mul(size, e.div(mean, denominator))), mean, square]
+    },
+    7,
+  )
+const ADAM = adam('adam', false)
+const ADAMW = adam('adamw', true)
+
+function validate(name: string, { lr, betas, eps, weightDecay }: AdamOptions): void {
+  nonNegative(name, { lr, eps, weightDecay })
+  for (const beta of betas) {
+    if (!(beta >= 0 && beta < 1))
+      throw new ValueError(`${name}: betas must lie within 0 ≤ β < 1, got [${betas.join(', ')}]`)
+  }
+}
+
+function update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState, decoupled: boolean): void {
+  const { lr, betas, eps, weightDecay } = options
+  const [beta1, beta2] = betas
+  const m = stateTensor(state, p, 'expAvg')
+  const v = stateTensor(state, p, 'expAvgSq')
+  const decay = decoupled ? 1 - lr * weightDecay : weightDecay
+  const size = lr / (1 - beta1 ** state.step)
+  const root2 = Math.sqrt(1 - beta2 ** state.step)
+  const params = [decay, 1 - beta1, beta2, 1 - beta2, size, root2, eps]
+  applyProgramInto([p, m, v], decoupled ? ADAMW : ADAM, [p, g, m, v], params)
+}
+
+/**
+ * Adam (Kingma & Ba 2015), as PyTorch: g ← g + weightDecay · p; m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²;
+ * p ← p − lr · m̂ / (√v̂ + eps) with m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ). State `expAvg` is m, `expAvgSq` is v.
+ *
+ * @throws ValueError for options out of range.
+ * @example
+ * const x = parameter(tensor([3]))
+ * const optimizer = new Adam([x], { lr: 0.1 })
+ * x.square().sum().backward()
+ * optimizer.step() // the first step is lr long
+ * (await x.item()).toFixed(4) // → 2.9000
+ */
+export class Adam extends Optimizer<AdamOptions> {
+  constructor(params: ParamsOrGroups<AdamOptions>, options: Partial<AdamOptions> = {}) {
+    super(params, { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0, ...options })
+  }
+
+  protected validate(options: AdamOptions): void {
+    validate('Adam', options)
+  }
+
+  protected update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState): void {
+    update(p, g, options, state, false)
+  }
+}
+
+/**
+ * Adam with decoupled weight decay (Loshchilov & Hutter 2019), as PyTorch: p ← (1 − lr · weightDecay) p, and then
+ * Adam's update of the plain gradient. See `decayGroups` for which parameters to decay.
+ *
+ * @throws ValueError for options out of range.
+ * @example
+ * const model = new Linear(4, 1)
+ * const optimizer = new AdamW(decayGroups(model, 0.1), { lr: 3e-4, betas: [0.9, 0.95] })
+ * model.forward(randn([8, 4])).square().mean().backward()
+ * optimizer.step()
+ * optimizer.zeroGrad()
+ * optimizer.lr = 1e-4 // of all groups; one group's: optimizer.paramGroups[0].lr
+ */
+export class AdamW extends Optimizer<AdamOptions> {
+  constructor(params: ParamsOrGroups<AdamOptions>, options: Partial<AdamOptions> = {}) {
+    super(params, { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0.01, ...options })
+  }
+
+  protected validate(options: AdamOptions): void {
+    validate('AdamW', options)
+  }
+
+  protected update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState): void {
+    update(p, g, options, state, true)
+  }
+}
+
+/**
+ * Parameter groups as nanoGPT has them: matrices (two dims or more) decay, vectors (biases, norms) do not. Frozen
+ * parameters are left out.
+ *
+ * @example
+ * const groups = decayGroups(new Linear(4, 2), 0.1)
+ * groups.map((group) => group.weightDecay) // → 0.1,0
+ * const optimizer = new AdamW(groups)
+ */
+export function decayGroups(model: Module, weightDecay: number): { params: Tensor[]; weightDecay: number }[] {
+  const learned = model.parameters().filter((p) => p.requiresGrad)
+  return [
+    { params: learned.filter((p) => p.rank >= 2), weightDecay },
+    { params: learned.filter((p) => p.rank < 2), weightDecay: 0 },
+  ].filter((group) => group.params.length > 0)
+}

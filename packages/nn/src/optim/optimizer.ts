@@ -1,0 +1,206 @@
+import { to as moveTensor, noGrad, ShapeError, scope, Tensor, ValueError, zerosLike } from '@tilegrad/core'
+
+/** Parameters updated with the same options, which may be changed between steps. */
+export type ParamGroup<O> = O & { params: Tensor[] }
+
+/** Parameters, or groups of them with options of their own. */
+export type ParamsOrGroups<O> =
+  | readonly Tensor[]
+  | readonly (Partial<O> & { readonly params: readonly Tensor[] })[]
+
+/** What an optimiser remembers of one parameter. */
+export interface ParamState {
+  /** Updates so far. */
+  step: number
+  /** By name, each of the parameter's shape. */
+  tensors: Record<string, Tensor>
+}
+
+/** All an optimiser needs to continue: plain data and tensors, parameters by position. */
+export interface OptimizerStateDict<O> {
+  state: Record<number, ParamState>
+  paramGroups: (O & { params: number[] })[]
+}
+
+/**
+ * Base of the optimisers. A step updates every parameter that has a gradient, in place and untaped, and reads nothing
+ * back. State tensors are made at a parameter's first update and kept.
+ */
+export abstract class Optimizer<O extends { lr: number }> {
+  /** The groups; options such as `lr` may be set on each. */
+  readonly paramGroups: ParamGroup<O>[]
+  readonly #state = new Map<Tensor, ParamState>()
+
+  constructor(params: ParamsOrGroups<O>, defaults: O) {
+    const name = this.constructor.name
+    if (params.length === 0) throw new ValueError(`${name}: got no parameters`)
+    const groups = params.every((p) => p instanceof Tensor)
+      ? [{ ...defaults, params: [...params] }]
+      : (params as readonly (Partial<O> & { params: readonly Tensor[] })[]).map((group) => ({
+          ...defaults,
+          ...group,
+          params: [...group.params],
+        }))
+    const all = groups.flatMap((group) => group.params)
+    if (new Set(all).size !== all.length) throw new ValueError(`${name}: a parameter appears twice`)
+    for (const p of all) {
+      if (!p.isLeaf)
+        throw new ValueError(
+          `${name}: a parameter [${p.shape.join(', ')}] is the result of an operator; only leaves can be optimised`,
+        )
+    }
+    for (const group of groups) this.validate(group)
+    this.paramGroups = groups
+  }
+
+  /** Throws ValueError for options out of range. */
+  protected abstract validate(options: O): void
+
+  /** Writes the new value of one parameter, given its gradient. Runs inside `noGrad`. */
+  protected abstract update(p: Tensor, grad: Tensor, options: O, state: ParamState): void
+
+  /** Learning rate of the first group; setting it sets that of all groups. */
+  get lr(): number {
+    return (this.paramGroups[0] as ParamGroup<O>).lr
+  }
+
+  set lr(value: number) {
+    for (const group of this.paramGroups) group.lr = value
+  }
+
+  /** Updates every parameter that has a gradient. */
+  step(): void {
+    noGrad(() => {
+      for (const group of this.paramGroups) {
+        for (const p of group.params) {
+          if (!p.grad) continue
+          let state = this.#state.get(p)
+          if (!state) {
+            state = { step: 0, tensors: {} }
+            this.#state.set(p, state)
+          }
+          state.step++
+          this.update(p, p.grad, group, state)
+        }
+      }
+    })
+  }
+
+  /** Frees the gradients of all parameters. */
+  zeroGrad(): void {
+    for (const p of this.#all()) {
+      p.grad?.dispose()
+      p.grad = null
+    }
+  }
+
+  #all(): Tensor[] {
+    return this.paramGroups.flatMap((group) => group.params)
+  }
+
+  /**
+   * Options and state, the parameters named by their position. Its tensors are the live ones, not copies.
+   *
+   * @example
+   * const make = () => new SGD([parameter(ones([2]))], { lr: 0.1, momentum: 0.9 })
+   * make().loadStateDict(make().stateDict())
+   */
+  stateDict(): OptimizerStateDict<O> {
+    const all = this.#all()
+    const state: Record<number, ParamState> = {}
+    all.forEach((p, i) => {
+      const mine = this.#state.get(p)
+      if (mine) state[i] = { step: mine.step, tensors: { ...mine.tensors } }
+    })
+    const paramGroups = this.paramGroups.map((group) => ({
+      ...group,
+      params: group.params.map((p) => all.indexOf(p)),
+    }))
+    return { state, paramGroups }
+  }
+
+  /**
+   * Takes over options and copies of the state of an optimiser with the same groups. Nothing is changed if anything is
+   * wrong.
+   *
+   * @throws ValueError if groups or parameters differ in number, ShapeError if a state tensor has not its parameter's shape.
+   */
+  loadStateDict(dict: OptimizerStateDict<O>): void {
+    const name = `${this.constructor.name}.loadStateDict`
+    const count = (groups: readonly { params: readonly unknown[] }[]): string =>
+      `[${groups.map((g) => g.params.length).join(', ')}]`
+    if (count(dict.paramGroups) !== count(this.paramGroups)) {
+      throw new ValueError(
+        `${name}: the groups hold ${count(dict.paramGroups)} parameters, here ${count(this.paramGroups)}`,
+      )
+    }
+    for (const group of dict.paramGroups) this.validate(group)
+    // A parameter's key is its number in the dict's groups, which need not count from 0 in order.
+    const keys = dict.paramGroups.flatMap((group) => group.params)
+    const all = this.#all()
+    const loaded = all.map((p, i): ParamState | null => {
+      const saved = dict.state[keys[i] as number]
+      if (!saved) return null
+      for (const [slot, t] of Object.entries(saved.tensors)) {
+        if (t.shape.join() !== p.shape.join()) {
+          throw new ShapeError(
+            `${name}: ${slot} of parameter ${i} is [${t.shape.join(', ')}], the parameter [${p.shape.join(', ')}]`,
+          )
+        }
+      }
+      return saved
+    })
+    const copies = noGrad(() =>
+      loaded.map(
+        (saved, i) => saved && { step: saved.step, tensors: copyAll(saved.tensors, all[i] as Tensor) },
+      ),
+    )
+    this.#forget()
+    copies.forEach((copy, i) => {
+      if (copy) this.#state.set(all[i] as Tensor, copy)
+    })
+    dict.paramGroups.forEach((saved, i) => {
+      const group = this.paramGroups[i] as ParamGroup<O>
+      Object.assign(group, saved, { params: group.params })
+    })
+  }
+
+  #forget(): void {
+    for (const { tensors } of this.#state.values()) for (const t of Object.values(tensors)) t.dispose()
+    this.#state.clear()
+  }
+
+  /** Frees the state; the next step starts afresh. */
+  dispose(): void {
+    this.#forget()
+  }
+
+  [Symbol.dispose](): void {
+    this.#forget()
+  }
+}
+
+const copyAll = (tensors: Readonly<Record<string, Tensor>>, p: Tensor): Record<string, Tensor> =>
+  Object.fromEntries(
+    Object.entries(tensors).map(([slot, t]) => [
+      slot,
+      scope(() => moveTensor(moveTensor(t.detach(), p.dtype), p.backend).clone()).keep(),
+    ]),
+  )
+
+/** A state tensor of the parameter's shape, zeros at first. */
+export function stateTensor(state: ParamState, p: Tensor, name: string): Tensor {
+  let t = state.tensors[name]
+  if (!t) {
+    t = zerosLike(p).keep()
+    state.tensors[name] = t
+  }
+  return t
+}
+
+/** @throws ValueError naming an option that is not a number ≥ 0. @internal */
+export function nonNegative(op: string, options: Readonly<Record<string, number>>): void {
+  for (const [name, value] of Object.entries(options)) {
+    if (!(value >= 0)) throw new ValueError(`${op}: ${name} must be ≥ 0, got ${value}`)
+  }
+}

@@ -1,0 +1,122 @@
+import { ValueError } from '@tilegrad/core'
+
+/**
+ * Learning-rate schedules: functions from the step number, counted from 0, to the learning rate. Set it before each
+ * step, on the optimiser or on one of its groups:
+ *
+ * @example
+ * const optimizer = new AdamW(new Linear(2, 1).parameters())
+ * const lr = schedule.warmupCosine({ lr: 1e-3, minLr: 1e-4, warmupSteps: 100, decaySteps: 2000 })
+ * for (let step = 0; step < 3; step++) {
+ *   optimizer.lr = lr(step)
+ *   // … a training step
+ * }
+ * lr(100) // → 0.001
+ */
+export type Schedule = (step: number) => number
+
+/** Fails unless each number is above 0 (or, where named in `orZero`, at least 0). */
+function check(op: string, numbers: Readonly<Record<string, number>>, orZero: readonly string[] = []): void {
+  for (const [name, value] of Object.entries(numbers)) {
+    const zero = orZero.includes(name)
+    if (!(value > 0 || (zero && value === 0))) {
+      throw new ValueError(`schedule.${op}: ${name} must be ${zero ? '≥' : '>'} 0, got ${value}`)
+    }
+  }
+}
+
+/** The same rate at every step. */
+export function constant(lr: number): Schedule {
+  check('constant', { lr }, ['lr'])
+  return () => lr
+}
+
+export interface WarmupCosineOptions {
+  /** The highest rate, reached after the warm-up. */
+  lr: number
+  /** The rate at `decaySteps` and after; default 0. */
+  minLr?: number
+  /** Steps of linear warm-up; default 0. */
+  warmupSteps?: number
+  /** Step at which the cosine ends, warm-up included. */
+  decaySteps: number
+}
+
+/**
+ * nanoGPT's schedule: lr · (step + 1) / (warmupSteps + 1) while warming up, then half a cosine from lr down to minLr at
+ * decaySteps (Loshchilov & Hutter 2017), then minLr.
+ *
+ * @throws ValueError for negative numbers or a warm-up longer than decaySteps.
+ */
+export function warmupCosine({ lr, minLr = 0, warmupSteps = 0, decaySteps }: WarmupCosineOptions): Schedule {
+  check('warmupCosine', { lr, minLr, warmupSteps, decaySteps }, ['lr', 'minLr', 'warmupSteps'])
+  if (warmupSteps > decaySteps)
+    throw new ValueError(`schedule.warmupCosine: ${warmupSteps} warmupSteps exceed ${decaySteps} decaySteps`)
+  return (step) => {
+    if (step < warmupSteps) return (lr * (step + 1)) / (warmupSteps + 1)
+    if (step >= decaySteps) return minLr
+    const ratio = (step - warmupSteps) / (decaySteps - warmupSteps)
+    return minLr + 0.5 * (1 + Math.cos(Math.PI * ratio)) * (lr - minLr)
+  }
+}
+
+/** In a straight line from `from` at step 0 to `to` at step `steps` and after. */
+export function linear({ from, to, steps }: { from: number; to: number; steps: number }): Schedule {
+  check('linear', { from, to, steps }, ['from', 'to'])
+  return (step) => from + (to - from) * Math.min(1, step / steps)
+}
+
+/** lr · gamma^⌊step / stepSize⌋: a drop by gamma (default 0.1) every stepSize steps. */
+export function stepDecay({
+  lr,
+  stepSize,
+  gamma = 0.1,
+}: {
+  lr: number
+  stepSize: number
+  gamma?: number
+}): Schedule {
+  check('stepDecay', { lr, stepSize, gamma }, ['lr'])
+  return (step) => lr * gamma ** Math.floor(step / stepSize)
+}
+
+/** lr · gamma^step */
+export function exponential({ lr, gamma }: { lr: number; gamma: number }): Schedule {
+  check('exponential', { lr, gamma }, ['lr'])
+  return (step) => lr * gamma ** step
+}
+
+export interface OneCycleOptions {
+  /** The peak. */
+  maxLr: number
+  /** Steps of the whole cycle; the last is step totalSteps − 1. */
+  totalSteps: number
+  /** Share of the cycle spent rising; default 0.3. */
+  pctStart?: number
+  /** The first rate is maxLr / divFactor; default 25. */
+  divFactor?: number
+  /** The last rate is the first / finalDivFactor; default 1e4. */
+  finalDivFactor?: number
+}
+
+/**
+ * One cycle (Smith & Topin 2018) as PyTorch's OneCycleLR: half a cosine up from maxLr / divFactor to maxLr, then half a
+ * cosine down to maxLr / divFactor / finalDivFactor.
+ *
+ * @throws ValueError for numbers that are not positive or a pctStart outside 0 … 1.
+ */
+export function oneCycle(options: OneCycleOptions): Schedule {
+  const { maxLr, totalSteps, pctStart = 0.3, divFactor = 25, finalDivFactor = 1e4 } = options
+  check('oneCycle', { maxLr, totalSteps, pctStart, divFactor, finalDivFactor }, ['pctStart'])
+  if (pctStart > 1) throw new ValueError(`schedule.oneCycle: pctStart must lie within 0 … 1, got ${pctStart}`)
+  const first = maxLr / divFactor
+  const last = first / finalDivFactor
+  const peak = pctStart * totalSteps - 1
+  const cosine = (from: number, to: number, ratio: number): number =>
+    to + ((from - to) / 2) * (1 + Math.cos(Math.PI * ratio))
+  return (step) => {
+    const at = Math.min(step, totalSteps - 1)
+    if (at <= peak) return cosine(first, maxLr, peak === 0 ? 1 : at / peak)
+    return cosine(maxLr, last, (at - peak) / (totalSteps - 1 - peak))
+  }
+}

@@ -1,0 +1,88 @@
+import { applyProgramInto, type Expr, expr as e, program, type Tensor, ValueError } from '@tilegrad/core'
+import { nonNegative, Optimizer, type ParamState, type ParamsOrGroups, stateTensor } from './optimizer.ts'
+
+export interface SGDOptions {
+  /** Learning rate; default 1e-3. */
+  lr: number
+  /** Share of the last update that goes into the next; default 0. */
+  momentum: number
+  /** Share of the gradient that does not go into the momentum; default 0. */
+  dampening: number
+  /** Factor of the L2 penalty's gradient, added to the gradient; default 0. */
+  weightDecay: number
+  /** Nesterov's momentum; default false. */
+  nesterov: boolean
+}
+
+const decayed = (p: Expr, g: Expr, wd: Expr): Expr => e.add(g, e.mul(wd, p))
+const step = (p: Expr, lr: Expr, by: Expr): Expr => e.sub(p, e.mul(lr, by))
+
+type Two = readonly [Expr, Expr]
+type Three = readonly [Expr, Expr, Expr]
+
+const PLAIN = program(
+  'sgd',
+  2,
+  (inputs, params) => {
+    const [[p, g], [lr, wd]] = [inputs as Two, params as Two]
+    return step(p, lr, decayed(p, g, wd))
+  },
+  2,
+)
+
+/** Outputs p and the momentum; params lr, weight decay, momentum, share of the gradient. */
+const withMomentum = (nesterov: boolean) =>
+  program(
+    'sgd',
+    3,
+    (inputs, params) => {
+      const [p, g, m] = inputs as Three
+      const [lr, wd, momentum, share] = params as readonly [Expr, Expr, Expr, Expr]
+      const d = decayed(p, g, wd)
+      const next = e.add(e.mul(momentum, m), e.mul(share, d))
+      return [step(p, lr, nesterov ? e.add(d, e.mul(momentum, next)) : next), next]
+    },
+    4,
+  )
+const MOMENTUM = withMomentum(false)
+const NESTEROV = withMomentum(true)
+
+/**
+ * Stochastic gradient descent, with momentum as PyTorch defines it: g ← g + weightDecay · p;
+ * b ← momentum · b + (1 − dampening) · g, b ← g at first; p ← p − lr · b, or with Nesterov's momentum
+ * p ← p − lr · (g + momentum · b) (Sutskever et al. 2013).
+ *
+ * @throws ValueError for a negative option, or for Nesterov's momentum without momentum or with dampening.
+ * @example
+ * const x = parameter(tensor([3]))
+ * const optimizer = new SGD([x], { lr: 0.1 })
+ * x.square().sum().backward()
+ * optimizer.step() // x becomes 3 − 0.1 · 6
+ * (await x.item()).toFixed(4) // → 2.4000
+ */
+export class SGD extends Optimizer<SGDOptions> {
+  constructor(params: ParamsOrGroups<SGDOptions>, options: Partial<SGDOptions> = {}) {
+    super(params, { lr: 1e-3, momentum: 0, dampening: 0, weightDecay: 0, nesterov: false, ...options })
+  }
+
+  protected validate({ lr, momentum, dampening, weightDecay, nesterov }: SGDOptions): void {
+    nonNegative('SGD', { lr, momentum, weightDecay })
+    if (nesterov && (momentum === 0 || dampening !== 0)) {
+      throw new ValueError(
+        `SGD: Nesterov's momentum needs momentum > 0 and dampening 0, got ${momentum} and ${dampening}`,
+      )
+    }
+  }
+
+  protected update(p: Tensor, g: Tensor, options: SGDOptions, state: ParamState): void {
+    const { lr, momentum, dampening, weightDecay, nesterov } = options
+    if (momentum === 0) {
+      applyProgramInto([p], PLAIN, [p, g], [lr, weightDecay])
+      return
+    }
+    // Momentum starts as the whole gradient: 0 · momentum + 1 · g.
+    const share = state.tensors.momentum ? 1 - dampening : 1
+    const m = stateTensor(state, p, 'momentum')
+    applyProgramInto([p, m], nesterov ? NESTEROV : MOMENTUM, [p, g, m], [lr, weightDecay, momentum, share])
+  }
+}

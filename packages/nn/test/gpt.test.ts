@@ -1,0 +1,284 @@
+import {
+  arange,
+  crossEntropy,
+  manualSeed,
+  matmul,
+  memory,
+  ones,
+  randint,
+  scope,
+  softmax,
+  type Tensor,
+  tensor,
+  zeros,
+} from '@tilegrad/core'
+import { AdamW, clipGradNorm, decayGroups, GPT, type GPTConfig, LinearAttention } from '@tilegrad/nn'
+import { beforeEach, describe, expect, it } from 'vitest'
+import { expectClose, expectNumbers, gradcheckModule, values } from './helpers.ts'
+
+const tiny: GPTConfig = { vocabSize: 7, blockSize: 6, numLayers: 2, numHeads: 2, embedDim: 8 }
+const int = { dtype: 'int32' } as const
+const deviation = (t: Tensor): number => Math.sqrt(t.square().mean().itemSync())
+
+beforeEach(() => manualSeed(17))
+
+describe('GPT', () => {
+  it('names its parameters as GPT-2 does', () => {
+    const names = new GPT({ ...tiny, numLayers: 1, tieWeights: false })
+      .namedParameters()
+      .map(([name]) => name)
+    const both = (name: string): string[] => [`${name}.weight`, `${name}.bias`]
+    expect(names).toEqual([
+      'wte.weight',
+      'wpe.weight',
+      ...[
+        'h.0.ln_1',
+        'h.0.attn.c_attn',
+        'h.0.attn.c_proj',
+        'h.0.ln_2',
+        'h.0.mlp.c_fc',
+        'h.0.mlp.c_proj',
+        'ln_f',
+      ].flatMap(both),
+      'lm_head.weight',
+    ])
+  })
+
+  it('forward and loss are the composition written out', () => {
+    const model = new GPT({ ...tiny, tieWeights: false })
+    const idx = randint(0, 7, [2, 5])
+    const targets = randint(0, 7, [2, 5])
+    let x = model.wte.forward(idx).add(model.wpe.forward(arange(5)))
+    for (const block of model.h) x = block.forward(x)
+    const logits = matmul(model.ln_f.forward(x), model.lm_head.weight.T)
+    const out = model.forward(idx, targets)
+    // float32, sums of at most 32 products, two blocks deep.
+    expectClose(out.logits, logits, { atol: 1e-6, rtol: 1e-5 })
+    const picked = softmax(logits, -1)
+      .log()
+      .reshape([10, 7])
+      .gather(1, targets.reshape([10, 1]))
+    expectClose(out.loss, picked.mean().neg(), { atol: 1e-6, rtol: 1e-5 })
+    expect(out.loss.shape).toEqual([])
+    const without = model.forward(idx)
+    expect(without.loss).toBeNull()
+    expect(values(without.logits)).toEqual(values(out.logits))
+  })
+
+  it('does not count targets of −100', () => {
+    const model = new GPT(tiny)
+    const idx = randint(0, 7, [1, 4])
+    const { logits } = model.forward(idx)
+    const { loss } = model.forward(idx, tensor([[3, -100, -100, 2]], int))
+    const two = crossEntropy(
+      logits.reshape([4, 7]).gather(
+        0,
+        tensor(
+          [
+            [0, 0, 0, 0, 0, 0, 0],
+            [3, 3, 3, 3, 3, 3, 3],
+          ],
+          int,
+        ),
+      ),
+      tensor([3, 2], int),
+    )
+    expectClose(loss, two, { atol: 1e-6, rtol: 1e-6 })
+  })
+
+  it('is initialised as GPT-2, so that the first loss is near ln V', () => {
+    const model = new GPT({ ...tiny, embedDim: 64, vocabSize: 50, numLayers: 3 })
+    // 0.02 from thousands of draws: good to 4 %.
+    const close = { atol: 0, rtol: 0.06 }
+    const [{ attn, mlp, ln_1: norm }] = model.h
+    expectNumbers(
+      [model.wte.weight, attn.c_attn.weight, mlp.c_fc.weight].map(deviation),
+      [0.02, 0.02, 0.02],
+      close,
+    )
+    const residual = 0.02 / Math.sqrt(6)
+    expectNumbers([attn.c_proj.weight, mlp.c_proj.weight].map(deviation), [residual, residual], close)
+    expect(values(attn.c_attn.bias).every((v) => v === 0)).toBe(true)
+    expect(values(norm.weight).every((v) => v === 1)).toBe(true)
+    const { loss } = model.forward(randint(0, 50, [2, 6]), randint(0, 50, [2, 6]))
+    expect(Math.abs(loss.itemSync() - Math.log(50))).toBeLessThan(0.2)
+  })
+
+  it('ties the head to the token embedding by default', () => {
+    const before = memory().tensors
+    const model = new GPT(tiny)
+    // No orphan of the untied head is left behind.
+    expect(memory().tensors - before).toBe(model.parameters().length)
+    expect(model.lm_head.weight).toBe(model.wte.weight)
+    const untied = new GPT({ ...tiny, tieWeights: false })
+    expect(untied.numParameters() - model.numParameters()).toBe(7 * 8)
+    // A checkpoint without the head's name loads.
+    const { 'lm_head.weight': head, ...rest } = model.stateDict()
+    expect(head).toBe(model.wte.weight)
+    expect(new GPT(tiny).loadStateDict(rest).missing).toEqual([])
+  })
+
+  it.each(['softmax', 'linear'] as const)(
+    'gradients with %s attention agree with finite differences',
+    (attention) => {
+      const model = new GPT({ vocabSize: 4, blockSize: 3, numLayers: 1, numHeads: 2, embedDim: 4, attention })
+      const idx = tensor([[0, 2, 3]], int)
+      const targets = tensor([[2, 3, 1]], int)
+      gradcheckModule(model, [], (m) => m.forward(idx, targets).loss)
+    },
+  )
+
+  it('takes linear attention, grouped heads, no biases and dropout', () => {
+    const model = new GPT({
+      ...tiny,
+      attention: 'linear',
+      numKvHeads: 1,
+      bias: false,
+      dropout: 0.1,
+      gelu: 'tanh',
+    })
+    expect(model.h[0].attn).toBeInstanceOf(LinearAttention)
+    expect(model.namedParameters().some(([name]) => name.endsWith('bias'))).toBe(false)
+    const idx = randint(0, 7, [2, 6])
+    const a = values(model.forward(idx).logits)
+    expect(values(model.forward(idx).logits)).not.toEqual(a)
+    model.eval()
+    expect(values(model.forward(idx).logits)).toEqual(values(model.forward(idx).logits))
+  })
+
+  it('says what does not fit', () => {
+    const model = new GPT(tiny)
+    expect(() => model.forward(zeros([1, 7], int))).toThrow(/T ≤ blockSize = 6, got \[1, 7\]/)
+    expect(() => model.forward(zeros([3], int))).toThrow(/idx must be \(B, T\).*got \[3\]/)
+    expect(() => model.forward(zeros([1, 3], int), zeros([1, 2], int))).toThrow(/targets \[1, 2\].*\[1, 3\]/)
+    expect(() => model.forward(ones([1, 3]))).toThrow(/int32/)
+    expect(() => new GPT({ ...tiny, numLayers: 0 })).toThrow(/numLayers must be a positive integer, got 0/)
+  })
+})
+
+describe('training', () => {
+  it.each(['softmax', 'linear'] as const)('overfits one batch with %s attention', (attention) => {
+    const model = new GPT({ ...tiny, attention })
+    const optimizer = new AdamW(decayGroups(model, 0.01), { lr: 1e-2 })
+    const tokens = randint(0, 7, [3, 7])
+    const losses: number[] = []
+    for (let step = 0; step < 80; step++) {
+      const loss = scope(() => {
+        const { loss } = model.forward(tokens.narrow(1, 0, 6), tokens.narrow(1, 1, 6))
+        loss.backward()
+        clipGradNorm(model.parameters(), 1)
+        optimizer.step()
+        optimizer.zeroGrad()
+        return loss
+      })
+      losses.push(loss.itemSync())
+      loss.dispose()
+    }
+    expect(losses[0]).toBeGreaterThan(1.5)
+    // Eighteen tokens are learned by heart, up to what the first positions cannot know.
+    expect(losses[79]).toBeLessThan(0.3)
+  })
+})
+
+describe('generate', () => {
+  const start = tensor(
+    [
+      [1, 2],
+      [3, 4],
+    ],
+    int,
+  )
+
+  it('at temperature 0 takes the likeliest token of the last blockSize tokens', () => {
+    const model = new GPT(tiny)
+    // Initial weights are small; larger ones make choices clear.
+    for (const p of model.parameters()) p.detach().mul_(20)
+    let expected = [
+      [1, 2],
+      [3, 4],
+    ]
+    for (let n = 0; n < 8; n++) {
+      const seen = expected.map((row) => row.slice(-6))
+      const last = model.forward(tensor(seen, int)).logits.select(1, seen[0].length - 1)
+      const next = values(last.argmax(1))
+      expected = expected.map((row, b) => [...row, next[b]])
+    }
+    const out = model.generate(start, { maxNewTokens: 8, temperature: 0 })
+    expect([out.dtype, out.shape]).toEqual(['int32', [2, 10]])
+    expect(values(out)).toEqual(expected.flat())
+    // The likeliest token is all that topK 1 leaves.
+    expect(values(model.generate(start, { maxNewTokens: 8, topK: 1 }))).toEqual(expected.flat())
+  })
+
+  it.each([
+    [1, 7],
+    [0.5, 7],
+    [2, 3],
+  ])('samples from softmax(logits / %d) of the %d likeliest tokens', (temperature, topK) => {
+    const model = new GPT(tiny)
+    for (const p of model.parameters()) p.detach().mul_(6)
+    const rows = 4000
+    const prompt = tensor([[1, 5]], int)
+      .expand([rows, 2])
+      .contiguous()
+    const drawn = values(model.generate(prompt, { maxNewTokens: 1, temperature, topK }).select(1, 2))
+    const logits = values(model.forward(tensor([[1, 5]], int)).logits.select(1, 1))
+    const least = [...logits].sort((a, b) => b - a)[topK - 1]
+    const weights = logits.map((l) => (l >= least ? Math.exp(l / temperature) : 0))
+    const total = weights.reduce((a, b) => a + b)
+    weights.forEach((w, token) => {
+      const p = w / total
+      const share = drawn.filter((t) => t === token).length / rows
+      // A proportion of 4000 has a deviation of √(p(1−p)/4000); four of them, and none where p is 0.
+      expect(Math.abs(share - p)).toBeLessThanOrEqual(4 * Math.sqrt((p * (1 - p)) / rows))
+    })
+    expect(new Set(drawn).size).toBeGreaterThan(1)
+  })
+
+  it('follows the seed', () => {
+    const model = new GPT(tiny)
+    const draw = (seed: number): number[] => {
+      manualSeed(seed)
+      return values(model.generate(start, { maxNewTokens: 6 }))
+    }
+    expect(draw(1)).toEqual(draw(1))
+    expect(draw(1)).not.toEqual(draw(2))
+  })
+
+  it('runs without dropout, restores each module’s mode, records nothing and leaves no temporaries', () => {
+    const model = new GPT({ ...tiny, dropout: 0.5 })
+    model.h[0].eval()
+    const before = memory().tensors
+    const draw = (): Tensor => model.generate(start, { maxNewTokens: 7, temperature: 0 })
+    const [a, b] = [draw(), draw()]
+    expect(memory().tensors - before).toBe(2)
+    expect(values(a)).toEqual(values(b))
+    expect(a.requiresGrad).toBe(false)
+    expect([model.training, model.drop.training, model.h[0].training, model.h[1].training]).toEqual([
+      true,
+      true,
+      false,
+      true,
+    ])
+    expect(start.disposed).toBe(false)
+  })
+
+  it('may be asked for nothing, and says what does not fit', () => {
+    const model = new GPT(tiny)
+    const same = model.generate(start, { maxNewTokens: 0 })
+    expect(same).not.toBe(start)
+    expect(values(same)).toEqual(values(start))
+    expect(() => model.generate(start, { maxNewTokens: -1 })).toThrow(
+      /maxNewTokens must be a whole number, got -1/,
+    )
+    expect(() => model.generate(start, { maxNewTokens: 1, temperature: -1 })).toThrow(
+      /temperature must be ≥ 0, got -1/,
+    )
+    expect(() => model.generate(start, { maxNewTokens: 1, topK: 0 })).toThrow(
+      /topK must be a positive integer, got 0/,
+    )
+    expect(() => model.generate(zeros([1, 0], int), { maxNewTokens: 1 })).toThrow(
+      /at least one token, got \[1, 0\]/,
+    )
+  })
+})
