@@ -2,6 +2,7 @@ import type { Expr } from './expr.ts'
 import * as e from './expr.ts'
 
 const TWO_OVER_SQRT_PI = 2 / Math.sqrt(Math.PI)
+const NOTHING = e.constant(0)
 
 /**
  * Reverse-mode differentiation of a scalar expression, symbolically: what each input receives when the output
@@ -12,15 +13,19 @@ const TWO_OVER_SQRT_PI = 2 / Math.sqrt(Math.PI)
 export function derive(root: Expr, adjoint: Expr): Map<number, Expr> {
   const order = e.postOrder([root])
   const adjoints = new Map<Expr, Expr>([[root, adjoint]])
+  let passed = false
   const give = (to: Expr, d: Expr): void => {
     const have = adjoints.get(to)
-    adjoints.set(to, have ? e.add(have, d) : d)
+    const next = passed ? NOTHING : d
+    adjoints.set(to, have ? e.add(have, next) : next)
   }
   const out = new Map<number, Expr>()
   for (let i = order.length - 1; i >= 0; i--) {
     const node = order[i]
     const d = adjoints.get(node)
     if (!d) continue
+    // Behind a rounding everything receives 0, also where 0 times a derivative would be NaN.
+    passed = d === NOTHING
     if (node.kind === 'input') out.set(node.index, d)
     else if (node.kind === 'unary') unaryRule(node.op, node.a, node, d, give)
     else if (node.kind === 'binary') binaryRule(node.op, node.a, node.b, node, d, give)
@@ -65,7 +70,7 @@ function unaryRule(op: e.Unary, x: Expr, y: Expr, d: Expr, give: Give): void {
     case 'floor':
     case 'ceil':
     case 'round':
-      return give(x, e.constant(0))
+      return give(x, NOTHING)
     case 'isnan':
     case 'not':
       return

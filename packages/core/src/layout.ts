@@ -30,14 +30,13 @@ export const contiguous = (shape: readonly number[], offset = 0): Layout => ({
   offset,
 })
 
-/** Are the elements dense and row-major? Strides of size-1 dims do not matter. */
+/** Are the elements dense and row-major? Strides of size-1 dims do not matter, nor do any where there are no elements. */
 export function isContiguous({ shape, strides }: Layout): boolean {
   let step = 1
   for (let i = shape.length - 1; i >= 0; i--) {
     const n = shape[i]
-    if (n === 0) return true
     if (n !== 1) {
-      if (strides[i] !== step) return false
+      if (strides[i] !== step) return numel(shape) === 0
       step *= n
     }
   }

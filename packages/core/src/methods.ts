@@ -15,7 +15,7 @@ import { Tensor } from './tensor.ts'
  * of these files becomes one without further ado.
  */
 const { to, data, dataSync, item, itemSync, toArray, equal } = create
-const families = {
+const families: Record<string, unknown> = {
   ...pointwise,
   ...reduction,
   ...shape,
@@ -32,6 +32,24 @@ const families = {
   equal,
 }
 
+// By the modules' names, not inferred from the object above: the compiler would write that type out in the declaration
+// files without importing Tensor, and every method would be `any` for users.
+type Families = typeof pointwise &
+  typeof reduction &
+  typeof shape &
+  typeof linalg &
+  typeof indexing &
+  typeof inplace & {
+    dropout: typeof dropout
+    to: typeof create.to
+    data: typeof create.data
+    dataSync: typeof create.dataSync
+    item: typeof create.item
+    itemSync: typeof create.itemSync
+    toArray: typeof create.toArray
+    equal: typeof create.equal
+  }
+
 /** Exports of these files that are no methods: they take a list, an index or a condition first, or are getters. */
 const notMethods = ['where', 'cat', 'stack', 'einsum', 'embedding', 'oneHot', 'geluExpr', 'T'] as const
 
@@ -39,7 +57,7 @@ const notMethods = ['where', 'cat', 'stack', 'einsum', 'embedding', 'oneHot', 'g
 type Method<F> = F extends (x: never, ...rest: infer R) => infer Out ? (...rest: R) => Out : never
 
 export type TensorMethods = {
-  [K in Exclude<keyof typeof families, (typeof notMethods)[number]>]: Method<(typeof families)[K]>
+  [K in Exclude<keyof Families, (typeof notMethods)[number]>]: Method<Families[K]>
 }
 
 declare module './tensor.ts' {

@@ -4,7 +4,7 @@ import { grad } from './engine.ts'
 import { GradError } from './errors.ts'
 import { backendOf } from './primitives/common.ts'
 import { fill } from './primitives/elementwise.ts'
-import { alias } from './primitives/views.ts'
+import { alias, contiguous } from './primitives/views.ts'
 import { count, launch, profiling } from './profile.ts'
 import { collect, track } from './scope.ts'
 import {
@@ -95,9 +95,12 @@ function fusedBackward<A extends object>(op: Op<A>, all: readonly Tensor[]): Bac
     const needs = node.inputs.map((t) => t.requiresGrad)
     const inputs = node.inputs.map((_, i) => node.input(i))
     const results = [...node.outputs.map((_, i) => node.output(i)), ...all.slice(own)]
-    const given = douts.map(
-      (d, i) => d ?? fill(node.outputs[i].backend, node.outputs[i].shape, 0, node.outputs[i].dtype),
-    )
+    const given = douts.map((d, i) => {
+      const y = node.outputs[i]
+      if (!d) return fill(y.backend, y.shape, 0, y.dtype)
+      // Fused kernels want unit steps along the last dim, which a gradient expanded from a sum has not.
+      return d.rank > 0 && d.strides[d.rank - 1] !== 1 ? contiguous(d) : d
+    })
     const made = apply(
       backwardOp(op, inputs.length, results.length, needs),
       [...inputs, ...results, ...given],

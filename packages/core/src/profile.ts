@@ -1,7 +1,10 @@
 import type { Backend, KernelOf, View } from './backend.ts'
 
-/** How an operator was computed: by a backend's fused kernel, by a primitive kernel, or composed of other operators. */
-export type Path = 'fused' | 'primitive' | 'composed'
+/**
+ * How an operator was computed: by a backend's fused kernel, by a primitive kernel, composed of other operators, or by
+ * the plain-JavaScript kernels that a backend falls back on.
+ */
+export type Path = 'fused' | 'primitive' | 'composed' | 'javascript'
 
 export interface ProfileRow {
   readonly op: string
@@ -13,6 +16,12 @@ export interface ProfileRow {
 }
 
 let rows: Map<string, ProfileRow> | null = null
+let taken: Path | null = null
+
+/** For backends: says, from within a kernel's `run`, that it went another way than its place in the table tells. */
+export function reportPath(path: Path): void {
+  taken = path
+}
 
 /** @internal Runs a kernel; counted where a profile is being taken. */
 export function launch<A>(
@@ -25,9 +34,10 @@ export function launch<A>(
   attrs: A,
 ): void {
   if (rows === null) return kernel.run(outputs, inputs, attrs)
+  taken = null
   const start = performance.now()
   kernel.run(outputs, inputs, attrs)
-  count(op, path, backend.name, performance.now() - start)
+  count(op, taken ?? path, backend.name, performance.now() - start)
 }
 
 /** @internal */

@@ -170,7 +170,7 @@ export class Tensor implements View, Scoped {
   }
 
   set requiresGrad(value: boolean) {
-    if (value === this.#leafGrad) return
+    if (value === this.requiresGrad) return
     if (this.gradFn !== null)
       throw new GradError(
         'requiresGrad: only leaf tensors can change it; use detach() to stop gradients here',

@@ -1,0 +1,457 @@
+import { describe, expect, test } from 'vitest'
+import {
+  add,
+  backward,
+  customFunction,
+  dataSync,
+  div,
+  embedding,
+  enableGrad,
+  GradError,
+  grad,
+  gradcheck,
+  gradEnabled,
+  matmul,
+  mul,
+  noGrad,
+  ones,
+  softmax,
+  type Tensor,
+  tensor,
+  zeros,
+} from '../src/index.ts'
+
+const leaf = (values: readonly number[]): Tensor => tensor([...values], { requiresGrad: true })
+const values = (t: Tensor | null): number[] | null => t && [...dataSync(t)]
+
+describe('backward', () => {
+  test('adds up gradients over uses and over calls', () => {
+    const x = leaf([2, 3])
+    mul(x, x).sum().backward()
+    expect(values(x.grad)).toEqual([4, 6])
+    add(x, x).sum().backward()
+    expect(values(x.grad)).toEqual([6, 8])
+  })
+
+  test('reaches every leaf, and only those that ask for it', () => {
+    const [a, b, c] = [leaf([1, 2]), tensor([3, 4]), leaf([5, 6])]
+    a.mul(b).add(c).sum().backward()
+    expect([values(a.grad), b.grad, values(c.grad)]).toEqual([[3, 4], null, [1, 1]])
+  })
+
+  test('starts from a given gradient', () => {
+    const x = leaf([1, 2])
+    x.mul(3).backward({ gradient: tensor([10, 100]) })
+    expect(values(x.grad)).toEqual([30, 300])
+  })
+
+  test('wants a scalar, or a gradient of the shape of its root', () => {
+    const y = leaf([1, 2]).mul(3)
+    expect(() => y.backward()).toThrow(/^backward: the output \[2\] is no scalar; reduce it/)
+    expect(() => y.backward({ gradient: ones([3]) })).toThrow(
+      "backward: gradient [3] must have the output's shape [2]",
+    )
+    expect(() => tensor(1).backward()).toThrow(/^backward: the tensor \[\] does not require a gradient/)
+  })
+
+  test('frees its graph: a second pass says how to keep it', () => {
+    const x = leaf([2])
+    const y = x.mul(x).sum()
+    y.backward()
+    expect(() => y.backward()).toThrow(
+      /the graph through .* was freed by an earlier backward\(\); pass \{ retainGraph: true \}/,
+    )
+    const z = x.mul(x).sum()
+    z.backward({ retainGraph: true })
+    z.backward()
+    expect(values(x.grad)).toEqual([12])
+  })
+
+  test('frees intermediates but keeps scalars and kept tensors readable', () => {
+    const x = leaf([1, 2, 3])
+    const middle = x.mul(2)
+    const kept = middle.mul(2).keep()
+    const loss = kept.sum()
+    loss.backward()
+    expect(() => dataSync(middle)).toThrow(
+      /tensor \[3\] was freed by backward\(\); .* call \.keep\(\) on what you still need/,
+    )
+    expect(values(kept)).toEqual([4, 8, 12])
+    expect(values(loss)).toEqual([24])
+  })
+
+  test('goes through a diamond once per node, however deep', () => {
+    const x = leaf([1])
+    let y = x
+    for (let i = 0; i < 60; i++) y = y.add(y)
+    y.sum().backward()
+    expect(values(x.grad)).toEqual([2 ** 60])
+  })
+
+  test('goes through long chains without running out of stack', () => {
+    const x = leaf([0.5])
+    let y = x
+    for (let i = 0; i < 20_000; i++) y = y.add(1)
+    y.sum().backward()
+    expect(values(x.grad)).toEqual([1])
+  })
+
+  test('ignores integer paths', () => {
+    const x = leaf([1.5, 2.5])
+    const y = x.to('int32')
+    expect(y.requiresGrad).toBe(false)
+    expect(x.gt(2).requiresGrad).toBe(false)
+    expect(x.argmax().requiresGrad).toBe(false)
+  })
+
+  test('converts gradients between dtypes', () => {
+    const x = leaf([1, 2])
+    const y = x.to('float64').mul(3)
+    expect(y.dtype).toBe('float64')
+    y.sum().backward()
+    expect([x.grad?.dtype, values(x.grad)]).toEqual(['float32', [3, 3]])
+  })
+})
+
+describe('grad', () => {
+  test('returns gradients without touching .grad', () => {
+    const [x, y] = [leaf([2]), leaf([5])]
+    const [gx, gy] = grad(mul(x, y).sum(), [x, y])
+    expect([values(gx), values(gy), x.grad, y.grad]).toEqual([[5], [2], null, null])
+  })
+
+  test('of an intermediate, with several outputs and their gradients', () => {
+    const x = leaf([1, 2])
+    const m = x.mul(3)
+    const [gm, gx] = grad([m.mul(m), m], [m, x], { gradOutputs: [ones([2]), tensor([10, 10])] })
+    expect(values(gm)).toEqual([2 * 3 + 10, 2 * 6 + 10])
+    expect(values(gx)).toEqual([48, 66])
+  })
+
+  test('says which input is not reached', () => {
+    const [x, y] = [leaf([1]), leaf([1, 2])]
+    expect(() => grad(x.sum(), [x, y])).toThrow(
+      /grad: the outputs do not depend on input 1, a tensor \[2\]; pass \{ allowUnused: true \}/,
+    )
+    expect(grad(x.sum(), [x, y], { allowUnused: true })[1]).toBeNull()
+    expect(() => grad(x.sum(), [tensor([1])])).toThrow(
+      /grad: input 0, a tensor \[1\], does not require a gradient/,
+    )
+  })
+
+  test('computes only what leads to the wanted inputs', () => {
+    const [x, w] = [leaf([1]), leaf([2])]
+    let called = 0
+    const watched = customFunction({
+      forward: (_, t) => t.mul(2),
+      backward: (_, d) => {
+        called++
+        return [d.mul(2)]
+      },
+    })
+    const y = add(watched(x), w).sum()
+    expect(values(grad(y, [w], { retainGraph: true })[0])).toEqual([1])
+    expect(called).toBe(0)
+    expect(values(grad(y, [x])[0])).toEqual([2])
+    expect(called).toBe(1)
+  })
+})
+
+describe('higher derivatives', () => {
+  test('of x⁴', () => {
+    const x = leaf([2])
+    let y = x.pow(4).sum()
+    const found: number[] = []
+    for (let n = 0; n < 4; n++) {
+      const [g] = grad(y, [x], { createGraph: true })
+      found.push(dataSync(g)[0])
+      y = g.sum()
+    }
+    expect(found).toEqual([32, 48, 48, 24])
+  })
+
+  test('a gradient penalty through matmul and softmax', () => {
+    gradcheck(
+      (x, w) => {
+        const y = softmax(matmul(x, w), 1).square().sum()
+        const [g] = grad(y, [x], { createGraph: true })
+        return g.square().sum()
+      },
+      [
+        tensor([
+          [0.3, -1.2],
+          [0.8, 0.1],
+          [1.5, -0.4],
+        ]),
+        tensor([
+          [0.2, 1.1, -0.7],
+          [-0.5, 0.4, 0.9],
+        ]),
+      ],
+    )
+  })
+
+  test('backward with createGraph leaves .grad differentiable', () => {
+    const x = leaf([3])
+    x.pow(3).sum().backward({ createGraph: true })
+    const g = x.grad as Tensor
+    expect(values(g)).toEqual([27])
+    expect(values(grad(g.sum(), [x])[0])).toEqual([18])
+  })
+
+  test('without createGraph a gradient has no graph', () => {
+    const x = leaf([3])
+    const [g] = grad(x.pow(3).sum(), [x])
+    expect(g.requiresGrad).toBe(false)
+  })
+})
+
+describe('modes', () => {
+  test('noGrad records nothing, enableGrad inside it does', () => {
+    const x = leaf([1])
+    expect(noGrad(() => x.mul(2)).requiresGrad).toBe(false)
+    expect(noGrad(() => enableGrad(() => x.mul(2))).requiresGrad).toBe(true)
+    expect(gradEnabled()).toBe(true)
+    expect(() => noGrad(() => expect(gradEnabled()).toBe(true))).toThrow()
+    expect(gradEnabled()).toBe(true)
+  })
+
+  test('noGrad refuses asynchronous functions', () => {
+    expect(() => noGrad(async () => 1)).toThrow(GradError)
+    expect(gradEnabled()).toBe(true)
+  })
+
+  test('detach cuts the tape and shares the memory', () => {
+    const x = leaf([1, 2])
+    const d = x.mul(3).detach()
+    expect([d.requiresGrad, d.isLeaf, values(d)]).toEqual([false, true, [3, 6]])
+    x.mul(x.detach()).sum().backward()
+    expect(values(x.grad)).toEqual([1, 2])
+  })
+
+  test('requiresGrad is for floating leaves', () => {
+    const x = leaf([1])
+    expect(() => {
+      x.mul(2).requiresGrad = false
+    }).toThrow('requiresGrad: only leaf tensors can change it; use detach()')
+    expect(() => tensor([1], { dtype: 'int32', requiresGrad: true })).toThrow(
+      'requiresGrad: only floating tensors have gradients, this one is int32',
+    )
+    x.requiresGrad = false
+    expect(x.mul(2).requiresGrad).toBe(false)
+  })
+})
+
+describe('writing in place', () => {
+  test('is refused for tensors that require a gradient, with the way out', () => {
+    const x = leaf([1, 2])
+    expect(() => x.mul_(2)).toThrow(
+      'mul_: a tensor that requires a gradient cannot be modified in place; do it inside noGrad(), or use the operator that returns a new tensor',
+    )
+    expect(() => zeros([2]).add_(x)).toThrow(/^add_: writing in place is not recorded/)
+    noGrad(() => x.mul_(2))
+    expect(values(x)).toEqual([2, 4])
+  })
+
+  test('after an operator that needs the old value makes its gradient fail, naming it', () => {
+    const x = leaf([1, 2])
+    const y = x.square().sum()
+    noGrad(() => x.add_(1))
+    expect(() => y.backward()).toThrow(
+      /^square: its input 0, a tensor \[2\], was modified in place after the operator ran \(version 0, now 1\)/,
+    )
+    const [a, b] = [tensor([1, 2]), leaf([3, 4])]
+    const z = mul(a, b).sum()
+    a.fill_(0)
+    expect(() => z.backward()).toThrow(/^mul: its input 0/)
+  })
+
+  test('also through another view of the memory', () => {
+    const base = zeros([4])
+    const x = leaf([1, 2, 3, 4])
+    const y = x.mul(base).sum()
+    base.narrow(0, 0, 2).fill_(5)
+    expect(() => y.backward()).toThrow(/modified in place/)
+  })
+
+  test('is fine where the gradient does not need the value', () => {
+    const x = leaf([1, 2])
+    const y = add(x, tensor([1, 1]))
+    noGrad(() => x.fill_(9))
+    y.sum().backward()
+    expect(values(x.grad)).toEqual([1, 1])
+  })
+
+  test('of an output that the gradient reads', () => {
+    const x = leaf([0, 1])
+    const y = x.exp()
+    noGrad(() => y.zero_())
+    expect(() => y.sum().backward()).toThrow(/^exp: its output 0/)
+  })
+
+  test('does what it says', () => {
+    const x = tensor([1, 2, 3])
+    expect(x.add_(1)).toBe(x)
+    expect(
+      values(
+        x
+          .mul_(tensor([2, 2, 10]))
+          .sub_(1)
+          .div_(2),
+      ),
+    ).toEqual([1.5, 2.5, 19.5])
+    expect(values(x.copy_(tensor([7], { dtype: 'int32' })))).toEqual([7, 7, 7])
+    const counts = tensor([1, 2], { dtype: 'int32' })
+    expect([values(counts.add_(2.9)), counts.dtype]).toEqual([[3, 4], 'int32'])
+    expect(() => tensor([1]).expand([3]).add_(1)).toThrow('an expanded tensor cannot be modified in place')
+    expect(() => x.add_(zeros([2, 3]))).toThrow(
+      "inputs [3], [2, 3] do not broadcast to the output's shape [3]",
+    )
+  })
+})
+
+describe('hooks', () => {
+  test('see the complete gradient once, in order, and may replace it', () => {
+    const x = leaf([1, 2])
+    const seen: number[][] = []
+    const m = x.mul(1)
+    m.registerHook((g) => void seen.push(values(g) as number[]))
+    m.registerHook((g) => g.mul(10))
+    m.registerHook((g) => void seen.push(values(g) as number[]))
+    add(m.sum(), m.mul(2).sum()).backward()
+    expect(seen).toEqual([
+      [3, 3],
+      [30, 30],
+    ])
+    expect(values(x.grad)).toEqual([30, 30])
+  })
+
+  test('of leaves change what is stored, until removed', () => {
+    const x = leaf([1])
+    const remove = x.registerHook((g) => g.neg())
+    x.mul(2).sum().backward()
+    expect(values(x.grad)).toEqual([-2])
+    remove()
+    x.mul(2).sum().backward()
+    expect(values(x.grad)).toEqual([0])
+  })
+
+  test('must keep the shape, and need a gradient', () => {
+    const x = leaf([1, 2])
+    x.registerHook((g) => g.sum())
+    expect(() => x.sum().backward()).toThrow('hook: returned a gradient [] for a tensor [2]')
+    expect(() => tensor([1]).registerHook(() => {})).toThrow('does not require a gradient')
+  })
+
+  test('retainGrad keeps the gradient of an intermediate', () => {
+    const x = leaf([1, 2])
+    const [m, other] = [x.mul(3).retainGrad(), x.mul(2)]
+    add(m.square(), other).sum().backward()
+    expect(values(m.grad)).toEqual([6, 12])
+    expect(other.grad).toBeNull()
+  })
+})
+
+describe('customFunction', () => {
+  const cube = customFunction({
+    name: 'cube',
+    forward: (ctx, x) => {
+      ctx.save(x, x.square())
+      return x.mul(x.square())
+    },
+    backward: (ctx, d) => [d.mul(ctx.saved[1]).mul(3)],
+  })
+
+  test('has the gradient it was given', () => {
+    const x = leaf([2, -1])
+    const y = cube(x)
+    expect(y.gradFn?.name).toBe('cube')
+    y.sum().backward()
+    expect(values(x.grad)).toEqual([12, 3])
+    gradcheck(cube, [tensor([0.5, -1.5])])
+  })
+
+  test('is differentiated again through what it saved of its inputs', () => {
+    const square = customFunction({
+      forward: (ctx, x) => {
+        ctx.save(x)
+        return x.square()
+      },
+      backward: (ctx, d) => [d.mul(ctx.saved[0]).mul(2)],
+    })
+    const x = leaf([3])
+    const [g] = grad(square(x).sum(), [x], { createGraph: true })
+    expect(values(grad(g.sum(), [x])[0])).toEqual([2])
+  })
+
+  test('may give gradients to some inputs only', () => {
+    const first = customFunction({
+      forward: (ctx, a, b) => {
+        expect(ctx.needsInputGrad).toEqual([true, false])
+        return a.mul(b)
+      },
+      backward: (_, d) => [d.mul(7), null],
+    })
+    const a = leaf([1])
+    first(a, tensor([5]))
+      .sum()
+      .backward()
+    expect(values(a.grad)).toEqual([7])
+  })
+
+  test('records nothing without need', () => {
+    expect(cube(tensor([1])).requiresGrad).toBe(false)
+    expect(noGrad(() => cube(leaf([1]))).requiresGrad).toBe(false)
+  })
+
+  test('may return its input', () => {
+    const stop = customFunction({ forward: (_, x) => x, backward: () => [null] })
+    const x = leaf([4])
+    const y = stop(x)
+    expect(values(y)).toEqual([4])
+    add(y, x).sum().backward()
+    expect(values(x.grad)).toEqual([1])
+  })
+})
+
+describe('gradcheck', () => {
+  const wrong = customFunction({ forward: (_, x) => x.square(), backward: (_, d) => [d] })
+
+  test('names the element whose gradient is wrong', () => {
+    expect(() => gradcheck(wrong, [tensor([0.5, 3])])).toThrow(
+      /^gradcheck: input 0 \[2\], element 1: the gradient is \S+, finite differences say \S+/,
+    )
+  })
+
+  test('notices a gradient that is missing', () => {
+    expect(() => gradcheck((x) => add(x, x.detach()), [tensor([1])])).toThrow(GradError)
+    expect(() => gradcheck((x) => x, [tensor([1], { dtype: 'int32' })])).toThrow('no floating input')
+  })
+})
+
+describe('gradients that are 0 by rule', () => {
+  test('the padding row of an embedding learns nothing', () => {
+    const w = ones([3, 2], { requiresGrad: true })
+    const index = tensor([0, 1, 1, 2], { dtype: 'int32' })
+    for (const paddingIdx of [1, -2]) {
+      w.grad = null
+      embedding(index, w, { paddingIdx }).sum().backward()
+      expect(values(w.grad)).toEqual([1, 1, 0, 0, 1, 1])
+    }
+  })
+
+  test('behind a rounding, also where the quotient is infinite', () => {
+    const [x, y] = [leaf([1, 7]), leaf([0, 2])]
+    div(x, y, { roundingMode: 'floor' }).sum().backward()
+    expect([values(x.grad), values(y.grad)]).toEqual([
+      [0, 0],
+      [0, 0],
+    ])
+  })
+
+  test('of what was not used', () => {
+    const x = leaf([1, 2, 3])
+    backward(x.narrow(0, 1, 1).sum())
+    expect(values(x.grad)).toEqual([0, 1, 0])
+  })
+})

@@ -1,0 +1,204 @@
+import { beforeEach, describe, expect, test } from 'vitest'
+import {
+  apply,
+  type Backend,
+  dataSync,
+  grad,
+  gradcheck,
+  type KernelOf,
+  layerNorm,
+  type Op,
+  profile,
+  reference,
+  softmax,
+  type Tensor,
+  tensor,
+  type View,
+} from '../src/index.ts'
+
+/** A backend of the reference's memory with fused kernels for `twice_exp`: y = scale · eˣ. */
+interface Attrs {
+  scale: number
+}
+const dataOf = (v: View): Float32Array => (v.buffer as { data: Float32Array }).data
+const log: string[] = []
+const forward: KernelOf<Attrs> = {
+  supports: (_, { scale }) => scale !== 13,
+  run([y, saved], [x], { scale }) {
+    log.push('forward')
+    for (let i = 0; i < y.shape[0]; i++) {
+      dataOf(saved)[i] = Math.exp(dataOf(x)[x.offset + i * x.strides[0]])
+      dataOf(y)[i] = scale * dataOf(saved)[i]
+    }
+  },
+}
+const backward: KernelOf<Attrs & { needs: readonly boolean[] }> = {
+  run([dx], [, , saved, dy], { scale, needs }) {
+    log.push(`backward ${needs.join()}`)
+    for (let i = 0; i < dx.shape[0]; i++)
+      dataOf(dx)[i] = dataOf(dy)[dy.offset + i * dy.strides[0]] * scale * dataOf(saved)[i]
+  },
+}
+const OP: Op<Attrs> = {
+  name: 'scaled_exp',
+  validate: ([x]) => {
+    if (x.rank !== 1) throw new Error('scaled_exp: rank 1 only')
+  },
+  infer: ([x]) => [
+    { shape: x.shape, dtype: x.dtype },
+    { shape: x.shape, dtype: x.dtype },
+  ],
+  compose: ([x], { scale }) => [x.exp().mul(scale)],
+}
+const backendWith = (kernels: Record<string, unknown>): Backend => ({
+  ...reference,
+  name: 'fused',
+  kernels: { ...reference.kernels, ...kernels } as Backend['kernels'],
+})
+const both = backendWith({ scaled_exp: forward, scaled_expBackward: backward })
+const onlyForward = backendWith({ scaled_exp: forward })
+
+const scaledExp = (x: Tensor, scale = 2): Tensor => apply(OP, [x], { scale })[0]
+const make = (device: Backend): Tensor => tensor([0, 1, -1], { device, requiresGrad: true })
+const want = [0, 1, -1].map((v) => 2 * Math.exp(v))
+
+beforeEach(() => {
+  log.length = 0
+})
+
+/** float32 exponentials on both sides: 1e-6 relative is a few roundings. */
+function close(t: Tensor, expected: readonly number[]): void {
+  const got = dataSync(t)
+  expected.forEach((v, i) => expect(Math.abs(got[i] - v)).toBeLessThanOrEqual(1e-6 * Math.abs(v)))
+}
+
+describe('a composed operator', () => {
+  test('runs as its composition where there is no kernel', () => {
+    const { result, rows } = profile(() => scaledExp(make(reference)))
+    close(result, want)
+    expect(rows.map((r) => `${r.op} ${r.path} ${r.calls}`).sort()).toEqual([
+      'exp primitive 1',
+      'mul primitive 1',
+      'scaled_exp composed 1',
+    ])
+  })
+
+  test('runs as the fused kernel where there is one, forward and backward', () => {
+    const x = make(both)
+    const { result, rows } = profile(() => {
+      const y = scaledExp(x)
+      return [y.detach(), ...grad(y, [x], { gradOutputs: [tensor([1, 10, 100], { device: both })] })]
+    })
+    close(result[0], want)
+    close(
+      result[1],
+      want.map((v, i) => v * 10 ** i),
+    )
+    expect(log).toEqual(['forward', 'backward true'])
+    expect(rows.map((r) => `${r.op} ${r.path} ${r.backend} ${r.calls}`).sort()).toEqual([
+      'scaled_exp fused fused 1',
+      'scaled_expBackward fused fused 1',
+    ])
+  })
+
+  test('differentiates the composition where the backward kernel is missing, and says so', () => {
+    const x = make(onlyForward)
+    const { result, rows } = profile(() => grad(scaledExp(x).sum(), [x]))
+    close(result[0], want)
+    expect(rows.find((r) => r.op === 'scaled_expBackward')?.path).toBe('composed')
+  })
+
+  test('does not use a kernel that declines, without silence in the profile', () => {
+    const { rows } = profile(() => scaledExp(make(both), 13))
+    expect(log).toEqual([])
+    expect(rows.find((r) => r.op === 'scaled_exp')?.path).toBe('composed')
+  })
+
+  test('has second derivatives through its fused backward', () => {
+    const x = make(both)
+    const [g] = grad(scaledExp(x).sum(), [x], { createGraph: true })
+    expect(log).toEqual(['forward', 'backward true'])
+    const [gg] = grad(g.mul(tensor([1, 2, 3], { device: both })).sum(), [x])
+    close(
+      gg,
+      want.map((v, i) => v * (i + 1)),
+    )
+  })
+
+  test('is validated before any kernel runs', () => {
+    expect(() => scaledExp(tensor([[1]], { device: both }))).toThrow('rank 1 only')
+    expect(log).toEqual([])
+  })
+
+  test('takes views', () => {
+    const x = tensor([0, 9, 1, 9, -1, 9], { device: both, requiresGrad: true })
+    const y = scaledExp(x.slice(0, 0, 6, 2))
+    close(y, want)
+    const [g] = grad(y.sum(), [x], { retainGraph: true })
+    close(g, [want[0], 0, want[1], 0, want[2], 0])
+  })
+
+  test('that returns its input gives a tensor of its own', () => {
+    const same: Op<Record<never, never>> = { name: 'same', compose: ([x]) => [x] }
+    const x = make(reference)
+    const [y] = apply(same, [x], {})
+    expect(y).not.toBe(x)
+    expect(y.storage).toBe(x.storage)
+    expect([...dataSync(grad(y.sum(), [x])[0])]).toEqual([1, 1, 1])
+  })
+
+  test('may have a rule of its own', () => {
+    const ruled: Op<Record<never, never>> = {
+      name: 'ruled',
+      compose: ([x]) => [x.square()],
+      backward: (node, [d]) => [d ? d.mul(node.input(0)).mul(2) : null],
+    }
+    gradcheck((x) => apply(ruled, [x], {})[0], [tensor([0.5, -2])])
+    const x = make(reference)
+    expect(apply(ruled, [x], {})[0].gradFn?.name).toBe('ruled')
+  })
+})
+
+describe('profile', () => {
+  test('counts calls and time per operator, the most expensive first', () => {
+    const x = tensor(new Float32Array(2000))
+    const { rows } = profile(() => {
+      for (let i = 0; i < 3; i++) x.exp()
+      x.add(1)
+    })
+    expect(rows.find((r) => r.op === 'exp')).toMatchObject({
+      calls: 3,
+      path: 'primitive',
+      backend: 'reference',
+    })
+    expect(rows.map((r) => r.ms)).toEqual(rows.map((r) => r.ms).sort((a, b) => b - a))
+  })
+
+  test('sees composed operators with their parts', () => {
+    const { rows } = profile(() =>
+      layerNorm(
+        softmax(
+          tensor([
+            [1, 2],
+            [3, 4],
+          ]),
+          1,
+        ),
+        [2],
+      ),
+    )
+    const composed = rows.filter((r) => r.path === 'composed').map((r) => r.op)
+    expect(composed.sort()).toEqual(['layer_norm', 'softmax'])
+  })
+
+  test('ends with its function, also when that throws', () => {
+    expect(() =>
+      profile(() => {
+        throw new Error('stop')
+      }),
+    ).toThrow('stop')
+    const { rows } = profile(() => {})
+    tensor([1]).exp()
+    expect(rows).toEqual([])
+  })
+})
