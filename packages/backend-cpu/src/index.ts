@@ -1,0 +1,11 @@
+/**
+ * The CPU backend of tilegrad: WebAssembly SIMD kernels, made at run time, on all cores.
+ *
+ * @packageDocumentation
+ */
+
+export { type CpuBackend, type CpuOptions, createCpuBackend } from './backend.ts'
+export type { FeatureLevel } from './features.ts'
+export { type HeapStats, OutOfMemoryError } from './memory.ts'
+export { createPeaks, type Peaks } from './peaks.ts'
+export { WorkerDiedError } from './pool.ts'

@@ -1,0 +1,476 @@
+/**
+ * Softmax attention, backward (FlashAttention-2, Dao 2023), for a block of 64 queries against a block of 128 keys, with
+ * δ = rowsum(dO ∘ O), which is computed where dO is loaded:
+ *
+ *   P = exp(K (scale Q)ᵀ − lse),  dP = V dOᵀ,  dS = P ∘ (dP − δ)     rows are keys, lanes are queries
+ *   dV += P dO,  dK += dS (scale Q),  dQᵀ += Kᵀ dS                   dQ is scaled at its end
+ *
+ * P and dS are 128×64 and stay in the cache; nothing of size T×S exists. Two ways through the pairs of blocks:
+ *
+ * - `both`: a task is all of one key head, and computes each pair once: 5 products. It owns dK, dV and all dQ of its
+ *   group, so there are no races.
+ * - `queries` and `keys`, where there are too few heads for the threads: a task is a block of queries and computes dQ,
+ *   then a task is a block of keys and computes dK and dV: 3 + 4 products.
+ *
+ * Sums meet in the same order either way: key blocks upwards for dQ, heads of a group and query blocks upwards for dK
+ * and dV. So the results are the same bits, on any number of threads.
+ */
+
+import {
+  type Func,
+  type FunctionBuilder,
+  f32x4,
+  type I32,
+  i32,
+  type ModuleBuilder,
+  type Var,
+  v128,
+} from '../wasm/index.ts'
+import {
+  eachRow,
+  expOf,
+  gatherFunc,
+  keyBlock,
+  loadMask,
+  type MaskType,
+  maskFunc,
+  queryBlock,
+  queryTask,
+  reader,
+  rowOf,
+  scoresFunc,
+  sparse,
+  visible,
+  wordOffset,
+} from './attention-blocks.ts'
+import type { Tile } from './matmul-micro.ts'
+import { type PackFunc, packer } from './matmul-pack.ts'
+import { least, most, panelFunc } from './matmul-panels.ts'
+
+export type BackwardMode = 'both' | 'queries' | 'keys'
+
+/** Bytes between rows of P and dS: a number per query of the block. */
+const weightStep = 4 * queryBlock
+
+/** Where things are in a thread's scratch memory, as numbers of bytes or expressions. */
+function places<T>(
+  tile: Tile,
+  mask: MaskType,
+  width: T,
+  valueWidth: T,
+  start: T,
+  ops: { add: (a: T, b: T | number) => T; mul: (a: T, b: number) => T; panels: (columns: T) => T },
+) {
+  const lanes = 4 * tile.vectors
+  let next = start
+  const take = (bytes: T | number): T => {
+    const here = next
+    next = ops.add(next, bytes)
+    return here
+  }
+  const rowsOf = (columns: T): T => ops.mul(ops.panels(columns), 4 * queryBlock)
+  return {
+    /** Per query of the block. */
+    lse: take(4 * queryBlock),
+    delta: take(4 * queryBlock),
+    weights: take((keyBlock + tile.rows) * weightStep),
+    gradients: take((keyBlock + tile.rows) * weightStep),
+    mask: take(mask === 'none' ? 0 : 4 * lanes * keyBlock),
+    /** For panels of dK and dV whose columns do not fill vectors. */
+    edge: take(4 * lanes * keyBlock),
+    /** Panels of queries: scale · Qᵀ, dOᵀ, dQᵀ. */
+    q: take(ops.mul(width, 4 * queryBlock)),
+    dout: take(ops.mul(valueWidth, 4 * queryBlock)),
+    dq: take(ops.mul(width, 4 * queryBlock)),
+    /** Panels of columns: scale · Q and dO. */
+    qRows: take(rowsOf(width)),
+    doutRows: take(rowsOf(valueWidth)),
+    /** Blocks of k and v where their rows have gaps. */
+    k: take(ops.mul(width, 4 * keyBlock)),
+    v: take(ops.mul(valueWidth, 4 * keyBlock)),
+    end: next,
+  }
+}
+
+/** Bytes of scratch memory per thread. */
+export function backwardScratch(tile: Tile, mask: MaskType, width: number, valueWidth: number): number {
+  const lanes = 4 * tile.vectors
+  return places(tile, mask, width, valueWidth, 0, {
+    add: (a, b) => a + b,
+    mul: (a, b) => a * b,
+    panels: (columns) => Math.ceil(columns / lanes) * lanes,
+  }).end
+}
+
+interface Context {
+  readonly tile: Tile
+  readonly mask: MaskType
+  readonly pack: PackFunc
+}
+
+function locate(f: FunctionBuilder, { tile, mask }: Context, word: ReturnType<typeof reader>, scratch: I32) {
+  const lanes = 4 * tile.vectors
+  return places<Var<'i32'>>(tile, mask, f.let(word('width')), f.let(word('valueWidth')), f.let(scratch), {
+    add: (a, b) => f.let(a.add(b)),
+    mul: (a, b) => f.let(a.mul(b)),
+    panels: (columns) => f.let(columns.add(lanes - 1).and(-lanes)),
+  })
+}
+
+const blockParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as const
+/** Parameter block, scratch memory of the thread, batch item, head, first query, number of queries. */
+type BlockFunc = Func<typeof blockParams, null>
+
+/** Loads a block of queries: panels of scale · Q and dO, both ways; lse and δ; zeros for dQ. */
+function loadQueries(m: ModuleBuilder, c: Context): BlockFunc {
+  const { tile, pack } = c
+  const lanes = 4 * tile.vectors
+  const step = 4 * lanes
+  const each = Array.from({ length: tile.vectors }, (_, j) => j)
+  return m.func(blockParams, (f, params, scratch, b, h, q0, rows) => {
+    const word = reader(params)
+    const at = locate(f, c, word, scratch)
+    const [depth, valueDepth] = [f.let(word('width')), f.let(word('valueWidth'))]
+    const scale = f.let(v128.load32Splat(params, wordOffset('scale')))
+    const scaled = (p: I32): void => {
+      for (const j of each) f.store(p, f32x4.mul(v128.load(p, 16 * j), scale), 16 * j)
+    }
+    const [q, dout, out] = [
+      f.let(rowOf(word, 'q', b, h, q0)),
+      f.let(rowOf(word, 'dout', b, h, q0)),
+      f.let(rowOf(word, 'out', b, h, q0)),
+    ]
+    const lse = f.let(word('lsePtr').add(b.mul(word('heads')).add(h).mul(word('queries')).add(q0).shl(2)))
+    // Lanes without a query have lse = ∞, so that their P is 0.
+    for (let i = 0; i < weightStep; i += 16) f.store(at.lse, f32x4.const(Infinity), i)
+    f.copy(at.lse, lse, rows.shl(2))
+    const infinity = f.let(f32x4.const(Infinity))
+    for (let i = 0; i < weightStep; i += 16) {
+      // Queries that see no key have lse = −∞: no weight, either.
+      const x = f.let(v128.load(at.lse, i))
+      f.store(at.lse, v128.bitselect(infinity, x, f32x4.eq(x, -Infinity)), i)
+    }
+    f.fill(at.q, 0, depth.mul(4 * queryBlock))
+    f.fill(at.dout, 0, valueDepth.mul(4 * queryBlock))
+    f.fill(at.dq, 0, depth.mul(4 * queryBlock))
+    const panel = f.let(at.q)
+    const doutPanel = f.let(at.dout)
+    const delta = f.let(at.delta)
+    // O is needed for δ only: its panel borrows the place of weights.
+    const outPanel = at.weights
+    f.for(0, rows, lanes, (i) => {
+      const have = f.let(least(rows.sub(i), lanes))
+      f.call(pack, panel, step, q.add(i.mul(word('qRow'))), word('qStep'), word('qRow'), depth, have)
+      eachRow(f, depth, panel, step, scaled)
+      f.call(
+        pack,
+        doutPanel,
+        step,
+        dout.add(i.mul(word('doutRow'))),
+        word('doutStep'),
+        word('doutRow'),
+        valueDepth,
+        have,
+      )
+      f.call(
+        pack,
+        outPanel,
+        step,
+        out.add(i.mul(word('outRow'))),
+        word('outStep'),
+        word('outRow'),
+        valueDepth,
+        have,
+      )
+      const sums = each.map(() => f.let(f32x4.const(0)))
+      const other = f.let(outPanel)
+      eachRow(f, valueDepth, doutPanel, step, (p) => {
+        for (const j of each) sums[j].set(f32x4.madd(v128.load(p, 16 * j), v128.load(other, 16 * j), sums[j]))
+        other.set(other.add(step))
+      })
+      for (const j of each) f.store(delta, sums[j], 16 * j)
+      panel.set(panel.add(depth.mul(step)))
+      doutPanel.set(doutPanel.add(valueDepth.mul(step)))
+      delta.set(delta.add(step))
+    })
+    f.if(word('needK'), () => {
+      columnPanels(f, pack, lanes, at.qRows, rows, depth, q, word('qRow'), word('qStep'), scaled)
+    })
+    f.if(word('needV'), () => {
+      columnPanels(
+        f,
+        pack,
+        lanes,
+        at.doutRows,
+        rows,
+        valueDepth,
+        dout,
+        word('doutRow'),
+        word('doutStep'),
+        null,
+      )
+    })
+  })
+}
+
+/** Emits: a matrix → panels of its columns, zeros at the right. */
+function columnPanels(
+  f: FunctionBuilder,
+  pack: PackFunc,
+  lanes: number,
+  to: I32,
+  rows: I32,
+  columns: I32,
+  from: I32,
+  rowStep: I32,
+  columnStep: I32,
+  finish: ((p: I32) => void) | null,
+): void {
+  const panel = f.let(to)
+  const bytes = f.let(rows.mul(4 * lanes))
+  f.for(0, columns, lanes, (j) => {
+    const have = f.let(least(columns.sub(j), lanes))
+    f.if(have.and(3), () => f.fill(panel, 0, bytes))
+    f.call(pack, panel, 4 * lanes, from.add(j.mul(columnStep)), rowStep, columnStep, rows, have)
+    if (finish !== null) eachRow(f, rows, panel, 4 * lanes, finish)
+    panel.set(panel.add(bytes))
+  })
+}
+
+const passParams = ['i32', 'i32', 'i32'] as const
+type PassFunc = Func<typeof passParams, null>
+
+/** Scores → P in place: scores, number of keys, lse. */
+export function weightsFunc(m: ModuleBuilder, vectors: number): PassFunc {
+  return m.func(passParams, (f, scores, keys, lse) => {
+    const exp = expOf(f)
+    const tops = Array.from({ length: vectors }, (_, j) => f.let(v128.load(lse, 16 * j)))
+    eachRow(f, keys, scores, weightStep, (at) => {
+      const weights = tops.map((top, j) => f.let(exp(f32x4.sub(v128.load(at, 16 * j), top))))
+      weights.forEach((x, j) => f.store(at, x, 16 * j))
+    })
+  })
+}
+
+/** dP → dS in place: dP, which lies `distance` bytes after P, number of keys, δ. */
+export function gradientsFunc(m: ModuleBuilder, vectors: number, distance: number): PassFunc {
+  return m.func(passParams, (f, weights, keys, delta) => {
+    const deltas = Array.from({ length: vectors }, (_, j) => f.let(v128.load(delta, 16 * j)))
+    eachRow(f, keys, weights, weightStep, (at) => {
+      const changes = deltas.map((d, j) => {
+        const change = f32x4.sub(v128.load(at, distance + 16 * j), d)
+        return f.let(f32x4.mul(v128.load(at, 16 * j), change))
+      })
+      changes.forEach((x, j) => f.store(at, x, distance + 16 * j))
+    })
+  })
+}
+
+/** Emits zeros for the lanes of one panel in rows of P and dS. */
+function clearRows(f: FunctionBuilder, vectors: number, at: I32, rows: I32, distance: number): void {
+  const zero = f32x4.const(0)
+  eachRow(f, rows, at, weightStep, (p) => {
+    for (let j = 0; j < vectors; j++) {
+      f.store(p, zero, 16 * j)
+      f.store(p, zero, distance + 16 * j)
+    }
+  })
+}
+
+const pairParams = [...blockParams, 'i32', 'i32'] as const
+/** Like `BlockFunc`, then the first key of the block and which gradients to add to: 1 for dQ, 2 for dK and dV. */
+type PairFunc = Func<typeof pairParams, null>
+
+/** A block of queries, loaded before, against a block of keys. */
+function pairFunc(m: ModuleBuilder, c: Context): PairFunc {
+  const { tile, mask, pack } = c
+  const { vectors } = tile
+  const lanes = 4 * vectors
+  const step = 4 * lanes
+  const distance = (keyBlock + tile.rows) * weightStep
+  const scoresOf = scoresFunc(m, tile, weightStep)
+  const gather = gatherFunc(m, tile, weightStep, false)
+  const product = panelFunc(m, pack, tile, 'float32')
+  const toWeights = weightsFunc(m, vectors)
+  const toGradients = gradientsFunc(m, vectors, distance)
+  const hide = maskFunc(m, vectors, weightStep, mask !== 'none')
+  return m.func(pairParams, (f, params, scratch, b, h, q0, rows, j0, wanted) => {
+    const word = reader(params)
+    const at = locate(f, c, word, scratch)
+    const [depth, valueDepth] = [f.let(word('width')), f.let(word('valueWidth'))]
+    const kv = f.let(h.divU(word('group')))
+    const all = visible(word, q0, q0.add(rows).sub(1))
+    const start = f.let(most(all.from, j0))
+    const count = f.let(least(all.to, j0.add(keyBlock)).sub(start))
+    const [k, v] = [f.let(rowOf(word, 'k', b, kv, start)), f.let(rowOf(word, 'v', b, kv, start))]
+    const [kRow, vRow] = [f.let(word('kRow')), f.let(word('vRow'))]
+    f.if(
+      word('kStep')
+        .ne(4)
+        .or(sparse(kRow, depth, rows)),
+      () => {
+        f.call(pack, at.k, depth.shl(2), k, kRow, word('kStep'), count, depth)
+        k.set(at.k)
+        kRow.set(depth.shl(2))
+      },
+    )
+    f.if(word('vStep').ne(4), () => {
+      f.call(pack, at.v, valueDepth.shl(2), v, vRow, word('vStep'), count, valueDepth)
+      v.set(at.v)
+      vRow.set(valueDepth.shl(2))
+    })
+    const changes = f.let(
+      word('needQ')
+        .and(wanted)
+        .or(word('needK').and(wanted.shrU(1))),
+    )
+
+    f.for(0, rows, lanes, (i) => {
+      const first = f.let(q0.add(i))
+      const last = f.let(q0.add(least(i.add(lanes), rows)).sub(1))
+      const seen = visible(word, first, last)
+      const from = f.let(least(most(seen.from, start), start.add(count)))
+      const n = f.let(most(least(seen.to, start.add(count)).sub(from), 0))
+      const skip = f.let(from.sub(start))
+      const column = f.let(at.weights.add(i.shl(2)))
+      const weights = f.let(column.add(skip.mul(weightStep)))
+      f.call(scoresOf, depth, k.add(skip.mul(kRow)), kRow, n, at.q.add(i.mul(depth).shl(2)), weights)
+      const low = f.let(first.add(word('low')))
+      const high = f.let(first.add(word('high')))
+      const limited = f.let(
+        from
+          .add(n)
+          .sub(1)
+          .gtS(high)
+          .or(from.leS(last.add(word('low')))),
+      )
+      if (mask !== 'none') {
+        const place = rowOf(word, 'mask', b, h, first).add(from.mul(word('maskStep')))
+        const have = f.let(last.sub(first).add(1))
+        loadMask(f, { pack, type: mask, vectors }, at.mask, place, word('maskRow'), word('maskStep'), n, have)
+        f.call(hide, weights, n, from, limited, low, high, at.mask)
+      } else f.if(limited, () => f.call(hide, weights, n, from, 1, low, high, 0))
+      f.call(toWeights, weights, n, at.lse.add(i.shl(2)))
+      f.if(changes, () => {
+        const panel = at.dout.add(i.mul(valueDepth).shl(2))
+        f.call(scoresOf, valueDepth, v.add(skip.mul(vRow)), vRow, n, panel, weights.add(distance))
+        f.call(toGradients, weights, n, at.delta.add(i.shl(2)))
+      })
+      f.if(wanted.and(word('needQ')), () => {
+        const dq = at.dq.add(i.mul(depth).shl(2))
+        f.call(gather, n, k.add(skip.mul(kRow)), kRow, weights.add(distance), depth, dq, 0)
+      })
+      f.if(wanted.and(2), () => {
+        clearRows(f, vectors, column, skip, distance)
+        const end = f.let(skip.add(n))
+        clearRows(f, vectors, column.add(end.mul(weightStep)), count.sub(end), distance)
+      })
+    })
+
+    const add = (name: 'dk' | 'dv', columns: I32, weights: I32, panels: I32): void => {
+      const row = word(`${name}Row`)
+      const panel = f.let(panels)
+      const to = f.let(rowOf(word, name, b, kv, start))
+      f.for(0, columns, lanes, (j) => {
+        const have = least(columns.sub(j), lanes)
+        f.call(product, rows, weights, weightStep, count, panel, to, row, 1, 4, have, at.edge)
+        panel.set(panel.add(rows.mul(step)))
+        to.set(to.add(step))
+      })
+    }
+    f.if(wanted.and(2), () => {
+      f.if(word('needV'), () => add('dv', valueDepth, at.weights, at.doutRows))
+      f.if(word('needK'), () => add('dk', depth, at.gradients, at.qRows))
+    })
+  })
+}
+
+/** Stores scale · dQ as rows. */
+function storeQueries(m: ModuleBuilder, c: Context): BlockFunc {
+  const { tile, pack } = c
+  const lanes = 4 * tile.vectors
+  return m.func(blockParams, (f, params, scratch, b, h, q0, rows) => {
+    const word = reader(params)
+    const at = locate(f, c, word, scratch)
+    const depth = f.let(word('width'))
+    const scale = f.let(v128.load32Splat(params, wordOffset('scale')))
+    const panel = f.let(at.dq)
+    f.for(0, rows, lanes, (i) => {
+      eachRow(f, depth, panel, 4 * lanes, (p) => {
+        for (let j = 0; j < tile.vectors; j++) f.store(p, f32x4.mul(v128.load(p, 16 * j), scale), 16 * j)
+      })
+      const to = rowOf(word, 'dq', b, h, q0.add(i))
+      f.call(pack, to, word('dqRow'), panel, 4, 4 * lanes, least(rows.sub(i), lanes), depth)
+      panel.set(panel.add(depth.mul(4 * lanes)))
+    })
+  })
+}
+
+/** Builds the kernel of one way through the pairs. */
+export function buildBackward(m: ModuleBuilder, tile: Tile, mask: MaskType, mode: BackwardMode): void {
+  const c: Context = { tile, mask, pack: packer(m) }
+  const load = loadQueries(m, c)
+  const pair = pairFunc(m, c)
+  const store = storeQueries(m, c)
+  m.kernel('main', (f, start, end, params, thread) => {
+    const word = reader(params)
+    const scratch = f.let(word('scratch').add(thread.mul(word('scratchStep'))))
+    if (mask !== 'none') {
+      const at = locate(f, c, word, scratch)
+      f.fill(at.mask, 0, 16 * tile.vectors * keyBlock)
+    }
+    const queries = f.let(word('queries'))
+    const clear = (b: I32, kv: I32, first: I32, rows: I32): void => {
+      for (const [name, need] of [
+        ['dk', 'needK'],
+        ['dv', 'needV'],
+      ] as const) {
+        f.if(word(need), () => f.fill(rowOf(word, name, b, kv, first), 0, rows.mul(word(`${name}Row`))))
+      }
+    }
+    /** All key blocks that a block of queries sees. */
+    const eachKeyBlock = (b: I32, h: I32, q0: I32, rows: I32, wanted: number): void => {
+      const all = visible(word, q0, q0.add(rows).sub(1))
+      const stop = f.let(all.to)
+      const first = f.let(all.from)
+      f.if(first.ltS(stop), () => {
+        f.for(f.let(first.and(-keyBlock)), stop, keyBlock, (j0) => {
+          f.call(pair, params, scratch, b, h, q0, rows, j0, wanted)
+        })
+      })
+    }
+    f.for(start, end, 1, (task) => {
+      if (mode === 'queries') {
+        const { b, h, first, rows } = queryTask(f, word, task)
+        f.call(load, params, scratch, b, h, first, rows)
+        eachKeyBlock(b, h, first, rows, 1)
+        f.call(store, params, scratch, b, h, first, rows)
+        return
+      }
+      const blocks = mode === 'keys' ? f.let(word('blocks')) : f.let(i32.const(1))
+      const head = f.let(task.divU(blocks))
+      const keyHeads = f.let(word('heads').divU(word('group')))
+      const [b, kv] = [f.let(head.divU(keyHeads)), f.let(head.remU(keyHeads))]
+      const j0 = f.let(task.remU(blocks).mul(keyBlock))
+      const keys = mode === 'keys' ? least(word('keys').sub(j0), keyBlock) : word('keys')
+      clear(b, kv, j0, f.let(keys))
+      f.for(0, word('group'), 1, (g) => {
+        const h = f.let(kv.mul(word('group')).add(g))
+        f.for(0, queries, queryBlock, (q0) => {
+          const rows = f.let(least(queries.sub(q0), queryBlock))
+          if (mode === 'both') {
+            f.call(load, params, scratch, b, h, q0, rows)
+            eachKeyBlock(b, h, q0, rows, 3)
+            f.if(word('needQ'), () => f.call(store, params, scratch, b, h, q0, rows))
+            return
+          }
+          const all = visible(word, q0, q0.add(rows).sub(1))
+          f.if(most(all.from, j0).ltS(least(all.to, j0.add(keyBlock))), () => {
+            f.call(load, params, scratch, b, h, q0, rows)
+            f.call(pair, params, scratch, b, h, q0, rows, j0, 2)
+          })
+        })
+      })
+    })
+  })
+}

@@ -1,0 +1,178 @@
+/**
+ * TODO header
+ */
+
+import type { View } from '@tilegrad/core'
+import { align64, type Engine, f32bits, type KernelFactory } from '../engine.ts'
+import { type BackwardMode, backwardScratch, buildBackward } from './attention-backward.ts'
+import {
+  far,
+  keyBlock,
+  type MaskType,
+  type operands,
+  queryBlock,
+  type Word,
+  wordNames,
+} from './attention-blocks.ts'
+import { buildForward, forwardScratch } from './attention-forward.ts'
+import { narrow, type Tile, tileFor } from './matmul-micro.ts'
+
+/** What core gives to the operator `scaled_dot_product_attention`. */
+export interface AttentionAttrs {
+  readonly causal: 'none' | 'top-left' | 'bottom-right'
+  readonly window: number
+  readonly scale: number
+  readonly hasMask: boolean
+  readonly dropout: number
+}
+
+/** The largest head that the blocks' scratch memory is meant for. */
+const maxWidth = 256
+
+const takes = (inputs: readonly View[], { dropout, hasMask }: AttentionAttrs): boolean => {
+  const [q, k, v, mask] = inputs
+  const widths = [q.shape[3], v.shape[3]]
+  return (
+    dropout === 0 &&
+    [q, k, v].every((t) => t.dtype === 'float32') &&
+    (!hasMask || mask.dtype === 'float32' || mask.dtype === 'bool') &&
+    widths.every((n) => n >= 1 && n <= maxWidth)
+  )
+}
+
+/** A tile whose columns are not many more than the queries. */
+function tileOf(tile: Tile, queries: number): Tile {
+  const vectors = queries > 4 * (tile.vectors / 2) ? tile.vectors : queries > 4 ? tile.vectors / 2 : 1
+  return narrow(tile, vectors)
+}
+
+/** Writes parameters by name, straight into the block that kernels read. */
+function writer(engine: Engine): (name: Word, value: number) => void {
+  const base = engine.params >>> 2
+  return (name, value) => {
+    // Compiling a kernel may grow memory, which renews its views.
+    engine.memory.i32[base + (wordIndex.get(name) as number)] = value
+  }
+}
+const wordIndex = new Map<Word, number>(wordNames.map((name, i) => [name, i]))
+
+function writeOperand(
+  engine: Engine,
+  set: ReturnType<typeof writer>,
+  name: (typeof operands)[number],
+  view: View,
+): void {
+  const bytes = view.dtype === 'bool' ? 1 : 4
+  const [b, h, row, step] = view.strides
+  set(`${name}Ptr`, engine.address(view))
+  set(`${name}Batch`, b * bytes)
+  set(`${name}Head`, h * bytes)
+  set(`${name}Row`, row * bytes)
+  set(`${name}Step`, step * bytes)
+}
+
+function writeCommon(
+  engine: Engine,
+  inputs: readonly View[],
+  attrs: AttentionAttrs,
+): ReturnType<typeof writer> {
+  const set = writer(engine)
+  const [q, k, v, mask] = inputs
+  set('heads', q.shape[1])
+  set('group', q.shape[1] / k.shape[1])
+  set('queries', q.shape[2])
+  set('keys', k.shape[2])
+  set('width', q.shape[3])
+  set('valueWidth', v.shape[3])
+  set('scale', f32bits(attrs.scale))
+  const offset = attrs.causal === 'bottom-right' ? k.shape[2] - q.shape[2] : 0
+  set('high', attrs.causal === 'none' ? far : offset)
+  set('low', attrs.window > 0 ? offset - Math.min(attrs.window, far) : -far)
+  writeOperand(engine, set, 'q', q)
+  writeOperand(engine, set, 'k', k)
+  writeOperand(engine, set, 'v', v)
+  if (attrs.hasMask) writeOperand(engine, set, 'mask', mask)
+  return set
+}
+
+const maskOf = (inputs: readonly View[], { hasMask }: AttentionAttrs): MaskType =>
+  hasMask ? (inputs[3].dtype as 'float32' | 'bool') : 'none'
+
+export const attention: KernelFactory<AttentionAttrs> = (engine) => ({
+  supports: takes,
+  run([out, lse], inputs, attrs) {
+    const [q, k, v] = inputs
+    const [b, h, t, d] = q.shape
+    const dv = v.shape[3]
+    if (b * h * t === 0) return
+    const tile = tileOf(tileFor(engine.features), t)
+    const mask = maskOf(inputs, attrs)
+    const kernel = engine.kernel(`attention:${tile.rows}x${tile.vectors}:${mask}`, (m) =>
+      buildForward(m, tile, mask),
+    )
+    const bytes = forwardScratch(
+      tile,
+      d,
+      dv,
+      k.strides[3] !== 1 || v.strides[3] !== 1 || v.strides[2] !== dv,
+      mask,
+    )
+    const scratch = engine.scratch(bytes)
+    const set = writeCommon(engine, inputs, attrs)
+    writeOperand(engine, set, 'out', out)
+    set('lsePtr', engine.address(lse))
+    set('scratch', scratch)
+    set('scratchStep', align64(bytes))
+    const blocks = Math.ceil(t / queryBlock)
+    set('blocks', blocks)
+    engine.launch(kernel, b * h * blocks, 1)
+  },
+})
+
+export const attentionBackward: KernelFactory<AttentionAttrs & { readonly needs: readonly boolean[] }> = (
+  engine,
+) => ({
+  supports: (inputs, attrs) => takes(inputs, attrs) && !(attrs.hasMask && attrs.needs[3]),
+  run(outputs, inputs, attrs) {
+    const [q, k, v] = inputs
+    const [b, h, t, d] = q.shape
+    const [keyHeads, s, dv] = [k.shape[1], k.shape[2], v.shape[3]]
+    const [out, lse, dout] = inputs.slice(attrs.hasMask ? 4 : 3)
+    const [needQ, needK, needV] = attrs.needs
+    const tile = tileOf(tileFor(engine.features), t)
+    const mask = maskOf(inputs, attrs)
+    const bytes = backwardScratch(tile, mask, d, dv)
+    const scratch = engine.scratch(bytes)
+    const set = writeCommon(engine, inputs, attrs)
+    writeOperand(engine, set, 'out', out)
+    writeOperand(engine, set, 'dout', dout)
+    let next = 0
+    for (const [name, need, flag] of [
+      ['dq', needQ, 'needQ'],
+      ['dk', needK, 'needK'],
+      ['dv', needV, 'needV'],
+    ] as const) {
+      if (need) writeOperand(engine, set, name, outputs[next++])
+      set(flag, Number(need))
+    }
+    set('lsePtr', engine.address(lse))
+    set('scratch', scratch)
+    set('scratchStep', align64(bytes))
+    const run = (mode: BackwardMode, items: number, blocks: number): void => {
+      if (items * blocks === 0) return
+      const key = `attentionBackward:${mode}:${tile.rows}x${tile.vectors}:${mask}`
+      const kernel = engine.kernel(key, (m) => buildBackward(m, tile, mask, mode))
+      set('blocks', blocks)
+      engine.launch(kernel, items * blocks, 1)
+    }
+    const { threads } = engine.features
+    const whole = b * keyHeads
+    const even = whole % threads === 0 || whole >= 4 * threads
+    if (!needK && !needV) run('queries', b * h, Math.ceil(t / queryBlock))
+    else if (even || threads === 1) run('both', whole, 1)
+    else {
+      run('keys', whole, Math.ceil(s / keyBlock))
+      if (needQ) run('queries', b * h, Math.ceil(t / queryBlock))
+    }
+  },
+})

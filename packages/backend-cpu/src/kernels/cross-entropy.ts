@@ -1,0 +1,181 @@
+/**
+ * Cross-entropy of logits (N, C) with int32 classes (N), without weights or smoothing, and its gradient.
+ *
+ * Forward, per row: largest m; Σ exp(x − m); lse = m + ln sum; loss = (m − x[target]) + ln sum. The rows' losses are
+ * added in order by one thread. Backward: (exp(x − lse) − [c = target]) · scale in one pass; no softmax is kept.
+ * Rows whose target is `ignoreIndex` cost nothing but zeros.
+ *
+ * Measured, Node 20, one thread, 1024 classes, in the cache, ns per logit: forward 0.50, backward 0.44; [768, 65]
+ * takes 49 µs and 28 µs.
+ *
+ * Reference: `CROSS_ENTROPY` in core's ops/loss.ts. Test: cross-entropy.test.ts.
+ */
+
+import type { View } from '@tilegrad/core'
+import type { KernelFactory } from '../engine.ts'
+import { mathF32x4 } from '../math.ts'
+import { f32, f32x4, f64, i32, type ModuleBuilder } from '../wasm/index.ts'
+import { checkIndex, flagOf } from './indexing.ts'
+import {
+  denseRows,
+  eachRow,
+  eachVector,
+  floatFolds,
+  foldRow,
+  leadingNest,
+  nestWords,
+  runRows,
+  total,
+  Words,
+} from './rows.ts'
+import { expBelow, rowMax } from './softmax.ts'
+
+interface Attrs {
+  ignoreIndex: number
+  reduction: 'mean' | 'sum' | 'none'
+  labelSmoothing: number
+}
+
+const takes = (inputs: readonly View[], { labelSmoothing }: Attrs): boolean => {
+  const [logits, target] = inputs
+  return (
+    labelSmoothing === 0 &&
+    denseRows(logits) &&
+    logits.shape.length === 2 &&
+    target.dtype === 'int32' &&
+    logits.shape[0] > 0 &&
+    logits.shape[1] > 0
+  )
+}
+
+export const crossEntropy: KernelFactory<Attrs> = (engine) => ({
+  supports: (inputs, attrs) => inputs.length === 2 && takes(inputs, attrs),
+  run([loss, lse, count], [logits, target], { ignoreIndex, reduction }) {
+    const [rows, classes] = logits.shape
+    const each = reduction === 'none' ? engine.address(loss) : engine.memory.alloc(4 * rows)
+    try {
+      runRows(
+        engine,
+        'cross_entropy',
+        [logits, target],
+        1,
+        classes,
+        [engine.address(lse), each, ignoreIndex, flagOf(engine)],
+        buildForward,
+      )
+      checkIndex(engine, 'cross_entropy', target, 1, classes, ignoreIndex)
+      const nest = leadingNest(1, [target])
+      const rank = nest.sizes.length
+      engine.run(
+        engine.kernel(`cross_entropy.finish ${reduction} ${rank}`, (m) => buildFinish(m, reduction, rank)),
+        1,
+        1,
+        [
+          engine.address(target),
+          each,
+          engine.address(loss),
+          engine.address(count),
+          rows,
+          ignoreIndex,
+          ...nestWords(nest, [4]),
+        ],
+      )
+    } finally {
+      if (reduction !== 'none') engine.memory.free(each)
+    }
+  },
+})
+
+function buildForward(m: ModuleBuilder, rank: number): void {
+  m.kernel('main', (f, start, end, params) => {
+    const words = new Words(f, params)
+    const [logits, target, n, lse, losses, ignore, flag] = Array.from({ length: 7 }, () => words.i32())
+    const exp = expBelow(f)
+    const math = mathF32x4(f, ['log'])
+    eachRow(f, words, rank, [logits, target], start, end, ([row, at], i) => {
+      const to = f.let(i.shl(2))
+      f.store(lse.add(to), f32.const(0))
+      f.store(losses.add(to), f32.const(0))
+      const label = f.let(i32.load(at))
+      f.if(label.ne(ignore), () => {
+        f.if(
+          label.geU(n),
+          () => f.store(flag, i32.const(1)),
+          () => {
+            const largest = rowMax(f, n, row)
+            const sum = total(f, floatFolds.sum)
+            foldRow(f, n, 4, floatFolds.sum, [sum], (v) => [exp(v.load(row), largest)])
+            const m = f.let(f32x4.extractLane(largest, 0))
+            const logSum = f.let(f32x4.extractLane(math.log(f32x4.splat(f32.demoteF64(sum))), 0))
+            f.store(lse.add(to), m.add(logSum))
+            f.store(losses.add(to), m.sub(f32.load(row.add(label.shl(2)))).add(logSum))
+          },
+        )
+      })
+    })
+  })
+}
+
+/** One row: counts the targets, adds the losses. */
+function buildFinish(m: ModuleBuilder, reduction: Attrs['reduction'], rank: number): void {
+  m.kernel('main', (f, _start, _end, params) => {
+    const words = new Words(f, params)
+    const [target, losses, loss, count, n, ignore] = Array.from({ length: 6 }, () => words.i32())
+    const counted = f.local.i32(0)
+    eachRow(f, words, rank, [target], i32.const(0), n, ([at]) => {
+      counted.set(counted.add(i32.load(at).ne(ignore)))
+    })
+    f.store(count, f32.convertI32S(counted))
+    if (reduction === 'none') return
+    const sum = total(f, floatFolds.sum)
+    foldRow(f, n, 8, floatFolds.sum, [sum], (v) => [v.load(losses)])
+    f.store(loss, f32.demoteF64(reduction === 'sum' ? sum : f64.div(sum, f64.convertI32S(counted))))
+  })
+}
+
+export const crossEntropyBackward: KernelFactory<Attrs & { needs: readonly boolean[] }> = (engine) => ({
+  supports: (inputs, attrs) => inputs.length === 6 && takes(inputs, attrs) && attrs.needs[0],
+  run([dlogits], [logits, target, , lse, count, dloss], { ignoreIndex, reduction }) {
+    const { buffer, dtype, offset } = dloss
+    const scalar = { buffer, dtype, offset, shape: [logits.shape[0]], strides: [0] }
+    const grads = reduction === 'none' ? dloss : scalar
+    runRows(
+      engine,
+      `cross_entropyBackward ${reduction}`,
+      [logits, target, grads, dlogits],
+      1,
+      logits.shape[1],
+      [engine.address(lse), engine.address(count), ignoreIndex],
+      (m, rank) => buildBackward(m, reduction, rank),
+    )
+  },
+})
+
+function buildBackward(m: ModuleBuilder, reduction: Attrs['reduction'], rank: number): void {
+  m.kernel('main', (f, start, end, params) => {
+    const words = new Words(f, params)
+    const [logits, target, dloss, dlogits, n, lse, count, ignore] = Array.from({ length: 8 }, () =>
+      words.i32(),
+    )
+    const exp = expBelow(f)
+    eachRow(f, words, rank, [logits, target, dloss, dlogits], start, end, ([row, at, grad, to], i) => {
+      const label = f.let(i32.load(at))
+      f.if(
+        label.eq(ignore),
+        () => f.fill(to, 0, n.shl(2)),
+        () => {
+          const d = f32.load(grad)
+          const scale = f.let(reduction === 'mean' ? d.div(f32.load(count)) : d)
+          const scales = f.let(f32x4.splat(scale))
+          const shift = f.let(f32x4.splat(f32.load(lse.add(i.shl(2)))))
+          eachVector(f, 0, n, 4, (v) => v.store(to, f32x4.mul(exp(v.load(row), shift), scales)))
+          // Forward has refused other labels, but a store must not depend on that.
+          f.if(label.ltU(n), () => {
+            const hit = f.let(to.add(label.shl(2)))
+            f.store(hit, f32.load(hit).sub(scale))
+          })
+        },
+      )
+    })
+  })
+}

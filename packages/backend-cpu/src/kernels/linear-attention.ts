@@ -1,0 +1,183 @@
+/**
+ * TODO
+ */
+
+import type { View } from '@tilegrad/core'
+import { align64, type Engine, f32bits, type KernelFactory } from '../engine.ts'
+import {
+  chunk,
+  type Pass,
+  type Product,
+  type tensors,
+  type Word,
+  wordNames,
+} from './linear-attention-operands.ts'
+import { buildPrefix, buildProduct, padded, productScratch } from './linear-attention-product.ts'
+import { type Tile, tileFor } from './matmul-micro.ts'
+
+/** What core gives to the operator `linear_attention`. */
+export interface LinearAttentionAttrs {
+  readonly causal: boolean
+  readonly eps: number
+}
+
+/** The largest head that the states in scratch memory are meant for. */
+const maxWidth = 256
+
+const takes = ([q, k, v]: readonly View[]): boolean =>
+  [q, k, v].every((t) => t.dtype === 'float32') &&
+  [q.shape[3], v.shape[3]].every((n) => n >= 1 && n <= maxWidth)
+
+const wordIndex = new Map<Word, number>(wordNames.map((name, i) => [name, i]))
+
+type Setter = (name: Word, value: number) => void
+
+function writer(engine: Engine): Setter {
+  const base = engine.params >>> 2
+  return (name, value) => {
+    // Compiling a kernel may grow memory, which renews its views.
+    engine.memory.i32[base + (wordIndex.get(name) as number)] = value
+  }
+}
+
+function writeTensor(engine: Engine, set: Setter, name: (typeof tensors)[number], view: View): void {
+  const [b, h, row, step] = view.strides
+  set(`${name}Ptr`, engine.address(view))
+  set(`${name}Batch`, 4 * b)
+  set(`${name}Head`, 4 * h)
+  set(`${name}Row`, 4 * row)
+  set(`${name}Step`, 4 * step)
+}
+
+/** What does not depend on the product. */
+function writeCommon(
+  engine: Engine,
+  [q, k, v]: readonly View[],
+  attrs: LinearAttentionAttrs,
+  norm: View,
+): Setter {
+  const set = writer(engine)
+  writeTensor(engine, set, 'q', q)
+  writeTensor(engine, set, 'k', k)
+  writeTensor(engine, set, 'v', v)
+  set('heads', q.shape[1])
+  set('queries', q.shape[2])
+  set('width', q.shape[3])
+  set('valueWidth', v.shape[3])
+  set('eps', f32bits(attrs.eps))
+  set('normPtr', engine.address(norm))
+  return set
+}
+
+interface Sizes {
+  /** B · H. */
+  readonly heads: number
+  /** Rows of x, and of k and v. */
+  readonly rows: number
+  readonly keys: number
+  readonly inner: number
+  readonly outer: number
+}
+
+function compute(engine: Engine, set: Setter, p: Product, s: Sizes): void {
+  if (s.heads * s.rows === 0) return
+  const tile = tileFor(engine.features)
+  const { threads } = engine.features
+  const outerStep = 4 * padded(s.outer)
+  const stateBytes = align64(s.inner * outerStep)
+  const bytes = productScratch(s.inner, s.outer)
+  const [chunks, keyChunks] = [Math.ceil(s.rows / chunk), Math.ceil(s.keys / chunk)]
+  const whole = s.heads % threads === 0 || s.heads >= 4 * threads || keyChunks < 4
+  set('rows', s.rows)
+  set('keys', s.keys)
+  set('inner', s.inner)
+  set('outer', s.outer)
+  set('outerStep', outerStep)
+  set('stateBytes', stateBytes)
+  set('keyChunks', keyChunks)
+  set('scratch', engine.scratch(bytes))
+  set('scratchStep', align64(bytes))
+  const run = (pass: Pass, tasks: number): void => {
+    const key = `linearAttention:${p.x},${p.k},${p.v}:${p.reach}:${p.finish}:${pass}:${name(tile)}`
+    engine.launch(
+      engine.kernel(key, (m) => buildProduct(m, tile, p, pass)),
+      tasks,
+      1,
+    )
+  }
+  if (whole) {
+    run('whole', s.heads)
+    return
+  }
+  const states = engine.memory.alloc(s.heads * keyChunks * stateBytes)
+  try {
+    set('statesPtr', states)
+    set('chunks', keyChunks)
+    run('states', s.heads * keyChunks)
+    const prefix = engine.kernel(`linearAttention:prefix:${p.reach}`, (m) => buildPrefix(m, p.reach))
+    engine.launch(prefix, (s.heads * stateBytes) / 64, 16)
+    set('chunks', chunks)
+    run('outputs', s.heads * chunks)
+  } finally {
+    engine.memory.free(states)
+  }
+}
+
+const name = (tile: Tile): string => `${tile.rows}x${tile.vectors}`
+
+export const linearAttention: KernelFactory<LinearAttentionAttrs> = (engine) => ({
+  supports: takes,
+  run([out, norm], inputs, attrs) {
+    const [q, k, v] = inputs
+    const set = writeCommon(engine, inputs, attrs, norm)
+    writeTensor(engine, set, 'y', out)
+    compute(
+      engine,
+      set,
+      { x: 'phiQ', k: 'phiK', v: 'values', reach: attrs.causal ? 'past' : 'all', finish: 'normalise' },
+      {
+        heads: q.shape[0] * q.shape[1],
+        rows: q.shape[2],
+        keys: k.shape[2],
+        inner: q.shape[3],
+        outer: v.shape[3] + 1,
+      },
+    )
+  },
+})
+
+export const linearAttentionBackward: KernelFactory<
+  LinearAttentionAttrs & { readonly needs: readonly boolean[] }
+> = (engine) => ({
+  supports: takes,
+  run(outputs, inputs, attrs) {
+    const [q, k, v, out, norm, dout] = inputs
+    const set = writeCommon(engine, inputs, attrs, norm)
+    writeTensor(engine, set, 'out', out)
+    writeTensor(engine, set, 'dout', dout)
+    const heads = q.shape[0] * q.shape[1]
+    const [t, s, d, dv] = [q.shape[2], k.shape[2], q.shape[3], v.shape[3]]
+    const [past, future] = attrs.causal ? (['past', 'future'] as const) : (['all', 'all'] as const)
+    let next = 0
+    const gradient = (i: number, p: Product, sizes: Omit<Sizes, 'heads'>): void => {
+      if (!attrs.needs[i]) return
+      writeTensor(engine, set, 'y', outputs[next++])
+      compute(engine, set, p, { heads, ...sizes })
+    }
+    gradient(
+      0,
+      { x: 'gradients', k: 'values', v: 'phiK', reach: past, finish: 'phiQ' },
+      { rows: t, keys: s, inner: dv + 1, outer: d },
+    )
+    gradient(
+      1,
+      { x: 'values', k: 'gradients', v: 'phiQ', reach: future, finish: 'phiK' },
+      { rows: s, keys: t, inner: dv + 1, outer: d },
+    )
+    gradient(
+      2,
+      { x: 'phiK', k: 'phiQ', v: 'outGradients', reach: future, finish: 'none' },
+      { rows: s, keys: t, inner: d, outer: dv },
+    )
+  },
+})

@@ -1,0 +1,219 @@
+/**
+ * Matrix product, out[…, M, N] = Σₖ a[…, M, k] · b[…, k, N], of float32 or int32 (which wraps), with any strides.
+ *
+ * This file decides; three kernels compute. At most 4 rows, or at most 4 columns (then the transposed product is
+ * computed), go to `matmul-skinny.ts`, everything else to `matmul-tiles.ts`, whose inner loop is `matmul-micro.ts`.
+ * All of them add in an order that depends on M, N, K and strides only: results are the same bits on any number of
+ * threads. NaN and infinities spread as in plain sums: padding is only ever added along M and N.
+ *
+ * LADDER
+ */
+
+import type { View } from '@tilegrad/core'
+import { align64, type Engine, type KernelFactory } from '../engine.ts'
+import type { Kernel } from '../pool.ts'
+import { type Number32, type Tile, tileFor } from './matmul-micro.ts'
+import {
+  buildDots,
+  buildSweep,
+  dotsRows,
+  dotsScratch,
+  sweepColumns,
+  sweepRows,
+  sweepScratch,
+} from './matmul-skinny.ts'
+import { at, buildTiles, kBlock, tileScratch } from './matmul-tiles.ts'
+
+/** Below so many multiply-adds a task is not worth handing to another thread (about 2 µs). */
+const taskWork = 1 << 16
+/** Columns of b that one task packs: with 1024 steps of k 1 MB. */
+const maxColumns = 256
+/** Rows of a for `buildDots` are copied to scratch memory where they are not contiguous: up to so many bytes. */
+const maxDotsScratch = 1 << 20
+
+/** The two operands and the output as matrices; strides in bytes. Swapped in place for the transposed product. */
+interface Problem {
+  m: number
+  n: number
+  k: number
+  aRow: number
+  aK: number
+  bK: number
+  bColumn: number
+  outRow: number
+  outColumn: number
+  a: View
+  b: View
+  /** Items of the batch, after rows of a were merged into m. */
+  items: number
+  /** How many leading dims are left as batch dims. */
+  batchDims: number
+}
+
+export const matmul: KernelFactory<Record<never, never>> = (engine) =>
+  matmulBy(tileFor(engine.features))(engine)
+
+/** The same with a tile of the caller's choice; sums and bits do not depend on it. */
+export const matmulBy =
+  (tile: Tile): KernelFactory<Record<never, never>> =>
+  (engine) => ({
+    supports: ([a]) => a.dtype === 'float32' || a.dtype === 'int32',
+    run([out], [a, b]) {
+      const p = problem(out, a, b)
+      if (p.items * p.m * p.n === 0) return
+      const type = a.dtype as Number32
+      // Few columns: few rows of the transposed product.
+      const few = (p.aK === 4 && p.n <= dotsRows) || (p.aRow === 4 && p.n <= sweepRows)
+      if (p.n < p.m && (few || (p.outColumn !== 4 && p.outRow === 4))) transposed(p)
+      const fits = p.aK === 4 || dotsScratch(p.m, p.k) <= maxDotsScratch
+      if (p.m <= dotsRows && p.bK === 4 && fits) dots(engine, p, out, type)
+      else if (p.m <= sweepRows && p.bColumn === 4) sweep(engine, p, out, type)
+      else tiles(engine, tile, p, out, type)
+    },
+  })
+
+function problem(out: View, a: View, b: View): Problem {
+  const d = out.shape.length - 2
+  const p: Problem = {
+    m: out.shape[d],
+    n: out.shape[d + 1],
+    k: a.shape[d + 1],
+    aRow: 4 * a.strides[d],
+    aK: 4 * a.strides[d + 1],
+    bK: 4 * b.strides[d],
+    bColumn: 4 * b.strides[d + 1],
+    outRow: 4 * out.strides[d],
+    outColumn: 4 * out.strides[d + 1],
+    a,
+    b,
+    items: 1,
+    batchDims: d,
+  }
+  // Strides of dims of size 1 say nothing; those of contiguous ones open the fast paths.
+  if (p.m === 1) p.aRow = p.outRow = 4 * p.k
+  if (p.n === 1) p.bColumn = p.outColumn = 4
+  if (p.k === 1) p.aK = 4
+  if (p.k === 1 && p.bColumn !== 4) p.bK = 4
+  // One matrix b for many matrices a whose rows lie one after another: one tall product.
+  while (p.batchDims > 0) {
+    const last = p.batchDims - 1
+    const size = out.shape[last]
+    const merges =
+      size === 1 ||
+      (b.strides[last] === 0 &&
+        4 * a.strides[last] === p.m * p.aRow &&
+        4 * out.strides[last] === p.m * p.outRow)
+    if (!merges) break
+    p.m *= size
+    p.batchDims = last
+  }
+  for (let i = 0; i < p.batchDims; i++) p.items *= out.shape[i]
+  return p
+}
+
+/** outᵀ = bᵀ · aᵀ. */
+function transposed(p: Problem): void {
+  ;[p.m, p.n] = [p.n, p.m]
+  ;[p.a, p.b] = [p.b, p.a]
+  ;[p.aRow, p.aK, p.bK, p.bColumn] = [p.bColumn, p.bK, p.aK, p.aRow]
+  ;[p.outRow, p.outColumn] = [p.outColumn, p.outRow]
+}
+
+function tiles(engine: Engine, tile: Tile, p: Problem, out: View, type: Number32): void {
+  const width = 4 * tile.vectors
+  const wanted = wantedTasks(engine, p)
+  let rows = p.m
+  let columns = Math.min(maxColumns, roundUp(p.n, width))
+  // A cut between columns packs rows of a again, if they are packed; one between rows packs columns of b again.
+  const least = p.aK === 4 ? 4 * width : 8 * width
+  while (p.items * Math.ceil(p.m / rows) * Math.ceil(p.n / columns) < wanted) {
+    if (columns > least && (columns >= rows || rows <= 64)) columns = roundUp(columns / 2, width)
+    else if (rows > 64) rows = roundUp(rows / 2, tile.rows)
+    else if (columns > width) columns = roundUp(columns / 2, width)
+    else break
+  }
+  // Equal widths, rather than a narrow last one.
+  columns = roundUp(p.n / Math.ceil(p.n / columns), width)
+  const kernel = engine.kernel(`matmul:${tile.rows}x${width}:${tile.unroll}:${type}`, (m) =>
+    buildTiles(m, tile, type),
+  )
+  const blocks = Math.max(1, Math.ceil(p.k / kBlock))
+  const step = Math.ceil(p.k / blocks)
+  launch(engine, kernel, p, out, { rows, columns, step, scratch: tileScratch(tile, columns, step) })
+}
+
+function dots(engine: Engine, p: Problem, out: View, type: Number32): void {
+  const kernel = engine.kernel(`matmul:dots:${p.m}:${type}`, (m) => buildDots(m, p.m, type))
+  const wanted = wantedTasks(engine, p)
+  const columns = Math.max(8, roundUp((p.n * p.items) / wanted, 4))
+  const scratch = p.aK === 4 ? 0 : dotsScratch(p.m, p.k)
+  launch(engine, kernel, p, out, { rows: p.m, columns: Math.min(columns, p.n), step: 0, scratch })
+}
+
+function sweep(engine: Engine, p: Problem, out: View, type: Number32): void {
+  const kernel = engine.kernel(`matmul:sweep:${p.m}:${type}`, (m) => buildSweep(m, p.m, type))
+  const wanted = wantedTasks(engine, p)
+  const columns = Math.min(sweepColumns(p.m), Math.max(64, roundUp((p.n * p.items) / wanted, 16)))
+  launch(engine, kernel, p, out, {
+    rows: p.m,
+    columns: Math.min(columns, p.n),
+    step: 0,
+    scratch: sweepScratch(p.m),
+  })
+}
+
+/** How many tasks keep all threads busy to the end, unless there is too little to do. */
+function wantedTasks(engine: Engine, p: Problem): number {
+  return Math.max(
+    1,
+    Math.min(4 * engine.features.threads, Math.floor((p.items * p.m * p.n * p.k) / taskWork)),
+  )
+}
+
+const roundUp = (x: number, step: number): number => Math.ceil(x / step) * step
+
+interface Cut {
+  readonly rows: number
+  readonly columns: number
+  readonly step: number
+  /** Bytes per thread. */
+  readonly scratch: number
+}
+
+function launch(engine: Engine, kernel: Kernel, p: Problem, out: View, cut: Cut): void {
+  // May renew the views of memory: before they are used.
+  const scratch = engine.scratch(cut.scratch)
+  const w = engine.memory.i32
+  const base = engine.params >>> 2
+  const rowTasks = Math.ceil(p.m / cut.rows)
+  const columnTasks = Math.ceil(p.n / cut.columns)
+  w[base + at.m] = p.m
+  w[base + at.n] = p.n
+  w[base + at.k] = p.k
+  w[base + at.aRow] = p.aRow
+  w[base + at.aK] = p.aK
+  w[base + at.bK] = p.bK
+  w[base + at.bColumn] = p.bColumn
+  w[base + at.outRow] = p.outRow
+  w[base + at.outColumn] = p.outColumn
+  w[base + at.a] = engine.address(p.a)
+  w[base + at.b] = engine.address(p.b)
+  w[base + at.out] = engine.address(out)
+  w[base + at.taskRows] = cut.rows
+  w[base + at.taskColumns] = cut.columns
+  w[base + at.rowTasks] = rowTasks
+  w[base + at.columnTasks] = columnTasks
+  w[base + at.scratch] = scratch
+  w[base + at.scratchStep] = align64(cut.scratch)
+  w[base + at.kStep] = cut.step
+  w[base + at.batchDims] = p.batchDims
+  for (let d = 0; d < p.batchDims; d++) {
+    const entry = base + at.batch + 4 * d
+    w[entry] = out.shape[d]
+    w[entry + 1] = 4 * p.a.strides[d]
+    w[entry + 2] = 4 * p.b.strides[d]
+    w[entry + 3] = 4 * out.strides[d]
+  }
+  const work = Math.min(cut.rows, p.m) * Math.min(cut.columns, p.n) * Math.max(1, p.k)
+  engine.launch(kernel, p.items * rowTasks * columnTasks, Math.max(1, Math.ceil(taskWork / work)))
+}

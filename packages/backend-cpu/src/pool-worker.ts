@@ -1,0 +1,206 @@
+/**
+ * The workers of a pool: where they and the pool meet in shared memory, the code that they run, and how they are
+ * started in Node and in browsers.
+ */
+
+import { TilegradError } from '@tilegrad/core'
+import { nodeProcess } from './features.ts'
+
+// The control block, in words of 4 bytes; what different threads write lies 128 bytes apart.
+export const remaining = 0
+export const pending = 32
+export const task = 64 // entry, params, total, rows per chunk, chunks, whether `thread` is the number of the chunk
+export const callerWaits = 96
+export const failed = 128 // whether an error was reported, the length of its text, the text
+const failedBytes = 1016
+export const firstLine = 384
+/** Words of each worker: whether it owns or seeks a chunk, whether it sleeps, whether it has started. */
+export const busy = 0
+export const asleep = 1
+export const up = 2
+export const lineWords = 32
+
+/**
+ * What a worker runs. It is a string, so that it needs no file and no bundler; it must not import anything. The
+ * module's bytes are read from shared memory, and compiled when a kernel first comes up: V8 recognises bytes that
+ * another thread has compiled.
+ */
+const workerSource = `'use strict'
+const start = ({ memory, control, words, thread, spin }, announce) => {
+  const i32 = new Int32Array(memory.buffer, control, words)
+  const { load, store, sub, compareExchange, wait, notify } = Atomics
+  const pause = Atomics.pause ? () => Atomics.pause() : () => {}
+  const line = ${firstLine} + ${lineWords} * thread
+  const instances = new Map()
+  const kernels = new Map()
+  const read = (ptr, length) => {
+    // Another thread may have grown the memory; growing by nothing makes this thread notice.
+    if (ptr + length > memory.buffer.byteLength) memory.grow(0)
+    return new Uint8Array(memory.buffer, ptr, length).slice()
+  }
+  const compile = (entry) => {
+    const [at, length, nameLength] = new Uint32Array(read(entry, 12).buffer)
+    const name = new TextDecoder().decode(read(entry + 12, nameLength))
+    let instance = instances.get(at)
+    if (instance === undefined) {
+      instance = new WebAssembly.Instance(new WebAssembly.Module(read(at, length)), { env: { memory } })
+      instances.set(at, instance)
+    }
+    const kernel = instance.exports[name]
+    kernels.set(entry, kernel)
+    return kernel
+  }
+  const report = (error) => {
+    if (compareExchange(i32, ${failed}, 0, 1) !== 0) return
+    const encode = (length) => {
+      const { name, message } = error instanceof Error ? error : { name: 'Error', message: String(error) }
+      return new TextEncoder().encode(JSON.stringify([name.slice(0, 30), message.slice(0, length), thread]))
+    }
+    const long = encode(500)
+    const utf8 = long.length <= ${failedBytes} ? long : encode(100)
+    new Uint8Array(memory.buffer, control + ${4 * failed + 8}, utf8.length).set(utf8)
+    store(i32, ${failed + 1}, utf8.length)
+  }
+  const work = (chunk) => {
+    const entry = i32[${task}] >>> 0
+    const params = i32[${task + 1}]
+    const total = i32[${task + 2}]
+    const rows = i32[${task + 3}]
+    const first = Math.min(chunk * rows, total)
+    const kernel = kernels.get(entry) || compile(entry)
+    kernel(first, Math.min(first + rows, total), params, i32[${task + 5}] ? chunk : thread)
+  }
+  store(i32, line + ${up}, 1)
+  announce()
+  for (;;) {
+    if (load(i32, ${remaining}) === 0) {
+      const until = performance.now() + spin
+      for (let n = 1; load(i32, ${remaining}) === 0; n++) {
+        pause()
+        if ((n & 31) !== 0 || performance.now() < until) continue
+        store(i32, line + ${asleep}, 1)
+        wait(i32, ${remaining}, 0)
+        store(i32, line + ${asleep}, 0)
+        break
+      }
+    }
+    // Before the claim: a worker that is not busy owns nothing, whenever it may have died.
+    store(i32, line + ${busy}, 1)
+    for (let left; (left = load(i32, ${remaining})) > 0; ) {
+      if (compareExchange(i32, ${remaining}, left, left - 1) !== left) continue
+      try {
+        work(i32[${task + 4}] - left)
+      } catch (error) {
+        report(error)
+      }
+      if (sub(i32, ${pending}, 1) === 1 && load(i32, ${callerWaits})) notify(i32, ${pending})
+    }
+    store(i32, line + ${busy}, 0)
+  }
+}
+const node = globalThis.process?.getBuiltinModule?.('node:worker_threads')
+if (node) setImmediate(() => start(node.workerData, () => node.parentPort.postMessage('ready')))
+else globalThis.onmessage = (event) => start(event.data, () => postMessage('ready'))
+`
+
+/** A worker as the pool sees it, in Node and in browsers alike. */
+export interface Helper {
+  readonly thread: number
+  /** Settles when it has started, or cannot. */
+  readonly started: Promise<void>
+  /** It is gone and accounted for. */
+  ended: boolean
+  /** Asks, without the event loop, whether the thread still runs. Meaningful once it has started. */
+  alive(): boolean
+  /** Whether the process stays up for it. */
+  hold(on: boolean): void
+  /** Ends it, wherever it is. */
+  terminate(): Promise<void>
+}
+
+/** What a worker is given when it starts. */
+export interface StartData {
+  readonly memory: WebAssembly.Memory
+  readonly control: number
+  readonly words: number
+  readonly thread: number
+  readonly spin: number
+}
+
+/** Starts a worker; `onEnd` is called in a later turn of the event loop than that in which it ends. */
+export function startWorker(data: StartData, onEnd: (helper: Helper) => void): Helper {
+  const node = nodeProcess()?.getBuiltinModule('node:worker_threads')
+  try {
+    return node === undefined ? startInBrowser(data) : startInNode(node, data, onEnd)
+  } catch (error) {
+    // Workers can be forbidden (Node's --permission, a content security policy): the pool does without.
+    return idleHelper(data.thread, Promise.reject(error))
+  }
+}
+
+function idleHelper(thread: number, started: Promise<void>): Helper {
+  // The failure is for `ready()` to tell; if nobody asks, it is no unhandled rejection.
+  started.catch(() => {})
+  return { thread, started, ended: false, alive: () => true, hold: () => {}, terminate: async () => {} }
+}
+
+function startInNode(
+  threads: typeof import('node:worker_threads'),
+  data: StartData,
+  onEnd: (helper: Helper) => void,
+): Helper {
+  const worker = new threads.Worker(workerSource, {
+    eval: true,
+    workerData: data,
+    // Loaders and flags of the main program are not for this code; they would cost tens of milliseconds.
+    execArgv: [],
+    env: threads.SHARE_ENV,
+    trackUnmanagedFds: false,
+  })
+  worker.unref()
+  const started = new Promise<void>((resolve, reject) => {
+    worker.once('message', () => resolve())
+    worker.once('error', reject)
+    worker.once('exit', (code) =>
+      reject(new TilegradError(`pool: worker ${data.thread} ended, code ${code}`)),
+    )
+  })
+  let exited = false
+  const helper: Helper = {
+    ...idleHelper(data.thread, started),
+    // Reads the state of the thread without a turn of the caller's event loop. For a thread that has gone, Node
+    // gives idle = −1, or zeros if it was never asked before.
+    alive: () => {
+      const { idle, active } = worker.performance.eventLoopUtilization()
+      return !exited && idle !== -1 && active > 0
+    },
+    hold: (on) => (on ? worker.ref() : worker.unref()),
+    terminate: async () => {
+      await worker.terminate()
+    },
+  }
+  // An 'error' event that nobody listens to would end the process.
+  worker.on('error', () => {})
+  worker.once('exit', () => {
+    exited = true
+    onEnd(helper)
+  })
+  return helper
+}
+
+/** In a browser a worker ends only with its page, or by `terminate`: it counts as alive. */
+function startInBrowser(data: StartData): Helper {
+  const url = URL.createObjectURL(new Blob([workerSource], { type: 'text/javascript' }))
+  const worker = new Worker(url)
+  const started = new Promise<void>((resolve, reject) => {
+    worker.onmessage = () => resolve()
+    worker.onerror = (event) => reject(new TilegradError(`pool: worker ${data.thread}: ${event.message}`))
+  }).finally(() => URL.revokeObjectURL(url))
+  worker.postMessage(data)
+  const terminate = async () => {
+    worker.terminate()
+    // Browsers do not tell when it is gone; until then it reads the control block, which is freed after this.
+    await new Promise((resolve) => setTimeout(resolve, 100))
+  }
+  return { ...idleHelper(data.thread, started), terminate }
+}

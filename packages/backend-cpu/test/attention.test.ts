@@ -1,0 +1,401 @@
+/**
+ * Fused softmax attention, forward and backward, against the plain formulas in float64, for all kinds of shapes,
+ * strides and masks; bit by bit the same on any number of threads; and never T×S numbers in memory.
+ */
+
+import { backward, type Layout, layout, profile, scaledDotProductAttention, tensor } from '@tilegrad/core'
+import { afterAll, describe, expect, test } from 'vitest'
+import { createCpuBackend } from '../src/backend.ts'
+import type { Engine } from '../src/engine.ts'
+import { type AttentionAttrs, attention, attentionBackward } from '../src/kernels/attention.ts'
+import {
+  extent,
+  get,
+  integer,
+  makeEngine,
+  makeEngines,
+  mismatch,
+  output,
+  pick,
+  put,
+  random,
+  release,
+} from './row-rig.ts'
+
+interface Operand {
+  readonly layout: Layout
+  readonly dtype: 'float32' | 'bool'
+  readonly data: Float32Array | Uint8Array
+}
+
+const dense = (...shape: number[]): Layout => ({ shape, strides: layout.contiguousStrides(shape), offset: 0 })
+const floats = (rnd: () => number, l: Layout, range = 1): Operand => ({
+  layout: l,
+  dtype: 'float32',
+  data: Float32Array.from({ length: extent(l) }, () => range * (2 * rnd() - 1)),
+})
+
+interface Case {
+  readonly q: Operand
+  readonly k: Operand
+  readonly v: Operand
+  readonly mask: Operand | null
+  readonly dout: Operand
+  readonly attrs: AttentionAttrs
+}
+
+const element = ({ layout: l, data }: Operand, b: number, h: number, t: number, d: number): number => {
+  const [sb, sh, st, sd] = l.strides as [number, number, number, number]
+  return data[l.offset + b * sb + h * sh + t * st + d * sd] as number
+}
+
+/** out, lse, dq, dk, dv by the formulas, in float64. */
+function plain({ q, k, v, mask, dout, attrs }: Case): Float64Array[] {
+  const [B, H, T, D] = q.layout.shape as [number, number, number, number]
+  const [, Hk, S] = k.layout.shape as [number, number, number]
+  const Dv = v.layout.shape[3] as number
+  const results = [B * H * T * Dv, B * H * T, B * H * T * D, B * Hk * S * D, B * Hk * S * Dv].map(
+    (n) => new Float64Array(n),
+  )
+  const [out, lse, dq, dk, dv] = results as [
+    Float64Array,
+    Float64Array,
+    Float64Array,
+    Float64Array,
+    Float64Array,
+  ]
+  const offset = attrs.causal === 'bottom-right' ? S - T : 0
+  for (let b = 0; b < B; b++) {
+    for (let h = 0; h < H; h++) {
+      const hk = Math.floor(h / (H / Hk))
+      for (let i = 0; i < T; i++) {
+        const row = (b * H + h) * T + i
+        const scores = new Float64Array(S)
+        for (let j = 0; j < S; j++) {
+          const ahead = j - i - offset
+          let s = 0
+          for (let d = 0; d < D; d++) s += element(q, b, h, i, d) * element(k, b, hk, j, d)
+          s *= attrs.scale
+          if (mask) {
+            const m = element(mask, b, h, i, j)
+            s = mask.dtype === 'bool' ? (m ? s : -Infinity) : s + m
+          }
+          if ((attrs.causal !== 'none' && ahead > 0) || (attrs.window > 0 && ahead <= -attrs.window))
+            s = -Infinity
+          scores[j] = s
+        }
+        const top = scores.reduce((x, y) => Math.max(x, y), -Infinity)
+        if (top === -Infinity) {
+          lse[row] = -Infinity
+          continue
+        }
+        const sum = scores.reduce((x, s) => x + Math.exp(s - top), 0)
+        lse[row] = top + Math.log(sum)
+        const p = scores.map((s) => Math.exp(s - top) / sum)
+        let delta = 0
+        const dp = new Float64Array(S)
+        for (let j = 0; j < S; j++) {
+          for (let d = 0; d < Dv; d++) {
+            const o = (p[j] as number) * element(v, b, hk, j, d)
+            out[row * Dv + d]! += o
+            dp[j]! += element(dout, b, h, i, d) * element(v, b, hk, j, d)
+            dv[((b * Hk + hk) * S + j) * Dv + d]! += (p[j] as number) * element(dout, b, h, i, d)
+          }
+          delta += (p[j] as number) * (dp[j] as number)
+        }
+        for (let j = 0; j < S; j++) {
+          const ds = attrs.scale * (p[j] as number) * ((dp[j] as number) - delta)
+          for (let d = 0; d < D; d++) {
+            dq[row * D + d]! += ds * element(k, b, hk, j, d)
+            dk[((b * Hk + hk) * S + j) * D + d]! += ds * element(q, b, h, i, d)
+          }
+        }
+      }
+    }
+  }
+  return results
+}
+
+/** The same by the kernels; gradients that are not needed are null. */
+function run(engine: Engine, c: Case, needs: readonly boolean[]): (Float32Array | null)[] {
+  const { q, k, v, mask, dout, attrs } = c
+  const [B, H, T] = q.layout.shape as [number, number, number]
+  const shapes = [q, k, v].map((x) => x.layout.shape)
+  const inputs = [q, k, v, ...(mask ? [mask] : [])].map((x) => put(engine, x))
+  const out = output(engine, [B, H, T, v.layout.shape[3] as number], 'float32')
+  const lse = output(engine, [B, H, T], 'float32')
+  const fused = attention(engine)
+  expect(fused.supports?.(inputs, attrs)).toBe(true)
+  fused.run([out, lse], inputs, attrs)
+  const gradient = put(engine, dout)
+  const back = attentionBackward(engine)
+  const all = [...inputs, out, lse, gradient]
+  const backAttrs = { ...attrs, needs: [...needs, ...(mask ? [false] : [])] }
+  expect(back.supports?.(all, backAttrs)).toBe(true)
+  const grads = shapes.filter((_, i) => needs[i]).map((shape) => output(engine, shape, 'float32'))
+  if (grads.length > 0) back.run(grads, all, backAttrs)
+  const got = [out, lse, ...grads].map((x) => get(engine, x) as Float32Array)
+  release(engine, [...all, ...grads])
+  let next = 2
+  return [
+    got[0] as Float32Array,
+    got[1] as Float32Array,
+    ...needs.map((n) => (n ? (got[next++] as Float32Array) : null)),
+  ]
+}
+
+/**
+ * Scores are sums of D ≤ 256 products below 1: their errors, some 10⁻⁷ to 10⁻⁶, become relative errors of the weights,
+ * so outputs, which are means of values below 1, get 2·10⁻⁶ and gradients, sums of such terms of either sign, 4·10⁻⁶ of
+ * the largest gradient of their tensor.
+ */
+function agree(got: ArrayLike<number>, want: Float64Array, which: number, context: string): void {
+  const largest = want.reduce((x, y) => Math.max(x, Math.abs(y)), 0)
+  const atol = which < 2 ? 2e-6 : 1e-6 + 4e-6 * largest
+  expect(mismatch(got as Float32Array, want, atol, 1e-5), context).toBeNull()
+}
+
+const names = ['out', 'lse', 'dq', 'dk', 'dv']
+const engines = [
+  ...(await makeEngines()),
+  // On Node < 24 the same as relaxed; from there on, tiles of 6×16 in pairs of vectors.
+  { name: 'revectorized', engine: await makeEngine({ level: 'revectorized', threads: 2 }) },
+]
+
+function check(c: Case, needs: readonly boolean[] = [true, true, true]): void {
+  const want = plain(c)
+  const first = new Map<boolean, (Float32Array | null)[]>()
+  for (const { name, engine } of engines) {
+    const got = run(engine, c, needs)
+    const { relaxed } = engine.features
+    got.forEach((x, i) => {
+      if (x === null) return
+      const shapes = [c.q, c.k, c.v].map((o) => o.layout.shape.join('×')).join(', ')
+      const context = `${name}: ${names[i]} of ${shapes}, ${JSON.stringify(c.attrs)}`
+      agree(x, want[i] as Float64Array, i, context)
+      expect(mismatch(x, first.get(relaxed)?.[i] ?? x, 0, 0), `${context}, bits`).toBeNull()
+    })
+    if (!first.has(relaxed)) first.set(relaxed, got)
+  }
+}
+
+interface Sizes {
+  B?: number
+  H?: number
+  Hk?: number
+  T: number
+  S?: number
+  D?: number
+  Dv?: number
+}
+
+function make(
+  rnd: () => number,
+  sizes: Sizes,
+  attrs: Partial<AttentionAttrs> = {},
+  mask: Operand | null = null,
+): Case {
+  const { B = 1, H = 2, Hk = H, T, S = T, D = 16, Dv = D } = sizes
+  return {
+    q: floats(rnd, dense(B, H, T, D)),
+    k: floats(rnd, dense(B, Hk, S, D)),
+    v: floats(rnd, dense(B, Hk, S, Dv)),
+    mask,
+    dout: floats(rnd, dense(B, H, T, Dv)),
+    attrs: {
+      causal: 'none',
+      window: 0,
+      scale: 1 / Math.sqrt(D),
+      hasMask: mask !== null,
+      dropout: 0,
+      ...attrs,
+    },
+  }
+}
+
+describe('shapes', () => {
+  test.each<Sizes>([
+    { T: 1 },
+    { T: 1, S: 300, D: 64 },
+    { T: 5, S: 3, D: 1, Dv: 1 },
+    { T: 17, S: 16, D: 3, Dv: 7 },
+    { T: 64, D: 64 },
+    { T: 65, S: 129, D: 65, Dv: 33 },
+    { T: 130, S: 257, D: 40, Dv: 12 },
+    { T: 300, S: 70, D: 20, Dv: 21 },
+    { T: 9, S: 40, D: 256, Dv: 256, H: 1 },
+    { T: 40, D: 8, H: 6, Hk: 2, B: 2 },
+    { T: 33, D: 5, H: 4, Hk: 1, B: 3 },
+    { T: 2, S: 9, D: 9, H: 1, B: 5 },
+  ])('%o, all alignments', (sizes) => {
+    const rnd = random(sizes.T * 100 + (sizes.D ?? 0))
+    for (const causal of ['none', 'top-left', 'bottom-right'] as const) check(make(rnd, sizes, { causal }))
+  })
+
+  test('no queries; no keys: zeros', () => {
+    const rnd = random(1)
+    check(make(rnd, { T: 0, S: 5 }))
+    for (const causal of ['none', 'top-left', 'bottom-right'] as const)
+      check(make(rnd, { T: 5, S: 0 }, { causal }))
+  })
+})
+
+test.each([1, 3, 16, 50, 127, 128, 129, 500])('a window of %i', (window) => {
+  const rnd = random(window)
+  check(make(rnd, { T: 200, S: 200, D: 8 }, { causal: 'top-left', window }))
+  check(make(rnd, { T: 30, S: 290, D: 8 }, { causal: 'bottom-right', window }))
+  check(make(rnd, { T: 290, S: 30, D: 8 }, { causal: 'bottom-right', window }))
+  // Without causality only the past is cut off; queries far beyond the keys see nothing.
+  check(make(rnd, { T: 150, S: 140, D: 8 }, { window }))
+  check(make(rnd, { T: 290, S: 30, D: 8 }, { window }))
+})
+
+describe('masks', () => {
+  const maskLayouts = (B: number, H: number, T: number, S: number): [string, Layout][] => [
+    ['full', dense(B, H, T, S)],
+    ['per query and key', { ...dense(B, H, T, S), strides: [0, 0, S, 1] }],
+    ['per key of each batch item', { ...dense(B, H, T, S), strides: [S, 0, 0, 1] }],
+    ['transposed', layout.permuteLayout(dense(B, H, S, T), [0, 1, 3, 2])],
+    ['one number', { ...dense(B, H, T, S), strides: [0, 0, 0, 0] }],
+  ]
+  const sizes = { B: 2, H: 2, T: 41, S: 150, D: 8 }
+  test.each(maskLayouts(sizes.B, sizes.H, sizes.T, sizes.S))('%s', (_, l) => {
+    const rnd = random(11)
+    for (const causal of ['none', 'bottom-right'] as const) {
+      check(make(rnd, sizes, { causal }, floats(rnd, l, 3)))
+      const keep: Operand = {
+        layout: l,
+        dtype: 'bool',
+        data: Uint8Array.from({ length: extent(l) }, () => Number(rnd() < 0.7)),
+      }
+      check(make(rnd, sizes, { causal }, keep))
+    }
+  })
+
+  test('rows that are masked whole give zeros, and get no gradient', () => {
+    const rnd = random(12)
+    const l = dense(1, 1, 40, 50)
+    const data = Uint8Array.from({ length: 2000 }, (_, i) => Number(i >= 20 * 50 || i < 50))
+    const c = make(rnd, { H: 1, T: 40, S: 50, D: 8 }, {}, { layout: l, dtype: 'bool', data })
+    check(c)
+    const { engine } = engines[0] as { engine: Engine }
+    const [out, lse, dq] = run(engine, c, [true, true, true]) as [Float32Array, Float32Array, Float32Array]
+    expect(lse[5]).toBe(-Infinity)
+    expect(out.slice(5 * 8, 6 * 8)).toEqual(new Float32Array(8))
+    expect(dq.slice(5 * 8, 6 * 8)).toEqual(new Float32Array(8))
+    const additive = Float32Array.from(data, (x) => (x ? 0 : -Infinity))
+    check({ ...c, mask: { layout: l, dtype: 'float32', data: additive } })
+  })
+})
+
+test('views of a packed projection, with gaps, backwards, and with rows that are not contiguous', () => {
+  const rnd = random(21)
+  const [B, T, H, D] = [2, 70, 3, 12]
+  const whole = floats(rnd, dense(B, T, 3, H, D))
+  const part = (index: number): Operand => {
+    const l = layout.selectLayout('test', whole.layout, 2, index)
+    return { ...whole, layout: layout.permuteLayout(l, [0, 2, 1, 3]) }
+  }
+  const c = make(rnd, { B, H, T, D }, { causal: 'top-left' })
+  check({ ...c, q: part(0), k: part(1), v: part(2) })
+  const turned = (x: Operand): Operand => {
+    const { shape } = x.layout
+    const l = dense(shape[3] as number, shape[2] as number, shape[1] as number, shape[0] as number)
+    return { ...x, layout: layout.permuteLayout(l, [3, 2, 1, 0]) }
+  }
+  check({ ...c, q: turned(c.q), k: turned(c.k), v: turned(c.v), dout: turned(c.dout) })
+  const flipped = (x: Operand): Operand => ({ ...x, layout: layout.flipLayout(x.layout, [1, 2, 3]) })
+  check({ ...c, q: flipped(c.q), k: flipped(c.k), v: flipped(c.v), dout: flipped(c.dout) })
+  const shared = (x: Operand): Operand => ({ ...x, layout: { ...x.layout, strides: [0, 0, D, 1] } })
+  check({
+    ...c,
+    q: shared(c.q),
+    k: shared(c.k),
+    v: shared(c.v),
+    dout: { ...c.dout, layout: { ...c.dout.layout, strides: [0, 0, 0, 0] } },
+  })
+})
+
+test.each(Array.from({ length: 12 }, (_, i) => i))('random, seed %i', (seed) => {
+  const rnd = random(500 + seed)
+  const Hk = integer(rnd, 1, 3)
+  const sizes = {
+    B: integer(rnd, 1, 2),
+    Hk,
+    H: Hk * integer(rnd, 1, 3),
+    T: integer(rnd, 1, 150),
+    S: integer(rnd, 1, 150),
+    D: integer(rnd, 1, 40),
+    Dv: integer(rnd, 1, 40),
+  }
+  const needs = pick(rnd, [
+    [true, true, true],
+    [true, false, false],
+    [false, true, false],
+    [false, false, true],
+    [true, false, true],
+    [false, true, true],
+  ])
+  const causal = pick(rnd, ['none', 'top-left', 'bottom-right'] as const)
+  check(make(rnd, sizes, { causal, window: rnd() < 0.3 ? integer(rnd, 1, 60) : 0, scale: 0.3 }), needs)
+})
+
+test('large scores do not overflow', () => {
+  const rnd = random(31)
+  const c = make(rnd, { T: 40, D: 8 }, { scale: 1 })
+  const { engine } = engines[0] as { engine: Engine }
+  const q = { ...c.q, data: Float32Array.from(c.q.data, (x) => 300 * x) }
+  const [out, lse, ...grads] = run(engine, { ...c, q }, [true, true, true])
+  for (const x of [out, lse, ...grads]) expect((x as Float32Array).every(Number.isFinite)).toBe(true)
+})
+
+test('declines what the kernels do not do', () => {
+  const rnd = random(41)
+  const { engine } = engines[0] as { engine: Engine }
+  const c = make(rnd, { T: 4, D: 8 })
+  const inputs = [c.q, c.k, c.v].map((x) => put(engine, x))
+  const { supports } = attention(engine)
+  expect(supports?.(inputs, { ...c.attrs, dropout: 0.1 })).toBe(false)
+  expect(supports?.([{ ...inputs[0]!, dtype: 'float64' }, inputs[1]!, inputs[2]!], c.attrs)).toBe(false)
+  const wide = put(engine, floats(rnd, dense(1, 1, 2, 257)))
+  expect(supports?.([wide, wide, wide], c.attrs)).toBe(false)
+  const attrs = { ...c.attrs, hasMask: true, needs: [false, false, false, true] }
+  const mask = put(engine, floats(rnd, dense(1, 2, 4, 4)))
+  expect(attentionBackward(engine).supports?.([...inputs, mask], attrs)).toBe(false)
+  release(engine, [...inputs, wide, mask])
+})
+
+describe('through the operator', () => {
+  const backend = createCpuBackend({ threads: 2 })
+  afterAll(() => backend.close())
+
+  test('memory grows with T, not with T²', () => {
+    const rnd = random(51)
+    const [H, T, D] = [2, 4096, 16]
+    const shape = [1, H, T, D]
+    const make1 = () =>
+      tensor(
+        Float32Array.from({ length: H * T * D }, () => rnd() - 0.5),
+        { device: backend },
+      ).reshape(shape)
+    const [q, k, v, dout] = [make1(), make1(), make1(), make1()] as const
+    for (const x of [q, k, v]) x.requiresGrad = true
+    const bytes = 4 * H * T * D
+    const before = backend.stats().liveBytes
+    backend.engine.memory.resetPeak()
+    const { rows } = profile(() =>
+      backward(scaledDotProductAttention(q, k, v, { isCausal: true }), { gradient: dout }),
+    )
+    expect(
+      rows
+        .filter((r) => r.path === 'fused')
+        .map((r) => r.op)
+        .sort(),
+    ).toEqual(['scaled_dot_product_attention', 'scaled_dot_product_attentionBackward'])
+    // The output, three gradients, lse; then the scratch memory of two threads, and code.
+    const taken = backend.stats().peakBytes - before
+    expect(taken).toBeGreaterThan(4 * bytes)
+    expect(taken).toBeLessThan(6 * bytes + 2 ** 20)
+    expect(taken).toBeLessThan((4 * T * T) / 8)
+  })
+})
