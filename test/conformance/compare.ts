@@ -1,0 +1,68 @@
+import type { TypedArray } from '@tilegrad/core'
+
+export interface Tolerance {
+  readonly rtol: number
+  /** For elements of size 1; where the largest expected element is larger, it grows with that. */
+  readonly atol: number
+}
+
+/** What PyTorch in float32 and we may differ by: a few roundings of each output. */
+export const CLOSE: Tolerance = { rtol: 1e-5, atol: 1e-6 }
+/**
+ * Sums of many terms, and gradients, which are such sums: the order of summation differs, and where the terms cancel
+ * PyTorch's own error is some roundings (6e-8) of the largest of them.
+ */
+export const LOOSE: Tolerance = { rtol: 1e-4, atol: 1e-5 }
+/** Where both sides computed in float64. */
+export const DOUBLE: Tolerance = { rtol: 1e-9, atol: 1e-11 }
+export const EXACT: Tolerance = { rtol: 0, atol: 0 }
+
+/** |got − want| ≤ atol + rtol · |want|; NaN equals NaN, and infinities of one sign are equal. */
+const agrees = (got: number, want: number, { rtol, atol }: Tolerance): boolean =>
+  got === want ||
+  (Number.isNaN(got) && Number.isNaN(want)) ||
+  Math.abs(got - want) <= atol + rtol * Math.abs(want)
+
+const coordinates = (index: number, shape: readonly number[]): number[] => {
+  const out = new Array<number>(shape.length)
+  let left = index
+  for (let d = shape.length - 1; d >= 0; d--) {
+    out[d] = left % shape[d]
+    left = Math.floor(left / shape[d])
+  }
+  return out
+}
+
+/** What disagrees, in one line: how much of it, where first, and by how much at worst; null if nothing does. */
+export function difference(
+  got: TypedArray,
+  want: TypedArray,
+  shape: readonly number[],
+  { rtol, atol }: Tolerance,
+): string | null {
+  if (got.length !== want.length) return `${got.length} elements; expected ${want.length}`
+  let largest = 1
+  for (const v of want) if (Number.isFinite(v)) largest = Math.max(largest, Math.abs(v))
+  const tolerance = { rtol, atol: atol * largest }
+  let first = -1
+  let wrong = 0
+  let worst = 0
+  let worstAt = 0
+  for (let i = 0; i < got.length; i++) {
+    if (agrees(got[i], want[i], tolerance)) continue
+    if (first < 0) first = i
+    wrong++
+    const error = Math.abs(got[i] - want[i])
+    if (error > worst || Number.isNaN(error)) {
+      worst = Number.isNaN(error) ? Infinity : error
+      worstAt = i
+    }
+  }
+  if (wrong === 0) return null
+  const at = (i: number): string => `[${coordinates(i, shape).join(', ')}]`
+  return (
+    `${wrong} of ${got.length} elements differ; first at ${at(first)}: expected ${want[first]}, got ${got[first]}; ` +
+    `worst at ${at(worstAt)}: expected ${want[worstAt]}, got ${got[worstAt]}, off by ${worst.toPrecision(3)} ` +
+    `(allowed ${tolerance.atol.toPrecision(3)} + ${rtol} · |expected|)`
+  )
+}

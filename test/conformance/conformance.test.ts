@@ -1,0 +1,133 @@
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { createCpuBackend } from '@tilegrad/backend-cpu'
+import { type Backend, reference } from '@tilegrad/core'
+import { afterAll, describe, expect, test } from 'vitest'
+import { main } from './cli.ts'
+import { type OpCase, readJson } from './manifest.ts'
+import { runConformance } from './run.ts'
+import { torchOpNames } from './torch-ops.ts'
+
+const fixtures = fileURLToPath(new URL('../fixtures/conformance', import.meta.url))
+const cpu = createCpuBackend()
+afterAll(() => cpu.close())
+
+/** Runs what matches; the tolerances are those of `compare.ts`. */
+async function failures(backend: Backend, only: RegExp): Promise<{ failed: string[]; passed: number }> {
+  const failed: string[] = []
+  const report = await runConformance(fixtures, backend, {
+    only,
+    print: (line) => void (line.startsWith('FAIL') && failed.push(line)),
+  })
+  return { failed, passed: report.passed }
+}
+
+describe.each([['reference', reference] as const, ['cpu', cpu] as const])('PyTorch and %s', (_, backend) => {
+  test('operators', async () => {
+    const { failed, passed } = await failures(backend, /^(?!attention|trajectory)/)
+    expect(failed).toEqual([])
+    expect(passed).toBeGreaterThan(400)
+  })
+
+  test('attention', async () => {
+    const { failed, passed } = await failures(backend, /^attention/)
+    expect(failed).toEqual([])
+    expect(passed).toBeGreaterThan(3)
+  })
+})
+
+// On the reference backend it takes a minute: pnpm conformance runs it there.
+test('30 training steps of a GPT on cpu', async () => {
+  expect(await failures(cpu, /^trajectory/)).toEqual({ failed: [], passed: 1 })
+})
+
+test('the fixture has cases of every operator that PyTorch names', () => {
+  const { cases } = readJson(join(fixtures, 'ops.json')) as { cases: OpCase[] }
+  const ops = new Set(cases.map((c) => c.op.replace('nn.functional.', '')))
+  expect(ops.size).toBeGreaterThanOrEqual(107)
+  expect([...ops].filter((op) => !torchOpNames().includes(op))).toEqual([])
+})
+
+describe('the command line', () => {
+  const run = async (...args: string[]): Promise<{ code: number; lines: string[] }> => {
+    const lines: string[] = []
+    return { code: await main(args, (line) => lines.push(line)), lines }
+  }
+
+  test('ends with the counts and 0', async () => {
+    const { code, lines } = await run('--fixtures', fixtures, '--only', '^tanh')
+    expect(code).toBe(0)
+    expect(lines.at(-1)).toMatch(/^[1-9]\d* passed, 0 failed, 0 skipped$/)
+  })
+
+  test('says in one line what is wrong with the call, and gives 2', async () => {
+    for (const [args, message] of [
+      [[], '--fixtures is missing'],
+      [['--fixtures', '/no/such/place'], '/no/such/place is no directory'],
+      [['--fixtures', fileURLToPath(new URL('.', import.meta.url))], 'holds none of ops.json'],
+      [['--fixtures', fixtures, '--backend', 'abacus'], "there is no backend 'abacus'"],
+      [['--fixtures', fixtures, '--only', '('], 'Invalid regular expression'],
+      [['--fixture', fixtures], "Unknown option '--fixture'"],
+    ] as const) {
+      const { code, lines } = await run(...args)
+      expect(lines).toHaveLength(1)
+      expect(lines[0]).toContain(message)
+      expect(code).toBe(2)
+    }
+  })
+
+  describe('on a fixture that is wrong', () => {
+    const copy = mkdtempSync(join(tmpdir(), 'conformance-'))
+    afterAll(() => rmSync(copy, { recursive: true }))
+    const edit = (change: (cases: Record<string, never>[]) => void): void => {
+      cpSync(fixtures, copy, { recursive: true })
+      const path = join(copy, 'ops.json')
+      const manifest = JSON.parse(readFileSync(path, 'utf8')) as { cases: Record<string, never>[] }
+      manifest.cases = manifest.cases.filter((c) => c.op === 'mul' && 'grads' in c).slice(0, 1)
+      change(manifest.cases)
+      writeFileSync(path, JSON.stringify(manifest))
+    }
+    const wrong = async (change: (c: Record<string, never>) => void): Promise<string> => {
+      edit(([c]) => change(c))
+      const { code, lines } = await run('--fixtures', copy, '--only', '^(?!attention|trajectory)')
+      expect(code).toBe(1)
+      expect(lines.at(-1)).toBe('0 passed, 1 failed, 0 skipped')
+      return lines.find((line) => line.startsWith('FAIL')) ?? ''
+    }
+
+    test('an output, a gradient, a shape, a dtype or a missing output fails, with the place and both values', async () => {
+      const swap = (key: 'outputs' | 'grads', from: 'input' | 'outputs') => (c: Record<string, never>) => {
+        const source = [c[from]].flat()[0] as { tensor: string }
+        Object.assign(c[key][0], { tensor: source.tensor })
+      }
+      expect(await wrong(swap('outputs', 'input'))).toMatch(
+        /^FAIL mul\.0: output 0: 1 of 1 elements differ; first at \[\]: expected \S+, got \S+; worst at .* off by/,
+      )
+      expect(await wrong(swap('grads', 'outputs'))).toMatch(
+        /^FAIL mul\.0: gradient 0: 1 of 1 elements differ/,
+      )
+      expect(await wrong((c) => Object.assign(c.outputs[0], { shape: [1] }))).toContain(
+        'output 0: shape []; expected [1]',
+      )
+      expect(await wrong((c) => Object.assign(c.outputs[0], { dtype: 'int64' }))).toContain(
+        'output 0: dtype float32; expected int32',
+      )
+      expect(await wrong((c) => Object.assign(c, { outputs: [] }))).toContain('1 outputs; expected 0')
+    })
+
+    test('unknown operators, arguments and dtypes are skipped, with the reason', async () => {
+      for (const [change, reason] of [
+        [{ op: 'lgamma' }, 'no operator lgamma here'],
+        [{ kwargs: { out: { value: 1 } } }, 'mul: no argument out here'],
+      ] as const) {
+        edit(([c]) => Object.assign(c, change))
+        const { code, lines } = await run('--fixtures', copy, '--only', '^(mul|lgamma)')
+        expect(code).toBe(0)
+        expect(lines.at(-2)).toBe(`skipped 1: ${reason}`)
+        expect(lines.at(-1)).toBe('0 passed, 0 failed, 1 skipped')
+      }
+    })
+  })
+})

@@ -1,0 +1,142 @@
+import { dropout, manualSeed, type Tensor } from '@tilegrad/core'
+import { type Arg, away, bool, f, int, ints, pos } from '../samples.ts'
+import { FUNCTION, LONG, op } from './row.ts'
+
+/** Rows of norms, losses and attention. */
+
+// Norms.
+op(
+  'layerNorm',
+  2,
+  [
+    [f([3, 4]), [4], f([4]), f([4])],
+    [f([2, 3, 4]), [3, 4]],
+    [f([3, 4]), [4], null, f([4]), { eps: 0.1 }],
+    [f([20, 70]), [70], f([70]), f([70])],
+  ],
+  { ...FUNCTION, ...LONG },
+)
+op(
+  'rmsNorm',
+  2,
+  [
+    [f([3, 4]), [4], f([4]), { eps: 1e-3 }],
+    [f([2, 3, 4]), [3, 4]],
+    [f([20, 70]), [70], f([70])],
+  ],
+  { ...FUNCTION, ...LONG },
+)
+op(
+  'groupNorm',
+  2,
+  [
+    [f([2, 4, 3]), 2, f([4]), f([4])],
+    [f([2, 4]), 1],
+  ],
+  { ...FUNCTION, ...LONG },
+)
+
+// Losses. The smooth ones meet their kinks nowhere near these differences.
+const LOSS = { ...FUNCTION, ...LONG }
+for (const name of ['mseLoss', 'l1Loss'])
+  op(
+    name,
+    2,
+    [
+      [f([3, 4], 1, 2), f([3, 4], -2, 0)],
+      [f([5], 1, 2), f([5], -2, 0), { reduction: 'sum' }],
+      [f([5], 1, 2), f([5], -2, 0), { reduction: 'none' }],
+    ],
+    LOSS,
+  )
+op(
+  'smoothL1Loss',
+  2,
+  [
+    [f([3, 4], 0, 1), f([3, 4], -2, -1), { beta: 0.5 }],
+    [f([9]), f([9]), { beta: 10, reduction: 'none' }],
+    [f([4], 1, 2), f([4], -2, 0), { beta: 0 }],
+  ],
+  LOSS,
+)
+op(
+  'huberLoss',
+  2,
+  [
+    [f([3, 4], 0, 1), f([3, 4], -2, -1), { delta: 0.5 }],
+    [f([9]), f([9]), { delta: 10, reduction: 'sum' }],
+  ],
+  LOSS,
+)
+op(
+  'binaryCrossEntropyWithLogits',
+  2,
+  [
+    [away([3, 4]), f([3, 4], 0, 1)],
+    [away([3, 4]), f([3, 4], 0, 1), { weight: pos([4]), posWeight: pos([4]), reduction: 'sum' }],
+    [away([5]), f([5], 0, 1), { reduction: 'none' }],
+  ],
+  LOSS,
+)
+op(
+  'nllLoss',
+  2,
+  [
+    [f([4, 3]), int([4], 0, 3)],
+    [f([4, 3]), ints([4], [0, 2, 1, 2]), { weight: pos([3]), ignoreIndex: 2 }],
+    [f([2, 3, 2]), int([2, 2], 0, 3), { reduction: 'none' }],
+  ],
+  LOSS,
+)
+op(
+  'crossEntropy',
+  2,
+  [
+    [f([4, 3]), int([4], 0, 3)],
+    [f([4, 3]), ints([4], [0, -100, 1, 2]), { weight: pos([3]), labelSmoothing: 0.2 }],
+    [f([2, 3, 2]), int([2, 2], 0, 3), { reduction: 'sum' }],
+    [f([4, 3]), f([4, 3], 0, 1)],
+    [f([20, 65], -5, 5), int([20], 0, 65)],
+  ],
+  LOSS,
+)
+
+// Attention.
+const attention = (b: number, h: number, hk: number, t: number, s: number, d: number): readonly Arg[] => [
+  f([b, h, t, d]),
+  f([b, hk, s, d]),
+  f([b, hk, s, d]),
+]
+op(
+  'scaledDotProductAttention',
+  2,
+  [
+    attention(1, 2, 2, 3, 4, 2),
+    [...attention(2, 2, 1, 3, 3, 2), { isCausal: true }],
+    [...attention(1, 1, 1, 4, 4, 2), { isCausal: true, window: 2, scale: 0.5 }],
+    [...attention(1, 2, 2, 3, 4, 2), { attnMask: f([3, 4]) }],
+    [...attention(1, 2, 2, 3, 4, 2), { attnMask: bool([2, 1, 4]) }],
+    [f([3, 2]), f([4, 2]), f([4, 3])],
+    [...attention(2, 4, 2, 40, 40, 16), { isCausal: 'bottom-right' }],
+  ],
+  LOSS,
+)
+op(
+  'linearAttention',
+  2,
+  [
+    attention(1, 2, 2, 3, 4, 2),
+    [...attention(2, 1, 1, 4, 4, 2), { isCausal: true }],
+    [...attention(1, 2, 2, 70, 70, 16), { isCausal: true, eps: 1e-3 }],
+  ],
+  LOSS,
+)
+
+// The same seed gives the same mask each time, which makes it a function to differentiate.
+op('dropout', 2, [[f([6, 7]), 0.4]], {
+  method: false,
+  run: (x: Tensor, p: number) => {
+    manualSeed(7)
+    return dropout(x, p)
+  },
+})
