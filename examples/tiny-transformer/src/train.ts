@@ -1,0 +1,139 @@
+import { setImmediate } from 'node:timers/promises'
+import { AdamW, clipGradNorm, decayGroups, GPT, manualSeed, noGrad, schedule, scope, tensor } from 'tilegrad'
+import { bigramEntropy, type Corpus, randomBatch, spacedBatches } from './corpus.ts'
+import type { Options } from './options.ts'
+
+export interface Point {
+  readonly step: number
+  /** Nats per character. */
+  readonly loss: number
+}
+
+export interface Run {
+  readonly model: GPT
+  readonly training: readonly Point[]
+  readonly validation: readonly Point[]
+  readonly bigramEntropy: number
+  /** Steps done; fewer than asked if the run was stopped. */
+  readonly steps: number
+  /** Time in training steps alone. */
+  readonly trainSeconds: number
+}
+
+/** What a run tells while it goes on. */
+export interface Listener {
+  step?(done: number, loss: number, tokensPerSecond: number): void
+  validated?(point: Point): void
+}
+
+/**
+ * Trains a GPT on a corpus: AdamW on cross-entropy, warm-up and cosine decay, gradients clipped. A function of the
+ * options and the text alone: the same seed gives the same run.
+ *
+ * @param stopped asked after every step; true ends the run early with what was learned.
+ */
+export async function train(
+  corpus: Corpus,
+  options: Options,
+  listener: Listener = {},
+  stopped = (): boolean => false,
+): Promise<Run> {
+  manualSeed(options.seed)
+  const { batch, block } = options
+  const model = new GPT({
+    vocabSize: corpus.alphabet.length,
+    blockSize: block,
+    numLayers: options.layers,
+    numHeads: options.heads,
+    embedDim: options.width,
+    dropout: options.dropout,
+    bias: options.bias,
+    attention: options.attention,
+  })
+  const optimizer = new AdamW(decayGroups(model, options.weightDecay), {
+    lr: options.lr,
+    betas: [0.9, options.beta2],
+  })
+  const rate = schedule.warmupCosine({
+    lr: options.lr,
+    minLr: options.minLr,
+    warmupSteps: Math.min(options.warmup, options.steps),
+    decaySteps: options.steps,
+  })
+  const params = model.parameters()
+
+  const training: Point[] = []
+  const validation: Point[] = []
+  const validate = async (step: number): Promise<void> => {
+    const point = { step, loss: await heldOutLoss(model, corpus, options) }
+    validation.push(point)
+    listener.validated?.(point)
+  }
+
+  let milliseconds = 0
+  let done = 0
+  await validate(0)
+  while (done < options.steps && !stopped()) {
+    const start = performance.now()
+    const loss = scope(() => {
+      const { inputs, targets } = randomBatch(corpus.train, batch, block)
+      const { loss } = model.forward(inputs, targets)
+      loss.backward()
+      if (options.clip > 0) clipGradNorm(params, options.clip)
+      optimizer.lr = rate(done)
+      optimizer.step()
+      optimizer.zeroGrad()
+      return loss
+    })
+    const value = await loss.item()
+    loss.dispose()
+    milliseconds += performance.now() - start
+    done++
+    training.push({ step: done, loss: value })
+    listener.step?.(done, value, (done * batch * block) / (milliseconds / 1000))
+    if (!Number.isFinite(value))
+      throw new Error(`the loss became ${value} at step ${done}; try a smaller --lr`)
+    if (done % options.evalEvery === 0 && done < options.steps) await validate(done)
+    // Lets signals and the progress bar in.
+    await setImmediate()
+  }
+  await validate(done)
+  return {
+    model,
+    training,
+    validation,
+    bigramEntropy: bigramEntropy(corpus.train, corpus.alphabet.length),
+    steps: done,
+    trainSeconds: milliseconds / 1000,
+  }
+}
+
+/** Mean loss over evenly spaced windows of the held-out text, without dropout. */
+export async function heldOutLoss(
+  model: GPT,
+  corpus: Corpus,
+  { evalBatches, batch, block }: Options,
+): Promise<number> {
+  model.eval()
+  let total = 0
+  for (const { inputs, targets } of spacedBatches(corpus.held, evalBatches, batch, block)) {
+    const loss = scope(() => noGrad(() => model.forward(inputs, targets).loss))
+    total += await loss.item()
+    for (const t of [loss, inputs, targets]) t.dispose()
+  }
+  model.train()
+  return total / evalBatches
+}
+
+/** Text that the model writes after `prompt`. */
+export async function write(model: GPT, corpus: Corpus, length: number, prompt = '\n'): Promise<string> {
+  const token = new Map(corpus.alphabet.map((c, i) => [c, i]))
+  const start = [...prompt].map((c) => token.get(c) ?? 0)
+  const out = model.generate(tensor(Int32Array.from(start), [1, start.length]), {
+    maxNewTokens: length,
+    temperature: 0.8,
+  })
+  return Array.from(await out.data(), (i) => corpus.alphabet[i] ?? '')
+    .join('')
+    .slice(prompt.length)
+}

@@ -1,0 +1,127 @@
+import { type ChildProcess, spawn } from 'node:child_process'
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+
+// The program as users run it: the build (`npm test` builds first; otherwise `pnpm build`).
+const main = fileURLToPath(new URL('../dist/main.js', import.meta.url))
+const folder = mkdtempSync(join(tmpdir(), 'tiny-transformer-'))
+const out = join(folder, 'out')
+const text = join(folder, 'text.txt')
+
+beforeAll(() => {
+  if (!existsSync(main)) throw new Error('the example is not built; run `pnpm build` first')
+  writeFileSync(text, 'she sells sea shells by the sea shore. '.repeat(100))
+})
+afterAll(() => rmSync(folder, { recursive: true, force: true }))
+
+interface Ended {
+  code: number | null
+  stdout: string
+  stderr: string
+}
+
+function start(args: readonly string[]): { child: ChildProcess; ended: Promise<Ended> } {
+  const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', 'pipe'] })
+  let stdout = ''
+  let stderr = ''
+  child.stdout.on('data', (d) => {
+    stdout += d
+  })
+  child.stderr.on('data', (d) => {
+    stderr += d
+  })
+  return {
+    child,
+    ended: new Promise((resolve) => child.on('close', (code) => resolve({ code, stdout, stderr }))),
+  }
+}
+
+const small = [
+  '--data',
+  text,
+  '--out',
+  out,
+  '--layers',
+  '1',
+  '--width',
+  '16',
+  '--heads',
+  '2',
+  '--block',
+  '16',
+  '--batch',
+  '4',
+  '--eval-batches',
+  '2',
+  '--sample',
+  '20',
+]
+
+describe('bad input: one clear line, exit code 2', () => {
+  const cases: [string, string[], RegExp][] = [
+    ['a missing file', ['--data', join(folder, 'nowhere.txt')], /no such file/],
+    ['a folder', ['--data', folder], /is a folder/],
+    ['an empty file', ['--data', join(folder, 'empty.txt')], /is empty/],
+    ['a file shorter than a block', ['--data', join(folder, 'short.txt')], /too few for blocks of 64/],
+    ['an unknown option', ['--stepz', '3'], /unknown option '--stepz'/],
+    ['a word for a number', ['--steps', 'many'], /--steps.*whole number/],
+    ['no steps', ['--steps', '0'], /at least 1/],
+    ['an unknown attention', ['--attention', 'flash'], /softmax, linear/],
+    ['heads that do not divide the width', ['--width', '10', '--heads', '4'], /multiple of --heads/],
+    ['a folder that cannot be written', ['--data', text, '--out', '/proc/nope'], /cannot write there/],
+  ]
+  beforeAll(() => {
+    writeFileSync(join(folder, 'empty.txt'), '')
+    writeFileSync(join(folder, 'short.txt'), 'too short')
+  })
+  it.each(cases)('%s', async (_, args, message) => {
+    const { code, stderr } = await start(args).ended
+    expect(stderr).toMatch(message)
+    expect(stderr.trim().split('\n')).toHaveLength(1)
+    expect(code).toBe(2)
+  })
+})
+
+describe('a run', () => {
+  it('trains, samples, and writes its files; the same seed gives the same run', async () => {
+    const losses = async (): Promise<unknown> => {
+      const { code, stdout, stderr } = await start([...small, '--steps', '30', '--seed', '5']).ended
+      expect(stderr).toBe('')
+      expect(code).toBe(0)
+      expect(stdout).toContain('What it writes now')
+      return JSON.parse(readFileSync(join(out, 'run.json'), 'utf8'))
+    }
+    const [a, b] = [
+      (await losses()) as { training: { loss: number }[] },
+      (await losses()) as { training: { loss: number }[] },
+    ]
+    expect(a.training).toHaveLength(30)
+    expect(a.training.at(-1)?.loss).toBeLessThan((a.training[0]?.loss ?? 0) - 0.3)
+    expect(b.training).toEqual(a.training)
+    expect(readFileSync(join(out, 'loss.svg'), 'utf8')).toMatch(/^<svg/)
+    for (const file of ['model.safetensors', 'sample.txt']) expect(existsSync(join(out, file))).toBe(true)
+  })
+
+  it('learns with linear attention too', async () => {
+    const { code } = await start([...small, '--steps', '3', '--attention', 'linear']).ended
+    expect(code).toBe(0)
+  })
+
+  it('keeps what was learned when it is interrupted', async () => {
+    rmSync(out, { recursive: true, force: true })
+    const { child, ended } = start([...small, '--steps', '1000000'])
+    await new Promise<void>((resolve) => {
+      child.stdout?.on('data', (d: Buffer) => {
+        if (String(d).includes('step 100/')) resolve()
+      })
+    })
+    child.kill('SIGINT')
+    const { code, stdout } = await ended
+    expect(code).toBe(0)
+    expect(stdout).toMatch(/Stopped after \d+ of 1000000 steps/)
+    expect(existsSync(join(out, 'model.safetensors'))).toBe(true)
+  })
+})
