@@ -74,7 +74,7 @@ export default {
   ],
   options: {
     doNotFollow: { path: 'node_modules|^packages/[^/]+/dist/' },
-    exclude: { path: '^docs/api/' },
+    exclude: { path: '^(docs/api|examples/[^/]+/dist)/' },
     tsPreCompilationDeps: true,
     combinedDependencies: true,
     enhancedResolveOptions: {

@@ -32,7 +32,10 @@ export async function runAttention(
   only: RegExp,
   report: Report,
 ): Promise<void> {
-  const cases = readJson(join(dir, 'attention.json')) as readonly AttentionCase[]
+  const manifest = readJson(join(dir, 'attention.json')) as
+    | readonly AttentionCase[]
+    | { cases: readonly AttentionCase[] }
+  const cases = 'cases' in manifest ? manifest.cases : manifest
   const tensors = new Tensors(join(dir, 'attention.safetensors'), backend)
   for (const c of cases) {
     const name = `attention.${c.name}`

@@ -74,7 +74,7 @@ export function command(): Command {
     .option('--beta2 <x>', 'AdamW’s memory of squared gradients', real(0, 1), 0.99)
     .option('--weight-decay <x>', 'AdamW’s decay of matrices', real(0), 0.1)
     .option('--clip <x>', 'largest gradient norm; 0: no limit', real(0), 1)
-    .option('--eval-every <n>', 'steps between validation losses', whole(1), 200)
+    .option('--eval-every <n>', 'steps between validation losses', whole(1), 100)
     .option('--eval-batches <n>', 'batches in a validation loss', whole(1), 20)
     .option('--sample <n>', 'characters to write at the end', whole(0), 500)
     .option('--out <dir>', 'where results go', 'out')
@@ -90,7 +90,9 @@ export function parseOptions(args: readonly string[]): Options {
     program.parse(args, { from: 'user' })
   } catch (error) {
     if (error instanceof CommanderError && error.exitCode === 0) process.exit(0)
-    throw new UsageError(`${(error as Error).message.replace(/^error: /, '')}; --help lists the options`)
+    throw new UsageError(
+      `${(error as Error).message.replace(/^error: /, '').replaceAll('\n', ' ')}; --help lists the options`,
+    )
   }
   const options = program.opts<Options>()
   if (options.width % options.heads !== 0)

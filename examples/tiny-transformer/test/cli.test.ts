@@ -15,7 +15,11 @@ beforeAll(() => {
   if (!existsSync(main)) throw new Error('the example is not built; run `pnpm build` first')
   writeFileSync(text, 'she sells sea shells by the sea shore. '.repeat(100))
 })
-afterAll(() => rmSync(folder, { recursive: true, force: true }))
+const children: ChildProcess[] = []
+afterAll(() => {
+  for (const child of children) child.kill('SIGKILL')
+  rmSync(folder, { recursive: true, force: true })
+})
 
 interface Ended {
   code: number | null
@@ -25,6 +29,7 @@ interface Ended {
 
 function start(args: readonly string[]): { child: ChildProcess; ended: Promise<Ended> } {
   const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', 'pipe'] })
+  children.push(child)
   let stdout = ''
   let stderr = ''
   child.stdout.on('data', (d) => {
@@ -71,7 +76,11 @@ describe('bad input: one clear line, exit code 2', () => {
     ['no steps', ['--steps', '0'], /at least 1/],
     ['an unknown attention', ['--attention', 'flash'], /softmax, linear/],
     ['heads that do not divide the width', ['--width', '10', '--heads', '4'], /multiple of --heads/],
-    ['a folder that cannot be written', ['--data', text, '--out', '/proc/nope'], /cannot write there/],
+    [
+      'a folder that cannot be written',
+      ['--data', text, '--out', join(text, 'below-a-file')],
+      /cannot write there/,
+    ],
   ]
   beforeAll(() => {
     writeFileSync(join(folder, 'empty.txt'), '')
@@ -88,7 +97,17 @@ describe('bad input: one clear line, exit code 2', () => {
 describe('a run', () => {
   it('trains, samples, and writes its files; the same seed gives the same run', async () => {
     const losses = async (): Promise<unknown> => {
-      const { code, stdout, stderr } = await start([...small, '--steps', '30', '--seed', '5']).ended
+      const { code, stdout, stderr } = await start([
+        ...small,
+        '--steps',
+        '30',
+        '--warmup',
+        '3',
+        '--lr',
+        '1e-2',
+        '--seed',
+        '5',
+      ]).ended
       expect(stderr).toBe('')
       expect(code).toBe(0)
       expect(stdout).toContain('What it writes now')
@@ -112,7 +131,7 @@ describe('a run', () => {
 
   it('keeps what was learned when it is interrupted', async () => {
     rmSync(out, { recursive: true, force: true })
-    const { child, ended } = start([...small, '--steps', '1000000'])
+    const { child, ended } = start([...small, '--steps', '30000'])
     await new Promise<void>((resolve) => {
       child.stdout?.on('data', (d: Buffer) => {
         if (String(d).includes('step 100/')) resolve()
@@ -121,7 +140,7 @@ describe('a run', () => {
     child.kill('SIGINT')
     const { code, stdout } = await ended
     expect(code).toBe(0)
-    expect(stdout).toMatch(/Stopped after \d+ of 1000000 steps/)
+    expect(stdout).toMatch(/Stopped after \d+ of 30000 steps/)
     expect(existsSync(join(out, 'model.safetensors'))).toBe(true)
   })
 })

@@ -55,7 +55,7 @@ export {
   elementwiseInto as applyProgramInto,
   generate,
 } from './primitives/elementwise.ts'
-export { type Path, type ProfileRow, profile, reportPath } from './profile.ts'
+export { type Path, type Profile, type ProfileRow, profile, reportPath } from './profile.ts'
 export {
   type Gradient,
   gradient,

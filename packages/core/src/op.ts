@@ -1,11 +1,11 @@
-import type { KernelOf } from './backend.ts'
+import type { KernelOf, View } from './backend.ts'
 import { type DType, isFloat } from './dtype.ts'
 import { grad } from './engine.ts'
 import { GradError } from './errors.ts'
 import { backendOf } from './primitives/common.ts'
 import { fill } from './primitives/elementwise.ts'
 import { alias, contiguous } from './primitives/views.ts'
-import { count, launch, profiling } from './profile.ts'
+import { endSpan, launch, startSpan } from './profile.ts'
 import { collect, track } from './scope.ts'
 import {
   type Backward,
@@ -37,6 +37,8 @@ export interface Op<A = unknown> {
   compose(inputs: readonly Tensor[], attrs: A): readonly Tensor[]
   /** A better rule than differentiating the composition. Saved outputs of a fused kernel are not there for it. */
   readonly backward?: Backward<A>
+  /** Arithmetic operations of a fused kernel, for profiles. */
+  flops?(inputs: readonly View[], attrs: A): number
   /** How many outputs are the operator's own (the rest is saved for backward). Default 1. */
   readonly outputs?: number
 }
@@ -55,7 +57,7 @@ export function apply<A extends object>(op: Op<A>, inputs: readonly Tensor[], at
   if (kernel && op.infer && (!kernel.supports || kernel.supports(inputs, attrs))) {
     const specs = op.infer(inputs, attrs)
     const all = specs.map((s) => allocate(backend, s.shape, s.dtype))
-    launch(op.name, 'fused', backend, kernel, all, inputs, attrs)
+    launch(op.name, 'fused', backend, kernel, all, inputs, attrs, op.flops)
     const own = op.outputs ?? 1
     const mine = all.length > own ? all.slice(0, own) : all
     if (shouldRecord(inputs)) {
@@ -65,7 +67,7 @@ export function apply<A extends object>(op: Op<A>, inputs: readonly Tensor[], at
     } else for (let i = own; i < all.length; i++) all[i].dispose()
     return mine
   }
-  const start = profiling() ? performance.now() : 0
+  const start = startSpan()
   const recording = shouldRecord(inputs)
   const rule = op.backward
   const run = (): readonly Tensor[] => op.compose(inputs, attrs)
@@ -73,7 +75,7 @@ export function apply<A extends object>(op: Op<A>, inputs: readonly Tensor[], at
   const outputs = result.map((t) => (inputs.includes(t) ? alias(t) : t))
   if (recording && rule) record(op.name, inputs, outputs, attrs, rule)
   settle(outputs, made as Tensor[], recording && !rule)
-  if (start) count(op.name, 'composed', backend.name, performance.now() - start)
+  endSpan(op.name, backend, start)
   return outputs
 }
 
@@ -118,9 +120,12 @@ function backwardOp<A extends object>(
   results: number,
   needs: readonly boolean[],
 ): Op<A & { needs: readonly boolean[] }> {
+  const flops = op.flops?.bind(op)
   return {
     name: `${op.name}Backward`,
     outputs: needs.filter(Boolean).length,
+    // Two products for each one of the forward pass, and those of the forward pass again where nothing was stored.
+    ...(flops && { flops: (all: readonly View[], attrs: A) => 2.5 * flops(all.slice(0, inputs), attrs) }),
     infer: (all) =>
       all.slice(0, inputs).flatMap((t, i) => (needs[i] ? [{ shape: t.shape, dtype: t.dtype }] : [])),
     compose: (all, attrs) => vjp(op, all.slice(0, inputs), attrs, all.slice(inputs + results), needs),

@@ -41,6 +41,12 @@ const ALL_HIDDEN = program('attention.all_hidden', 1, ([m]) => e.eq(m, -Infinity
 
 const ATTENTION: Op<AttentionAttrs> = {
   name: 'scaled_dot_product_attention',
+  flops: ([q, k, v], { causal, window }) => {
+    const [b, h, t, d] = q.shape
+    const s = k.shape[2]
+    const pairs = window > 0 ? t * Math.min(window, s) : causal === 'none' ? t * s : (t * s) / 2
+    return 2 * b * h * pairs * (d + v.shape[3])
+  },
   infer: ([q, , v]) => {
     const [b, h, t] = q.shape
     return [

@@ -80,7 +80,7 @@ const EMBEDDING: Op<EmbeddingAttrs> = {
 /**
  * Rows of weight (V, D) at int32 indices of any shape → (…, D).
  *
- * @param options.paddingIdx a row whose gradient is zero; negative counts from the end.
+ * With `paddingIdx`: a row whose gradient is zero; negative counts from the end.
  * @throws ValueError for an index outside 0 … V − 1.
  */
 export function embedding(

@@ -114,7 +114,7 @@ const EPSILON = { float32: 2 ** -23, float64: 2 ** -52 } as const
 /**
  * x / √(mean x² + eps) · weight over the last dims (Zhang & Sennrich 2019).
  *
- * @param options.eps default: the machine epsilon of x's dtype, as in PyTorch.
+ * `eps` defaults to the machine epsilon of the dtype, as in PyTorch.
  */
 export function rmsNorm(
   x: Tensor,

@@ -1,0 +1,67 @@
+import { describe, expect, test } from 'vitest'
+import { add, customFunction, dataSync, grad, gradcheck, noGrad, type Tensor, tensor } from '../src/index.ts'
+
+const leaf = (values: readonly number[]): Tensor => tensor([...values], { requiresGrad: true })
+const values = (t: Tensor | null): number[] | null => t && [...dataSync(t)]
+
+describe('customFunction', () => {
+  const cube = customFunction({
+    name: 'cube',
+    forward: (ctx, x) => {
+      ctx.save(x, x.square())
+      return x.mul(x.square())
+    },
+    backward: (ctx, d) => [d.mul(ctx.saved[1]).mul(3)],
+  })
+
+  test('has the gradient it was given', () => {
+    const x = leaf([2, -1])
+    const y = cube(x)
+    expect(y.gradFn?.name).toBe('cube')
+    y.sum().backward()
+    expect(values(x.grad)).toEqual([12, 3])
+    gradcheck(cube, [tensor([0.5, -1.5])])
+  })
+
+  test('is differentiated again through what it saved of its inputs', () => {
+    const square = customFunction({
+      forward: (ctx, x) => {
+        ctx.save(x)
+        return x.square()
+      },
+      backward: (ctx, d) => [d.mul(ctx.saved[0]).mul(2)],
+    })
+    const x = leaf([3])
+    const [g] = grad(square(x).sum(), [x], { createGraph: true })
+    expect(values(grad(g.sum(), [x])[0])).toEqual([2])
+  })
+
+  test('may give gradients to some inputs only', () => {
+    const first = customFunction({
+      forward: (ctx, a, b) => {
+        expect(ctx.needsInputGrad).toEqual([true, false])
+        return a.mul(b)
+      },
+      backward: (_, d) => [d.mul(7), null],
+    })
+    const a = leaf([1])
+    first(a, tensor([5]))
+      .sum()
+      .backward()
+    expect(values(a.grad)).toEqual([7])
+  })
+
+  test('records nothing without need', () => {
+    expect(cube(tensor([1])).requiresGrad).toBe(false)
+    expect(noGrad(() => cube(leaf([1]))).requiresGrad).toBe(false)
+  })
+
+  test('may return its input', () => {
+    const stop = customFunction({ forward: (_, x) => x, backward: () => [null] })
+    const x = leaf([4])
+    const y = stop(x)
+    expect(values(y)).toEqual([4])
+    add(y, x).sum().backward()
+    expect(values(x.grad)).toEqual([1])
+  })
+})
