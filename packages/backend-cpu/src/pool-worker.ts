@@ -110,8 +110,8 @@ export interface Helper {
   readonly started: Promise<void>
   /** It is gone and accounted for. */
   ended: boolean
-  /** Asks, without the event loop, whether the thread still runs. Meaningful once it has started. */
-  alive(): boolean
+  /** Asks, without the event loop, whether the thread still runs; 'unknown' until the event loop saw it start. */
+  alive(): boolean | 'unknown'
   /** Whether the process stays up for it. */
   hold(on: boolean): void
   /** Ends it, wherever it is. */
@@ -159,7 +159,11 @@ function startInNode(
   })
   worker.unref()
   const started = new Promise<void>((resolve, reject) => {
-    worker.once('message', () => resolve())
+    worker.once('message', () => {
+      // Asked once while it lives, Node tells later that it has gone.
+      helper.alive()
+      resolve()
+    })
     worker.once('error', reject)
     worker.once('exit', (code) =>
       reject(new TilegradError(`pool: worker ${data.thread} ended, code ${code}`)),
@@ -168,11 +172,12 @@ function startInNode(
   let exited = false
   const helper: Helper = {
     ...idleHelper(data.thread, started),
-    // Reads the state of the thread without a turn of the caller's event loop. For a thread that has gone, Node
-    // gives idle = −1, or zeros if it was never asked before.
+    // Reads the state of the thread without a turn of the caller's event loop. Node gives idle = −1 for a thread that
+    // has gone, and zeros, whatever the thread does, until the caller's event loop has seen it start.
     alive: () => {
       const { idle, active } = worker.performance.eventLoopUtilization()
-      return !exited && idle !== -1 && active > 0
+      if (exited || idle === -1) return false
+      return active > 0 ? true : 'unknown'
     },
     hold: (on) => (on ? worker.ref() : worker.unref()),
     terminate: async () => {

@@ -69,6 +69,8 @@ export class WorkerDiedError extends TilegradError {
 const chunksPerThread = 8
 /** The caller looks for dead workers when nothing has happened for so many milliseconds. */
 const patience = 20
+/** A busy worker of which Node cannot tell whether it lives is given up after so many milliseconds. */
+const lastPatience = 30_000
 
 /** Threads that run kernels on one memory: see the top of this file. */
 export class Pool {
@@ -274,7 +276,8 @@ export class Pool {
       for (;;) {
         const count = Atomics.load(i32, pending)
         if (count === 0) return
-        if (Atomics.wait(i32, pending, count, patience) === 'timed-out') this.#findDead(kernel)
+        if (Atomics.wait(i32, pending, count, patience) !== 'timed-out') continue
+        this.#findDead(kernel, performance.now() - until > lastPatience)
       }
     } finally {
       Atomics.store(i32, callerWaits, 0)
@@ -285,19 +288,23 @@ export class Pool {
    * Throws if what is pending will never be done: no worker that runs is busy, so that it belongs to one that died.
    * The event loop stands still meanwhile: 'exit' events have not been seen.
    */
-  #findDead(kernel: Kernel): void {
+  #findDead(kernel: Kernel, impatient: boolean): void {
     const i32 = this.#i32
+    const lives = (helper: Helper): boolean => {
+      const alive = helper.alive()
+      return alive === 'unknown' ? !impatient : alive
+    }
     let dead: Helper | undefined
     for (const helper of this.#helpers) {
       if (Atomics.load(i32, firstLine + lineWords * helper.thread + busy) === 0) continue
-      if (helper.alive()) return
+      if (lives(helper)) return
       dead = helper
     }
     // Busy workers lower `pending` first and are idle then: so what is pending now is lost.
     if (Atomics.load(i32, pending) === 0) return
     for (const helper of this.#helpers) {
       const started = Atomics.load(i32, firstLine + lineWords * helper.thread + up) === 1
-      if (started && !helper.alive()) this.#bury(helper)
+      if (started && !lives(helper)) this.#bury(helper)
     }
     Atomics.store(i32, pending, 0)
     Atomics.store(i32, failed, 0)

@@ -98,3 +98,16 @@ test('workers may be forbidden: the caller works alone', async () => {
   expect(output).toContain('ERR_ACCESS_DENIED')
   expect(code).toBe(0)
 })
+
+test('a program whose event loop stands still while workers start: slow chunks on a worker are no death', async () => {
+  // Each row keeps a thread busy well beyond the patience with which the caller looks for dead workers.
+  const { output } = await run(`
+    const slow = new ModuleBuilder(features)
+    slow.kernel('slow', (f, start, end) => f.for(start, end, 1, () => f.for(0, 5_000_000, 1, () => f.atomicFence())))
+    const rows = pool.compile(slow.build(), 'slow')
+    await new Promise((resolve) => setTimeout(resolve, 1))
+    const began = Date.now()
+    while (Date.now() - began < 3000) pool.run(rows, 5, 1, params)
+  `)
+  expect(output).toMatch(/^\d+\n$/)
+})
