@@ -1,6 +1,6 @@
 /**
- * Fused softmax attention, forward and backward, against the plain formulas in float64, for all kinds of shapes,
- * strides and masks; bit by bit the same on any number of threads; and never T×S numbers in memory.
+ * Fused softmax attention, forward and backward, against the plain formulas in float64, for all kinds of
+ * shapes, strides and masks; bit by bit the same on any number of threads; and never T×S numbers in memory.
  */
 
 import { backward, type Layout, layout, profile, scaledDotProductAttention, tensor } from '@tilegrad/core'
@@ -145,9 +145,9 @@ function run(engine: Engine, c: Case, needs: readonly boolean[]): (Float32Array 
 }
 
 /**
- * Scores are sums of D ≤ 256 products below 1: their errors, some 10⁻⁷ to 10⁻⁶, become relative errors of the weights,
- * so outputs, which are means of values below 1, get 2·10⁻⁶ and gradients, sums of such terms of either sign, 4·10⁻⁶ of
- * the largest gradient of their tensor.
+ * Scores are sums of D ≤ 256 products below 1: their errors, some 10⁻⁷ to 10⁻⁶, become relative errors of the
+ * weights, so outputs, which are means of values below 1, get 2·10⁻⁶ and gradients, sums of such terms of
+ * either sign, 4·10⁻⁶ of the largest gradient of their tensor.
  */
 function agree(got: ArrayLike<number>, want: Float64Array, which: number, context: string): void {
   const largest = want.reduce((x, y) => Math.max(x, Math.abs(y)), 0)

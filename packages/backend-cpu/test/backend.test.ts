@@ -183,7 +183,7 @@ describe('tensors', () => {
       const out = matmul(gelu(matmul(x, w1)), w2)
         .transpose(0, 1)
         .exp()
-      const loss = mean(out.mul(out.detach().sum(0, true)))
+      const loss = mean(out.mul(out.detach().sum(0, { keepdim: true })))
       expect(loss.backend).toBe(backend)
       loss.backward()
       return [loss, x.grad, w1.grad, w2.grad].map((t) => (t as Tensor).contiguous().dataSync())

@@ -1,6 +1,6 @@
 /**
- * Fused linear attention, forward and backward, against the quadratic form in float64, for all kinds of shapes and
- * strides; bit by bit the same on any number of threads; in memory linear in T.
+ * Fused linear attention, forward and backward, against the quadratic form in float64, for all kinds of
+ * shapes and strides; bit by bit the same on any number of threads; in memory linear in T.
  */
 
 import {
@@ -141,9 +141,9 @@ const engines = [
 ]
 
 /**
- * Outputs are means of values below 2 with weights that are sums of D positive products (no cancellation): 3·10⁻⁶.
- * The state sums up to T rows before a chunk reads it, and gradients are differences of such sums, of either sign:
- * errors of 10⁻⁵ of the largest element of their tensor.
+ * Outputs are means of values below 2 with weights that are sums of D positive products (no cancellation):
+ * 3·10⁻⁶. The state sums up to T rows before a chunk reads it, and gradients are differences of such sums, of
+ * either sign: errors of 10⁻⁵ of the largest element of their tensor.
  */
 function check(c: Case, needs: readonly boolean[] = [true, true, true]): void {
   const want = plain(c)

@@ -1,6 +1,6 @@
 /**
- * Matrix products against sums in float64, for all shapes of work: tiles, few rows, few columns, batches; any strides,
- * any number of threads, either instruction set.
+ * Matrix products against sums in float64, for all shapes of work: tiles, few rows, few columns, batches; any
+ * strides, any number of threads, either instruction set.
  */
 
 import { type Layout, layout, type View } from '@tilegrad/core'
@@ -101,8 +101,8 @@ function run(engine: Engine, a: Operand, b: Operand, kernel = matmul(engine)): F
 }
 
 /**
- * Every product and sum is rounded to 2⁻²⁴ of what has been summed so far; over k terms these errors, of either sign,
- * grow like √k. 8 covers the few terms of short sums and the tails.
+ * Every product and sum is rounded to 2⁻²⁴ of what has been summed so far; over k terms these errors, of
+ * either sign, grow like √k. 8 covers the few terms of short sums and the tails.
  */
 function agree(
   got: ArrayLike<number>,

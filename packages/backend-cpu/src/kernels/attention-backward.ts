@@ -1,19 +1,19 @@
 /**
- * Softmax attention, backward (FlashAttention-2, Dao 2023), for a block of 64 queries against a block of 128 keys, with
- * δ = rowsum(dO ∘ O), which is computed where dO is loaded:
+ * Softmax attention, backward (FlashAttention-2, Dao 2023), for a block of 64 queries against a block of 96
+ * keys, with δ = rowsum(dO ∘ O), which is computed where dO is loaded:
  *
  *   P = exp(K (scale Q)ᵀ − lse),  dP = V dOᵀ,  dS = P ∘ (dP − δ)     rows are keys, lanes are queries
  *   dV += P dO,  dK += dS (scale Q),  dQᵀ += Kᵀ dS                   dQ is scaled at its end
  *
- * P and dS are 128×64 and stay in the cache; nothing of size T×S exists. Two ways through the pairs of blocks:
+ * P and dS are 96×64 and stay in the cache; nothing of size T×S exists. Two ways through the pairs of blocks:
  *
- * - `both`: a task is all of one key head, and computes each pair once: 5 products. It owns dK, dV and all dQ of its
- *   group, so there are no races.
- * - `queries` and `keys`, where there are too few heads for the threads: a task is a block of queries and computes dQ,
- *   then a task is a block of keys and computes dK and dV: 3 + 4 products.
+ * - `both`: a task is all of one key head, and computes each pair once: 5 products. It owns dK, dV and all dQ
+ *   of its group, so there are no races.
+ * - `queries` and `keys`, where there are too few heads for the threads: a task is a block of queries and
+ *   computes dQ, then a task is a block of keys and computes dK and dV: 3 + 4 products.
  *
- * Sums meet in the same order either way: key blocks upwards for dQ, heads of a group and query blocks upwards for dK
- * and dV. So the results are the same bits, on any number of threads.
+ * Sums meet in the same order either way: key blocks upwards for dQ, heads of a group and query blocks
+ * upwards for dK and dV. So the results are the same bits, on any number of threads.
  */
 
 import {
@@ -23,10 +23,10 @@ import {
   type I32,
   i32,
   type ModuleBuilder,
-  type Var,
   v128,
 } from '../wasm/index.ts'
 import {
+  blockStart,
   eachRow,
   expOf,
   gatherFunc,
@@ -41,207 +41,26 @@ import {
   scoresFunc,
   sparse,
   visible,
-  wordOffset,
 } from './attention-blocks.ts'
+import {
+  blockParams,
+  type Context,
+  loadQueries,
+  locate,
+  storeQueries,
+  weightStep,
+} from './attention-queries.ts'
 import type { Tile } from './matmul-micro.ts'
-import { type PackFunc, packer } from './matmul-pack.ts'
+import { packer } from './matmul-pack.ts'
 import { least, most, panelFunc } from './matmul-panels.ts'
 
 export type BackwardMode = 'both' | 'queries' | 'keys'
-
-/** Bytes between rows of P and dS: a number per query of the block. */
-const weightStep = 4 * queryBlock
-
-/** Where things are in a thread's scratch memory, as numbers of bytes or expressions. */
-function places<T>(
-  tile: Tile,
-  mask: MaskType,
-  width: T,
-  valueWidth: T,
-  start: T,
-  ops: { add: (a: T, b: T | number) => T; mul: (a: T, b: number) => T; panels: (columns: T) => T },
-) {
-  const lanes = 4 * tile.vectors
-  let next = start
-  const take = (bytes: T | number): T => {
-    const here = next
-    next = ops.add(next, bytes)
-    return here
-  }
-  const rowsOf = (columns: T): T => ops.mul(ops.panels(columns), 4 * queryBlock)
-  return {
-    /** Per query of the block. */
-    lse: take(4 * queryBlock),
-    delta: take(4 * queryBlock),
-    weights: take((keyBlock + tile.rows) * weightStep),
-    gradients: take((keyBlock + tile.rows) * weightStep),
-    mask: take(mask === 'none' ? 0 : 4 * lanes * keyBlock),
-    /** For panels of dK and dV whose columns do not fill vectors. */
-    edge: take(4 * lanes * keyBlock),
-    /** Panels of queries: scale · Qᵀ, dOᵀ, dQᵀ. */
-    q: take(ops.mul(width, 4 * queryBlock)),
-    dout: take(ops.mul(valueWidth, 4 * queryBlock)),
-    dq: take(ops.mul(width, 4 * queryBlock)),
-    /** Panels of columns: scale · Q and dO. */
-    qRows: take(rowsOf(width)),
-    doutRows: take(rowsOf(valueWidth)),
-    /** Blocks of k and v where their rows have gaps. */
-    k: take(ops.mul(width, 4 * keyBlock)),
-    v: take(ops.mul(valueWidth, 4 * keyBlock)),
-    end: next,
-  }
-}
-
-/** Bytes of scratch memory per thread. */
-export function backwardScratch(tile: Tile, mask: MaskType, width: number, valueWidth: number): number {
-  const lanes = 4 * tile.vectors
-  return places(tile, mask, width, valueWidth, 0, {
-    add: (a, b) => a + b,
-    mul: (a, b) => a * b,
-    panels: (columns) => Math.ceil(columns / lanes) * lanes,
-  }).end
-}
-
-interface Context {
-  readonly tile: Tile
-  readonly mask: MaskType
-  readonly pack: PackFunc
-}
-
-function locate(f: FunctionBuilder, { tile, mask }: Context, word: ReturnType<typeof reader>, scratch: I32) {
-  const lanes = 4 * tile.vectors
-  return places<Var<'i32'>>(tile, mask, f.let(word('width')), f.let(word('valueWidth')), f.let(scratch), {
-    add: (a, b) => f.let(a.add(b)),
-    mul: (a, b) => f.let(a.mul(b)),
-    panels: (columns) => f.let(columns.add(lanes - 1).and(-lanes)),
-  })
-}
-
-const blockParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as const
-/** Parameter block, scratch memory of the thread, batch item, head, first query, number of queries. */
-type BlockFunc = Func<typeof blockParams, null>
-
-/** Loads a block of queries: panels of scale · Q and dO, both ways; lse and δ; zeros for dQ. */
-function loadQueries(m: ModuleBuilder, c: Context): BlockFunc {
-  const { tile, pack } = c
-  const lanes = 4 * tile.vectors
-  const step = 4 * lanes
-  const each = Array.from({ length: tile.vectors }, (_, j) => j)
-  return m.func(blockParams, (f, params, scratch, b, h, q0, rows) => {
-    const word = reader(params)
-    const at = locate(f, c, word, scratch)
-    const [depth, valueDepth] = [f.let(word('width')), f.let(word('valueWidth'))]
-    const scale = f.let(v128.load32Splat(params, wordOffset('scale')))
-    const scaled = (p: I32): void => {
-      for (const j of each) f.store(p, f32x4.mul(v128.load(p, 16 * j), scale), 16 * j)
-    }
-    const [q, dout, out] = [
-      f.let(rowOf(word, 'q', b, h, q0)),
-      f.let(rowOf(word, 'dout', b, h, q0)),
-      f.let(rowOf(word, 'out', b, h, q0)),
-    ]
-    const lse = f.let(word('lsePtr').add(b.mul(word('heads')).add(h).mul(word('queries')).add(q0).shl(2)))
-    // Lanes without a query have lse = ∞, so that their P is 0.
-    for (let i = 0; i < weightStep; i += 16) f.store(at.lse, f32x4.const(Infinity), i)
-    f.copy(at.lse, lse, rows.shl(2))
-    const infinity = f.let(f32x4.const(Infinity))
-    for (let i = 0; i < weightStep; i += 16) {
-      // Queries that see no key have lse = −∞: no weight, either.
-      const x = f.let(v128.load(at.lse, i))
-      f.store(at.lse, v128.bitselect(infinity, x, f32x4.eq(x, -Infinity)), i)
-    }
-    f.fill(at.q, 0, depth.mul(4 * queryBlock))
-    f.fill(at.dout, 0, valueDepth.mul(4 * queryBlock))
-    f.fill(at.dq, 0, depth.mul(4 * queryBlock))
-    const panel = f.let(at.q)
-    const doutPanel = f.let(at.dout)
-    const delta = f.let(at.delta)
-    // O is needed for δ only: its panel borrows the place of weights.
-    const outPanel = at.weights
-    f.for(0, rows, lanes, (i) => {
-      const have = f.let(least(rows.sub(i), lanes))
-      f.call(pack, panel, step, q.add(i.mul(word('qRow'))), word('qStep'), word('qRow'), depth, have)
-      eachRow(f, depth, panel, step, scaled)
-      f.call(
-        pack,
-        doutPanel,
-        step,
-        dout.add(i.mul(word('doutRow'))),
-        word('doutStep'),
-        word('doutRow'),
-        valueDepth,
-        have,
-      )
-      f.call(
-        pack,
-        outPanel,
-        step,
-        out.add(i.mul(word('outRow'))),
-        word('outStep'),
-        word('outRow'),
-        valueDepth,
-        have,
-      )
-      const sums = each.map(() => f.let(f32x4.const(0)))
-      const other = f.let(outPanel)
-      eachRow(f, valueDepth, doutPanel, step, (p) => {
-        for (const j of each) sums[j].set(f32x4.madd(v128.load(p, 16 * j), v128.load(other, 16 * j), sums[j]))
-        other.set(other.add(step))
-      })
-      for (const j of each) f.store(delta, sums[j], 16 * j)
-      panel.set(panel.add(depth.mul(step)))
-      doutPanel.set(doutPanel.add(valueDepth.mul(step)))
-      delta.set(delta.add(step))
-    })
-    f.if(word('needK'), () => {
-      columnPanels(f, pack, lanes, at.qRows, rows, depth, q, word('qRow'), word('qStep'), scaled)
-    })
-    f.if(word('needV'), () => {
-      columnPanels(
-        f,
-        pack,
-        lanes,
-        at.doutRows,
-        rows,
-        valueDepth,
-        dout,
-        word('doutRow'),
-        word('doutStep'),
-        null,
-      )
-    })
-  })
-}
-
-/** Emits: a matrix → panels of its columns, zeros at the right. */
-function columnPanels(
-  f: FunctionBuilder,
-  pack: PackFunc,
-  lanes: number,
-  to: I32,
-  rows: I32,
-  columns: I32,
-  from: I32,
-  rowStep: I32,
-  columnStep: I32,
-  finish: ((p: I32) => void) | null,
-): void {
-  const panel = f.let(to)
-  const bytes = f.let(rows.mul(4 * lanes))
-  f.for(0, columns, lanes, (j) => {
-    const have = f.let(least(columns.sub(j), lanes))
-    f.if(have.and(3), () => f.fill(panel, 0, bytes))
-    f.call(pack, panel, 4 * lanes, from.add(j.mul(columnStep)), rowStep, columnStep, rows, have)
-    if (finish !== null) eachRow(f, rows, panel, 4 * lanes, finish)
-    panel.set(panel.add(bytes))
-  })
-}
 
 const passParams = ['i32', 'i32', 'i32'] as const
 type PassFunc = Func<typeof passParams, null>
 
 /** Scores → P in place: scores, number of keys, lse. */
-export function weightsFunc(m: ModuleBuilder, vectors: number): PassFunc {
+function weightsFunc(m: ModuleBuilder, vectors: number): PassFunc {
   return m.func(passParams, (f, scores, keys, lse) => {
     const exp = expOf(f)
     const tops = Array.from({ length: vectors }, (_, j) => f.let(v128.load(lse, 16 * j)))
@@ -253,7 +72,7 @@ export function weightsFunc(m: ModuleBuilder, vectors: number): PassFunc {
 }
 
 /** dP → dS in place: dP, which lies `distance` bytes after P, number of keys, δ. */
-export function gradientsFunc(m: ModuleBuilder, vectors: number, distance: number): PassFunc {
+function gradientsFunc(m: ModuleBuilder, vectors: number, distance: number): PassFunc {
   return m.func(passParams, (f, weights, keys, delta) => {
     const deltas = Array.from({ length: vectors }, (_, j) => f.let(v128.load(delta, 16 * j)))
     eachRow(f, keys, weights, weightStep, (at) => {
@@ -278,7 +97,9 @@ function clearRows(f: FunctionBuilder, vectors: number, at: I32, rows: I32, dist
 }
 
 const pairParams = [...blockParams, 'i32', 'i32'] as const
-/** Like `BlockFunc`, then the first key of the block and which gradients to add to: 1 for dQ, 2 for dK and dV. */
+/**
+ * Like `BlockFunc`, then the first key of the block and which gradients to add to: 1 for dQ, 2 for dK and dV.
+ */
 type PairFunc = Func<typeof pairParams, null>
 
 /** A block of queries, loaded before, against a block of keys. */
@@ -385,27 +206,6 @@ function pairFunc(m: ModuleBuilder, c: Context): PairFunc {
   })
 }
 
-/** Stores scale · dQ as rows. */
-function storeQueries(m: ModuleBuilder, c: Context): BlockFunc {
-  const { tile, pack } = c
-  const lanes = 4 * tile.vectors
-  return m.func(blockParams, (f, params, scratch, b, h, q0, rows) => {
-    const word = reader(params)
-    const at = locate(f, c, word, scratch)
-    const depth = f.let(word('width'))
-    const scale = f.let(v128.load32Splat(params, wordOffset('scale')))
-    const panel = f.let(at.dq)
-    f.for(0, rows, lanes, (i) => {
-      eachRow(f, depth, panel, 4 * lanes, (p) => {
-        for (let j = 0; j < tile.vectors; j++) f.store(p, f32x4.mul(v128.load(p, 16 * j), scale), 16 * j)
-      })
-      const to = rowOf(word, 'dq', b, h, q0.add(i))
-      f.call(pack, to, word('dqRow'), panel, 4, 4 * lanes, least(rows.sub(i), lanes), depth)
-      panel.set(panel.add(depth.mul(4 * lanes)))
-    })
-  })
-}
-
 /** Builds the kernel of one way through the pairs. */
 export function buildBackward(m: ModuleBuilder, tile: Tile, mask: MaskType, mode: BackwardMode): void {
   const c: Context = { tile, mask, pack: packer(m) }
@@ -434,7 +234,7 @@ export function buildBackward(m: ModuleBuilder, tile: Tile, mask: MaskType, mode
       const stop = f.let(all.to)
       const first = f.let(all.from)
       f.if(first.ltS(stop), () => {
-        f.for(f.let(first.and(-keyBlock)), stop, keyBlock, (j0) => {
+        f.for(blockStart(first), stop, keyBlock, (j0) => {
           f.call(pair, params, scratch, b, h, q0, rows, j0, wanted)
         })
       })

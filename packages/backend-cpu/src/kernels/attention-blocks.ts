@@ -1,11 +1,11 @@
 /**
- * What the forward and the backward kernel of attention share: parameters, which keys a query sees, and the steps on
- * one *panel* of queries and one block of keys.
+ * What the forward and the backward kernel of attention share: parameters, which keys a query sees, and the
+ * steps on one *panel* of queries and one block of keys.
  *
- * A panel is as many queries as a tile has columns (8 or 16), and they lie in the lanes: scores are computed as Sᵀ,
- * a row per key. So rows of k and v are read where they are, one number at a time, as the splat operand of the
- * micro-kernel, and nothing of the size of k or v is ever copied; the softmax over keys is vertical, without a single
- * shuffle; and only the panel of queries is transposed, once.
+ * A panel is as many queries as a tile has columns (8 or 16), and they lie in the lanes: scores are computed
+ * as Sᵀ, a row per key. So rows of k and v are read where they are, one number at a time, as the splat
+ * operand of the micro-kernel, and nothing of the size of k or v is ever copied; the softmax over keys is
+ * vertical, without a single shuffle; and only the panel of queries is transposed, once.
  */
 
 import { mathF32x4 } from '../math.ts'
@@ -25,8 +25,8 @@ import { multiply, type Tile } from './matmul-micro.ts'
 import type { PackFunc } from './matmul-pack.ts'
 import { least, most } from './matmul-panels.ts'
 
-/** Keys per block: with 64 queries their scores take 32 KB. */
-export const keyBlock = 128
+/** Keys per block: with 64 queries their scores take 24 KB; a multiple of the rows of every tile. */
+export const keyBlock = 96
 /** Queries per block, of which k and v are read once: a multiple of every panel. */
 export const queryBlock = 64
 
@@ -38,7 +38,9 @@ export type MaskType = 'none' | 'float32' | 'bool'
 
 const operandWords = ['Ptr', 'Batch', 'Head', 'Row', 'Step'] as const
 type OperandWord<N extends string> = `${N}${(typeof operandWords)[number]}`
-/** Operands with strides over batch, head, row and along the row, in bytes. For the mask, rows are queries. */
+/**
+ * Operands with strides over batch, head, row and along the row, in bytes. For the mask, rows are queries.
+ */
 export const operands = ['q', 'k', 'v', 'mask', 'out', 'dout', 'dq', 'dk', 'dv'] as const
 type OperandName = (typeof operands)[number]
 
@@ -101,7 +103,8 @@ export function queryTask(
 ): Record<'b' | 'h' | 'first' | 'rows', Var<'i32'>> {
   const blocks = f.let(word('blocks'))
   const head = f.let(task.divU(blocks))
-  // Under a causal mask late queries see more: last, first, second last, second …, so that neighbours even out.
+  // Under a causal mask late queries see more: last, first, second last, second …, so that neighbours even
+  // out.
   const i = f.let(task.sub(head.mul(blocks)))
   const half = f.let(i.shrU(1))
   const block = i32.select(i.and(1), half, blocks.sub(1).sub(half))
@@ -122,6 +125,9 @@ export function visible(word: ReturnType<typeof reader>, first: I32, last: I32):
   }
 }
 
+/** The first key of the block that a key is in. */
+export const blockStart = (key: Var<'i32'>): I32 => key.sub(key.remU(keyBlock))
+
 /** Consecutive numbers in the lanes of the vectors of a panel. */
 const lanes = (vector: number): V128 => i32x4.const(...[0, 1, 2, 3].map((l) => 4 * vector + l))
 
@@ -129,8 +135,9 @@ const scoresParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as const
 export type ScoresFunc = Func<typeof scoresParams, null>
 
 /**
- * out[r] = Σ_d x[r][d] · panel[d]: rows of k or v against a panel of q or dO. Parameters: depth, x, bytes between its
- * rows, number of rows, panel, out. Rows of out are `outStep` bytes apart; up to `tile.rows − 1` more are written.
+ * out[r] = Σ_d x[r][d] · panel[d]: rows of k or v against a panel of q or dO. Parameters: depth, x, bytes
+ * between its rows, number of rows, panel, out. Rows of out are `outStep` bytes apart; up to `tile.rows − 1`
+ * more are written.
  */
 export function scoresFunc(m: ModuleBuilder, tile: Tile, outStep: number): ScoresFunc {
   return m.func(scoresParams, (f, depth, x, row, rows, panel, out) => {
@@ -157,9 +164,10 @@ const gatherParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as const
 export type GatherFunc = Func<typeof gatherParams, null>
 
 /**
- * out[d] = factor · out[d] + Σ_r x[r][d] · panel[r]: columns of v or k against a panel of weights. Parameters: number
- * of rows r, x, bytes between its rows, panel, number of columns d, out, and the address of a factor per query, which
- * only is read with `rescale` (else 1). Rows of the panel are `panelStep` bytes apart.
+ * out[d] = factor · out[d] + Σ_r x[r][d] · panel[r]: columns of v or k against a panel of weights.
+ * Parameters: number of rows r, x, bytes between its rows, panel, number of columns d, out, and the address
+ * of a factor per query, which only is read with `rescale` (else 1). Rows of the panel are `panelStep` bytes
+ * apart.
  */
 export function gatherFunc(m: ModuleBuilder, tile: Tile, panelStep: number, rescale: boolean): GatherFunc {
   return m.func(gatherParams, (f, rows, x, row, panel, columns, out, factor) => {
@@ -186,9 +194,9 @@ export function gatherFunc(m: ModuleBuilder, tile: Tile, panelStep: number, resc
 }
 
 /**
- * Whether a block of rows that lie apart is better copied before `gatherFunc` reads its columns: rows of a packed
- * projection, 6 KB apart, share few sets of the first-level cache (47 instead of 54 GFLOP/s, Node 20; 80 instead of
- * 104 revectorized). It takes some queries to pay.
+ * Whether a block of rows that lie apart is better copied before `gatherFunc` reads its columns: rows of a
+ * packed projection, 6 KB apart, share few sets of the first-level cache (47 instead of 54 GFLOP/s, Node 20;
+ * 80 instead of 104 revectorized). It takes some queries to pay.
  */
 export const sparse = (row: I32, columns: I32, queries: I32): I32 =>
   row.ne(columns.shl(2)).and(queries.geS(32))
@@ -212,9 +220,9 @@ const maskParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as const
 export type MaskFunc = Func<typeof maskParams, null>
 
 /**
- * Adds the mask to scores and hides what queries do not see. Parameters: scores, number of keys, number of the first
- * key; 1 if some query of the panel does not see some key; limits `low` and `high` of the first query; then the
- * mask's scratch panel, and the distance of its rows is that of scores.
+ * Adds the mask to scores and hides what queries do not see. Parameters: scores, number of keys, number of
+ * the first key; 1 if some query of the panel does not see some key; limits `low` and `high` of the first
+ * query; then the mask's scratch panel, and the distance of its rows is that of scores.
  */
 export function maskFunc(m: ModuleBuilder, vectors: number, step: number, masked: boolean): MaskFunc {
   return m.func(maskParams, (f, scores, keys, firstKey, limited, low, high, mask) => {
@@ -250,9 +258,9 @@ export interface MaskPlace {
 }
 
 /**
- * Emits: mask[query][key] for a panel → rows of keys in scratch memory, as numbers to add (0 or −∞ for a bool). Lanes
- * without a query keep whatever they hold: nothing of theirs is used, but they must not slow others down, so the panel
- * is zeroed when it is set up.
+ * Emits: mask[query][key] for a panel → rows of keys in scratch memory, as numbers to add (0 or −∞ for a
+ * bool). Lanes without a query keep whatever they hold: nothing of theirs is used, but they must not slow
+ * others down, so the panel is zeroed when it is set up.
  */
 export function loadMask(
   f: FunctionBuilder,

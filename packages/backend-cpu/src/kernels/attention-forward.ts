@@ -1,20 +1,21 @@
 /**
- * Softmax attention, forward (FlashAttention-2, Dao 2023): a task is a block of 64 queries of one head. For each block
- * of 128 keys, and each panel of queries that sees any of them:
+ * Softmax attention, forward (FlashAttention-2, Dao 2023): a task is a block of 64 queries of one head. For
+ * each block of 96 keys, and each panel of queries that sees any of them:
  *
  *   Sᵀ = K · (scale Q)ᵀ           rows of k from memory, the panel of q transposed once per task
  *   m′ = max(m, max S)            down the columns, as are all of these
  *   P = exp(S − m′),  l = l · exp(m − m′) + Σ P
  *   Oᵀ = exp(m − m′) Oᵀ + Vᵀ · P   columns of v from memory
  *
- * at the end O / l and lse = m + log l. Blocks of keys lie at multiples of 128, panels at multiples of their width:
- * results do not depend on how queries were dealt to tasks. Masked blocks are skipped, and in a block of the diagonal
- * every panel stops at its own last key.
+ * at the end O / l and lse = m + log l. Blocks of keys lie at multiples of 96, panels at multiples of their
+ * width: results do not depend on how queries were dealt to tasks. Masked blocks are skipped, and in a block
+ * of the diagonal every panel stops at its own last key.
  */
 
 import { mathF32x4 } from '../math.ts'
 import { type Func, f32x4, type ModuleBuilder, v128 } from '../wasm/index.ts'
 import {
+  blockStart,
   eachRow,
   expOf,
   gatherFunc,
@@ -39,7 +40,9 @@ import { least, most } from './matmul-panels.ts'
 const panelBytes = (tile: Tile, width: number, valueWidth: number): number =>
   16 * tile.vectors * (width + valueWidth + 3)
 
-/** Bytes of scratch memory per thread: panels, scores and mask of one block, and k and v where rows have gaps. */
+/**
+ * Bytes of scratch memory per thread: panels, scores and mask of one block, and k and v where rows have gaps.
+ */
 export function forwardScratch(
   tile: Tile,
   width: number,
@@ -59,7 +62,7 @@ export function forwardScratch(
 const softenParams = ['i32', 'i32', 'i32'] as const
 
 /** Scores → weights in place; m, l and the factor of what was before are kept at `state`. */
-export function softenFunc(m: ModuleBuilder, vectors: number): Func<typeof softenParams, null> {
+function softenFunc(m: ModuleBuilder, vectors: number): Func<typeof softenParams, null> {
   const step = 16 * vectors
   return m.func(softenParams, (f, scores, keys, state) => {
     const exp = expOf(f)
@@ -155,7 +158,7 @@ export function buildForward(m: ModuleBuilder, tile: Tile, mask: MaskType): void
 
       const all = visible(word, q0, q0.add(rows).sub(1))
       const stop = f.let(all.to)
-      f.for(f.let(all.from.and(-keyBlock)), stop, keyBlock, (j0) => {
+      f.for(blockStart(f.let(all.from)), stop, keyBlock, (j0) => {
         const j1 = f.let(least(j0.add(keyBlock), word('keys')))
         const k = f.let(rowOf(word, 'k', b, kv, j0))
         const v = f.let(rowOf(word, 'v', b, kv, j0))

@@ -1,6 +1,6 @@
 /**
- * Operands of the products in `linear-attention-product.ts`: how each comes into scratch memory, as rows or transposed,
- * and what is done with a product's rows before they are stored.
+ * Operands of the products in `linear-attention-product.ts`: how each comes into scratch memory, as rows or
+ * transposed, and what is done with a product's rows before they are stored.
  */
 
 import { mathF32x4 } from '../math.ts'
@@ -87,8 +87,8 @@ const addressOfNorm = (word: Read, b: I32, h: I32, row: I32): I32 =>
 
 const loadParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as const
 /**
- * Parameter block; batch item, head, first row, number of rows; where to, bytes between rows there; spare memory for
- * as much again.
+ * Parameter block; batch item, head, first row, number of rows; where to, bytes between rows there; spare
+ * memory for as much again.
  */
 export type LoadFunc = Func<typeof loadParams, null>
 
@@ -179,7 +179,10 @@ export function rowsFunc(m: ModuleBuilder, pack: PackFunc, operand: Operand): Lo
   })
 }
 
-/** Loads an operand transposed: a row per column, of `chunk` numbers; those without a row of the operand are finite. */
+/**
+ * Loads an operand transposed: a row per column, of `chunk` numbers; those without a row of the operand are
+ * finite.
+ */
 export function columnsFunc(m: ModuleBuilder, pack: PackFunc, operand: Operand): LoadFunc {
   const step = 4 * chunk
   return m.func(loadParams, (f, params, b, h, row, rows, to, toRow, spare) => {
@@ -221,7 +224,9 @@ export function columnsFunc(m: ModuleBuilder, pack: PackFunc, operand: Operand):
   })
 }
 
-/** Stores rows of Y: parameters as of `LoadFunc`, but for where from. `load` loads the operand of φ′ as rows. */
+/**
+ * Stores rows of Y: parameters as of `LoadFunc`, but for where from. `load` loads the operand of φ′ as rows.
+ */
 export function finishFunc(
   m: ModuleBuilder,
   pack: PackFunc,

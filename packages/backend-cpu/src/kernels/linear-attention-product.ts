@@ -7,7 +7,8 @@
  *
  *   Y = X S + (X Kᵀ ∘ M) V,   then S += Kᵀ V
  *
- * With φ = elu + 1, V′ = [V, 1], n = the last column of the forward product plus ε, and dO′ = [dO, −rowsum(dO ∘ O)] / n:
+ * With φ = elu + 1, V′ = [V, 1], n = the last column of the forward product plus ε, and dO′ = [dO, −rowsum(dO
+ * ∘ O)] / n:
  *
  * | | x | k | v | over | then |
  * |---|---|---|---|---|---|
@@ -16,14 +17,16 @@
  * | dφ(K) | V′ | dO′ | φ(Q) | future | dK = φ′(K) ∘ dφ(K) |
  * | dV | φ(K) | φ(Q) | dO / n | future | |
  *
- * and φ′ = min(φ, 1). So the backward pass is the forward kernel three times: 3 · 3.25 chunk products of 64³ instead of
- * the 8.75 that sharing X Kᵀ ∘ M would take, for a third of the code.
+ * and φ′ = min(φ, 1). So the backward pass is the forward kernel three times: 3 · 3.25 chunk products of 64³
+ * instead of the 8.75 that sharing X Kᵀ ∘ M would take, for a third of the code.
  *
- * Everything in scratch memory is row-major, with rows padded to whole vectors; K alone is transposed, and then serves as
- * the right operand of X Kᵀ and as the left one of Kᵀ V. Blocks of 16 rows stop at the diagonal.
+ * Everything in scratch memory is row-major, with rows padded to whole vectors; K alone is transposed, and
+ * then serves as the right operand of X Kᵀ and as the left one of Kᵀ V. Blocks of 16 rows stop at the
+ * diagonal.
  *
- * A task is a head (`whole`). With few heads for the threads, three launches: `states` computes the Kᵀ V of every
- * chunk, `prefix` their running sums, `outputs` every chunk's rows. The sums are the same bits either way.
+ * A task is a head (`whole`). With few heads for the threads, three launches: `states` computes the Kᵀ V of
+ * every chunk, `prefix` their running sums, `outputs` every chunk's rows. The sums are the same bits either
+ * way.
  */
 
 import {
@@ -72,7 +75,9 @@ interface Parts {
 }
 
 const panelsParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as const
-/** k; a, bytes between its rows, their number; b, bytes between its rows; out, likewise; columns; 1 to add. */
+/**
+ * k; a, bytes between its rows, their number; b, bytes between its rows; out, likewise; columns; 1 to add.
+ */
 type PanelsFunc = Func<typeof panelsParams, null>
 
 /** All panels of a product; rows of b and out are padded to whole vectors. */
@@ -164,12 +169,7 @@ export function buildProduct(m: ModuleBuilder, tile: Tile, p: Product, pass: Pas
   m.kernel('main', (f, start, end, params, thread) => {
     const word = reader(params)
     const [inner, outer, vRow] = [f.let(word('inner')), f.let(word('outer')), f.let(word('outerStep'))]
-    const xRow = f.let(
-      inner
-        .add(lanes - 1)
-        .and(-lanes)
-        .shl(2),
-    )
+    const xRow = f.let(inner.add(3).and(-4).shl(2))
     let next = f.let(word('scratch').add(thread.mul(word('scratchStep'))))
     const take = (bytes: I32): Var<'i32'> => {
       const here = next
@@ -253,8 +253,8 @@ export function buildProduct(m: ModuleBuilder, tile: Tile, p: Product, pass: Pas
 }
 
 /**
- * Builds the kernel that turns the states of chunks into sums of those before ('past'), after ('future') or, in the
- * first one's place, of all. Its rows are pieces of 64 bytes of one head's state.
+ * Builds the kernel that turns the states of chunks into sums of those before ('past'), after ('future') or,
+ * in the first one's place, of all. Its rows are pieces of 64 bytes of one head's state.
  */
 export function buildPrefix(m: ModuleBuilder, reach: Reach): void {
   m.kernel('main', (f, start, end, params) => {

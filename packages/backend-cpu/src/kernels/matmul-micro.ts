@@ -1,10 +1,12 @@
 /**
- * The micro-kernel of every matrix product in this package: a tile of `rows` × 4·`vectors` sums kept in registers,
+ * The micro-kernel of every matrix product in this package: a tile of `rows` × 4·`vectors` sums kept in
+ * registers,
  *
  *   acc[i][j] = Σₖ a(i, k) · b(k, j)
  *
- * with one load per vector of b, one splat load per element of a, and `rows · vectors` multiply-adds per k. The sum
- * over k is one chain per element, in order, whatever the tile: results do not depend on where tiles were cut.
+ * with one load per vector of b, one splat load per element of a, and `rows · vectors` multiply-adds per k.
+ * The sum over k is one chain per element, in order, whatever the tile: results do not depend on where tiles
+ * were cut.
  *
  * Measured per core (Zen 4 at 3.7 GHz: 128-bit chain peak 59.1, 256-bit 118.2 GFLOP/s), K = 256, data in L2:
  *
@@ -18,8 +20,8 @@
  * | 4×16, 1 | – | – | 107 |
  * | 6×16, 2 | – | – | **113.7** |
  *
- * V8 11 schedules all loads of a basic block before the arithmetic: rows + vectors + rows · vectors registers must
- * fit in 15, so it takes no unrolling and no 6×8. The revectoriser needs pairs of vectors.
+ * V8 11 schedules all loads of a basic block before the arithmetic: rows + vectors + rows · vectors registers
+ * must fit in 15, so it takes no unrolling and no 6×8. The revectoriser needs pairs of vectors.
  */
 
 import { type Features, nodeProcess } from '../features.ts'
@@ -49,7 +51,10 @@ export function tileFor(features: Features): Tile {
   return features.relaxed ? { rows: 2, vectors: 4, unroll: 1 } : { rows: 4, vectors: 2, unroll: 1 }
 }
 
-/** The tile for the last panel, of fewer vectors: with more rows, since it takes about 8 sums to hide their latency. */
+/**
+ * The tile for the last panel, of fewer vectors: with more rows, since it takes about 8 sums to hide their
+ * latency.
+ */
 export function narrow(tile: Tile, vectors: number): Tile {
   if (vectors === tile.vectors || (tile.vectors === 4 && tile.rows === 6 && vectors === 2))
     return { ...tile, vectors }

@@ -1,8 +1,8 @@
 /**
  * A block of rows times one panel: the part of a matrix product between the packing and the micro-kernel.
  *
- * Columns of a panel that do not fill a vector, and outputs whose columns are not contiguous, go through a tile in
- * scratch memory; so `store` is the only place where sums become results.
+ * Columns of a panel that do not fill a vector, and outputs whose columns are not contiguous, go through a
+ * tile in scratch memory; so `store` is the only place where sums become results.
  */
 
 import {
@@ -26,9 +26,9 @@ const stripsParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as
 type StripsFunc = Func<typeof stripsParams, null>
 
 /**
- * Adds a function: rows of a times one panel of b, as wide as the tile. Parameters: k; a, bytes between its rows, their
- * number; the panel, whose rows are `panelStep` bytes apart; out, bytes between its rows; 1 to add to what is there, 0
- * to overwrite it.
+ * Adds a function: rows of a times one panel of b, as wide as the tile. Parameters: k; a, bytes between its
+ * rows, their number; the panel, whose rows are `panelStep` bytes apart; out, bytes between its rows; 1 to
+ * add to what is there, 0 to overwrite it.
  */
 export function stripsFunc(m: ModuleBuilder, tile: Tile, panelStep: number, type: Number32): StripsFunc {
   return m.func(stripsParams, (f, k, a, aRow, rows, b, out, outRow, accumulate) => {
@@ -94,10 +94,10 @@ const panelParams = [...stripsParams, 'i32', 'i32', 'i32'] as const
 export type PanelFunc = Func<typeof panelParams, null>
 
 /**
- * Adds a function: rows of a times one panel of b, with up to 4 · `tile.vectors` columns, into an output with any
- * strides. Parameters: k; a, bytes between its rows, their number; the panel; out, bytes between its rows; 1 to add to
- * what is there, 0 to overwrite it; bytes between columns of out, their number; scratch memory for one tile per row,
- * which is used where a vector does not fit the output.
+ * Adds a function: rows of a times one panel of b, with up to 4 · `tile.vectors` columns, into an output with
+ * any strides. Parameters: k; a, bytes between its rows, their number; the panel; out, bytes between its
+ * rows; 1 to add to what is there, 0 to overwrite it; bytes between columns of out, their number; scratch
+ * memory for one tile per row, which is used where a vector does not fit the output.
  */
 export function panelFunc(m: ModuleBuilder, pack: PackFunc, tile: Tile, type: Number32): PanelFunc {
   const width = 4 * tile.vectors

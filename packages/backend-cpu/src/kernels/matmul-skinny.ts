@@ -1,19 +1,28 @@
 /**
- * Products of at most 4 rows with a matrix: bound by reading the matrix once, so nothing is packed. A task is a run
- * of columns of one output.
+ * Products of a few rows with a matrix: bound by reading the matrix, so nothing is packed. A task is a run of
+ * columns of one output; rows come in groups of 4.
  *
- * `buildDots`, where b is contiguous along k (x · Wᵀ): inner products of a few columns with all rows at a time, four
- * partial sums each, added in a fixed order.
+ * `buildDots`, where b is contiguous along k (x · Wᵀ): inner products of a few columns with a group of rows
+ * at a time, four partial sums each, added in a fixed order.
  *
- * `buildSweep`, where b is contiguous along n: rows of b are streamed, some at a time, each added to all sums of the
- * task, which stay in the first-level cache.
+ * `buildSweep`, where b is contiguous along n: rows of b are streamed, 2 or 4 at a time, each added to all
+ * sums of the task, which stay in the first-level cache.
  *
  * Either way a result depends on its row and column only, not on how tasks were cut.
  *
- * Measured on one core, 1×1024 · 1024×1024 (4 MB, beyond the second-level cache; Node 20, GFLOP/s): packed tiles 5.2,
- * dots DOTS, sweep SWEEP; two of them are one GB/s.
+ * Measured against packed tiles, m×1024 · 1024×1024 on one core (Zen 4, Node 20), GFLOP/s:
+ *
+ * | rows | tiles, b along n | sweep | tiles, b along k | dots |
+ * |---|---|---|---|---|
+ * | 1 | 5.2 | 22 | 4.1 | 27.6 (55 GB/s) |
+ * | 4 | 25.7 | 41 | 19.1 | 47.7 |
+ * | 8 | 35 | 42.6 | 28 | 47.0 |
+ * | 12 | 38.7 | 43.8 | 34 | 49.3 |
+ * | 16 | 41.5 | – | 37 | 49.5 |
+ * | 32 | 44 | – | 44 | 47.4 |
  */
 
+import type { Features } from '../features.ts'
 import {
   type FunctionBuilder,
   f32x4,
@@ -31,9 +40,14 @@ import { packer } from './matmul-pack.ts'
 import { least } from './matmul-panels.ts'
 import { at, batchItem } from './matmul-tiles.ts'
 
-/** The most rows for which these kernels win. */
-export const dotsRows = 32
-export const sweepRows = 16
+/** The most rows for which these kernels win; tiles of pairs of vectors win earlier. */
+export const dotsRows = (features: Features): number => (features.revectorized ? 12 : 32)
+export const sweepRows = 12
+/**
+ * The same for columns, when the transposed product is computed: there tiles need not pack the larger
+ * operand.
+ */
+export const dotsColumns = 5
 /** Columns per task of the sweep: their sums take at most 16 KB. */
 export const sweepColumns = (rows: number): number => (rows > 8 ? 256 : 512)
 

@@ -1,11 +1,12 @@
 /**
  * Matrix product by tiles: out[m][n] = Σₖ a[m][k] · b[k][n] for a batch of matrices with any strides.
  *
- * A task is a rectangle of one output, with all of k. For each block of k (at most 256) it packs its columns of b
- * into panels as wide as a tile, zeros at the right, so that a panel (16 KB) stays in the first-level cache; then, for
- * each block of rows (at most 128, in the second-level cache), every panel meets every strip of rows. Rows of a that
- * are contiguous along k are read where they are, others are transposed into scratch memory first. Sums over
- * different blocks of k meet in the output, in order, so that results do not depend on how the tasks were cut.
+ * A task is a rectangle of one output, with all of k. For each block of k (at most 256) it packs its columns
+ * of b into panels as wide as a tile, zeros at the right, so that a panel (16 KB) stays in the first-level
+ * cache; then, for each block of rows (at most 96, in the second-level cache), every panel meets every strip
+ * of rows. Rows of a that are contiguous along k are read where they are, others are transposed into scratch
+ * memory first. Sums over different blocks of k meet in the output, in order, so that results do not depend
+ * on how the tasks were cut.
  */
 
 import { type FunctionBuilder, type I32, i32, type ModuleBuilder, type Var } from '../wasm/index.ts'
@@ -17,8 +18,8 @@ import { least, panelFunc } from './matmul-panels.ts'
 export const kBlock = 256
 /** Blocks of k for which b is packed at a time. */
 export const kChunk = 4
-/** Rows per block: 128 × 256 numbers are 128 KB. */
-export const rowBlock = 128
+/** Rows per block: 96 × 256 numbers are 96 KB; a multiple of the rows of every tile. */
+export const rowBlock = 96
 
 /** The parameter block, in words. Sizes and positions count elements, strides bytes. */
 export const at = {

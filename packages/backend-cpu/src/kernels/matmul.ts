@@ -1,12 +1,33 @@
 /**
- * Matrix product, out[…, M, N] = Σₖ a[…, M, k] · b[…, k, N], of float32 or int32 (which wraps), with any strides.
+ * Matrix product, out[…, M, N] = Σₖ a[…, M, k] · b[…, k, N], of float32 or int32 (which wraps), with any
+ * strides.
  *
- * This file decides; three kernels compute. At most 4 rows, or at most 4 columns (then the transposed product is
- * computed), go to `matmul-skinny.ts`, everything else to `matmul-tiles.ts`, whose inner loop is `matmul-micro.ts`.
- * All of them add in an order that depends on M, N, K and strides only: results are the same bits on any number of
- * threads. NaN and infinities spread as in plain sums: padding is only ever added along M and N.
+ * This file decides; three kernels compute. Few rows, or few columns (then the transposed product is
+ * computed), go to `matmul-skinny.ts`, everything else to `matmul-tiles.ts`, whose inner loop is
+ * `matmul-micro.ts`. All of them add in an order that depends on sizes and strides only: results are the same
+ * bits on any number of threads. NaN and infinities spread as in plain sums: padding is only ever added along
+ * M and N.
  *
- * LADDER
+ * Tasks own rectangles of the output and pack their own columns of b. Packing b once for all threads would
+ * save the 0.3 ms per million elements that every further cut between rows costs (1024³: 1 % per cut), but
+ * takes a second launch and memory as large as b.
+ *
+ * The ladder, 1024³, one core of a Zen 4 (128-bit chain of multiply-adds: 59 GFLOP/s), Node 20:
+ *
+ * | | GFLOP/s |
+ * |---|---|
+ * | tiles of 4×8, unrolled by 2: spilled registers | 27 (inner loop alone) |
+ * | tiles of 2×16, a block of k at a time for all rows of the task | 47.6 |
+ * | all blocks of k for a block of rows, then the next: the output stays in the cache | 50 |
+ * | a copied to contiguous rows | 50 (as much won as copying takes: left out) |
+ * | a·bᵀ, transposing down columns instead of along rows | 50 → 51; aᵀ·b 47 → 48.6 |
+ * | Node 24, tiles of 6×8 | 53.4 |
+ * | Node 24, tiles of 6×16 in pairs of vectors (chain: 118); blocks of 128 rows | 97 |
+ * | the same, blocks of 96 rows, which 6 divides | 107 |
+ * | without relaxed SIMD, Node 20, tiles of 4×8 | 38.9 |
+ *
+ * Blocks of 64 to 256 rows, of 256 to 512 steps of k, and 128 to 1024 columns per task differ by less than
+ * the noise.
  */
 
 import type { View } from '@tilegrad/core'
@@ -16,6 +37,7 @@ import { type Number32, type Tile, tileFor } from './matmul-micro.ts'
 import {
   buildDots,
   buildSweep,
+  dotsColumns,
   dotsRows,
   dotsScratch,
   sweepColumns,
@@ -28,10 +50,14 @@ import { at, buildTiles, kBlock, tileScratch } from './matmul-tiles.ts'
 const taskWork = 1 << 16
 /** Columns of b that one task packs: with 1024 steps of k 1 MB. */
 const maxColumns = 256
-/** Rows of a for `buildDots` are copied to scratch memory where they are not contiguous: up to so many bytes. */
+/**
+ * Rows of a for `buildDots` are copied to scratch memory where they are not contiguous: up to so many bytes.
+ */
 const maxDotsScratch = 1 << 20
 
-/** The two operands and the output as matrices; strides in bytes. Swapped in place for the transposed product. */
+/**
+ * The two operands and the output as matrices; strides in bytes. Swapped in place for the transposed product.
+ */
 interface Problem {
   m: number
   n: number
@@ -63,10 +89,10 @@ export const matmulBy =
       if (p.items * p.m * p.n === 0) return
       const type = a.dtype as Number32
       // Few columns: few rows of the transposed product.
-      const few = (p.aK === 4 && p.n <= dotsRows) || (p.aRow === 4 && p.n <= sweepRows)
+      const few = (p.aK === 4 && p.n <= dotsColumns) || (p.aRow === 4 && p.n <= sweepRows)
       if (p.n < p.m && (few || (p.outColumn !== 4 && p.outRow === 4))) transposed(p)
       const fits = p.aK === 4 || dotsScratch(p.m, p.k) <= maxDotsScratch
-      if (p.m <= dotsRows && p.bK === 4 && fits) dots(engine, p, out, type)
+      if (p.m <= dotsRows(engine.features) && p.bK === 4 && fits) dots(engine, p, out, type)
       else if (p.m <= sweepRows && p.bColumn === 4) sweep(engine, p, out, type)
       else tiles(engine, tile, p, out, type)
     },
@@ -124,7 +150,8 @@ function tiles(engine: Engine, tile: Tile, p: Problem, out: View, type: Number32
   const wanted = wantedTasks(engine, p)
   let rows = p.m
   let columns = Math.min(maxColumns, roundUp(p.n, width))
-  // A cut between columns packs rows of a again, if they are packed; one between rows packs columns of b again.
+  // A cut between columns packs rows of a again, if they are packed; one between rows packs columns of b
+  // again.
   const least = p.aK === 4 ? 4 * width : 8 * width
   while (p.items * Math.ceil(p.m / rows) * Math.ceil(p.n / columns) < wanted) {
     if (columns > least && (columns >= rows || rows <= 64)) columns = roundUp(columns / 2, width)
