@@ -52,7 +52,7 @@ export function command(): Command {
     .description('Trains a small character-level GPT on a text and shows what it learned.')
     .usage('[options]     (after `npm start --`)')
     .option('--data <file>', 'a UTF-8 text to learn from (default: Moby-Dick)')
-    .option('--steps <n>', 'optimiser steps', whole(1), 1600)
+    .option('--steps <n>', 'optimiser steps', whole(1), 1500)
     .option('--seed <n>', 'the same seed gives the same run', whole(0), 1337)
     .option('--threads <n>', 'CPU threads (default: all cores)', whole(1))
     .addOption(
@@ -65,7 +65,7 @@ export function command(): Command {
     .option('--heads <n>', 'attention heads per block', whole(1), 4)
     .option('--width <n>', 'size of a token’s vector, a multiple of --heads', whole(1), 128)
     .option('--block <n>', 'characters of context', whole(1), 64)
-    .option('--batch <n>', 'windows per step', whole(1), 16)
+    .option('--batch <n>', 'windows per step', whole(1), 12)
     .option('--dropout <p>', 'share of activations dropped while training', real(0, 1), 0)
     .option('--bias', 'biases in linear and norm layers', false)
     .option('--lr <x>', 'highest learning rate', real(0), 2e-3)
