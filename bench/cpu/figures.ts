@@ -1,0 +1,72 @@
+/** Figures that are no time of one workload. Each gives null where what it needs was not run. */
+import { spawnSync } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
+import { createCpuBackend } from '@tilegrad/backend-cpu'
+import { scope, withBackend } from '@tilegrad/core'
+import { type Figure, median, ms } from './harness.ts'
+import { attention, gemm } from './workloads.ts'
+
+const speedUp: Figure = {
+  name: 'gemm 1024, times faster than 1 thread',
+  async measure({ backend, runs }) {
+    if (backend.threads === 1) return null
+    const alone = createCpuBackend({ threads: 1, level: backend.level })
+    const ratios = scope(() => {
+      const [many, one] = [backend, alone].map((device) => withBackend(device, () => gemm(1024, 1024, 1024)))
+      // One after the other, so that both see the same noise.
+      return Array.from({ length: runs + 1 }, () => {
+        const slow = ms(() => withBackend(alone, one.run))
+        return slow / ms(many.run)
+      }).slice(1)
+    })
+    await alone.close()
+    const value = median(ratios)
+    const least = backend.threads === 2 ? 1.85 : null
+    return { value, unit: '×', target: least ? `≥ ${least}×` : '', met: least ? value >= least : null }
+  },
+}
+
+const lengths = [1024, 4096, 16384]
+const peaks: number[] = []
+/** Most bytes of attention, forward and backward, beyond its inputs. */
+const memory = (t: number, i: number): Figure => ({
+  name: `attention memory T=${t}`,
+  measure({ backend }) {
+    const { memory: heap } = backend.engine
+    const bytes = scope(() => {
+      const { run } = attention(t, true, false)
+      heap.resetPeak()
+      const before = heap.stats().liveBytes
+      run()
+      return heap.stats().peakBytes - before
+    })
+    peaks[i] = bytes
+    const growth = bytes / (peaks[i - 1] ?? Number.NaN)
+    const met = i === 0 ? null : growth < 4.4
+    return { value: bytes / 2 ** 20, unit: 'MiB', target: i === 0 ? '' : '≤ 4.4× of a quarter of T', met }
+  },
+})
+
+const linearTime: Figure = {
+  name: 'linear attention, time per token at T=65536 to T=4096',
+  measure(_, times) {
+    const [long, short] = [65536, 4096].map((t) => (times.get(`linear attention T=${t}`) ?? Number.NaN) / t)
+    const value = long / short
+    return Number.isNaN(value) ? null : { value, unit: '×', target: '≤ 1.2×', met: value <= 1.2 }
+  },
+}
+
+/** nanoGPT's recipe on a text of one's own, 2,000 steps: minutes. Only with --only nanogpt --data FILE. */
+export const nanogpt = (file: string): Figure => ({
+  name: 'nanogpt',
+  measure() {
+    const program = fileURLToPath(new URL('../../examples/tiny-transformer/dist/nanogpt.js', import.meta.url))
+    const { stdout, stderr } = spawnSync(process.execPath, [program, '--data', file], { encoding: 'utf8' })
+    const seconds = /steps in ([\d.]+) s/.exec(stdout)?.[1]
+    if (!seconds) throw new Error(stderr.trim() || stdout.trim())
+    const loss = /validation loss.*: ([\d.]+)/.exec(stdout)?.[1]
+    return { value: Number(seconds), unit: `s, validation loss ${loss}`, target: '', met: null }
+  },
+})
+
+export const figures: readonly Figure[] = [speedUp, ...lengths.map(memory), linearTime]

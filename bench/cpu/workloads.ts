@@ -1,0 +1,237 @@
+/** Our side of every workload; the peers' sides, with the same names and inputs, are in ../peers. */
+import {
+  gelu,
+  grad,
+  layerNorm,
+  linearAttention,
+  matmul,
+  reference,
+  scaledDotProductAttention,
+  scope,
+  softmax,
+  type Tensor,
+  tensor,
+  withBackend,
+} from '@tilegrad/core'
+import { AdamW, clipGradNorm, decayGroups, GPT, parameter } from '@tilegrad/nn'
+import { type GPTSize, gptBatch, gptParameters, gpts, positions, training, uniform } from '../peers/inputs.ts'
+import { agree, type Prepared, type Target, type Work, type Workload } from './harness.ts'
+
+type Fn = (...inputs: Tensor[]) => Tensor
+type Input = readonly [seed: number, shape: readonly number[], scale?: number]
+
+const pick = (x: Tensor): number[] => {
+  const data = x.dataSync()
+  return positions(x.numel).map((p) => data[p])
+}
+const array = ([seed, shape, scale]: Input): Float32Array =>
+  uniform(
+    seed,
+    shape.reduce((p, n) => p * n, 1),
+    scale,
+  )
+
+interface Op {
+  readonly inputs: readonly Input[]
+  readonly fn: Fn
+  /** The gradient for the last input as the output's: alone, or after the forward pass each time. */
+  readonly gradient?: 'alone' | 'after forward'
+  /** Part of an input that is enough for the same part of an output (0: the first of either). Without: no check. */
+  readonly part?: (x: Tensor, i: number) => Tensor
+  readonly work: Work
+}
+
+/** An operator on full-size inputs, a part of whose result has been compared with the reference in float64. */
+function operator({ inputs, fn, gradient, part, work }: Op): Prepared {
+  const compute = (tensors: Tensor[]): (() => Tensor[]) => {
+    if (!gradient) return () => [fn(...tensors)]
+    const g = tensors.at(-1) as Tensor
+    const xs = tensors.slice(0, -1)
+    for (const x of xs) x.requiresGrad = true
+    const once = (y: Tensor, retainGraph: boolean) => grad(y, xs, { gradOutputs: [g], retainGraph })
+    if (gradient === 'after forward') return () => once(fn(...xs), false)
+    const y = fn(...xs)
+    return () => once(y, true)
+  }
+  const full = inputs.map((input) => tensor(array(input), input[1]))
+  const run = compute(full)
+  if (part) {
+    // Tensors of their own, not views: gradients are those of the part.
+    const parts = full.map((x, i) => ({ data: part(x, i).dataSync(), shape: part(x, i).shape }))
+    const expected = withBackend(reference, () => {
+      const wide = parts.map(({ data, shape }) => tensor(Float64Array.from(data), shape))
+      return compute(wide)().map((y) => y.dataSync())
+    })
+    run().forEach((y, i) => agree(part(y, i).dataSync(), expected[i]))
+  }
+  return { run: () => scope(() => void run()), values: () => scope(() => run().flatMap(pick)), work }
+}
+
+const gemmWork = (m: number): Work => ({ flops: 2 * m * 512 * 512, bytes: 4 * 512 * 512, traffic: 'read' })
+
+export const gemm = (m: number, k: number, n: number, work: Work = { flops: 2 * m * k * n }): Prepared =>
+  operator({
+    inputs: [
+      [1, [m, k]],
+      [2, [k, n]],
+    ],
+    fn: matmul,
+    part: (x, i) => (i === 0 ? x.narrow(0, m >> 1, Math.min(m - (m >> 1), 5)) : x),
+    work,
+  })
+
+/** Another matrix of 128 each time, so that it comes from memory. */
+function gemmFromMemory(m: number): Prepared {
+  const { values } = gemm(m, 512, 512)
+  const [x, ...matrices] = Array.from({ length: 129 }, (_, i) =>
+    i === 0 ? tensor(uniform(1, m * 512), [m, 512]) : tensor(uniform(2, 512 * 512), [512, 512]),
+  )
+  const count = matrices.length
+  const { flops = 0, bytes = 0 } = gemmWork(m)
+  return {
+    run: () => scope(() => void matrices.map((matrix) => matmul(x, matrix))),
+    values,
+    work: { flops: flops * count, bytes: bytes * count, traffic: 'read' },
+    count,
+  }
+}
+
+const [H, D] = [8, 64]
+const qkvg = (t: number): Input[] => [1, 2, 3, 4].map((seed) => [seed, [1, H, t, D]])
+
+/** Causal attention: two matrix products forward, five backward, each of half a T×T matrix. */
+export const attention = (t: number, gradient: boolean, checked = true): Prepared =>
+  operator({
+    inputs: qkvg(t).slice(0, gradient ? 4 : 3),
+    fn: (q, k, v) => scaledDotProductAttention(q, k, v, { isCausal: true }),
+    ...(gradient && { gradient: 'after forward' }),
+    ...(checked && { part: (x) => x.narrow(1, 3, 1) }),
+    work: { flops: (gradient ? 7 : 2) * H * t * t * D },
+  })
+
+const linear = (t: number): Prepared =>
+  operator({
+    inputs: qkvg(t).slice(0, 3),
+    fn: (q, k, v) => linearAttention(q, k, v, { isCausal: true }),
+    // Queries need no later keys.
+    part: (x) => x.narrow(1, 3, 1).narrow(2, 0, 1000),
+    // At least: every key and value into the D×D state, and every query through it.
+    work: { flops: 4 * H * t * D * D, bytes: 4 * 4 * H * t * D },
+  })
+
+const [rows, columns] = [4096, 1024]
+const x: Input = [1, [rows, columns], 4]
+const g: Input = [2, [rows, columns]]
+const affine: Input[] = [
+  [3, [columns]],
+  [4, [columns]],
+]
+const normed: Fn = (x, w, b) => layerNorm(x, [columns], w, b)
+
+/** Bound by memory: arrays that are read and written, and instructions per element at least. */
+const streaming = (fn: Fn, inputs: Input[], arrays: number, instructions: number): Prepared => {
+  const size = rows * columns
+  const gradient = inputs.includes(g)
+  return operator({
+    inputs,
+    fn,
+    ...(gradient && { gradient: 'alone' }),
+    // The gradients of weights and biases are sums over all rows.
+    part: (x) => (x.rank === 2 && inputs.length !== 4 ? x.narrow(0, 2001, 50) : x),
+    work: { bytes: 4 * size * arrays, flops: 2 * instructions * size },
+  })
+}
+
+function adamw(): Prepared {
+  const n = 10_000_000
+  const [p, g] = [uniform(1, n), uniform(2, n)]
+  const { lr, beta1, beta2, eps, decay } = training
+  const param = parameter(tensor(p))
+  param.grad = tensor(g)
+  const optimizer = new AdamW([param], { lr, betas: [beta1, beta2], eps, weightDecay: decay })
+  optimizer.step()
+  const values = pick(param)
+  // After the first step the moments are the gradient and its square.
+  const first = (i: number): number => p[i] * (1 - lr * decay) - (lr * g[i]) / (Math.abs(g[i]) + eps)
+  agree(values, positions(n).map(first))
+  // Reads the parameter, its gradient and two moments; writes all but the gradient.
+  return { run: () => optimizer.step(), values: () => values, work: { bytes: 4 * n * 7 } }
+}
+
+/** A training step from the peers' initial values; it returns the loss. On the default backend. */
+function gptStep(size: GPTSize, dtype: 'float32' | 'float64' = 'float32'): () => Tensor {
+  const { layers, heads, width, block, vocab, batch } = size
+  const { lr, beta1, beta2, eps, decay, clip } = training
+  const sizes = { numLayers: layers, numHeads: heads, embedDim: width, blockSize: block, vocabSize: vocab }
+  const model = new GPT({ ...sizes, bias: false }).to(dtype)
+  const state = model.stateDict()
+  for (const { name, shape, data } of gptParameters(size)) state[name].detach().copy_(tensor(data, shape))
+  const optimizer = new AdamW(decayGroups(model, decay), { lr, betas: [beta1, beta2], eps })
+  const parameters = model.parameters()
+  const data = gptBatch(size)
+  const [tokens, targets] = [data.tokens, data.targets].map((ids) => tensor(ids, [batch, block]))
+  return () =>
+    scope(() => {
+      const { loss } = model.forward(tokens, targets)
+      loss.backward()
+      clipGradNorm(parameters, clip)
+      optimizer.step()
+      optimizer.zeroGrad()
+      return loss
+    })
+}
+
+function training3(name: 'training step A' | 'training step B'): Prepared {
+  const losses = (step: () => Tensor): number[] => [1, 2, 3].map(() => scope(() => step().itemSync()))
+  agree(
+    losses(gptStep(gpts.tiny)),
+    withBackend(reference, () => losses(gptStep(gpts.tiny, 'float64'))),
+  )
+  const { layers, width: c, block: t, vocab, batch } = gpts[name]
+  // Per token: 12 C² multiply-adds in a block's projections, attention over half of T keys, the head. The backward
+  // pass has twice as many, in attention five products for two.
+  const projections = 2 * (12 * c * c * layers + c * vocab)
+  const step = gptStep(gpts[name])
+  const work = { flops: batch * t * (3 * projections + 7 * t * c * layers) }
+  return { run: () => step().dispose(), values: () => losses(step), work }
+}
+
+function tinyAdd(): Prepared {
+  const [a, b] = [1, 2].map((seed) => tensor(uniform(seed, 16), { requiresGrad: true }))
+  const count = 1000
+  const run = (): void =>
+    scope(() => {
+      for (let i = 0; i < count; i++) a.add(b)
+    })
+  return { run, values: () => scope(() => pick(a.add(b))), count }
+}
+
+/** Half as slow again as PyTorch with two threads on the machine of the README, and near the floor. */
+const near = (torchMs: number): Target => ({ share: 0.7, ms: 1.5 * torchMs })
+const sizes = [1, 2, 4, 8, 16]
+
+export const workloads: readonly Workload[] = [
+  ['gemm 1024', (wide) => ({ share: wide ? 0.75 : 0.85 }), () => gemm(1024, 1024, 1024)],
+  ...sizes.map(
+    (m): Workload => [`gemm M=${m} cached`, () => ({ share: 0.5 }), () => gemm(m, 512, 512, gemmWork(m))],
+  ),
+  ...sizes.map((m): Workload => [`gemm M=${m} from memory`, () => ({ share: 0.5 }), () => gemmFromMemory(m)]),
+  ['attention forward', (wide) => (wide ? { ms: 12 } : {}), () => attention(1024, false)],
+  ['attention forward + backward', (wide) => (wide ? { ms: 45 } : {}), () => attention(1024, true)],
+  ['linear attention T=4096', () => ({ ms: 14 }), () => linear(4096)],
+  ['linear attention T=65536', () => ({ ms: 200 }), () => linear(65536)],
+  ['GELU forward', () => near(1.3), () => streaming((x) => gelu(x), [x], 2, 21)],
+  ['GELU backward', () => ({ share: 0.7 }), () => streaming((x) => gelu(x), [x, g], 3, 38)],
+  ['softmax forward', () => near(1.1), () => streaming((x) => softmax(x, -1), [x], 2, 17)],
+  ['softmax backward', () => ({ share: 0.7 }), () => streaming((x) => softmax(x, -1), [x, g], 3, 3)],
+  ['layer norm forward', () => near(1.8), () => streaming(normed, [x, ...affine], 2, 5)],
+  ['layer norm backward', () => ({ share: 0.7 }), () => streaming(normed, [x, ...affine, g], 3, 9)],
+  ['AdamW 10M', () => ({ share: 0.7 }), adamw],
+  [
+    'training step A',
+    (wide) => ({ ms: (wide ? 1 : 1.6) * 38.7, peers: { 'jax-js': 1 / 4, tfjs: 1 / 12 } }),
+    () => training3('training step A'),
+  ],
+  ['training step B', (wide) => ({ ms: (wide ? 1.1 : 1.9) * 1480 }), () => training3('training step B')],
+  ['tiny add', () => ({ ms: 0.003 }), tinyAdd],
+]
