@@ -79,7 +79,7 @@ interface Problem {
 export const matmul: KernelFactory<Record<never, never>> = (engine) =>
   matmulBy(tileFor(engine.features))(engine)
 
-/** The same with a tile of the caller's choice; sums and bits do not depend on it. */
+/** The same with a tile of the caller’s choice. */
 export const matmulBy =
   (tile: Tile): KernelFactory<Record<never, never>> =>
   (engine) => ({
