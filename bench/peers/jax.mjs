@@ -26,6 +26,13 @@ const array = (seed, shape, scale) =>
       ),
     )
     .reshape(shape)
+/** `fn` compiled once, whoever asks. */
+const compiled = new Map()
+function jitted(fn) {
+  const key = fn.toString()
+  if (!compiled.has(key)) compiled.set(key, jit(fn))
+  return compiled.get(key)
+}
 const pick = (data, at) => at.map((p) => data[p])
 const done = async (tree) => {
   await jax.blockUntilReady(tree)
@@ -55,7 +62,8 @@ function attend(q, k, v) {
   const [, t, d] = q.shape
   const scores = np.matmul(q, k.transpose([0, 2, 1])).mul(1 / Math.sqrt(d))
   const hidden = np.where(np.tri(t, t, 0, { dtype: np.bool }), scores, -Infinity)
-  return np.matmul(nn.softmax(hidden, -1), v)
+  // Compiled apart: fused into the products, it would be computed again and again.
+  return np.matmul(jitted((x) => nn.softmax(x, -1))(hidden), v)
 }
 const qkv = (t) => [1, 2, 3].map((seed) => array(seed, [8, t, 64]))
 
