@@ -140,6 +140,12 @@ op(
     [f([2, 5, 4]), f([3, 4])],
     [f([4]), f([4])],
     [f([33, 65]), f([70, 65]), f([70])],
+    [f([5, 4]), f([3, 4]), f([3]), { activation: 'gelu', residual: f([5, 3]) }],
+    [f([2, 5, 4]), f([3, 4]), null, { activation: 'relu' }],
+    [f([2, 5, 4]), f([3, 4]), f([3]), { activation: 'silu' }],
+    [f([5, 4]), f([3, 4]), null, { residual: f([5, 3]) }],
+    [f([33, 65]), f([70, 65]), f([70]), { activation: 'gelu_tanh' }],
+    [f([4]), f([4]), null, { activation: 'gelu' }],
   ],
   LONG,
 )

@@ -43,6 +43,7 @@ export {
 export * from './ops/indexing.ts'
 export * from './ops/inplace.ts'
 export * from './ops/linalg.ts'
+export { type LinearAttrs, type LinearEpilogue, linear } from './ops/linear.ts'
 export * from './ops/loss.ts'
 export * from './ops/norm.ts'
 export * from './ops/pointwise.ts'

@@ -4,6 +4,7 @@ import * as create from './ops/create.ts'
 import * as indexing from './ops/indexing.ts'
 import * as inplace from './ops/inplace.ts'
 import * as linalg from './ops/linalg.ts'
+import { linear } from './ops/linear.ts'
 import * as pointwise from './ops/pointwise.ts'
 import { dropout } from './ops/random.ts'
 import * as reduction from './ops/reduction.ts'
@@ -23,6 +24,7 @@ const families: Record<string, unknown> = {
   ...indexing,
   ...inplace,
   dropout,
+  linear,
   to,
   data,
   dataSync,
@@ -41,6 +43,7 @@ type Families = typeof pointwise &
   typeof indexing &
   typeof inplace & {
     dropout: typeof dropout
+    linear: typeof linear
     to: typeof create.to
     data: typeof create.data
     dataSync: typeof create.dataSync
@@ -51,7 +54,7 @@ type Families = typeof pointwise &
   }
 
 /** Exports of these files that are no methods: they take a list, an index or a condition first, or are getters. */
-const notMethods = ['where', 'cat', 'stack', 'einsum', 'embedding', 'oneHot', 'geluExpr', 'T'] as const
+const notMethods = ['where', 'cat', 'stack', 'einsum', 'embedding', 'oneHot', 'T'] as const
 
 // Spelled with `never` so that the type does not need to look into Tensor, which it is about to extend.
 type Method<F> = F extends (x: never, ...rest: infer R) => infer Out ? (...rest: R) => Out : never

@@ -54,12 +54,13 @@ export abstract class SelfAttention extends Module {
   protected abstract attend(q: Tensor, k: Tensor, v: Tensor): Tensor
 
   /** (B, T, embedDim) → the same shape. */
-  forward(x: Tensor): Tensor {
+  /** `residual`, of x's shape, is added to the result. */
+  forward(x: Tensor, residual?: Tensor): Tensor {
     const kv = this.numKvHeads * this.headDim
     const [q, k, v] = split(this.c_attn.forward(x), [this.embedDim, kv, kv], -1).map((part) =>
       part.unflatten(-1, [-1, this.headDim]).transpose(-3, -2),
     ) as [Tensor, Tensor, Tensor]
-    return this.c_proj.forward(this.attend(q, k, v).transpose(-3, -2).flatten(-2))
+    return this.c_proj.forward(this.attend(q, k, v).transpose(-3, -2).flatten(-2), { residual })
   }
 
   override extraRepr(): string {

@@ -1,4 +1,4 @@
-import { linear, type Tensor, ValueError, zeros } from '@tilegrad/core'
+import { type LinearEpilogue, linear, type Tensor, ValueError, zeros } from '@tilegrad/core'
 import * as init from './init.ts'
 import { Module, parameter } from './module.ts'
 
@@ -39,8 +39,9 @@ export class Linear extends Module {
     if (this.bias) init.uniform_(this.bias, -bound, bound)
   }
 
-  forward(x: Tensor): Tensor {
-    return linear(x, this.weight, this.bias)
+  /** `epilogue`: an activation and a tensor to add, computed with the product; see core's `linear`. */
+  forward(x: Tensor, epilogue?: LinearEpilogue): Tensor {
+    return linear(x, this.weight, this.bias, epilogue)
   }
 
   override extraRepr(): string {

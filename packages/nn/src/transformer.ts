@@ -34,8 +34,10 @@ export class MLP extends Module {
     this.c_proj = new Linear(hiddenDim, embedDim, { bias })
   }
 
-  forward(x: Tensor): Tensor {
-    return this.c_proj.forward(this.act.forward(this.c_fc.forward(x)))
+  /** `residual`, of x's shape, is added to the result. */
+  forward(x: Tensor, residual?: Tensor): Tensor {
+    const activation = this.act.kind === 'tanh' ? 'gelu_tanh' : 'gelu'
+    return this.c_proj.forward(this.c_fc.forward(x, { activation }), { residual })
   }
 }
 
@@ -83,7 +85,14 @@ export class TransformerBlock extends Module {
   }
 
   forward(x: Tensor): Tensor {
-    const y = x.add(this.drop.forward(this.attn.forward(this.ln_1.forward(x))))
-    return y.add(this.drop.forward(this.mlp.forward(this.ln_2.forward(y))))
+    return this.#add(this.#add(x, this.attn, this.ln_1), this.mlp, this.ln_2)
+  }
+
+  /** x + drop(branch(norm(x))). Without dropout in between the branch's last projection adds x itself. */
+  #add(x: Tensor, branch: MultiHeadAttention | LinearAttention | MLP, norm: LayerNorm): Tensor {
+    const drops = this.training && this.drop.p > 0
+    return drops
+      ? x.add(this.drop.forward(branch.forward(norm.forward(x))))
+      : branch.forward(norm.forward(x), x)
   }
 }

@@ -1,11 +1,10 @@
 import { ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import { numel, sameShape } from '../layout.ts'
-import { apply, type Op } from '../op.ts'
 import { elementwise } from '../primitives/elementwise.ts'
 import { matmulPrimitive } from '../primitives/matmul.ts'
 import { reduce } from '../primitives/reduce.ts'
-import { expandView, permuteView, reshapeView, transposeView } from '../primitives/views.ts'
+import { expandView, permuteView, reshapeView } from '../primitives/views.ts'
 import { program } from '../program.ts'
 import type { Tensor } from '../tensor.ts'
 import { add, mul } from './pointwise.ts'
@@ -105,37 +104,6 @@ export function outer(a: Tensor, b: Tensor): Tensor {
   ranks('outer', a, b, 1)
   return mul(reshapeView(a, [a.numel, 1]), reshapeView(b, [1, b.numel]))
 }
-
-const LINEAR: Op<Record<never, never>> = {
-  name: 'linear',
-  validate: ([x, w, b]) => {
-    const k = x.shape[x.rank - 1]
-    if (w.rank > 2 || w.rank === 0 || x.rank === 0 || w.shape[w.rank - 1] !== k) {
-      throw new ShapeError(
-        `linear: input ${show(x.shape)} and weight ${show(w.shape)} do not fit; expected weight [outFeatures, ${k ?? 'inFeatures'}], its last size the input's`,
-      )
-    }
-    if (b && b.rank > 0 && w.rank === 2 && b.shape[b.rank - 1] !== w.shape[0] && b.shape[b.rank - 1] !== 1)
-      throw new ShapeError(
-        `linear: bias ${show(b.shape)} does not fit weight ${show(w.shape)}; expected [${w.shape[0]}]`,
-      )
-  },
-  infer: ([x, w]) => [
-    { shape: w.rank === 1 ? x.shape.slice(0, -1) : [...x.shape.slice(0, -1), w.shape[0]], dtype: x.dtype },
-  ],
-  compose: ([x, w, b]) => {
-    const y = matmul(x, w.rank === 1 ? w : transposeView(w, 0, 1))
-    return [b ? add(y, b) : y]
-  },
-}
-
-/**
- * x · weightᵀ + bias: input (…, in), weight (out, in), bias (out) → (…, out).
- *
- * @throws ShapeError if the sizes do not fit.
- */
-export const linear = (x: Tensor, weight: Tensor, bias?: Tensor | null): Tensor =>
-  apply(LINEAR, bias ? [x, weight, bias] : [x, weight], {})[0]
 
 /**
  * Sum of products by Einstein's convention: `einsum('bij,bjk->bik', a, b)`. Letters name dims, a repeated letter in

@@ -4,6 +4,7 @@ import * as e from '../expr.ts'
 import { copy, elementwise } from '../primitives/elementwise.ts'
 import { type Program, program } from '../program.ts'
 import type { Tensor } from '../tensor.ts'
+import { activations } from './activations.ts'
 
 /**
  * Elementwise operators: each is one expression. Shapes broadcast by NumPy's rules; dtypes promote (see `promote`);
@@ -76,9 +77,9 @@ export const isnan = unary('isnan', e.isnan)
 /** bool: is the element 0? */
 export const logicalNot = unary('logical_not', e.not)
 /** max(x, 0); NaN stays */
-export const relu = unary('relu', (x) => e.select(e.le(x, 0), 0, x))
+export const relu = unary('relu', activations.relu)
 /** x · sigmoid(x) (Ramachandran et al. 2017) */
-export const silu = unary('silu', (x) => e.mul(x, e.sigmoid(x)))
+export const silu = unary('silu', activations.silu)
 
 const ADD = binary('add', e.add)
 const SUB = binary('sub', e.sub)
@@ -250,13 +251,8 @@ export const softplus = (
   { beta = 1, threshold = 20 }: { beta?: number; threshold?: number } = {},
 ): Tensor => elementwise(SOFTPLUS, [x], [beta, threshold])
 
-/** x · Φ(x) with the normal distribution function by erf: `gelu`'s expression, for fusing. @internal */
-export const geluExpr = (x: e.Expr): e.Expr => e.mul(e.mul(x, 0.5), e.add(1, e.erf(e.mul(x, Math.SQRT1_2))))
-const GELU = program('gelu', 1, ([x]) => geluExpr(x))
-const GELU_TANH = program('gelu', 1, ([x]) => {
-  const inner = e.mul(Math.sqrt(2 / Math.PI), e.add(x, e.mul(0.044715, e.mul(x, e.square(x)))))
-  return e.mul(e.mul(x, 0.5), e.add(1, e.tanh(inner)))
-})
+const GELU = program('gelu', 1, ([x]) => activations.gelu(x))
+const GELU_TANH = program('gelu', 1, ([x]) => activations.gelu_tanh(x))
 
 /** x · Φ(x) (Hendrycks & Gimpel 2016), exact by erf or `{ approximate: 'tanh' }`. */
 export function gelu(x: Tensor, { approximate = 'none' }: { approximate?: 'none' | 'tanh' } = {}): Tensor {

@@ -1,0 +1,17 @@
+import * as e from '../expr.ts'
+
+/** Activations as expressions: for operators of their own, and for fusing into others. */
+export const activations = {
+  relu: (x: e.Expr): e.Expr => e.select(e.le(x, 0), 0, x),
+  silu: (x: e.Expr): e.Expr => e.mul(x, e.sigmoid(x)),
+  /** x · Φ(x), Φ the normal distribution function. */
+  gelu: (x: e.Expr): e.Expr => e.mul(e.mul(x, 0.5), e.add(1, e.erf(e.mul(x, Math.SQRT1_2)))),
+  /** The same with Φ by tanh. */
+  gelu_tanh: (x: e.Expr): e.Expr => {
+    const inner = e.mul(Math.sqrt(2 / Math.PI), e.add(x, e.mul(0.044715, e.mul(x, e.square(x)))))
+    return e.mul(e.mul(x, 0.5), e.add(1, e.tanh(inner)))
+  },
+}
+
+/** The name of an activation that `linear` can apply. */
+export type Activation = keyof typeof activations

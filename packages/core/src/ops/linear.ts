@@ -1,0 +1,159 @@
+import { ShapeError, show, ValueError } from '../errors.ts'
+import type { Expr } from '../expr.ts'
+import * as e from '../expr.ts'
+import { derive } from '../expr-grad.ts'
+import { numel, sameShape } from '../layout.ts'
+import { apply, type Op } from '../op.ts'
+import { elementwise, elementwiseAll } from '../primitives/elementwise.ts'
+import { matmulPrimitive } from '../primitives/matmul.ts'
+import { reshapeView, transposeView } from '../primitives/views.ts'
+import { type Kernel, type Program, program, specialize } from '../program.ts'
+import { type GradNode, shouldRecord } from '../tape.ts'
+import type { Tensor } from '../tensor.ts'
+import { type Activation, activations } from './activations.ts'
+import { matmul } from './linalg.ts'
+import { add } from './pointwise.ts'
+
+export interface LinearEpilogue {
+  /** Applied to the sum of product and bias; default none. */
+  activation?: Activation | undefined
+  /** Added after the activation; of the result's shape. */
+  residual?: Tensor | null | undefined
+}
+
+/**
+ * activation(x · weightᵀ + bias) + residual: x (…, K), weight (N, K), bias (N) and residual (…, N) → (…, N). A backend
+ * may compute it in one kernel, all that follows the product while an element is at hand.
+ *
+ * @throws ShapeError if the sizes do not fit, ValueError for an unknown activation.
+ * @example
+ * const [x, weight, bias] = [randn([2, 5, 4]), randn([3, 4]), zeros([3])]
+ * linear(x, weight, bias, { activation: 'gelu' }).shape // → 2,5,3
+ */
+export function linear(
+  x: Tensor,
+  weight: Tensor,
+  bias?: Tensor | null,
+  { activation, residual }: LinearEpilogue = {},
+): Tensor {
+  if (activation !== undefined && !Object.hasOwn(activations, activation)) {
+    const known = Object.keys(activations).join("', '")
+    throw new ValueError(`linear: activation must be '${known}', not '${String(activation)}'`)
+  }
+  const inputs = [x, weight]
+  if (bias) inputs.push(bias)
+  if (residual) inputs.push(residual)
+  // The activation's argument is needed for its gradient: then it is an output, too.
+  const keeps = activation !== undefined && shouldRecord(inputs)
+  const form = formOf(bias ? 1 : 0, activation, residual ? 1 : 0, keeps)
+  return apply(form.op, inputs, form.attrs)[0]
+}
+
+/** What a fused kernel gets: its program's input 0 is the product's element, the next are the inputs after weight. */
+export interface LinearAttrs {
+  readonly epilogue: Kernel
+  readonly params: readonly number[]
+}
+
+interface Form {
+  readonly op: Op<LinearAttrs>
+  readonly attrs: LinearAttrs
+}
+
+const forms = new Map<string, Form>()
+
+/** One operator for each combination of what follows the product. */
+function formOf(bias: 0 | 1, activation: Activation | undefined, residual: 0 | 1, keeps: boolean): Form {
+  const key = `${bias}${activation}${residual}${keeps}`
+  let form = forms.get(key)
+  if (!form) {
+    const act = activation && activations[activation]
+    const epilogue = program('linear', 1 + bias + residual, (inputs) => {
+      const sum = bias ? e.add(inputs[0], inputs[1]) : inputs[0]
+      const value = act ? act(sum) : sum
+      const y = residual ? e.add(value, inputs[1 + bias]) : value
+      return keeps ? [y, sum] : y
+    })
+    const float32 = Array.from({ length: epilogue.inputs }, () => 'float32' as const)
+    form = {
+      op: linearOp(epilogue, bias, residual, act),
+      attrs: { epilogue: specialize(epilogue, float32, []), params: [] },
+    }
+    forms.set(key, form)
+  }
+  return form
+}
+
+function linearOp(
+  epilogue: Program,
+  bias: 0 | 1,
+  residual: 0 | 1,
+  act: ((x: Expr) => Expr) | undefined,
+): Op<LinearAttrs> {
+  const outputs = epilogue.exprs.length
+  const slope = act && program('linear.grad', 2, ([h, d]) => derive(act(h), d).get(0) as Expr)
+  const plain = bias + residual === 0 && !act
+
+  /** Gradients of x, weight, bias and residual, in tensor operators: the rule holds for any order. */
+  const backward = (node: GradNode<LinearAttrs>, [dy, dh]: readonly (Tensor | null)[]): (Tensor | null)[] => {
+    let d = slope && dy ? elementwise(slope, [node.output(1), dy]) : dy
+    if (dh) d = d ? add(d, dh) : dh
+    const out = new Array<Tensor | null>(node.inputs.length).fill(null)
+    if (residual) out[2 + bias] = dy
+    if (!d) return out
+    if (bias) out[2] = d
+    const [x, w] = [node.input(0), node.input(1)]
+    const [n, k] = w.rank === 1 ? [1, w.shape[0]] : w.shape
+    const rows = numel(x.shape.slice(0, -1))
+    const tall = reshapeView(d, [rows, n])
+    if (node.needs(0)) {
+      out[0] = reshapeView(matmulPrimitive('linear', tall, reshapeView(w, [n, k])), x.shape)
+    }
+    if (node.needs(1)) {
+      const product = matmulPrimitive('linear', transposeView(tall, 0, 1), reshapeView(x, [rows, k]))
+      out[1] = reshapeView(product, w.shape)
+    }
+    return out
+  }
+
+  return {
+    name: 'linear',
+    outputs,
+    validate: (inputs) => {
+      const [x, w] = inputs
+      const k = x.shape[x.rank - 1]
+      if (w.rank > 2 || w.rank === 0 || x.rank === 0 || w.shape[w.rank - 1] !== k) {
+        throw new ShapeError(
+          `linear: input ${show(x.shape)} and weight ${show(w.shape)} do not fit; expected weight [outFeatures, ${k ?? 'inFeatures'}], its last size the input's`,
+        )
+      }
+      const shape = outputShape(x, w)
+      const b = bias ? inputs[2] : null
+      if (b && !broadcasts(b.shape, shape))
+        throw new ShapeError(
+          `linear: bias ${show(b.shape)} does not fit weight ${show(w.shape)}; expected [${w.rank === 2 ? w.shape[0] : ''}]`,
+        )
+      const r = residual ? inputs[2 + bias] : null
+      if (r && !sameShape(r.shape, shape))
+        throw new ShapeError(`linear: residual ${show(r.shape)} must have the result's shape ${show(shape)}`)
+    },
+    // A plain product has kernels of its own; so have vectors and other dtypes.
+    ...(!plain && {
+      infer: ([x, w]: readonly Tensor[]) =>
+        epilogue.exprs.map(() => ({ shape: outputShape(x, w), dtype: x.dtype })),
+      flops: ([x, w]: readonly { shape: readonly number[] }[]) => 2 * numel(x.shape) * w.shape[0],
+    }),
+    compose: (inputs) => {
+      const [x, w, ...rest] = inputs
+      const y = matmul(x, w.rank === 1 ? w : transposeView(w, 0, 1))
+      return plain ? [y] : elementwiseAll(epilogue, [y, ...rest])
+    },
+    ...(!plain && { backward }),
+  }
+}
+
+const outputShape = (x: Tensor, w: Tensor): readonly number[] =>
+  w.rank === 1 ? x.shape.slice(0, -1) : [...x.shape.slice(0, -1), w.shape[0]]
+
+const broadcasts = (from: readonly number[], to: readonly number[]): boolean =>
+  from.length <= to.length && from.every((n, i) => n === 1 || n === to[to.length - from.length + i])
