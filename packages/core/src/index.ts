@@ -5,7 +5,16 @@
  */
 import './methods.ts'
 
-export type { Backend, BackendBuffer, KernelOf, KernelTable, Primitives, Reduction, View } from './backend.ts'
+export type {
+  Backend,
+  BackendBuffer,
+  Foreach,
+  KernelOf,
+  KernelTable,
+  Primitives,
+  Reduction,
+  View,
+} from './backend.ts'
 export { customFunction, type FunctionContext } from './custom.ts'
 export { defaultBackend, getBackend, registerBackend, setDefaultBackend, withBackend } from './device.ts'
 export { type DType, info as dtypeInfo, isFloat, promote, type TypedArray, toFloat } from './dtype.ts'
@@ -55,6 +64,10 @@ export {
   elementwiseInto as applyProgramInto,
   generate,
 } from './primitives/elementwise.ts'
+export {
+  elementwiseIntoEach as applyProgramIntoEach,
+  type InPlaceCall,
+} from './primitives/foreach.ts'
 export { type Path, type Profile, type ProfileRow, profile, reportPath } from './profile.ts'
 export {
   type Gradient,

@@ -8,6 +8,7 @@ import { crossEntropy, crossEntropyBackward } from './cross-entropy.ts'
 import { elementwise } from './elementwise.ts'
 import { embedding, embeddingBackward } from './embedding.ts'
 import { either, fallbackKernels } from './fallback.ts'
+import { foreach } from './foreach.ts'
 import { gather, scatterAdd } from './indexing.ts'
 import { layerNorm, layerNormBackward, rmsNorm, rmsNormBackward } from './layer-norm.ts'
 import { linearAttention, linearAttentionBackward } from './linear-attention.ts'
@@ -30,6 +31,7 @@ export function kernelTable(engine: Engine): KernelTable {
     sort: either(sort(engine), js.sort),
   }
   const fused = {
+    foreach: foreach(engine),
     softmax: softmax(engine),
     softmaxBackward: softmaxBackward(engine),
     log_softmax: logSoftmax(engine),
