@@ -36,6 +36,13 @@ op(
   { ...FUNCTION, ...LONG },
 )
 
+op(
+  'totalNorm',
+  2,
+  [[[f([3, 4])]], [[f([2]), f([]), f([0, 3]), f([2, 2, 2])]], [[f([5000]), f([3]), f([4096])]]],
+  { ...FUNCTION, ...LONG },
+)
+
 // Losses. The smooth ones meet their kinks nowhere near these differences.
 const LOSS = { ...FUNCTION, ...LONG }
 for (const name of ['mseLoss', 'l1Loss'])

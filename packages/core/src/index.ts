@@ -58,6 +58,7 @@ export * from './ops/pointwise.ts'
 export * from './ops/random.ts'
 export * from './ops/reduction.ts'
 export * from './ops/shape.ts'
+export * from './ops/total-norm.ts'
 export {
   elementwise as applyProgram,
   elementwiseAll as applyProgramAll,

@@ -17,6 +17,7 @@ import { reduce } from './reduce.ts'
 import { scan } from './scan.ts'
 import { logSoftmax, logSoftmaxBackward, softmax, softmaxBackward } from './softmax.ts'
 import { sort } from './sort.ts'
+import { totalNorm } from './total-norm.ts'
 
 export function kernelTable(engine: Engine): KernelTable {
   const js = fallbackKernels(engine)
@@ -32,6 +33,7 @@ export function kernelTable(engine: Engine): KernelTable {
   }
   const fused = {
     foreach: foreach(engine),
+    total_norm: totalNorm(engine),
     softmax: softmax(engine),
     softmaxBackward: softmaxBackward(engine),
     log_softmax: logSoftmax(engine),
