@@ -3,6 +3,9 @@
  * thread, into one float64 per block; these are then added in their order, so that the result does not depend on how
  * many threads there are.
  *
+ * Measured, Node 24, 2 threads: 804,096 elements in 27 tensors, out of the cache, 0.19 ms; squares and sums one by one
+ * took 0.5 to 1.0 ms.
+ *
  * Reference: `TOTAL_NORM` in core's ops/total-norm.ts. Test: total-norm.test.ts.
  */
 
