@@ -129,6 +129,19 @@ op(
   LOSS,
 )
 op(
+  'rotaryEmbedding',
+  2,
+  [
+    [f([2, 3, 5, 8])],
+    [f([3, 4]), { offset: 7, base: 100 }],
+    [f([2, 3, 7]), { rotaryDim: 6, interleaved: true }],
+    [f([2, 1, 3, 6]), { rotaryDim: 4, positions: ints([2, 1, 3], [4, 0, 9, 1, 1, 100000]) }],
+    [f([2, 9, 40]), { interleaved: true }],
+    [f([2, 3, 33, 64])],
+  ],
+  FUNCTION,
+)
+op(
   'linearAttention',
   2,
   [

@@ -57,6 +57,7 @@ export * from './ops/norm.ts'
 export * from './ops/pointwise.ts'
 export * from './ops/random.ts'
 export * from './ops/reduction.ts'
+export * from './ops/rotary.ts'
 export * from './ops/shape.ts'
 export * from './ops/total-norm.ts'
 export {

@@ -14,6 +14,7 @@ import { layerNorm, layerNormBackward, rmsNorm, rmsNormBackward } from './layer-
 import { linearAttention, linearAttentionBackward } from './linear-attention.ts'
 import { matmul } from './matmul.ts'
 import { reduce } from './reduce.ts'
+import { rotaryEmbedding } from './rotary.ts'
 import { scan } from './scan.ts'
 import { logSoftmax, logSoftmaxBackward, softmax, softmaxBackward } from './softmax.ts'
 import { sort } from './sort.ts'
@@ -33,6 +34,7 @@ export function kernelTable(engine: Engine): KernelTable {
   }
   const fused = {
     foreach: foreach(engine),
+    rotary_embedding: rotaryEmbedding(engine),
     total_norm: totalNorm(engine),
     softmax: softmax(engine),
     softmaxBackward: softmaxBackward(engine),
