@@ -40,7 +40,7 @@ test('methods keep their types in the package as users see it', () => {
 
 /** Functions of the package that are no operators: factories, reads, the tape, devices, programs, errors. */
 const others = new Set(
-  `GradNode Tensor apply applyProgram applyProgramAll applyProgramInto arange backward bernoulli customFunction data
+  `GradNode Tensor apply applyProgram applyProgramAll applyProgramInto applyProgramIntoEach arange backward bernoulli customFunction data
   dataSync defaultBackend defineOp enableGrad equal eye full fullLike generate geluExpr getBackend getRngState grad
   gradEnabled gradcheck gradient hostRandint hostRandom isFloat isFloatingPoint item itemSync linspace manualSeed memory
   multinomial noGrad ones onesLike profile program promote reportPath rand randint randn randperm referenceKernels registerBackend

@@ -36,6 +36,13 @@ op(
   { ...FUNCTION, ...LONG },
 )
 
+op(
+  'totalNorm',
+  2,
+  [[[f([3, 4])]], [[f([2]), f([]), f([0, 3]), f([2, 2, 2])]], [[f([5000]), f([3]), f([4096])]]],
+  { ...FUNCTION, ...LONG },
+)
+
 // Losses. The smooth ones meet their kinks nowhere near these differences.
 const LOSS = { ...FUNCTION, ...LONG }
 for (const name of ['mseLoss', 'l1Loss'])
@@ -120,6 +127,19 @@ op(
     [...attention(2, 4, 2, 40, 40, 16), { isCausal: 'bottom-right' }],
   ],
   LOSS,
+)
+op(
+  'rotaryEmbedding',
+  2,
+  [
+    [f([2, 3, 5, 8])],
+    [f([3, 4]), { offset: 7, base: 100 }],
+    [f([2, 3, 7]), { rotaryDim: 6, interleaved: true }],
+    [f([2, 1, 3, 6]), { rotaryDim: 4, positions: ints([2, 1, 3], [4, 0, 9, 1, 1, 100000]) }],
+    [f([2, 9, 40]), { interleaved: true }],
+    [f([2, 3, 33, 64])],
+  ],
+  FUNCTION,
 )
 op(
   'linearAttention',

@@ -50,7 +50,19 @@ export interface Primitives {
   sort: KernelOf<{ dim: number; descending: boolean }>
 }
 
-export type KernelTable = Primitives & { readonly [fused: string]: KernelOf<never> | undefined }
+/**
+ * Many calls of `elementwise` with one expression as one launch: a fused kernel that a backend may have under the name
+ * `foreach`. Call c has the outputs from c · (outputs of the expression) on, the inputs likewise, and `params[c]`.
+ * No call reads or writes what another one writes. `supports` is asked call by call, with outputs and inputs in a row.
+ */
+export type Foreach = KernelOf<{
+  kernel: ElementwiseKernel
+  params: readonly (readonly number[])[]
+}>
+
+export type KernelTable = Primitives & { readonly foreach?: Foreach } & {
+  readonly [fused: string]: KernelOf<never> | undefined
+}
 
 /** A computing device: its memory, the primitives, and whichever fused kernels it has, by operator name. */
 export interface Backend {

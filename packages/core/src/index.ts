@@ -5,7 +5,16 @@
  */
 import './methods.ts'
 
-export type { Backend, BackendBuffer, KernelOf, KernelTable, Primitives, Reduction, View } from './backend.ts'
+export type {
+  Backend,
+  BackendBuffer,
+  Foreach,
+  KernelOf,
+  KernelTable,
+  Primitives,
+  Reduction,
+  View,
+} from './backend.ts'
 export { customFunction, type FunctionContext } from './custom.ts'
 export { defaultBackend, getBackend, registerBackend, setDefaultBackend, withBackend } from './device.ts'
 export { type DType, info as dtypeInfo, isFloat, promote, type TypedArray, toFloat } from './dtype.ts'
@@ -49,13 +58,19 @@ export * from './ops/norm.ts'
 export * from './ops/pointwise.ts'
 export * from './ops/random.ts'
 export * from './ops/reduction.ts'
+export * from './ops/rotary.ts'
 export * from './ops/shape.ts'
+export * from './ops/total-norm.ts'
 export {
   elementwise as applyProgram,
   elementwiseAll as applyProgramAll,
   elementwiseInto as applyProgramInto,
   generate,
 } from './primitives/elementwise.ts'
+export {
+  elementwiseIntoEach as applyProgramIntoEach,
+  type InPlaceCall,
+} from './primitives/foreach.ts'
 export { type Path, type Profile, type ProfileRow, profile, reportPath } from './profile.ts'
 export {
   type Gradient,

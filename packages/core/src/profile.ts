@@ -96,8 +96,8 @@ export function launch<A>(
   recorder.add(op, taken ?? path, backend.name, start, work, bytes)
 }
 
-/** Arithmetic nodes of an expression, per element. */
-const expressionWork = (kernel: Kernel): number =>
+/** @internal Arithmetic nodes of an expression, per element. */
+export const expressionWork = (kernel: Kernel): number =>
   typedPostOrder(kernel.exprs).filter((t) => t.kind === 'unary' || t.kind === 'binary').length
 
 /** Expanded dims are read again and again, but are only there once. */

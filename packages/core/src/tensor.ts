@@ -27,6 +27,8 @@ export class Storage {
   readonly bytes: number
   /** Bumped by every write in place, so that the tape notices. */
   version = 0
+  /** @internal Which batch of calls in place touches it: see primitives/foreach.ts. */
+  mark = 0
   buffer: BackendBuffer | null
   /** Live tensors on it; an object of its own because the finalizer needs it after the storage is gone. */
   readonly tensors = { count: 0 }

@@ -37,6 +37,7 @@ export {
   type ParamState,
   type ParamsOrGroups,
   stateTensor,
+  type Update,
 } from './optim/optimizer.ts'
 export * as schedule from './optim/schedule.ts'
 export { SGD, type SGDOptions } from './optim/sgd.ts'

@@ -184,7 +184,7 @@ describe('Optimizer', () => {
     for (const p of ps) p.grad = ones(p.shape).keep()
   }
 
-  it('one fused kernel per parameter, and nothing else', () => {
+  it('one kernel per parameter where a backend cannot join them, and nothing else', () => {
     const ps = [parameter(randn([3, 4])), parameter(randn([5])), parameter(randn([2]))]
     const optimizer = new AdamW(ps)
     withGrads(...ps)
@@ -228,6 +228,14 @@ describe('Optimizer', () => {
     const grad = p.grad as Tensor
     new SGD([p]).zeroGrad()
     expect([p.grad, grad.disposed]).toEqual([null, true])
+  })
+
+  it('zeroGrad can keep gradients, as zeros', () => {
+    const [a, b] = [parameter(ones([2])), parameter(ones([2]))]
+    withGrads(a)
+    const grad = a.grad as Tensor
+    new SGD([a, b]).zeroGrad({ setToNull: false })
+    expect([a.grad === grad, values(a.grad), b.grad]).toEqual([true, [0, 0], null])
   })
 
   it('state survives scopes and is freed with the optimiser', () => {

@@ -15,6 +15,7 @@ import { type DType, type Kernel, type Typed, typedPostOrder } from '@tilegrad/c
 import { hoistConstants } from '../math.ts'
 import { costOf, type Leaf, lowerNodes, type Powers, type Values } from '../typed-lowering.ts'
 import {
+  type Func,
   type FunctionBuilder,
   type I32,
   i32,
@@ -87,8 +88,8 @@ interface Place {
 }
 
 /** Adds the kernel to a module, as `main`. */
-export function buildElementwise(m: ModuleBuilder, kernel: Kernel, variant: Variant): void {
-  m.kernel('main', (f, start, end, params) => {
+export function buildElementwise(m: ModuleBuilder, kernel: Kernel, variant: Variant): Func {
+  return m.kernel('main', (f, start, end, params) => {
     const word = (i: number): Var<'i32'> => f.let(i32.load(params, 4 * i))
     const body = new Body(f, params, kernel, variant, word)
     const { outer, tiled } = variant

@@ -8,14 +8,17 @@ import { crossEntropy, crossEntropyBackward } from './cross-entropy.ts'
 import { elementwise } from './elementwise.ts'
 import { embedding, embeddingBackward } from './embedding.ts'
 import { either, fallbackKernels } from './fallback.ts'
+import { foreach } from './foreach.ts'
 import { gather, scatterAdd } from './indexing.ts'
 import { layerNorm, layerNormBackward, rmsNorm, rmsNormBackward } from './layer-norm.ts'
 import { linearAttention, linearAttentionBackward } from './linear-attention.ts'
 import { matmul } from './matmul.ts'
 import { reduce } from './reduce.ts'
+import { rotaryEmbedding } from './rotary.ts'
 import { scan } from './scan.ts'
 import { logSoftmax, logSoftmaxBackward, softmax, softmaxBackward } from './softmax.ts'
 import { sort } from './sort.ts'
+import { totalNorm } from './total-norm.ts'
 
 export function kernelTable(engine: Engine): KernelTable {
   const js = fallbackKernels(engine)
@@ -30,6 +33,9 @@ export function kernelTable(engine: Engine): KernelTable {
     sort: either(sort(engine), js.sort),
   }
   const fused = {
+    foreach: foreach(engine),
+    rotary_embedding: rotaryEmbedding(engine),
+    total_norm: totalNorm(engine),
     softmax: softmax(engine),
     softmaxBackward: softmaxBackward(engine),
     log_softmax: logSoftmax(engine),

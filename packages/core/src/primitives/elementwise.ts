@@ -70,6 +70,41 @@ export function generate(
   return out
 }
 
+/** Throws where `outputs` cannot be overwritten by a program of `inputs`: see `elementwiseInto`. */
+export function checkInto(name: string, outputs: readonly Tensor[], inputs: readonly Tensor[]): void {
+  const shape = outputs[0].shape
+  const taping = gradEnabled()
+  for (const t of outputs) {
+    if (taping && t.requiresGrad) {
+      throw new GradError(
+        `${name}: a tensor that requires a gradient cannot be modified in place; do it inside noGrad(), or use the operator that returns a new tensor`,
+      )
+    }
+    if (!sameShape(t.shape, shape))
+      throw new ShapeError(`${name}: outputs ${show(shape)} and ${show(t.shape)} differ in shape`)
+    if (t.isContiguous) continue
+    for (let i = 0; i < t.strides.length; i++) {
+      if (t.strides[i] === 0 && t.shape[i] > 1)
+        throw new ShapeError(
+          `${name}: an expanded tensor cannot be modified in place; its elements share memory. Copy it first with contiguous()`,
+        )
+    }
+  }
+  if (taping && inputs.some((t) => t.requiresGrad)) {
+    throw new GradError(
+      `${name}: writing in place is not recorded, and an input requires a gradient; do it inside noGrad(), or use the operator that returns a new tensor`,
+    )
+  }
+  let same = true
+  for (const t of inputs) same &&= sameShape(t.shape, shape)
+  if (same) return
+  if (!sameShape(broadcastShapes(name, [shape, ...inputs.map((t) => t.shape)]), shape)) {
+    throw new ShapeError(
+      `${name}: inputs ${inputs.map((t) => show(t.shape)).join(', ')} do not broadcast to the output's shape ${show(shape)}`,
+    )
+  }
+}
+
 /**
  * Overwrites `outputs` (any views of one shape, which may also be inputs) in place. Not recorded: throws GradError
  * where a gradient would be lost.
@@ -80,32 +115,7 @@ export function elementwiseInto(
   inputs: readonly Tensor[],
   params: readonly number[] = NONE,
 ): void {
-  const shape = outputs[0].shape
-  for (const t of outputs) {
-    if (gradEnabled() && t.requiresGrad) {
-      throw new GradError(
-        `${p.name}: a tensor that requires a gradient cannot be modified in place; do it inside noGrad(), or use the operator that returns a new tensor`,
-      )
-    }
-    if (!sameShape(t.shape, shape))
-      throw new ShapeError(`${p.name}: outputs ${show(shape)} and ${show(t.shape)} differ in shape`)
-    for (let i = 0; i < t.strides.length; i++) {
-      if (t.strides[i] === 0 && t.shape[i] > 1)
-        throw new ShapeError(
-          `${p.name}: an expanded tensor cannot be modified in place; its elements share memory. Copy it first with contiguous()`,
-        )
-    }
-  }
-  if (gradEnabled() && inputs.some((t) => t.requiresGrad)) {
-    throw new GradError(
-      `${p.name}: writing in place is not recorded, and an input requires a gradient; do it inside noGrad(), or use the operator that returns a new tensor`,
-    )
-  }
-  if (!sameShape(broadcastShapes(p.name, [shape, ...inputs.map((t) => t.shape)]), shape)) {
-    throw new ShapeError(
-      `${p.name}: inputs ${inputs.map((t) => show(t.shape)).join(', ')} do not broadcast to the output's shape ${show(shape)}`,
-    )
-  }
+  checkInto(p.name, outputs, inputs)
   const backend = backendOf(p.name, [...outputs, ...inputs])
   const kernel = specialize(
     p,

@@ -1,6 +1,13 @@
-import { applyProgramInto, type Expr, expr as e, program, type Tensor, ValueError } from '@tilegrad/core'
+import { type Expr, expr as e, program, type Tensor, ValueError } from '@tilegrad/core'
 import type { Module } from '../module.ts'
-import { nonNegative, Optimizer, type ParamState, type ParamsOrGroups, stateTensor } from './optimizer.ts'
+import {
+  nonNegative,
+  Optimizer,
+  type ParamState,
+  type ParamsOrGroups,
+  stateTensor,
+  type Update,
+} from './optimizer.ts'
 
 export interface AdamOptions {
   /** Learning rate; default 1e-3. */
@@ -14,7 +21,7 @@ export interface AdamOptions {
 }
 
 /**
- * One pass over memory per parameter: reads p, g and both moments, writes p and both moments. What depends on lr and
+ * One pass over memory, for all parameters together: reads p, g and both moments, writes p and both moments. What depends on lr and
  * the step number comes in as params, computed in double precision, so that nothing is compiled again.
  *
  * Params: the factor of p (AdamW) or the share of p in the gradient (Adam), 1 − β₁, β₂, 1 − β₂, lr / (1 − β₁ᵗ),
@@ -55,7 +62,7 @@ function validate(name: string, { lr, betas, eps, weightDecay }: AdamOptions): v
   }
 }
 
-function update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState, decoupled: boolean): void {
+function update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState, decoupled: boolean): Update {
   const { lr, betas, eps, weightDecay } = options
   const [beta1, beta2] = betas
   const m = stateTensor(state, p, 'expAvg')
@@ -64,7 +71,7 @@ function update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState, d
   const size = lr / (1 - beta1 ** state.step)
   const root2 = Math.sqrt(1 - beta2 ** state.step)
   const params = [decay, 1 - beta1, beta2, 1 - beta2, size, root2, eps]
-  applyProgramInto([p, m, v], decoupled ? ADAMW : ADAM, [p, g, m, v], params)
+  return { program: decoupled ? ADAMW : ADAM, outputs: [p, m, v], inputs: [p, g, m, v], params }
 }
 
 /**
@@ -88,8 +95,8 @@ export class Adam extends Optimizer<AdamOptions> {
     validate('Adam', options)
   }
 
-  protected update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState): void {
-    update(p, g, options, state, false)
+  protected update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState): Update {
+    return update(p, g, options, state, false)
   }
 }
 
@@ -115,8 +122,8 @@ export class AdamW extends Optimizer<AdamOptions> {
     validate('AdamW', options)
   }
 
-  protected update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState): void {
-    update(p, g, options, state, true)
+  protected update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState): Update {
+    return update(p, g, options, state, true)
   }
 }
 

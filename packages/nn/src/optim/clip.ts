@@ -1,23 +1,23 @@
 import {
-  applyProgram,
-  applyProgramInto,
+  applyProgramIntoEach,
   type Expr,
   expr as e,
   noGrad,
   program,
-  scope,
-  square,
-  sum,
   type Tensor,
+  totalNorm,
   ValueError,
   zeros,
 } from '@tilegrad/core'
 
-/** min(1, max / (norm + 1e-6)), PyTorch's factor; NaN stays NaN. */
-const FACTOR = program(
+/** g · min(1, max / (norm + 1e-6)), PyTorch's factor, which is computed once for all of g; NaN stays NaN. */
+const SCALE = program(
   'clip_grad_norm',
-  1,
-  (inputs, params) => e.min(1, e.div(params[0] as Expr, e.add(inputs[0] as Expr, 1e-6))),
+  2,
+  (inputs, params) => {
+    const [g, norm] = inputs as readonly [Expr, Expr]
+    return e.mul(g, e.min(1, e.div(params[0] as Expr, e.add(norm, 1e-6))))
+  },
   1,
 )
 const LIMIT = program(
@@ -31,7 +31,11 @@ const LIMIT = program(
   1,
 )
 
-const gradients = (params: readonly Tensor[]): Tensor[] => params.flatMap((p) => p.grad ?? [])
+function gradients(params: readonly Tensor[]): Tensor[] {
+  const grads: Tensor[] = []
+  for (const { grad } of params) if (grad) grads.push(grad)
+  return grads
+}
 
 /**
  * Scales all gradients by min(1, maxNorm / (norm + 1e-6)), norm being the Euclidean norm of all of them together
@@ -49,18 +53,15 @@ const gradients = (params: readonly Tensor[]): Tensor[] => params.flatMap((p) =>
 export function clipGradNorm(params: readonly Tensor[], maxNorm: number): Tensor {
   if (!(maxNorm >= 0)) throw new ValueError(`clipGradNorm: maxNorm must be ≥ 0, got ${maxNorm}`)
   const grads = gradients(params)
-  return noGrad(() =>
-    scope(() => {
-      const [first, ...rest] = grads
-      if (!first) return zeros([], params[0] ? { device: params[0].backend } : {})
-      const total = sum(square(first))
-      for (const g of rest) total.add_(sum(square(g)))
-      const norm = total.sqrt()
-      const factor = applyProgram(FACTOR, [norm], [maxNorm])
-      for (const g of grads) g.mul_(factor)
-      return norm
-    }),
-  )
+  if (grads.length === 0) return zeros([], params[0] ? { device: params[0].backend } : {})
+  return noGrad(() => {
+    const norm = totalNorm(grads)
+    applyProgramIntoEach(
+      SCALE,
+      grads.map((g) => ({ outputs: [g], inputs: [g, norm], params: [maxNorm] })),
+    )
+    return norm
+  })
 }
 
 /**
@@ -75,7 +76,10 @@ export function clipGradNorm(params: readonly Tensor[], maxNorm: number): Tensor
  */
 export function clipGradValue(params: readonly Tensor[], maxValue: number): void {
   if (!(maxValue >= 0)) throw new ValueError(`clipGradValue: maxValue must be ≥ 0, got ${maxValue}`)
-  noGrad(() => {
-    for (const g of gradients(params)) applyProgramInto([g], LIMIT, [g], [maxValue])
-  })
+  noGrad(() =>
+    applyProgramIntoEach(
+      LIMIT,
+      gradients(params).map((g) => ({ outputs: [g], inputs: [g], params: [maxValue] })),
+    ),
+  )
 }

@@ -1,4 +1,17 @@
-import { to as moveTensor, noGrad, ShapeError, scope, Tensor, ValueError, zerosLike } from '@tilegrad/core'
+import {
+  applyProgramIntoEach,
+  expr,
+  type InPlaceCall,
+  to as moveTensor,
+  noGrad,
+  type Program,
+  program,
+  ShapeError,
+  scope,
+  Tensor,
+  ValueError,
+  zerosLike,
+} from '@tilegrad/core'
 
 /** Parameters updated with the same options, which may be changed between steps. */
 export type ParamGroup<O> = O & { params: Tensor[] }
@@ -15,6 +28,13 @@ export interface ParamState {
   /** By name, each of the parameter's shape. */
   tensors: Record<string, Tensor>
 }
+
+/** How to update one parameter: a program to apply in place. */
+export interface Update extends InPlaceCall {
+  readonly program: Program
+}
+
+const ZERO = program('zero_grad', 0, () => expr.constant(0))
 
 /** All an optimiser needs to continue: plain data and tensors, parameters by position. */
 export interface OptimizerStateDict<O> {
@@ -56,8 +76,11 @@ export abstract class Optimizer<O extends { lr: number }> {
   /** Throws ValueError for options out of range. */
   protected abstract validate(options: O): void
 
-  /** Writes the new value of one parameter, given its gradient. Runs inside `noGrad`. */
-  protected abstract update(p: Tensor, grad: Tensor, options: O, state: ParamState): void
+  /**
+   * How one parameter changes, given its gradient. Updates by the same program are run together, where the backend can
+   * as one launch. Called inside `noGrad`.
+   */
+  protected abstract update(p: Tensor, grad: Tensor, options: O, state: ParamState): Update
 
   /** Learning rate of the first group; setting it sets that of all groups. */
   get lr(): number {
@@ -71,6 +94,7 @@ export abstract class Optimizer<O extends { lr: number }> {
   /** Updates every parameter that has a gradient. */
   step(): void {
     noGrad(() => {
+      const updates = new Map<Program, Update[]>()
       for (const group of this.paramGroups) {
         for (const p of group.params) {
           if (!p.grad) continue
@@ -80,17 +104,33 @@ export abstract class Optimizer<O extends { lr: number }> {
             this.#state.set(p, state)
           }
           state.step++
-          this.update(p, p.grad, group, state)
+          const update = this.update(p, p.grad, group, state)
+          const list = updates.get(update.program)
+          if (list) list.push(update)
+          else updates.set(update.program, [update])
         }
       }
+      for (const [program, list] of updates) applyProgramIntoEach(program, list)
     })
   }
 
-  /** Frees the gradients of all parameters. */
-  zeroGrad(): void {
-    for (const p of this.#all()) {
-      p.grad?.dispose()
-      p.grad = null
+  /** Frees the gradients of all parameters; with `setToNull: false` fills them with zeros instead. */
+  zeroGrad({ setToNull = true }: { setToNull?: boolean } = {}): void {
+    if (!setToNull) {
+      const grads = this.#all().flatMap((p) => p.grad ?? [])
+      noGrad(() =>
+        applyProgramIntoEach(
+          ZERO,
+          grads.map((g) => ({ outputs: [g], inputs: [] })),
+        ),
+      )
+      return
+    }
+    for (const { params } of this.paramGroups) {
+      for (const p of params) {
+        p.grad?.dispose()
+        p.grad = null
+      }
     }
   }
 

@@ -1,5 +1,12 @@
-import { applyProgramInto, type Expr, expr as e, program, type Tensor, ValueError } from '@tilegrad/core'
-import { nonNegative, Optimizer, type ParamState, type ParamsOrGroups, stateTensor } from './optimizer.ts'
+import { type Expr, expr as e, program, type Tensor, ValueError } from '@tilegrad/core'
+import {
+  nonNegative,
+  Optimizer,
+  type ParamState,
+  type ParamsOrGroups,
+  stateTensor,
+  type Update,
+} from './optimizer.ts'
 
 export interface SGDOptions {
   /** Learning rate; default 1e-3. */
@@ -74,15 +81,17 @@ export class SGD extends Optimizer<SGDOptions> {
     }
   }
 
-  protected update(p: Tensor, g: Tensor, options: SGDOptions, state: ParamState): void {
+  protected update(p: Tensor, g: Tensor, options: SGDOptions, state: ParamState): Update {
     const { lr, momentum, dampening, weightDecay, nesterov } = options
-    if (momentum === 0) {
-      applyProgramInto([p], PLAIN, [p, g], [lr, weightDecay])
-      return
-    }
+    if (momentum === 0) return { program: PLAIN, outputs: [p], inputs: [p, g], params: [lr, weightDecay] }
     // Momentum starts as the whole gradient: 0 · momentum + 1 · g.
     const share = state.tensors.momentum ? 1 - dampening : 1
     const m = stateTensor(state, p, 'momentum')
-    applyProgramInto([p, m], nesterov ? NESTEROV : MOMENTUM, [p, g, m], [lr, weightDecay, momentum, share])
+    return {
+      program: nesterov ? NESTEROV : MOMENTUM,
+      outputs: [p, m],
+      inputs: [p, g, m],
+      params: [lr, weightDecay, momentum, share],
+    }
   }
 }

@@ -1,0 +1,32 @@
+import { isFloat, promote } from '../dtype.ts'
+import { DTypeError, ValueError } from '../errors.ts'
+import { apply, type Op } from '../op.ts'
+import type { Tensor } from '../tensor.ts'
+import { add, sqrt, square } from './pointwise.ts'
+import { sum } from './reduction.ts'
+
+const TOTAL_NORM: Op<Record<never, never>> = {
+  name: 'total_norm',
+  validate: (xs) => {
+    for (const x of xs)
+      if (!isFloat(x.dtype)) throw new DTypeError(`total_norm: takes floating tensors, not ${x.dtype}`)
+  },
+  flops: (xs) => xs.reduce((n, x) => n + 2 * x.shape.reduce((a, b) => a * b, 1), 0),
+  infer: (xs) => [{ shape: [], dtype: xs.map((x) => x.dtype).reduce(promote) }],
+  compose: (xs) => [sqrt(xs.map((x) => sum(square(x))).reduce((a, b) => add(a, b)))],
+}
+
+/**
+ * The Euclidean norm of all elements of all tensors together, √Σₖ Σ xₖ²: that of `clipGradNorm`, PyTorch's
+ * get_total_norm.
+ *
+ * @param tensors one or more, of any shapes
+ * @returns a scalar
+ * @throws ValueError for an empty list, DTypeError for integers.
+ * @example
+ * totalNorm([tensor([3]), tensor([[4]])]).dataSync() // → 5
+ */
+export function totalNorm(tensors: readonly Tensor[]): Tensor {
+  if (tensors.length === 0) throw new ValueError('total_norm: got no tensors')
+  return apply(TOTAL_NORM, tensors, {})[0]
+}

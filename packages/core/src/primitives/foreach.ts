@@ -1,0 +1,137 @@
+import type { Backend, Foreach } from '../backend.ts'
+import { type DType, isFloat } from '../dtype.ts'
+import { expressionWork, launch } from '../profile.ts'
+import { type Kernel, type Program, specialize } from '../program.ts'
+import type { Tensor } from '../tensor.ts'
+import { backendOf } from './common.ts'
+import { checkInto } from './elementwise.ts'
+
+/** One application of a program in place: what `applyProgramInto` takes. */
+export interface InPlaceCall {
+  /** Views of one shape, overwritten; they may also be inputs. */
+  readonly outputs: readonly Tensor[]
+  /** Broadcast to that shape. */
+  readonly inputs: readonly Tensor[]
+  readonly params?: readonly number[]
+}
+
+const NONE: readonly number[] = []
+
+/**
+ * `applyProgramInto` for many groups of tensors, with params of their own: one launch for all of them where the backend
+ * has the `foreach` kernel and takes them, one launch each otherwise. The result is that of the calls in order. Nothing
+ * is changed if anything is wrong with any of them.
+ *
+ * @throws what `applyProgramInto` throws.
+ * @example
+ * const HALVE = program('halve', 1, ([x]) => expr.mul(x, 0.5))
+ * const [a, b] = [ones([2]), ones([3])]
+ * applyProgramIntoEach(HALVE, [a, b].map((t) => ({ outputs: [t], inputs: [t] })))
+ * b.dataSync() // → 0.5,0.5,0.5
+ */
+export function elementwiseIntoEach(p: Program, calls: readonly InPlaceCall[]): void {
+  for (const { outputs, inputs } of calls) checkInto(p.name, outputs, inputs)
+  let batch: Batch | null = null
+  for (const call of calls) {
+    const all = [...call.outputs, ...call.inputs]
+    const backend = backendOf(p.name, all)
+    const kernel: Kernel = batch?.kernelFor(all) ?? typed(p, call)
+    if (batch && !(batch.backend === backend && batch.kernel === kernel && batch.admits(call))) {
+      batch.run()
+      batch = null
+    }
+    const foreach: Foreach | undefined = backend.kernels.foreach
+    if (foreach && (foreach.supports?.(all, { kernel, params: [] }) ?? true)) {
+      batch ??= new Batch(p, kernel, backend, foreach)
+      batch.add(call)
+    } else {
+      batch?.run()
+      batch = null
+      single(p, kernel, backend, call)
+    }
+  }
+  batch?.run()
+}
+
+/** The kernel that a call needs. Among floats whole params and fractions are the same, and have to share a kernel. */
+function typed(p: Program, { outputs, inputs, params = NONE }: InPlaceCall): Kernel {
+  const floats = outputs.every((t) => isFloat(t.dtype)) && inputs.every((t) => isFloat(t.dtype))
+  return specialize(
+    p,
+    inputs.map((t) => t.dtype),
+    floats ? params.map(() => 0.5) : params,
+    outputs.map((t) => t.dtype),
+  )
+}
+
+function single(p: Program, kernel: Kernel, backend: Backend, call: InPlaceCall): void {
+  const { outputs, inputs, params = NONE } = call
+  launch(p.name, 'primitive', backend, backend.kernels.elementwise, outputs, inputs, { kernel, params })
+  for (const t of outputs) t.storage.version++
+}
+
+let batches = 0
+
+/** Calls that can run as one: of one kernel, and none of them touches what another one writes. */
+class Batch {
+  readonly kernel: Kernel
+  readonly backend: Backend
+  readonly #program: Program
+  readonly #foreach: Foreach
+  /** Of operands, if all are floats. */
+  readonly #dtypes: readonly DType[] | null
+  readonly #calls: InPlaceCall[] = []
+  // Storages carry these marks while the batch grows.
+  readonly #read = 2 * ++batches
+  readonly #written = this.#read + 1
+
+  constructor(p: Program, kernel: Kernel, backend: Backend, foreach: Foreach) {
+    const dtypes = [...kernel.exprs.map((x) => x.dtype), ...kernel.inputs]
+    this.#program = p
+    this.kernel = kernel
+    this.backend = backend
+    this.#foreach = foreach
+    this.#dtypes = dtypes.every(isFloat) ? dtypes : null
+  }
+
+  /** This batch's kernel if a call with these operands obviously needs the same. */
+  kernelFor(all: readonly Tensor[]): Kernel | null {
+    const dtypes = this.#dtypes
+    if (dtypes?.length !== all.length) return null
+    for (let i = 0; i < all.length; i++) if (all[i].dtype !== dtypes[i]) return null
+    return this.kernel
+  }
+
+  admits({ outputs, inputs }: InPlaceCall): boolean {
+    for (const { storage } of outputs)
+      if (storage.mark === this.#written || storage.mark === this.#read) return false
+    for (const { storage } of inputs) if (storage.mark === this.#written) return false
+    return true
+  }
+
+  add(call: InPlaceCall): void {
+    for (const t of call.inputs) t.storage.mark = this.#read
+    for (const t of call.outputs) t.storage.mark = this.#written
+    this.#calls.push(call)
+  }
+
+  run(): void {
+    const calls = this.#calls
+    if (calls.length === 1) {
+      single(this.#program, this.kernel, this.backend, calls[0])
+      return
+    }
+    const [outputs, inputs]: [Tensor[], Tensor[]] = [[], []]
+    const params: (readonly number[])[] = []
+    for (const call of calls) {
+      for (const t of call.outputs) outputs.push(t)
+      for (const t of call.inputs) inputs.push(t)
+      params.push(call.params ?? NONE)
+    }
+    const work = (): number =>
+      expressionWork(this.kernel) * calls.reduce((n, c) => n + (c.outputs[0] as Tensor).numel, 0)
+    const attrs = { kernel: this.kernel, params }
+    launch(this.#program.name, 'fused', this.backend, this.#foreach, outputs, inputs, attrs, work)
+    for (const t of outputs) t.storage.version++
+  }
+}

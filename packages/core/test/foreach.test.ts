@@ -1,0 +1,149 @@
+import { describe, expect, test } from 'vitest'
+import {
+  applyProgramIntoEach,
+  type Backend,
+  dataSync,
+  expr as e,
+  type Foreach,
+  noGrad,
+  profile,
+  program,
+  reference,
+  type Tensor,
+  tensor,
+  withBackend,
+} from '../src/index.ts'
+
+const AXPY = program('axpy', 2, ([y, x], [a]) => e.add(y, e.mul(a, x)), 1)
+const values = (t: Tensor): number[] => [...dataSync(t)]
+
+/** The reference with a `foreach` that runs call by call and notes how many calls it got. */
+const joints: number[] = []
+const foreach: Foreach = {
+  supports: (views) => views.every((v) => v.strides.at(-1) !== 2),
+  run(outputs, inputs, { kernel, params }) {
+    joints.push(params.length)
+    const [o, n] = [kernel.exprs.length, kernel.inputs.length]
+    params.forEach((p, c) => {
+      const [outs, ins] = [outputs.slice(c * o, (c + 1) * o), inputs.slice(c * n, (c + 1) * n)]
+      reference.kernels.elementwise.run(outs, ins, { kernel, params: p })
+    })
+  },
+}
+const joining: Backend = {
+  name: 'joining',
+  alloc: (bytes, dtype) => reference.alloc(bytes, dtype),
+  free: (buffer) => reference.free(buffer),
+  write: (view, data) => reference.write(view, data),
+  read: (view) => reference.read(view),
+  readSync: (view) => reference.readSync?.(view) as never,
+  kernels: { ...reference.kernels, foreach },
+}
+const call = (y: Tensor, x: Tensor, a: number) => ({ outputs: [y], inputs: [y, x], params: [a] })
+
+for (const backend of [reference, joining]) {
+  describe(`a program over many groups of tensors on ${backend.name}`, () => {
+    const run = <T>(fn: () => T): T => {
+      joints.length = 0
+      return withBackend(backend, fn)
+    }
+    const calls = (...counts: number[]): void => {
+      if (backend === joining) expect(joints).toEqual(counts)
+    }
+
+    test('each with its params, whole numbers and fractions together', () =>
+      run(() => {
+        const ys = [tensor([1, 2]), tensor([[3], [4]]), tensor(5), tensor(new Float32Array(0))]
+        applyProgramIntoEach(
+          AXPY,
+          ys.map((y, i) => call(y, tensor(2), [1, 0.5, -3, 1][i])),
+        )
+        expect(ys.map(values)).toEqual([[3, 4], [4, 5], [-1], []])
+        calls(4)
+      }))
+
+    test('is as if in order where calls share memory', () =>
+      run(() => {
+        const y = tensor([1, 1, 1, 1])
+        const [low, high] = [y.narrow(0, 0, 2), y.narrow(0, 2, 2)]
+        const [a, b] = [tensor([0, 0]), tensor([0, 0])]
+        // Reads what was written; writes what was read; writes what was written.
+        applyProgramIntoEach(AXPY, [
+          call(low, high, 1),
+          call(a, low, 1),
+          call(high, a, 1),
+          call(a, b, 1),
+          call(b, a, 3),
+        ])
+        expect(values(y)).toEqual([2, 2, 3, 3])
+        expect([values(a), values(b)]).toEqual([
+          [2, 2],
+          [6, 6],
+        ])
+      }))
+
+    test('one by one where the kernel declines, and where dtypes differ', () =>
+      run(() => {
+        const gaps = tensor([1, 9, 2, 9]).slice(0, 0, 4, 2)
+        const ys = [
+          tensor([1]),
+          tensor([2]),
+          gaps,
+          tensor(new Float64Array([1])),
+          tensor(new Float64Array([2])),
+        ]
+        const { rows } = profile(() =>
+          applyProgramIntoEach(
+            AXPY,
+            ys.map((y) => call(y, tensor(1, { dtype: y.dtype }), 1)),
+          ),
+        )
+        expect(ys.map(values)).toEqual([[2], [3], [2, 3], [2], [3]])
+        calls(2, 2)
+        expect(rows.flatMap((r) => (r.op === 'axpy' ? [[r.path, r.calls]] : [])).sort()).toEqual(
+          backend === joining
+            ? [
+                ['fused', 2],
+                ['primitive', 1],
+              ]
+            : [['primitive', 5]],
+        )
+      }))
+
+    test('a single one is an ordinary call; none is nothing', () =>
+      run(() => {
+        const y = tensor([1])
+        applyProgramIntoEach(AXPY, [call(y, y, 2)])
+        applyProgramIntoEach(AXPY, [])
+        expect(values(y)).toEqual([3])
+        calls()
+      }))
+
+    test('changes nothing if anything is wrong', () =>
+      run(() => {
+        const [good, leaf] = [tensor([1]), tensor([1], { requiresGrad: true })]
+        const bad = (c: ReturnType<typeof call>, message: RegExp): void =>
+          expect(() => applyProgramIntoEach(AXPY, [call(good, good, 1), c])).toThrow(message)
+        bad(call(leaf, good, 1), /^axpy: a tensor that requires a gradient cannot be modified/)
+        bad(call(tensor([2]), leaf, 1), /^axpy: writing in place is not recorded/)
+        bad(call(tensor([2]), tensor([1, 2]), 1), /do not broadcast to the output's shape \[1\]/)
+        bad(call(tensor([2]).expand([3]), good, 1), /expanded tensor cannot be modified/)
+        expect(values(good)).toEqual([1])
+        noGrad(() => applyProgramIntoEach(AXPY, [call(leaf, good, 1), call(good, tensor(0), 1)]))
+        expect(values(leaf)).toEqual([2])
+      }))
+
+    test('the tape notices', () =>
+      run(() => {
+        const xs = [tensor([2], { requiresGrad: true }), tensor([3], { requiresGrad: true })]
+        const y = xs[0].square().add(xs[1].square()).sum()
+        noGrad(() =>
+          applyProgramIntoEach(
+            AXPY,
+            xs.map((x) => call(x, tensor(1), 1)),
+          ),
+        )
+        expect(() => y.backward()).toThrow(/^square: its input 0.*modified in place/)
+      }))
+  })
+}
