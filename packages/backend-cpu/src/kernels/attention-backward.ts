@@ -28,7 +28,6 @@ import {
 import {
   blockStart,
   eachRow,
-  expOf,
   gatherFunc,
   keyBlock,
   loadMask,
@@ -53,6 +52,7 @@ import {
 import type { Tile } from './matmul-micro.ts'
 import { packer } from './matmul-pack.ts'
 import { least, most, panelFunc } from './matmul-panels.ts'
+import { expBelow } from './softmax.ts'
 
 export type BackwardMode = 'both' | 'queries' | 'keys'
 
@@ -62,10 +62,10 @@ type PassFunc = Func<typeof passParams, null>
 /** Scores → P in place: scores, number of keys, lse. */
 function weightsFunc(m: ModuleBuilder, vectors: number): PassFunc {
   return m.func(passParams, (f, scores, keys, lse) => {
-    const exp = expOf(f)
+    const exp = expBelow(f)
     const tops = Array.from({ length: vectors }, (_, j) => f.let(v128.load(lse, 16 * j)))
     eachRow(f, keys, scores, weightStep, (at) => {
-      const weights = tops.map((top, j) => f.let(exp(f32x4.sub(v128.load(at, 16 * j), top))))
+      const weights = tops.map((top, j) => f.let(exp(v128.load(at, 16 * j), top)))
       weights.forEach((x, j) => f.store(at, x, 16 * j))
     })
   })
@@ -84,6 +84,9 @@ function gradientsFunc(m: ModuleBuilder, vectors: number, distance: number): Pas
     })
   })
 }
+
+/** Keys per strip of dK and dV where not all queries see all keys: a multiple of the rows of every tile. */
+const keyStrip = 12
 
 /** Emits zeros for the lanes of one panel in rows of P and dS. */
 function clearRows(f: FunctionBuilder, vectors: number, at: I32, rows: I32, distance: number): void {
@@ -182,21 +185,38 @@ function pairFunc(m: ModuleBuilder, c: Context): PairFunc {
         f.call(gather, n, k.add(skip.mul(kRow)), kRow, weights.add(distance), depth, dq, 0)
       })
       f.if(wanted.and(2), () => {
-        clearRows(f, vectors, column, skip, distance)
-        const end = f.let(skip.add(n))
-        clearRows(f, vectors, column.add(end.mul(weightStep)), count.sub(end), distance)
+        const before = f.let(least(skip, keyStrip))
+        clearRows(f, vectors, weights.sub(before.mul(weightStep)), before, distance)
+        const after = least(count.sub(skip.add(n)), keyStrip)
+        clearRows(f, vectors, weights.add(n.mul(weightStep)), after, distance)
       })
     })
 
+    // Where every query sees every key, all keys at once; else by strips, with the queries that see any of one.
+    const whole = start
+      .add(count)
+      .sub(1)
+      .leS(q0.add(word('high')))
+      .and(q0.add(rows).sub(1).add(word('low')).ltS(start))
+    const stripStep = f.let(i32.select(whole, keyBlock, keyStrip))
     const add = (name: 'dk' | 'dv', columns: I32, weights: I32, panels: I32): void => {
-      const row = word(`${name}Row`)
-      const panel = f.let(panels)
+      const row = f.let(word(`${name}Row`))
       const to = f.let(rowOf(word, name, b, kv, start))
-      f.for(0, columns, lanes, (j) => {
-        const have = least(columns.sub(j), lanes)
-        f.call(product, rows, weights, weightStep, count, panel, to, row, 1, 4, have, at.edge)
-        panel.set(panel.add(rows.mul(step)))
-        to.set(to.add(step))
+      f.for(0, count, stripStep, (s) => {
+        const n = f.let(least(count.sub(s), stripStep))
+        const first = f.let(most(start.add(s).sub(word('high')).sub(q0), 0))
+        const k = f.let(least(start.add(s).add(n).sub(1).sub(word('low')).sub(q0), rows).sub(first))
+        f.if(k.gtS(0), () => {
+          const a = f.let(weights.add(s.mul(weightStep)).add(first.shl(2)))
+          const panel = f.let(panels.add(first.mul(step)))
+          const out = f.let(to.add(s.mul(row)))
+          f.for(0, columns, lanes, (j) => {
+            const have = least(columns.sub(j), lanes)
+            f.call(product, k, a, weightStep, n, panel, out, row, 1, 4, have, at.edge)
+            panel.set(panel.add(rows.mul(step)))
+            out.set(out.add(step))
+          })
+        })
       })
     }
     f.if(wanted.and(2), () => {
