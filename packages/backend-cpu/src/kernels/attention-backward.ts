@@ -2,8 +2,8 @@
  * Softmax attention, backward (FlashAttention-2, Dao 2023), for a block of 64 queries against a block of 96
  * keys, with δ = rowsum(dO ∘ O), which is computed where dO is loaded:
  *
- *   P = exp(K (scale Q)ᵀ − lse),  dP = V dOᵀ,  dS = P ∘ (dP − δ)     rows are keys, lanes are queries
- *   dV += P dO,  dK += dS (scale Q),  dQᵀ += Kᵀ dS                   dQ is scaled at its end
+ *   P = exp(K (scale Q)ᵀ − lse),  dP = V dOᵀ,  dS = scale P ∘ (dP − δ)     rows are keys, lanes are queries
+ *   dV += P dO,  dK += dS Q,  dQᵀ += Kᵀ dS
  *
  * P and dS are 96×64 and stay in the cache; nothing of size T×S exists. Two ways through the pairs of blocks:
  *
@@ -40,6 +40,7 @@ import {
   scoresFunc,
   sparse,
   visible,
+  wordOffset,
 } from './attention-blocks.ts'
 import {
   blockParams,
@@ -58,6 +59,7 @@ export type BackwardMode = 'both' | 'queries' | 'keys'
 
 const passParams = ['i32', 'i32', 'i32'] as const
 type PassFunc = Func<typeof passParams, null>
+const gradientsParams = [...passParams, 'i32'] as const
 
 /** Scores → P in place: scores, number of keys, lse. */
 function weightsFunc(m: ModuleBuilder, vectors: number): PassFunc {
@@ -71,14 +73,19 @@ function weightsFunc(m: ModuleBuilder, vectors: number): PassFunc {
   })
 }
 
-/** dP → dS in place: dP, which lies `distance` bytes after P, number of keys, δ. */
-function gradientsFunc(m: ModuleBuilder, vectors: number, distance: number): PassFunc {
-  return m.func(passParams, (f, weights, keys, delta) => {
+/** dP → dS in place: P, `distance` bytes before dP; number of keys; δ; the address of the scale. */
+function gradientsFunc(
+  m: ModuleBuilder,
+  vectors: number,
+  distance: number,
+): Func<typeof gradientsParams, null> {
+  return m.func(gradientsParams, (f, weights, keys, delta, scaleAt) => {
+    const scale = f.let(v128.load32Splat(scaleAt))
     const deltas = Array.from({ length: vectors }, (_, j) => f.let(v128.load(delta, 16 * j)))
     eachRow(f, keys, weights, weightStep, (at) => {
       const changes = deltas.map((d, j) => {
         const change = f32x4.sub(v128.load(at, distance + 16 * j), d)
-        return f.let(f32x4.mul(v128.load(at, 16 * j), change))
+        return f.let(f32x4.mul(f32x4.mul(v128.load(at, 16 * j), scale), change))
       })
       changes.forEach((x, j) => f.store(at, x, distance + 16 * j))
     })
@@ -178,7 +185,7 @@ function pairFunc(m: ModuleBuilder, c: Context): PairFunc {
       f.if(changes, () => {
         const panel = at.dout.add(i.mul(valueDepth).shl(2))
         f.call(scoresOf, valueDepth, v.add(skip.mul(vRow)), vRow, n, panel, weights.add(distance))
-        f.call(toGradients, weights, n, at.delta.add(i.shl(2)))
+        f.call(toGradients, weights, n, at.delta.add(i.shl(2)), params.add(wordOffset('scale')))
       })
       f.if(wanted.and(word('needQ')), () => {
         const dq = at.dq.add(i.mul(depth).shl(2))
