@@ -340,6 +340,40 @@ test.each(Array.from({ length: 12 }, (_, i) => i))('random, seed %i', (seed) => 
   check(make(rnd, sizes, { causal, window: rnd() < 0.3 ? integer(rnd, 1, 60) : 0, scale: 0.3 }), needs)
 })
 
+test.each(Array.from({ length: 12 }, (_, i) => i))('short and packed, as in training, seed %i', (seed) => {
+  const rnd = random(900 + seed)
+  const [B, H] = [integer(rnd, 1, 2), integer(rnd, 2, 3)]
+  const D = pick(rnd, [16, 32, 60, 64, 128])
+  // Around multiples of the strips of 12 keys, the panels of 16 queries and the blocks of 64 and 96.
+  const T = Math.max(1, pick(rnd, [12, 16, 24, 48, 64, 72, 96, 112]) + integer(rnd, -1, 1))
+  const whole = floats(rnd, dense(B, T, 3, H, D))
+  const part = (index: number): Operand => {
+    const l = layout.selectLayout('test', whole.layout, 2, index)
+    return { ...whole, layout: layout.permuteLayout(l, [0, 2, 1, 3]) }
+  }
+  const window = rnd() < 0.4 ? pick(rnd, [1, 5, 12, 13, 40]) : 0
+  const c = make(rnd, { B, H, T, D }, { causal: 'top-left', window })
+  const dout = floats(rnd, layout.permuteLayout(dense(B, T, H, D), [0, 2, 1, 3]))
+  check({ ...c, q: part(0), k: part(1), v: part(2), dout })
+})
+
+test('a NaN in dO reaches dQ of its row, and dK and dV of the keys that its query sees', () => {
+  const rnd = random(32)
+  const [T, D] = [100, 8]
+  const c = make(rnd, { H: 1, T, D }, { causal: 'top-left' })
+  c.dout.data[70 * D + 3] = NaN
+  for (const { name, engine } of engines) {
+    const [, , dq, dk, dv] = run(engine, c, [true, true, true]) as Float32Array[]
+    const bad = (x: Float32Array, row: number) => x.subarray(row * D, (row + 1) * D).some(Number.isNaN)
+    for (let i = 0; i < T; i++) {
+      expect(bad(dq as Float32Array, i), `${name}: dq ${i}`).toBe(i === 70)
+      if (i > 70 && i < 84) continue // Keys that share a strip with key 70.
+      expect(bad(dk as Float32Array, i), `${name}: dk ${i}`).toBe(i <= 70)
+      expect(bad(dv as Float32Array, i), `${name}: dv ${i}`).toBe(i <= 70)
+    }
+  }
+})
+
 test('large scores do not overflow', () => {
   const rnd = random(31)
   const c = make(rnd, { T: 40, D: 8 }, { scale: 1 })

@@ -2,8 +2,8 @@
  * Softmax attention, backward (FlashAttention-2, Dao 2023), for a block of 64 queries against a block of 96
  * keys, with δ = rowsum(dO ∘ O), which is computed where dO is loaded:
  *
- *   P = exp(K (scale Q)ᵀ − lse),  dP = V dOᵀ,  dS = P ∘ (dP − δ)     rows are keys, lanes are queries
- *   dV += P dO,  dK += dS (scale Q),  dQᵀ += Kᵀ dS                   dQ is scaled at its end
+ *   P = exp(K (scale Q)ᵀ − lse),  dP = V dOᵀ,  dS = scale P ∘ (dP − δ)     rows are keys, lanes are queries
+ *   dV += P dO,  dK += dS Q,  dQᵀ += Kᵀ dS
  *
  * P and dS are 96×64 and stay in the cache; nothing of size T×S exists. Two ways through the pairs of blocks:
  *
@@ -28,7 +28,6 @@ import {
 import {
   blockStart,
   eachRow,
-  expOf,
   gatherFunc,
   keyBlock,
   loadMask,
@@ -41,6 +40,7 @@ import {
   scoresFunc,
   sparse,
   visible,
+  wordOffset,
 } from './attention-blocks.ts'
 import {
   blockParams,
@@ -53,37 +53,47 @@ import {
 import type { Tile } from './matmul-micro.ts'
 import { packer } from './matmul-pack.ts'
 import { least, most, panelFunc } from './matmul-panels.ts'
+import { expBelow } from './softmax.ts'
 
 export type BackwardMode = 'both' | 'queries' | 'keys'
 
 const passParams = ['i32', 'i32', 'i32'] as const
 type PassFunc = Func<typeof passParams, null>
+const gradientsParams = [...passParams, 'i32'] as const
 
 /** Scores → P in place: scores, number of keys, lse. */
 function weightsFunc(m: ModuleBuilder, vectors: number): PassFunc {
   return m.func(passParams, (f, scores, keys, lse) => {
-    const exp = expOf(f)
+    const exp = expBelow(f)
     const tops = Array.from({ length: vectors }, (_, j) => f.let(v128.load(lse, 16 * j)))
     eachRow(f, keys, scores, weightStep, (at) => {
-      const weights = tops.map((top, j) => f.let(exp(f32x4.sub(v128.load(at, 16 * j), top))))
+      const weights = tops.map((top, j) => f.let(exp(v128.load(at, 16 * j), top)))
       weights.forEach((x, j) => f.store(at, x, 16 * j))
     })
   })
 }
 
-/** dP → dS in place: dP, which lies `distance` bytes after P, number of keys, δ. */
-function gradientsFunc(m: ModuleBuilder, vectors: number, distance: number): PassFunc {
-  return m.func(passParams, (f, weights, keys, delta) => {
+/** dP → dS in place: P, `distance` bytes before dP; number of keys; δ; the address of the scale. */
+function gradientsFunc(
+  m: ModuleBuilder,
+  vectors: number,
+  distance: number,
+): Func<typeof gradientsParams, null> {
+  return m.func(gradientsParams, (f, weights, keys, delta, scaleAt) => {
+    const scale = f.let(v128.load32Splat(scaleAt))
     const deltas = Array.from({ length: vectors }, (_, j) => f.let(v128.load(delta, 16 * j)))
     eachRow(f, keys, weights, weightStep, (at) => {
       const changes = deltas.map((d, j) => {
         const change = f32x4.sub(v128.load(at, distance + 16 * j), d)
-        return f.let(f32x4.mul(v128.load(at, 16 * j), change))
+        return f.let(f32x4.mul(f32x4.mul(v128.load(at, 16 * j), scale), change))
       })
       changes.forEach((x, j) => f.store(at, x, distance + 16 * j))
     })
   })
 }
+
+/** Keys per strip of dK and dV where not all queries see all keys: a multiple of the rows of every tile. */
+const keyStrip = 12
 
 /** Emits zeros for the lanes of one panel in rows of P and dS. */
 function clearRows(f: FunctionBuilder, vectors: number, at: I32, rows: I32, distance: number): void {
@@ -175,28 +185,45 @@ function pairFunc(m: ModuleBuilder, c: Context): PairFunc {
       f.if(changes, () => {
         const panel = at.dout.add(i.mul(valueDepth).shl(2))
         f.call(scoresOf, valueDepth, v.add(skip.mul(vRow)), vRow, n, panel, weights.add(distance))
-        f.call(toGradients, weights, n, at.delta.add(i.shl(2)))
+        f.call(toGradients, weights, n, at.delta.add(i.shl(2)), params.add(wordOffset('scale')))
       })
       f.if(wanted.and(word('needQ')), () => {
         const dq = at.dq.add(i.mul(depth).shl(2))
         f.call(gather, n, k.add(skip.mul(kRow)), kRow, weights.add(distance), depth, dq, 0)
       })
       f.if(wanted.and(2), () => {
-        clearRows(f, vectors, column, skip, distance)
-        const end = f.let(skip.add(n))
-        clearRows(f, vectors, column.add(end.mul(weightStep)), count.sub(end), distance)
+        const before = f.let(least(skip, keyStrip))
+        clearRows(f, vectors, weights.sub(before.mul(weightStep)), before, distance)
+        const after = least(count.sub(skip.add(n)), keyStrip)
+        clearRows(f, vectors, weights.add(n.mul(weightStep)), after, distance)
       })
     })
 
+    // Where every query sees every key, all keys at once; else by strips, with the queries that see any of one.
+    const whole = start
+      .add(count)
+      .sub(1)
+      .leS(q0.add(word('high')))
+      .and(q0.add(rows).sub(1).add(word('low')).ltS(start))
+    const stripStep = f.let(i32.select(whole, keyBlock, keyStrip))
     const add = (name: 'dk' | 'dv', columns: I32, weights: I32, panels: I32): void => {
-      const row = word(`${name}Row`)
-      const panel = f.let(panels)
+      const row = f.let(word(`${name}Row`))
       const to = f.let(rowOf(word, name, b, kv, start))
-      f.for(0, columns, lanes, (j) => {
-        const have = least(columns.sub(j), lanes)
-        f.call(product, rows, weights, weightStep, count, panel, to, row, 1, 4, have, at.edge)
-        panel.set(panel.add(rows.mul(step)))
-        to.set(to.add(step))
+      f.for(0, count, stripStep, (s) => {
+        const n = f.let(least(count.sub(s), stripStep))
+        const first = f.let(most(start.add(s).sub(word('high')).sub(q0), 0))
+        const k = f.let(least(start.add(s).add(n).sub(1).sub(word('low')).sub(q0), rows).sub(first))
+        f.if(k.gtS(0), () => {
+          const a = f.let(weights.add(s.mul(weightStep)).add(first.shl(2)))
+          const panel = f.let(panels.add(first.mul(step)))
+          const out = f.let(to.add(s.mul(row)))
+          f.for(0, columns, lanes, (j) => {
+            const have = least(columns.sub(j), lanes)
+            f.call(product, k, a, weightStep, n, panel, out, row, 1, 4, have, at.edge)
+            panel.set(panel.add(rows.mul(step)))
+            out.set(out.add(step))
+          })
+        })
       })
     }
     f.if(wanted.and(2), () => {

@@ -8,7 +8,6 @@
  * vertical, without a single shuffle; and only the panel of queries is transposed, once.
  */
 
-import { mathF32x4 } from '../math.ts'
 import {
   type Func,
   type FunctionBuilder,
@@ -285,7 +284,3 @@ export function loadMask(
     })
   }
 }
-
-/** Emits the constants of exp, and gives the function for x ≤ 0. */
-export const expOf = (f: FunctionBuilder): ((x: V128) => V128) =>
-  mathF32x4(f, ['expNonPositive']).expNonPositive

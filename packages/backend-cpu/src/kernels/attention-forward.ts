@@ -17,7 +17,6 @@ import { type Func, f32x4, type ModuleBuilder, v128 } from '../wasm/index.ts'
 import {
   blockStart,
   eachRow,
-  expOf,
   gatherFunc,
   keyBlock,
   loadMask,
@@ -35,6 +34,7 @@ import {
 import type { Tile } from './matmul-micro.ts'
 import { type PackFunc, packer } from './matmul-pack.ts'
 import { least, most } from './matmul-panels.ts'
+import { expBelow } from './softmax.ts'
 
 /** Bytes of scratch memory per panel: q, the output, and per query m, l and exp(m − m′). */
 const panelBytes = (tile: Tile, width: number, valueWidth: number): number =>
@@ -65,7 +65,7 @@ const softenParams = ['i32', 'i32', 'i32'] as const
 function softenFunc(m: ModuleBuilder, vectors: number): Func<typeof softenParams, null> {
   const step = 16 * vectors
   return m.func(softenParams, (f, scores, keys, state) => {
-    const exp = expOf(f)
+    const exp = expBelow(f)
     const load = (row: number) =>
       Array.from({ length: vectors }, (_, j) => f.let(v128.load(state, row * step + 16 * j)))
     const before = load(0)
@@ -77,12 +77,12 @@ function softenFunc(m: ModuleBuilder, vectors: number): Func<typeof softenParams
     top.forEach((x, j) => f.store(state, x, 16 * j))
     // Where nothing was visible so far, m is −∞: 0 in its place makes every weight exp(−∞) = 0.
     for (const x of top) x.set(v128.andnot(x, f32x4.eq(x, -Infinity)))
-    const factors = before.map((x, j) => f.let(exp(f32x4.sub(x, top[j]))))
+    const factors = before.map((x, j) => f.let(exp(x, top[j])))
     factors.forEach((x, j) => f.store(state, x, 2 * step + 16 * j))
     const sums = load(1)
     sums.forEach((x, j) => x.set(f32x4.mul(x, factors[j])))
     eachRow(f, keys, scores, step, (at) => {
-      const weights = sums.map((_, j) => f.let(exp(f32x4.sub(v128.load(at, 16 * j), top[j]))))
+      const weights = sums.map((_, j) => f.let(exp(v128.load(at, 16 * j), top[j])))
       weights.forEach((weight, j) => f.store(at, weight, 16 * j))
       weights.forEach((weight, j) => sums[j].set(f32x4.add(sums[j], weight)))
     })

@@ -8,6 +8,7 @@ import {
   type FunctionBuilder,
   f32x4,
   type I32,
+  i32x4,
   type ModuleBuilder,
   type Var,
   v128,
@@ -58,7 +59,7 @@ function places<T>(
     q: take(ops.mul(width, 4 * queryBlock)),
     dout: take(ops.mul(valueWidth, 4 * queryBlock)),
     dq: take(ops.mul(width, 4 * queryBlock)),
-    /** Panels of columns: scale · Q and dO. */
+    /** Panels of columns: Q and dO. */
     qRows: take(rowsOf(width)),
     doutRows: take(rowsOf(valueWidth)),
     /** Blocks of k and v where their rows have gaps. */
@@ -102,12 +103,49 @@ export const blockParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as const
 /** Parameter block, scratch memory of the thread, batch item, head, first query, number of queries. */
 export type BlockFunc = Func<typeof blockParams, null>
 
-/** Loads a block of queries: panels of scale · Q and dO, both ways; lse and δ; zeros for dQ. */
+const deltaParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as const
+
+/** δ = rowsum(dO ∘ O). Parameters: parameter block, δ, spare memory for two rows, out, dO, number of rows. */
+function deltaFunc(m: ModuleBuilder, pack: PackFunc): Func<typeof deltaParams, null> {
+  return m.func(deltaParams, (f, params, delta, spare, out, dout, rows) => {
+    const word = reader(params)
+    const columns = f.let(word('valueWidth'))
+    f.for(0, rows, 1, () => {
+      const row = (name: 'out' | 'dout', from: I32, place: I32): Var<'i32'> => {
+        const p = f.let(from)
+        f.if(word(`${name}Step`).ne(4), () => {
+          f.call(pack, place, 0, from, 0, word(`${name}Step`), 1, columns)
+          p.set(place)
+        })
+        return p
+      }
+      const p = row('out', out, spare)
+      const q = row('dout', dout, spare.add(columns.shl(2)))
+      // Four sums in turn: one alone would wait for itself.
+      const sums = [0, 1, 2, 3].map(() => f.let(f32x4.const(0)))
+      f.strips(0, columns, [16, 4, 1], (_, width) => {
+        const load = (at: I32, j: number) => (width === 1 ? v128.load32Zero(at) : v128.load(at, 16 * j))
+        for (let j = 0; j < Math.ceil(width / 4); j++)
+          sums[j].set(f32x4.madd(load(p, j), load(q, j), sums[j]))
+        for (const at of [p, q]) at.set(at.add(4 * width))
+      })
+      const sum = f.let(f32x4.add(f32x4.add(sums[0], sums[1]), f32x4.add(sums[2], sums[3])))
+      const pairs = f.let(f32x4.add(sum, i32x4.shuffle(sum, sum, [2, 3, 0, 1])))
+      f.storeLane(32, delta, f32x4.add(pairs, i32x4.shuffle(pairs, pairs, [1, 0, 3, 2])), 0)
+      delta.set(delta.add(4))
+      out.set(out.add(word('outRow')))
+      dout.set(dout.add(word('doutRow')))
+    })
+  })
+}
+
+/** Loads a block of queries: panels of scale · Q and of dO, of columns of Q and dO; lse and δ; zeros for dQ. */
 export function loadQueries(m: ModuleBuilder, c: Context): BlockFunc {
   const { tile, pack } = c
   const lanes = 4 * tile.vectors
   const step = 4 * lanes
   const each = Array.from({ length: tile.vectors }, (_, j) => j)
+  const deltas = deltaFunc(m, pack)
   return m.func(blockParams, (f, params, scratch, b, h, q0, rows) => {
     const word = reader(params)
     const at = locate(f, c, word, scratch)
@@ -131,65 +169,28 @@ export function loadQueries(m: ModuleBuilder, c: Context): BlockFunc {
       const x = f.let(v128.load(at.lse, i))
       f.store(at.lse, v128.bitselect(infinity, x, f32x4.eq(x, -Infinity)), i)
     }
-    f.fill(at.q, 0, depth.mul(4 * queryBlock))
-    f.fill(at.dout, 0, valueDepth.mul(4 * queryBlock))
+    f.if(rows.remU(lanes), () => {
+      f.fill(at.q, 0, depth.mul(4 * queryBlock))
+      f.fill(at.dout, 0, valueDepth.mul(4 * queryBlock))
+    })
     f.fill(at.dq, 0, depth.mul(4 * queryBlock))
     const panel = f.let(at.q)
     const doutPanel = f.let(at.dout)
-    const delta = f.let(at.delta)
-    // O is needed for δ only: its panel borrows the place of weights.
-    const outPanel = at.weights
     f.for(0, rows, lanes, (i) => {
       const have = f.let(least(rows.sub(i), lanes))
       f.call(pack, panel, step, q.add(i.mul(word('qRow'))), word('qStep'), word('qRow'), depth, have)
       eachRow(f, depth, panel, step, scaled)
-      f.call(
-        pack,
-        doutPanel,
-        step,
-        dout.add(i.mul(word('doutRow'))),
-        word('doutStep'),
-        word('doutRow'),
-        valueDepth,
-        have,
-      )
-      f.call(
-        pack,
-        outPanel,
-        step,
-        out.add(i.mul(word('outRow'))),
-        word('outStep'),
-        word('outRow'),
-        valueDepth,
-        have,
-      )
-      const sums = each.map(() => f.let(f32x4.const(0)))
-      const other = f.let(outPanel)
-      eachRow(f, valueDepth, doutPanel, step, (p) => {
-        for (const j of each) sums[j].set(f32x4.madd(v128.load(p, 16 * j), v128.load(other, 16 * j), sums[j]))
-        other.set(other.add(step))
-      })
-      for (const j of each) f.store(delta, sums[j], 16 * j)
+      const from = dout.add(i.mul(word('doutRow')))
+      f.call(pack, doutPanel, step, from, word('doutStep'), word('doutRow'), valueDepth, have)
       panel.set(panel.add(depth.mul(step)))
       doutPanel.set(doutPanel.add(valueDepth.mul(step)))
-      delta.set(delta.add(step))
     })
+    f.call(deltas, params, at.delta, at.weights, out, dout, rows)
     f.if(word('needK'), () => {
-      columnPanels(f, pack, lanes, at.qRows, rows, depth, q, word('qRow'), word('qStep'), scaled)
+      columnPanels(f, pack, lanes, at.qRows, rows, depth, q, word('qRow'), word('qStep'))
     })
     f.if(word('needV'), () => {
-      columnPanels(
-        f,
-        pack,
-        lanes,
-        at.doutRows,
-        rows,
-        valueDepth,
-        dout,
-        word('doutRow'),
-        word('doutStep'),
-        null,
-      )
+      columnPanels(f, pack, lanes, at.doutRows, rows, valueDepth, dout, word('doutRow'), word('doutStep'))
     })
   })
 }
@@ -205,7 +206,6 @@ function columnPanels(
   from: I32,
   rowStep: I32,
   columnStep: I32,
-  finish: ((p: I32) => void) | null,
 ): void {
   const panel = f.let(to)
   const bytes = f.let(rows.mul(4 * lanes))
@@ -213,12 +213,11 @@ function columnPanels(
     const have = f.let(least(columns.sub(j), lanes))
     f.if(have.and(3), () => f.fill(panel, 0, bytes))
     f.call(pack, panel, 4 * lanes, from.add(j.mul(columnStep)), rowStep, columnStep, rows, have)
-    if (finish !== null) eachRow(f, rows, panel, 4 * lanes, finish)
     panel.set(panel.add(bytes))
   })
 }
 
-/** Stores scale · dQ as rows. */
+/** Stores dQ as rows. */
 export function storeQueries(m: ModuleBuilder, c: Context): BlockFunc {
   const { tile, pack } = c
   const lanes = 4 * tile.vectors
@@ -226,12 +225,8 @@ export function storeQueries(m: ModuleBuilder, c: Context): BlockFunc {
     const word = reader(params)
     const at = locate(f, c, word, scratch)
     const depth = f.let(word('width'))
-    const scale = f.let(v128.load32Splat(params, wordOffset('scale')))
     const panel = f.let(at.dq)
     f.for(0, rows, lanes, (i) => {
-      eachRow(f, depth, panel, 4 * lanes, (p) => {
-        for (let j = 0; j < tile.vectors; j++) f.store(p, f32x4.mul(v128.load(p, 16 * j), scale), 16 * j)
-      })
       const to = rowOf(word, 'dq', b, h, q0.add(i))
       f.call(pack, to, word('dqRow'), panel, 4, 4 * lanes, least(rows.sub(i), lanes), depth)
       panel.set(panel.add(depth.mul(4 * lanes)))

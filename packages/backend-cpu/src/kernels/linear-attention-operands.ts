@@ -18,7 +18,7 @@ import {
 import type { PackFunc } from './matmul-pack.ts'
 
 /** Rows per chunk. */
-export const chunk = 64
+export const chunk = 32
 /** What can be an operand: φ(q), φ(k), [v, 1], [dO, −rowsum(dO ∘ O)] / n, dO / n. */
 export type Operand = 'phiQ' | 'phiK' | 'values' | 'gradients' | 'outGradients'
 export type Reach = 'past' | 'future' | 'all'

@@ -3,7 +3,7 @@
  *
  *   Yᵢ = Σⱼ (xᵢ · kⱼ) vⱼ     over j ≤ i ('past'), j ≥ i ('future') or all j ('all')
  *
- * in time linear in the number of rows: with S = Σ kⱼᵀ vⱼ over the rows before a chunk of 64,
+ * in time linear in the number of rows: with S = Σ kⱼᵀ vⱼ over the rows before a chunk of 32,
  *
  *   Y = X S + (X Kᵀ ∘ M) V,   then S += Kᵀ V
  *
@@ -17,8 +17,9 @@
  * | dφ(K) | V′ | dO′ | φ(Q) | future | dK = φ′(K) ∘ dφ(K) |
  * | dV | φ(K) | φ(Q) | dO / n | future | |
  *
- * and φ′ = min(φ, 1). So the backward pass is the forward kernel three times: 3 · 3.25 chunk products of 64³
- * instead of the 8.75 that sharing X Kᵀ ∘ M would take, for a third of the code.
+ * and φ′ = min(φ, 1). So the backward pass is the forward kernel three times, without sharing X Kᵀ ∘ M, for a
+ * third of the code. A chunk of n rows takes 2 D² multiply-adds per row for the state and about (n + 16) D for
+ * the triangle: 2.75 D² at D = 64.
  *
  * Everything in scratch memory is row-major, with rows padded to whole vectors; K alone is transposed, and
  * then serves as the right operand of X Kᵀ and as the left one of Kᵀ V. Blocks of 16 rows stop at the
