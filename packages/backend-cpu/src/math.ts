@@ -218,9 +218,13 @@ const erf = oddFraction(
   ],
 )
 
-const sigmoid: Code = (f, k, x) => {
+const sigmoid: Code = (f, k, argument) => {
   const one = k.f32(1)
-  return f32x4.div(one, f32x4.add(one, exp(f, k, f32x4.neg(x))))
+  // e⁻ˣ is nothing beside 1 at the one bound, and 2¹²⁸ or ∞ at the other. In this order of operands NaN stays NaN.
+  const x = f.let(f32x4.pmax(f32x4.pmin(f32x4.neg(argument), k.f32(89)), k.f32(-87)))
+  const { r, bits } = reduceExp(f, k, x, 127)
+  const y = f32x4.mul(polynomial(k, r, [1, 1, ...expTail]), i32x4.shl(bits, 23))
+  return f32x4.div(one, f32x4.add(one, y))
 }
 
 // π/2 in two parts; the first has 33 bits, so that its product with an integer below 2²⁰ is exact.

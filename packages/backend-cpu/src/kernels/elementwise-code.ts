@@ -216,7 +216,9 @@ class Body {
     const level = levels(kernel, order, variant)
     this.#nodes = [0, 1, 2].map((n) => order.filter((t) => level.get(t) === n))
     const cost = (this.#nodes[2] as Typed[]).reduce((sum, t) => sum + costOf(t), 0)
-    this.#widths = cost <= 8 && !tiled ? [16, 4, 1] : cost <= 48 ? [8, 4, 1] : [4, 1]
+    // Two vectors make one of 256 bits; not what branches (sin, cos) or is long in float64 (pow).
+    const pairs = (this.#nodes[2] as Typed[]).every((t) => costOf(t) < 50)
+    this.#widths = cost <= 8 && !tiled ? [16, 4, 1] : pairs && cost <= 160 ? [8, 4, 1] : [4, 1]
     const dtypes: DType[] = [...kernel.exprs.map((t) => t.dtype), ...kernel.inputs]
     this.#k = hoistConstants(f, (trial, constants, x) => {
       lowerNodes(trial, constants, order, new Map(), () => x, powers)
@@ -256,7 +258,7 @@ class Body {
           i32x4.add(i32x4.splat(from.add(j).add(4 * v)), this.#iota as V128)
         const input = (n: number): V128 => {
           const operand = this.operands[outputs + n] as Operand
-          return load(f, operand, ahead(f, operand, here[outputs + n] as I32, 4 * v), width === 1 ? 1 : 4)
+          return load(f, operand, here[outputs + n] as I32, width === 1 ? 1 : 4, 4 * v)
         }
         return this.#lower('leaves', new Map(perRow), {
           input,
