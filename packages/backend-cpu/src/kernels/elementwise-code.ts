@@ -202,7 +202,8 @@ class Body {
   /** Nodes by level. */
   readonly #nodes: readonly (readonly Typed[])[]
   readonly #once: Values = new Map()
-  readonly #iota: V128 | undefined
+  /** 0, 1, 2, 3, … in vectors: what is added to the number of a strip's first element. */
+  readonly #iota: readonly V128[]
   readonly #widths: readonly number[]
 
   constructor(f: FunctionBuilder, params: I32, kernel: Kernel, variant: Variant, word: (i: number) => I32) {
@@ -228,7 +229,10 @@ class Body {
       )
     })
     const counts = order.some((t) => t.kind === 'index' || (t.kind === 'coord' && t.dim === -1))
-    this.#iota = counts ? f.let(i32x4.const(0, 1, 2, 3)) : undefined
+    const vectors = counts ? Math.max(1, (this.#widths[0] as number) / 4) : 0
+    this.#iota = Array.from({ length: vectors }, (_, v) =>
+      f.let(i32x4.const(4 * v, 4 * v + 1, 4 * v + 2, 4 * v + 3)),
+    )
     this.#lower(0, this.#once, {})
     this.operands = dtypes.map((dtype, o): Operand => {
       const how = access[o] as Access
@@ -252,18 +256,20 @@ class Body {
     })
     f.strips(0, count, this.#widths, (j, width) => {
       const here = firsts.map((p, o) => ahead(f, this.operands[o] as Operand, p, j))
+      const first = (from: I32): V128 => f.let(i32x4.splat(from.add(j)))
+      const [firstIndex, firstColumn] = this.#iota.length > 0 ? [first(index), first(column)] : []
       // Everything is read before anything is written: an output may be an input.
       const each = Array.from({ length: Math.max(1, width / 4) }, (_, v): Values => {
-        const counting = (from: I32) => (): V128 =>
-          i32x4.add(i32x4.splat(from.add(j).add(4 * v)), this.#iota as V128)
+        const counting = (from: V128 | undefined) => (): V128 =>
+          i32x4.add(from as V128, this.#iota[v] as V128)
         const input = (n: number): V128 => {
           const operand = this.operands[outputs + n] as Operand
           return load(f, operand, here[outputs + n] as I32, width === 1 ? 1 : 4, 4 * v)
         }
         return this.#lower('leaves', new Map(perRow), {
           input,
-          index: counting(index),
-          column: counting(column),
+          index: counting(firstIndex),
+          column: counting(firstColumn),
           coords,
         })
       })
