@@ -18,7 +18,7 @@
  * | log | 0.86 | m · 2ᵉ with m in [√½, √2), polynomial of degree 10 |
  * | log1p | 0.81 | log(1 + x) with the rounding error of 1 + x carried along |
  * | tanh | 5.3, 5.8 | x · P(x²) / Q(x²), both of degree 4; |x| ≤ 9.02, where the result rounds to 1 |
- * | sigmoid | 2.1 | 1 / (1 + exp(−x)); results below 2⁻¹²⁸ are flushed to 0 |
+ * | sigmoid | 2.1 | 1 / (1 + exp(−x)); results below 2⁻¹²⁷ are flushed to 0 |
  * | erf | 5.1, 7.2 | x · P(x²) / Q(x²), both of degree 5; |x| ≤ 3.93, where the result rounds to 1 |
  * | sin, cos | 1.56 | reduction by π/2 in float64 up to 10⁶, beyond in the manner of Payne and Hanek (1983) |
  * | pow | 0.51 | exp2(y · log2(x)) in float64; C's special cases |
