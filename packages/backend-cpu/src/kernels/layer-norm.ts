@@ -164,10 +164,7 @@ function runBackward(engine: Engine, centred: boolean, size: number, g: Gradient
       dbias: dbias !== undefined,
       rank: nest.sizes.length,
     }
-    const kernel = engine.kernel(`normBackward ${Object.values(shape)}`, (m) =>
-      // 256 bits take two vectors, and a sum needs more than one such chain.
-      buildBackward(m, shape, engine.features.revectorized ? 4 : 2),
-    )
+    const kernel = engine.kernel(`normBackward ${Object.values(shape)}`, (m) => buildBackward(m, shape))
     engine.run(kernel, blocks, grainOf(block * size), [
       ...[x, dy, dx ?? x, ...stats].map((v) => engine.address(v)),
       weight ? engine.address(weight) : 0,
@@ -195,7 +192,7 @@ interface Shape {
   readonly rank: number
 }
 
-function buildBackward(m: ModuleBuilder, shape: Shape, unroll: number): void {
+function buildBackward(m: ModuleBuilder, shape: Shape): void {
   m.kernel('main', (f, start, end, parameters) => {
     const words = new Words(f, parameters)
     const [x, dy, dx] = [words.i32(), words.i32(), words.i32()]
@@ -223,7 +220,7 @@ function buildBackward(m: ModuleBuilder, shape: Shape, unroll: number): void {
         if (shape.dx) {
           const dot = total(f, floatFolds.sum)
           const sum = total(f, floatFolds.sum)
-          foldRow(f, n, unroll, floatFolds.sum, mean ? [dot, sum] : [dot], (v) => {
+          foldRow(f, n, 2, floatFolds.sum, mean ? [dot, sum] : [dot], (v) => {
             const d = v.load(grad)
             const g = f.let(shape.weighted ? f32x4.mul(d, v.load(weight)) : d)
             const product = [g, centre(v)] as const
