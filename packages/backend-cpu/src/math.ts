@@ -18,7 +18,7 @@
  * | log | 0.86 | m · 2ᵉ with m in [√½, √2), polynomial of degree 10 |
  * | log1p | 0.81 | log(1 + x) with the rounding error of 1 + x carried along |
  * | tanh | 5.3, 5.8 | x · P(x²) / Q(x²), both of degree 4; |x| ≤ 9.02, where the result rounds to 1 |
- * | sigmoid | 2.1 | 1 / (1 + exp(−x)); results below 2⁻¹²⁸ are flushed to 0 |
+ * | sigmoid | 2.1 | 1 / (1 + exp(−x)); results below 2⁻¹²⁷ are flushed to 0 |
  * | erf | 5.1, 7.2 | x · P(x²) / Q(x²), both of degree 5; |x| ≤ 3.93, where the result rounds to 1 |
  * | sin, cos | 1.56 | reduction by π/2 in float64 up to 10⁶, beyond in the manner of Payne and Hanek (1983) |
  * | pow | 0.51 | exp2(y · log2(x)) in float64; C's special cases |
@@ -218,9 +218,13 @@ const erf = oddFraction(
   ],
 )
 
-const sigmoid: Code = (f, k, x) => {
+const sigmoid: Code = (f, k, argument) => {
   const one = k.f32(1)
-  return f32x4.div(one, f32x4.add(one, exp(f, k, f32x4.neg(x))))
+  // e⁻ˣ is nothing beside 1 at the one bound, and 2¹²⁸ or ∞ at the other. In this order of operands NaN stays NaN.
+  const x = f.let(f32x4.pmax(f32x4.pmin(f32x4.neg(argument), k.f32(89)), k.f32(-87)))
+  const { r, bits } = reduceExp(f, k, x, 127)
+  const y = f32x4.mul(polynomial(k, r, [1, 1, ...expTail]), i32x4.shl(bits, 23))
+  return f32x4.div(one, f32x4.add(one, y))
 }
 
 // π/2 in two parts; the first has 33 bits, so that its product with an integer below 2²⁰ is exact.

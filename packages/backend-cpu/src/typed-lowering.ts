@@ -43,7 +43,7 @@ export function lowerNodes(
           if (t.dtype === 'int32') return (ints1[t.op] ?? unsupported(t))(k, a)
           return t.op in floats1
             ? floats1[t.op as keyof typeof floats1](k, a)
-            : mathCode(t.op as MathName, f, k, a)
+            : mathCode(isGaussian(t) ? 'expNonPositive' : (t.op as MathName), f, k, a)
         case 'binary':
           return binary(f, k, t, a, b, powers.get(t))
         case 'select':
@@ -55,6 +55,20 @@ export function lowerNodes(
       }
     }
   }
+}
+
+/** exp(−a·a), as in the derivative of erf: the argument cannot be positive. */
+function isGaussian(t: Extract<Typed, { kind: 'unary' }>): boolean {
+  const minus = t.args[0] as Typed
+  const square = minus.args[0]
+  return (
+    t.op === 'exp' &&
+    minus.kind === 'unary' &&
+    minus.op === 'neg' &&
+    square?.kind === 'binary' &&
+    square.op === 'mul' &&
+    square.args[0] === square.args[1]
+  )
 }
 
 /** Emits all of some expressions; their values. */

@@ -12,6 +12,7 @@ const setups: readonly [string, CpuOptions][] = [
   ['relaxed, 1 thread', { threads: 1 }],
   ['relaxed, 2 threads', { threads: 2 }],
   ['relaxed, 4 threads', { threads: 4 }],
+  ['revectorized, 2 threads', { level: 'revectorized', threads: 2 }],
   ['simd, 3 threads', { level: 'simd', threads: 3 }],
   ['simd, unshared', { level: 'simd', shared: false }],
 ]

@@ -51,6 +51,7 @@ export async function makeEngines(): Promise<{ name: string; engine: Engine }[]>
     ['relaxed, 1 thread', { threads: 1 }],
     ['relaxed, 2 threads', { threads: 2 }],
     ['relaxed, 4 threads', { threads: 4 }],
+    ['revectorized, 2 threads', { level: 'revectorized', threads: 2 }],
     ['simd, 3 threads', { level: 'simd', threads: 3 }],
     ['simd, unshared', { level: 'simd', shared: false }],
   ]

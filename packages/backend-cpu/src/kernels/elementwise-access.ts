@@ -45,15 +45,20 @@ export function ahead(f: FunctionBuilder, { access, stride }: Operand, ptr: I32,
   return f.let(ptr.add(typeof stride === 'number' ? n.shl(Math.log2(stride)) : n.mul(stride)))
 }
 
-/** The elements from `ptr` on: four, or one in lane 0; where the operand does not move, the same one in every lane. */
-export function load(f: FunctionBuilder, { dtype, access, stride }: Operand, ptr: I32, count: 4 | 1): V128 {
+/**
+ * The elements from number `first` after `ptr` on: four, or one in lane 0; where the operand does not move, the same
+ * one in every lane. Dense ones are at a fixed distance from `ptr`: V8 then loads two neighbours as one of 256 bits.
+ */
+export function load(f: FunctionBuilder, operand: Operand, ptr: I32, count: 4 | 1, first = 0): V128 {
+  const { dtype, access, stride } = operand
   const isBool = dtype === 'bool'
   if (access === 'zero') return isBool ? mask(i32x4.splat(i32.load8U(ptr))) : v128.load32Splat(ptr)
   if (count === 1) return isBool ? mask(i32x4.splat(i32.load8U(ptr))) : v128.load32Zero(ptr)
   if (access === 'unit') {
-    return isBool ? mask(i32x4.extendLowI16x8U(i16x8.extendLowI8x16U(v128.load32Zero(ptr)))) : v128.load(ptr)
+    if (!isBool) return v128.load(ptr, 4 * first)
+    return mask(i32x4.extendLowI16x8U(i16x8.extendLowI8x16U(v128.load32Zero(ptr, first))))
   }
-  let p = ptr
+  let p = ahead(f, operand, ptr, first)
   let x = f.let(isBool ? i32x4.splat(i32.load8U(p)) : v128.load32Zero(p))
   for (let lane = 1; lane < 4; lane++) {
     p = f.let(p.add(stride))

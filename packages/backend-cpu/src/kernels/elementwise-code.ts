@@ -203,7 +203,8 @@ class Body {
   /** Nodes by level. */
   readonly #nodes: readonly (readonly Typed[])[]
   readonly #once: Values = new Map()
-  readonly #iota: V128 | undefined
+  /** 0, 1, 2, 3, … in vectors: what is added to the number of a strip's first element. */
+  readonly #iota: readonly V128[]
   readonly #widths: readonly number[]
 
   constructor(f: FunctionBuilder, params: I32, kernel: Kernel, variant: Variant, word: (i: number) => I32) {
@@ -217,7 +218,9 @@ class Body {
     const level = levels(kernel, order, variant)
     this.#nodes = [0, 1, 2].map((n) => order.filter((t) => level.get(t) === n))
     const cost = (this.#nodes[2] as Typed[]).reduce((sum, t) => sum + costOf(t), 0)
-    this.#widths = cost <= 8 && !tiled ? [16, 4, 1] : cost <= 48 ? [8, 4, 1] : [4, 1]
+    // Two vectors make one of 256 bits; not what branches (sin, cos) or is long in float64 (pow).
+    const pairs = (this.#nodes[2] as Typed[]).every((t) => costOf(t) < 50)
+    this.#widths = cost <= 8 && !tiled ? [16, 4, 1] : pairs && cost <= 160 ? [8, 4, 1] : [4, 1]
     const dtypes: DType[] = [...kernel.exprs.map((t) => t.dtype), ...kernel.inputs]
     this.#k = hoistConstants(f, (trial, constants, x) => {
       lowerNodes(trial, constants, order, new Map(), () => x, powers)
@@ -227,7 +230,10 @@ class Body {
       )
     })
     const counts = order.some((t) => t.kind === 'index' || (t.kind === 'coord' && t.dim === -1))
-    this.#iota = counts ? f.let(i32x4.const(0, 1, 2, 3)) : undefined
+    const vectors = counts ? Math.max(1, (this.#widths[0] as number) / 4) : 0
+    this.#iota = Array.from({ length: vectors }, (_, v) =>
+      f.let(i32x4.const(4 * v, 4 * v + 1, 4 * v + 2, 4 * v + 3)),
+    )
     this.#lower(0, this.#once, {})
     this.operands = dtypes.map((dtype, o): Operand => {
       const how = access[o] as Access
@@ -251,18 +257,20 @@ class Body {
     })
     f.strips(0, count, this.#widths, (j, width) => {
       const here = firsts.map((p, o) => ahead(f, this.operands[o] as Operand, p, j))
+      const first = (from: I32): V128 => f.let(i32x4.splat(from.add(j)))
+      const [firstIndex, firstColumn] = this.#iota.length > 0 ? [first(index), first(column)] : []
       // Everything is read before anything is written: an output may be an input.
       const each = Array.from({ length: Math.max(1, width / 4) }, (_, v): Values => {
-        const counting = (from: I32) => (): V128 =>
-          i32x4.add(i32x4.splat(from.add(j).add(4 * v)), this.#iota as V128)
+        const counting = (from: V128 | undefined) => (): V128 =>
+          i32x4.add(from as V128, this.#iota[v] as V128)
         const input = (n: number): V128 => {
           const operand = this.operands[outputs + n] as Operand
-          return load(f, operand, ahead(f, operand, here[outputs + n] as I32, 4 * v), width === 1 ? 1 : 4)
+          return load(f, operand, here[outputs + n] as I32, width === 1 ? 1 : 4, 4 * v)
         }
         return this.#lower('leaves', new Map(perRow), {
           input,
-          index: counting(index),
-          column: counting(column),
+          index: counting(firstIndex),
+          column: counting(firstColumn),
           coords,
         })
       })
