@@ -10,6 +10,7 @@ import { embedding, embeddingBackward } from './embedding.ts'
 import { either, fallbackKernels } from './fallback.ts'
 import { gather, scatterAdd } from './indexing.ts'
 import { layerNorm, layerNormBackward, rmsNorm, rmsNormBackward } from './layer-norm.ts'
+import { linear } from './linear.ts'
 import { linearAttention, linearAttentionBackward } from './linear-attention.ts'
 import { matmul } from './matmul.ts'
 import { reduce } from './reduce.ts'
@@ -41,6 +42,7 @@ export function kernelTable(engine: Engine): KernelTable {
     cross_entropy: crossEntropy(engine),
     cross_entropyBackward: crossEntropyBackward(engine),
     embedding: embedding(engine),
+    linear: linear(engine, primitives),
     embeddingBackward: embeddingBackward(engine),
     scaled_dot_product_attention: attention(engine),
     scaled_dot_product_attentionBackward: attentionBackward(engine),
