@@ -27,6 +27,7 @@ const programs: Readonly<Record<string, Program>> = {
   bias: program('bias', 2, ([y, b]) => e.add(y, b)),
   'before and after gelu': program('geluBoth', 2, ([y, b]) => [e.add(y, b), gelu(e.add(y, b))]),
   residual: program('residual', 3, ([y, b, r], [s]) => e.add(r, e.mul(e.add(y, b), s)), 1),
+  'the product and gelu of it': program('geluToo', 1, ([y]) => [y, gelu(y)]),
   relu: program('relu', 1, ([y]) => e.max(y, 0)),
 }
 

@@ -7,6 +7,16 @@
  * distance, contiguous or repeated along N. Tiles apply the program to what is still in the first-level cache
  * (`matmul-epilogue.ts`). Few rows or columns, which other kernels than tiles compute, are small: there it is a
  * second pass.
+ *
+ * Measured, 2 threads, product then elementwise kernel → this, µs (medians of 41 and 9; the host drifts by 10 %):
+ *
+ * | rows × K × N | epilogue | Node 24, revectorized | Node 20 |
+ * |---|---|---|---|
+ * | 768 × 128 × 512 | bias | 605 → 612 | 1017 → 1016 |
+ * | 4096 × 384 × 1536 | bias | 25868 → 26170 | 56156 → 53208 |
+ * | 4096 × 384 × 1536 | residual | 28037 → 27641 | 58574 → 54676 |
+ *
+ * Applied to a block of rows of all panels of a task, instead of to each panel: no faster.
  */
 
 import {

@@ -72,6 +72,8 @@ export function epilogueFunc(m: ModuleBuilder, program: Expression, access: read
         })
         for (const values of vectors) lowerNodes(f, k, each, values, () => param(0), powers)
         program.exprs.forEach((t, o) => {
+          // The product itself is there already.
+          if (o === 0 && t.kind === 'input' && t.index === 0) return
           const to = f.let(outputs[o].add(ahead))
           vectors.forEach((values, v) => {
             if (width === 1) f.storeLane(32, to, values.get(t) as V128, 0)
