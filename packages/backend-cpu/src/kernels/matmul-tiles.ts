@@ -10,6 +10,7 @@
  */
 
 import { type FunctionBuilder, type I32, i32, type ModuleBuilder, type Var } from '../wasm/index.ts'
+import type { EpilogueFunc } from './matmul-epilogue.ts'
 import type { Number32, Tile } from './matmul-micro.ts'
 import { packer } from './matmul-pack.ts'
 import { least, panelFunc } from './matmul-panels.ts'
@@ -76,8 +77,17 @@ export function batchItem(
   })
 }
 
-/** Builds the kernel; its rows are tasks. */
-export function buildTiles(m: ModuleBuilder, tile: Tile, type: Number32): void {
+/**
+ * Builds the kernel; its rows are tasks. `finish` adds a function that is called for every block of rows of a panel
+ * once its sums are complete, while they are in the first-level cache; for one matrix, not for batches.
+ */
+export function buildTiles(
+  m: ModuleBuilder,
+  tile: Tile,
+  type: Number32,
+  finish?: (m: ModuleBuilder) => EpilogueFunc,
+): void {
+  const epilogue = finish?.(m)
   const width = 4 * tile.vectors
   const pack = packer(m)
   const panelProduct = panelFunc(m, pack, tile, type)
@@ -150,6 +160,11 @@ export function buildTiles(m: ModuleBuilder, tile: Tile, type: Number32): void {
                 have,
                 edgeTile,
               )
+              if (epilogue !== undefined) {
+                f.if(k0.add(k1).add(k).eq(depth), () => {
+                  f.call(epilogue, params, m0.add(i), n0.add(j), block, have)
+                })
+              }
               panel.set(panel.add(panelBytes))
             })
             k1.set(k1.add(k))

@@ -33,6 +33,7 @@
 import type { View } from '@tilegrad/core'
 import { align64, type Engine, type KernelFactory } from '../engine.ts'
 import type { Kernel } from '../pool.ts'
+import type { Epilogue } from './matmul-epilogue.ts'
 import { type Number32, type Tile, tileFor } from './matmul-micro.ts'
 import {
   buildDots,
@@ -89,14 +90,32 @@ export const matmulBy =
       if (p.items * p.m * p.n === 0) return
       const type = a.dtype as Number32
       // Few columns: few rows of the transposed product.
-      const few = (p.aK === 4 && p.n <= dotsColumns) || (p.aRow === 4 && p.n <= sweepRows)
-      if (p.n < p.m && (few || (p.outColumn !== 4 && p.outRow === 4))) transposed(p)
-      const fits = p.aK === 4 || dotsScratch(p.m, p.k) <= maxDotsScratch
-      if (p.m <= dotsRows(engine.features) && p.bK === 4 && fits) dots(engine, p, out, type)
-      else if (p.m <= sweepRows && p.bColumn === 4) sweep(engine, p, out, type)
+      if (p.n < p.m && (fewColumns(p) || (p.outColumn !== 4 && p.outRow === 4))) transposed(p)
+      if (takesDots(engine, p)) dots(engine, p, out, type)
+      else if (takesSweep(p)) sweep(engine, p, out, type)
       else tiles(engine, tile, p, out, type)
     },
   })
+
+const fewColumns = (p: Problem): boolean =>
+  (p.aK === 4 && p.n <= dotsColumns) || (p.aRow === 4 && p.n <= sweepRows)
+
+const takesDots = (engine: Engine, p: Problem): boolean =>
+  p.m <= dotsRows(engine.features) && p.bK === 4 && (p.aK === 4 || dotsScratch(p.m, p.k) <= maxDotsScratch)
+
+const takesSweep = (p: Problem): boolean => p.m <= sweepRows && p.bColumn === 4
+
+/**
+ * A product into a contiguous output that ends in `epilogue`, if tiles compute it and it is one matrix; else nothing,
+ * and false.
+ */
+export function matmulInto(engine: Engine, out: View, a: View, b: View, epilogue: Epilogue): boolean {
+  const p = problem(out, a, b)
+  const narrowed = p.n < p.m && fewColumns(p)
+  if (p.items !== 1 || p.m * p.n === 0 || narrowed || takesDots(engine, p) || takesSweep(p)) return false
+  tiles(engine, tileFor(engine.features), p, out, 'float32', epilogue)
+  return true
+}
 
 function problem(out: View, a: View, b: View): Problem {
   const d = out.shape.length - 2
@@ -145,7 +164,7 @@ function transposed(p: Problem): void {
   ;[p.outRow, p.outColumn] = [p.outColumn, p.outRow]
 }
 
-function tiles(engine: Engine, tile: Tile, p: Problem, out: View, type: Number32): void {
+function tiles(engine: Engine, tile: Tile, p: Problem, out: View, type: Number32, epilogue?: Epilogue): void {
   const width = 4 * tile.vectors
   const wanted = wantedTasks(engine, p)
   let rows = p.m
@@ -161,12 +180,12 @@ function tiles(engine: Engine, tile: Tile, p: Problem, out: View, type: Number32
   }
   // Equal widths, rather than a narrow last one.
   columns = roundUp(p.n / Math.ceil(p.n / columns), width)
-  const kernel = engine.kernel(`matmul:${tile.rows}x${width}:${tile.unroll}:${type}`, (m) =>
-    buildTiles(m, tile, type),
-  )
+  const key = `matmul:${tile.rows}x${width}:${tile.unroll}:${type}${epilogue?.key ?? ''}`
+  const kernel = engine.kernel(key, (m) => buildTiles(m, tile, type, epilogue?.build))
   const blocks = Math.max(1, Math.ceil(p.k / kBlock))
   const step = Math.ceil(p.k / blocks)
-  launch(engine, kernel, p, out, { rows, columns, step, scratch: tileScratch(tile, columns, step) })
+  const cut = { rows, columns, step, scratch: tileScratch(tile, columns, step) }
+  launch(engine, kernel, p, out, cut, epilogue)
 }
 
 function dots(engine: Engine, p: Problem, out: View, type: Number32): void {
@@ -207,7 +226,7 @@ interface Cut {
   readonly scratch: number
 }
 
-function launch(engine: Engine, kernel: Kernel, p: Problem, out: View, cut: Cut): void {
+function launch(engine: Engine, kernel: Kernel, p: Problem, out: View, cut: Cut, epilogue?: Epilogue): void {
   // May renew the views of memory: before they are used.
   const scratch = engine.scratch(cut.scratch)
   const w = engine.memory.i32
@@ -241,6 +260,8 @@ function launch(engine: Engine, kernel: Kernel, p: Problem, out: View, cut: Cut)
     w[entry + 2] = 4 * p.b.strides[d]
     w[entry + 3] = 4 * out.strides[d]
   }
+  // One matrix has no batch dims: the words after them are free.
+  epilogue?.write(engine.memory, base + at.batch)
   const work = Math.min(cut.rows, p.m) * Math.min(cut.columns, p.n) * Math.max(1, p.k)
   engine.launch(kernel, p.items * rowTasks * columnTasks, Math.max(1, Math.ceil(taskWork / work)))
 }

@@ -11,6 +11,7 @@ import { either, fallbackKernels } from './fallback.ts'
 import { foreach } from './foreach.ts'
 import { gather, scatterAdd } from './indexing.ts'
 import { layerNorm, layerNormBackward, rmsNorm, rmsNormBackward } from './layer-norm.ts'
+import { linear } from './linear.ts'
 import { linearAttention, linearAttentionBackward } from './linear-attention.ts'
 import { matmul } from './matmul.ts'
 import { reduce } from './reduce.ts'
@@ -47,6 +48,7 @@ export function kernelTable(engine: Engine): KernelTable {
     cross_entropy: crossEntropy(engine),
     cross_entropyBackward: crossEntropyBackward(engine),
     embedding: embedding(engine),
+    linear: linear(engine, primitives),
     embeddingBackward: embeddingBackward(engine),
     scaled_dot_product_attention: attention(engine),
     scaled_dot_product_attentionBackward: attentionBackward(engine),
