@@ -19,6 +19,7 @@ import {
   withBackend,
 } from '@tilegrad/core'
 import { afterAll, describe, expect, it } from 'vitest'
+import { detectFeatures } from '../src/features.ts'
 import { type CpuBackend, type CpuOptions, createCpuBackend, OutOfMemoryError } from '../src/index.ts'
 import { mismatch, random } from './row-rig.ts'
 
@@ -125,7 +126,7 @@ describe('memory', () => {
 
 describe('set-up', () => {
   it('says what it runs on', () => {
-    expect(cpu).toMatchObject({ name: 'cpu', threads: 2, level: 'relaxed' })
+    expect(cpu).toMatchObject({ name: 'cpu', threads: 2, level: detectFeatures().level })
     expect(make({ level: 'simd', threads: 3 })).toMatchObject({ level: 'simd', threads: 3 })
     expect(make({ shared: false, threads: 4 })).toMatchObject({ threads: 1 })
     expect(() => createCpuBackend({ threads: 0 })).toThrow('expected an integer in 1')
