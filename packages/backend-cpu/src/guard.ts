@@ -25,6 +25,7 @@ import {
   linearAttention,
   logSoftmax,
   noGrad,
+  OutOfMemoryError,
   profile,
   program,
   rmsNorm,
@@ -37,7 +38,6 @@ import {
   tensor,
 } from '@tilegrad/core'
 import { optimizedAtOnce } from './features.ts'
-import { OutOfMemoryError } from './memory.ts'
 
 /** What is run to check a family, on float32 inputs of these shapes. */
 interface Family {

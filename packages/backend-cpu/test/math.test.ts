@@ -178,7 +178,7 @@ describe.each(levels)('%s', (level) => {
         flush ?? false,
         used,
       )
-      expect(error).toBeLessThanOrEqual(ulp[level === 'simd' ? 'simd' : 'relaxed'])
+      expect(error).toBeLessThanOrEqual(ulp[backends[level].level === 'simd' ? 'simd' : 'relaxed'])
       // An error of less than half a unit would mean that nothing was compared.
       expect(error).toBeGreaterThan(0.4)
       if (bounded) expect(got.every((y) => !(Math.abs(y) > 1))).toBe(true)
