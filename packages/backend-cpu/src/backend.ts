@@ -47,8 +47,10 @@ export interface CpuBackend extends Backend {
   readonly threads: number
   /** The instruction set that kernels are compiled for; it falls where a check finds that V8 pairs wrongly. */
   readonly level: FeatureLevel
-  /** Memory in use, now. */
+  /** Memory in use, now, and the most there was. */
   stats(): HeapStats
+  /** Makes `stats().peakBytes` start over from what is live now. */
+  resetPeak(): void
   /** Resolves when all worker threads run; until then kernels run on fewer. For benchmarks; nothing needs it. */
   ready(): Promise<void>
   /** Ends the worker threads. Tensors stay readable and kernels go on, on the calling thread. */
@@ -136,6 +138,7 @@ export function createCpuBackend(options: CpuOptions = {}, parts: CpuParts = { k
     },
     kernels,
     stats: () => heap.stats(),
+    resetPeak: () => heap.resetPeak(),
     ready: () => pool.ready(),
     close: () => pool.close(),
   }

@@ -102,6 +102,15 @@ describe('memory', () => {
     expect(() => cpu.free({})).toThrow(DeviceError)
   })
 
+  it('tells the most memory that was in use since resetPeak', () => {
+    cpu.free(cpu.alloc(2 ** 22, 'float32'))
+    expect(cpu.stats().peakBytes).toBeGreaterThanOrEqual(cpu.stats().liveBytes + 2 ** 22)
+    cpu.resetPeak()
+    expect(cpu.stats().peakBytes).toBe(cpu.stats().liveBytes)
+    cpu.free(cpu.alloc(2 ** 20, 'float32'))
+    expect(cpu.stats().peakBytes).toBe(cpu.stats().liveBytes + 2 ** 20)
+  })
+
   it('keeps contents when the memory grows', () => {
     const small = make({ threads: 1 })
     const first = viewOf(small, 'float32', [3])
