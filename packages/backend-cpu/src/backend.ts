@@ -36,7 +36,7 @@ export interface CpuOptions {
   readonly shared?: boolean
   /** Bytes that tensors may take at most; default, and most possible, 4 GiB. */
   readonly maxBytes?: number
-  /** Microseconds that idle threads look out for work before they sleep; default 100. */
+  /** Microseconds that idle threads look out for work before they sleep; default 200. */
   readonly spin?: number
 }
 
