@@ -3,6 +3,8 @@ import { defineConfig } from 'vitest/config'
 
 const source = (path: string) => fileURLToPath(new URL(`packages/${path}`, import.meta.url))
 
+const [major = 0] = process.versions.node.split('.').map(Number)
+
 export default defineConfig({
   resolve: {
     // Tests run on the sources, so that they need no build.
@@ -17,6 +19,9 @@ export default defineConfig({
     pool: 'forks',
     // The CPU backend starts threads of its own in each test file.
     maxWorkers: 2,
+    // From Node 24 on V8's optimising compiler pairs instructions: without these flags, the small inputs of tests would
+    // only see what the other one makes.
+    execArgv: major >= 24 ? ['--wasm-sync-tier-up', '--wasm-tiering-budget=1'] : [],
     testTimeout: 60_000,
   },
 })

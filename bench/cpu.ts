@@ -1,11 +1,11 @@
 /**
  * Benchmarks of the CPU engine beside its floors and its peers: see README.md.
  *
- * pnpm bench:cpu [--json FILE] [--only REGEX] [--threads N] [--runs N] [--no-peers] [--python FILE] [--install-peers]
+ * pnpm bench:cpu [--json FILE] [--only REGEX] [--threads N] [--runs N] [--peer-runs N] [--no-peers] [--python FILE] [--install-peers]
  */
 import { execFile, execSync } from 'node:child_process'
-import { writeFileSync } from 'node:fs'
-import { availableParallelism, cpus, loadavg } from 'node:os'
+import { readFileSync, writeFileSync } from 'node:fs'
+import { arch, availableParallelism, cpus, loadavg, totalmem, type } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { parseArgs, promisify } from 'node:util'
 import { createCpuBackend, createPeaks, type FeatureLevel } from '@tilegrad/backend-cpu'
@@ -20,7 +20,8 @@ const { values: options } = parseArgs({
     only: { type: 'string', default: '' },
     threads: { type: 'string', default: `${availableParallelism()}` },
     runs: { type: 'string', default: '7' },
-    level: { type: 'string', default: 'revectorized' },
+    level: { type: 'string' },
+    'peer-runs': { type: 'string' },
     python: { type: 'string', default: 'python3' },
     data: { type: 'string' },
     'no-peers': { type: 'boolean', default: false },
@@ -40,6 +41,13 @@ const peers: Readonly<Record<string, readonly [program: string, ...args: string[
 }
 const absent = new Set<string>(options['no-peers'] ? Object.keys(peers) : [])
 const run = promisify(execFile)
+/** Seconds that a peer may take for one workload, with its start and its check. */
+const patience = 180
+/**
+ * PyTorch's heap gives large blocks back to the system each time, and takes page faults for new ones; one that keeps them
+ * makes it up to a third faster: see README.md. Nothing else listens to these.
+ */
+const env = { MALLOC_MMAP_THRESHOLD_: '4294967296', MALLOC_TRIM_THRESHOLD_: '4294967296', ...process.env }
 
 /** One workload of one peer, in a process of its own; nothing where the peer has none or is not installed. */
 async function ask(
@@ -49,13 +57,14 @@ async function ask(
   if (absent.has(peer)) return {}
   const [program, ...args] = peers[peer]
   try {
-    const limits = { cwd: folder, timeout: 600_000 }
-    const { stdout } = await run(program, [...args, workload, options.runs, options.threads], limits)
+    const limits = { cwd: folder, timeout: 1000 * patience, killSignal: 'SIGKILL', env } as const
+    const runs = options['peer-runs'] ?? options.runs
+    const { stdout } = await run(program, [...args, workload, runs, options.threads], limits)
     const answer = JSON.parse(stdout.trim().split('\n').at(-1) ?? '')
     if (!/Cannot find|No module/.test(answer.error)) return answer
   } catch (error) {
     const { killed, code, message } = error as { killed?: boolean; code?: string; message: string }
-    if (code !== 'ENOENT') return { error: killed ? 'took over 10 minutes' : message }
+    if (code !== 'ENOENT') return { error: killed ? `took over ${patience} s` : message }
   }
   absent.add(peer)
   return {}
@@ -79,8 +88,15 @@ const digits = (x: number): string => (x >= 100 ? x.toFixed(0) : x >= 10 ? x.toF
 const cells = (list: readonly string[]): string =>
   list.map((c, i) => (i === 0 ? c.padEnd(40) : c.padStart(i === 4 ? 24 : 10))).join(' ')
 
+/** After every row, so that a run that is interrupted leaves what it has. */
+function save(): void {
+  const text = JSON.stringify({ machine, node: process.versions.node, level: backend.level, rows }, null, 2)
+  if (options.json) writeFileSync(options.json, `${text}\n`)
+}
+
 function report(row: Row): void {
   rows.push(row)
+  save()
   const { ms, floorMs, target, met } = row
   const share = ms && floorMs ? `${Math.round((100 * floorMs) / ms)} %` : ''
   const ours = row.error ? 'failed' : ms ? digits(ms) : `${digits(row.value ?? 0)} ${row.unit}`
@@ -104,14 +120,27 @@ function judge(target: Target, { ms, floorMs }: Timing, theirs: Row['peers']): P
   return { target: parts.map(([text]) => text).join(', '), met }
 }
 
-const backend = createCpuBackend({ threads: Number(options.threads), level: options.level as FeatureLevel })
+const level = options.level as FeatureLevel | undefined
+const backend = createCpuBackend({ threads: Number(options.threads), ...(level && { level }) })
 await backend.ready()
 setDefaultBackend(backend)
 const context = { backend, peaks: createPeaks(backend), runs: Number(options.runs) }
 const sample = (measure: () => number): string => digits(median(Array.from({ length: 9 }, measure)))
 const wide = backend.level === 'revectorized'
+/** The model as the system names it; hypervisors often hide it, but not what the processor can do. */
+function cpuName(): string {
+  const model = cpus()[0]?.model.trim() ?? ''
+  if (model !== '' && model !== 'unknown') return model
+  let text = ''
+  try {
+    text = readFileSync('/proc/cpuinfo', 'utf8')
+  } catch {}
+  const value = (name: string): string => new RegExp(`^${name}\\s*: (.*)$`, 'm').exec(text)?.[1] ?? '?'
+  const widest = ['amx_tile', 'avx512f', 'avx2'].find((flag) => value('flags').includes(flag)) ?? ''
+  return `${value('vendor_id')} family ${value('cpu family')} model ${value('model')} ${widest} (${arch()})`
+}
 const machine = {
-  CPU: `${cpus()[0]?.model}, Node ${process.versions.node}`,
+  machine: `${cpus().length} × ${cpuName()}, ${(totalmem() / 2 ** 30).toFixed(0)} GiB, ${type()}, Node ${process.versions.node}`,
   engine: `${backend.threads} threads, ${backend.level} (${wide ? 256 : 128} bits)`,
   'GFLOP/s': sample(() => context.peaks.flops()),
   'GB/s of a copy': sample(() => context.peaks.copy(2 ** 28)),
@@ -162,6 +191,4 @@ for (const figure of chosen.filter(({ name }) => only.test(name))) {
 }
 if (absent.size > 0 && !options['no-peers'])
   console.log(`\nnot installed: ${[...absent].join(', ')} (see bench/README.md)`)
-if (options.json)
-  writeFileSync(options.json, `${JSON.stringify({ machine, node: process.versions.node, rows }, null, 2)}\n`)
 await backend.close()

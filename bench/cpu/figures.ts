@@ -2,9 +2,10 @@
 import { spawnSync } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import { createCpuBackend } from '@tilegrad/backend-cpu'
-import { scope, withBackend } from '@tilegrad/core'
+import { type ProfileRow, profile, scope, withBackend } from '@tilegrad/core'
+import { gpts } from '../peers/inputs.ts'
 import { type Figure, median, ms } from './harness.ts'
-import { attention, gemm } from './workloads.ts'
+import { attention, gemm, gptStep } from './workloads.ts'
 
 const speedUp: Figure = {
   name: 'gemm 1024, times faster than 1 thread',
@@ -47,6 +48,42 @@ const memory = (t: number, i: number): Figure => ({
   },
 })
 
+/** The most bytes in use in a training step: parameters, optimiser state, gradients and activations. */
+const stepMemory = (name: 'training step A' | 'training step B'): Figure => ({
+  name: `${name}, memory`,
+  measure({ backend }) {
+    const before = backend.stats().liveBytes
+    const bytes = scope(() => {
+      const step = gptStep(gpts[name])
+      // The first one makes the optimiser's state.
+      for (let i = 0; i < 2; i++) {
+        backend.resetPeak()
+        step().dispose()
+      }
+      return backend.stats().peakBytes - before
+    })
+    return { value: bytes / 2 ** 20, unit: 'MiB', target: '', met: null }
+  },
+})
+
+/** What of a training step is not spent in kernels: tape, shapes, memory, and JavaScript at large. */
+const overhead: Figure = {
+  name: 'training step A, outside of kernels',
+  measure() {
+    const step = gptStep(gpts['training step A'])
+    for (let i = 0; i < 10; i++) step().dispose()
+    const shares = Array.from({ length: 9 }, () => {
+      let rows: readonly ProfileRow[] = []
+      const wall = ms(() => {
+        ;({ rows } = profile(() => step().dispose()))
+      })
+      const kernels = rows.reduce((sum, row) => sum + (row.path === 'composed' ? 0 : row.ms), 0)
+      return 100 * (1 - kernels / wall)
+    })
+    return { value: median(shares), unit: '%', target: '', met: null }
+  },
+}
+
 const linearTime: Figure = {
   name: 'linear attention, time per token at T=65536 to T=4096',
   measure(_, times) {
@@ -69,4 +106,11 @@ export const nanogpt = (file: string): Figure => ({
   },
 })
 
-export const figures: readonly Figure[] = [speedUp, ...lengths.map(memory), linearTime]
+export const figures: readonly Figure[] = [
+  speedUp,
+  ...lengths.map(memory),
+  linearTime,
+  stepMemory('training step A'),
+  stepMemory('training step B'),
+  overhead,
+]

@@ -159,7 +159,7 @@ function adamw(): Prepared {
 }
 
 /** A training step from the peers' initial values; it returns the loss. On the default backend. */
-function gptStep(size: GPTSize, dtype: 'float32' | 'float64' = 'float32'): () => Tensor {
+export function gptStep(size: GPTSize, dtype: 'float32' | 'float64' = 'float32'): () => Tensor {
   const { layers, heads, width, block, vocab, batch } = size
   const { lr, beta1, beta2, eps, decay, clip } = training
   const sizes = { numLayers: layers, numHeads: heads, embedDim: width, blockSize: block, vocabSize: vocab }
@@ -196,15 +196,19 @@ function training3(name: 'training step A' | 'training step B'): Prepared {
   return { run: () => step().dispose(), values: () => losses(step), work }
 }
 
-function tinyAdd(): Prepared {
-  const [a, b] = [1, 2].map((seed) => tensor(uniform(seed, 16), { requiresGrad: true }))
-  const count = 1000
+/** An operator on numbers so few that only its overhead counts, recorded, in a scope. */
+function tiny(shapes: readonly (readonly number[])[], fn: Fn, backward = false): Prepared {
+  const inputs = shapes.map((shape, i) => tensor(array([i + 1, shape]), shape, { requiresGrad: true }))
+  const count = 100
+  const values = () => scope(() => pick(fn(...inputs)))
+  const once = backward ? () => void grad(fn(...inputs).sum(), inputs) : () => void fn(...inputs)
   const run = (): void =>
     scope(() => {
-      for (let i = 0; i < count; i++) a.add(b)
+      for (let i = 0; i < count; i++) once()
     })
-  return { run, values: () => scope(() => pick(a.add(b))), count }
+  return { run, values, count }
 }
+const square = [4, 4]
 
 /** Half as slow again as PyTorch with two threads on the machine of the README, and near the floor. */
 const near = (torchMs: number): Target => ({ share: 0.7, ms: 1.5 * torchMs })
@@ -233,5 +237,12 @@ export const workloads: readonly Workload[] = [
     () => training3('training step A'),
   ],
   ['training step B', (wide) => ({ ms: (wide ? 1.1 : 1.9) * 1480 }), () => training3('training step B')],
-  ['tiny add', () => ({ ms: 0.003 }), tinyAdd],
+  ['tiny add', () => ({ ms: 0.003 }), () => tiny([[16], [16]], (a, b) => a.add(b))],
+  ['tiny matmul', () => ({ ms: 0.003 }), () => tiny([square, square], matmul)],
+  [
+    'tiny layer norm',
+    () => ({ ms: 0.003 }),
+    () => tiny([square, [4], [4]], (x, w, b) => layerNorm(x, [4], w, b)),
+  ],
+  ['tiny softmax + backward', () => ({}), () => tiny([square], (x) => softmax(x, -1), true)],
 ]

@@ -5,12 +5,20 @@ import {
   DeviceError,
   type DType,
   DTypeError,
+  type KernelTable,
   layout,
   type TypedArray,
   type View,
 } from '@tilegrad/core'
 import { CpuBuffer, createEngine, type Engine } from './engine.ts'
-import { detectFeatures, type FeatureLevel } from './features.ts'
+import {
+  detectFeatures,
+  type FeatureLevel,
+  type Features,
+  nodeProcess,
+  refuseRevectorized,
+} from './features.ts'
+import { guard } from './guard.ts'
 import { kernelTable } from './kernels/table.ts'
 import { Heap, type HeapStats } from './memory.ts'
 import { Pool } from './pool.ts'
@@ -19,13 +27,16 @@ import { Pool } from './pool.ts'
 export interface CpuOptions {
   /** Threads to compute on, the calling one included; default all that the machine runs in parallel. */
   readonly threads?: number
-  /** The highest instruction set to use where the machine has it; default 'relaxed'. */
+  /**
+   * The highest instruction set to use where the machine has it; default: the highest there is. 'revectorized' sets
+   * a flag of V8, for the whole process: the environment variable `TILEGRAD_WASM_FLAGS=off` prevents it.
+   */
   readonly level?: FeatureLevel
   /** false: one thread and memory of its own, even where memory could be shared. */
   readonly shared?: boolean
   /** Bytes that tensors may take at most; default, and most possible, 4 GiB. */
   readonly maxBytes?: number
-  /** Microseconds that idle threads look out for work before they sleep; default 50. */
+  /** Microseconds that idle threads look out for work before they sleep; default 200. */
   readonly spin?: number
 }
 
@@ -34,10 +45,12 @@ export interface CpuBackend extends Backend {
   readonly name: 'cpu'
   /** Threads that kernels run on, the calling one included. */
   readonly threads: number
-  /** The instruction set that kernels are compiled for. */
+  /** The instruction set that kernels are compiled for; it falls where a check finds that V8 pairs wrongly. */
   readonly level: FeatureLevel
-  /** Memory in use, now. */
+  /** Memory in use, now, and the most there was. */
   stats(): HeapStats
+  /** Makes `stats().peakBytes` start over from what is live now. */
+  resetPeak(): void
   /** Resolves when all worker threads run; until then kernels run on fewer. For benchmarks; nothing needs it. */
   ready(): Promise<void>
   /** Ends the worker threads. Tensors stay readable and kernels go on, on the calling thread. */
@@ -53,17 +66,26 @@ const arrays = {
   float64: Float64Array,
 } as const
 
+/** @internal What `createCpuBackend` is made of, for tests to replace. */
+export interface CpuParts {
+  readonly kernelTable: (engine: Engine) => KernelTable
+}
+
 /**
  * Makes a CPU backend and starts its worker threads, in the background. It is not registered as a device.
  *
+ * Where V8 pairs instructions ('revectorized'), each family of kernels is checked when it is first used, against the
+ * same code unpaired; if one is wrong, all go on without pairs, with a warning.
+ *
  * Throws `DeviceError` where WebAssembly has no SIMD, `ValueError` for options out of range.
  */
-export function createCpuBackend(options: CpuOptions = {}): CpuBackend {
+export function createCpuBackend(options: CpuOptions = {}, parts: CpuParts = { kernelTable }): CpuBackend {
   const { maxBytes, spin, ...wanted } = options
   const features = detectFeatures(wanted)
   const heap = new Heap({ shared: features.shared, ...(maxBytes === undefined ? {} : { maxBytes }) })
   const pool = new Pool(heap, features, spin === undefined ? {} : { spin })
-  const engine = createEngine(features, heap, pool)
+  let engine = createEngine(features, heap, pool)
+  let kernels = parts.kernelTable(engine)
 
   const elements = (view: View): TypedArray => {
     if (view.dtype === 'float16') throw new DTypeError('cpu: float16 is not stored; use float32')
@@ -71,12 +93,8 @@ export function createCpuBackend(options: CpuOptions = {}): CpuBackend {
     return new arrays[view.dtype](buffer, engine.address(view), layout.numel(view.shape))
   }
   const readSync = (view: View): TypedArray => elements(view).slice()
-  return {
+  const memory: Omit<Backend, 'kernels'> = {
     name: 'cpu',
-    threads: pool.threads,
-    level: features.level,
-    engine,
-    kernels: kernelTable(engine),
     alloc(bytes: number, dtype: DType) {
       if (dtype === 'float16') throw new DTypeError('cpu: float16 is not stored; use float32')
       return new CpuBuffer(heap.alloc(bytes), bytes)
@@ -91,7 +109,36 @@ export function createCpuBackend(options: CpuOptions = {}): CpuBackend {
     },
     read: (view) => Promise.resolve(readSync(view)),
     readSync,
+  }
+  if (features.revectorized) {
+    kernels = guard(kernels, {
+      backend: { ...memory, kernels },
+      plain: () => kernelTable(createEngine(features, heap, pool, 'plain')),
+      fallback(kernel) {
+        refuseRevectorized()
+        console.warn(
+          `tilegrad: WebAssembly of 256 bits computes wrongly here (${kernel}, V8 ${nodeProcess()?.versions.v8}); ` +
+            "going on with 128 bits, as with level: 'relaxed'",
+        )
+        const narrow: Features = { ...features, level: 'relaxed', revectorized: false }
+        engine = createEngine(narrow, heap, pool, 'relaxed')
+        return parts.kernelTable(engine)
+      },
+    })
+  }
+  return {
+    ...memory,
+    name: 'cpu',
+    threads: pool.threads,
+    get level() {
+      return engine.features.level
+    },
+    get engine() {
+      return engine
+    },
+    kernels,
     stats: () => heap.stats(),
+    resetPeak: () => heap.resetPeak(),
     ready: () => pool.ready(),
     close: () => pool.close(),
   }

@@ -75,8 +75,17 @@ export interface Engine {
 /** What makes a kernel of the table: `export const softmax: KernelFactory<{ dim: number }> = (engine) => ({ … })`. */
 export type KernelFactory<A> = (engine: Engine) => KernelOf<A>
 
-/** An engine on a memory and a pool. */
-export function createEngine(features: Features, memory: Heap, pool: Pool): Engine {
+/** The bytes of a module with an empty section of a name, so that V8 takes them for another module. */
+function marked(bytes: Uint8Array<ArrayBuffer>, name: string): Uint8Array<ArrayBuffer> {
+  const section = [0, name.length + 1, name.length, ...new TextEncoder().encode(name)]
+  return Uint8Array.from([...bytes, ...section])
+}
+
+/**
+ * An engine on a memory and a pool. `mark`: up to 100 ASCII characters; V8 keeps code by the bytes of modules, and
+ * engines with different marks share none.
+ */
+export function createEngine(features: Features, memory: Heap, pool: Pool, mark = ''): Engine {
   const kernels = new Map<string, Kernel>()
   // One block is enough: a run has ended, on all threads, before the next one is written.
   const params = memory.alloc(4 * maxParams)
@@ -99,7 +108,8 @@ export function createEngine(features: Features, memory: Heap, pool: Pool): Engi
       if (kernel === undefined) {
         const m = new ModuleBuilder(features)
         build(m)
-        kernel = { ...pool.compile(m.build(), 'main'), name: key }
+        const bytes = m.build()
+        kernel = { ...pool.compile(mark === '' ? bytes : marked(bytes, mark), 'main'), name: key }
         kernels.set(key, kernel)
       }
       return kernel

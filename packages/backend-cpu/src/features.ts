@@ -14,7 +14,10 @@ export type FeatureLevel = 'simd' | 'relaxed' | 'revectorized'
 
 /** Bounds on what `detectFeatures` may choose. */
 export interface FeatureOptions {
-  /** The highest level to use; a lower one is chosen where the machine lacks it. Default 'relaxed'. */
+  /**
+   * The highest level to use; a lower one is chosen where the machine lacks it. Default: the highest there is, but
+   * 'relaxed' on versions of Node with which pairing was never tried (27 and later).
+   */
   readonly level?: FeatureLevel
   /** How many threads, the calling one included. Default: as many as the machine runs in parallel. */
   readonly threads?: number
@@ -45,16 +48,27 @@ export function nodeProcess(): NodeProcess | undefined {
   return isNode ? (found as NodeProcess) : undefined
 }
 
-/** V8's flags are of the process, and set once: V8 may ignore changes after code was compiled. */
+/** V8's flags are of the process, and most are set once. */
 const flagsSet = new Set<string>()
 
-function setV8Flag(flag: string): void {
+/** Node, if flags of V8 may be set here: Bun and Deno show a `process`, too, but have no such flags. */
+function nodeWithFlags(): NodeProcess | undefined {
   const node = nodeProcess()
-  if (node === undefined || flagsSet.has(flag)) return
-  // Bun and Deno show a `process`, too, but flags of V8 are Node's alone.
-  if ('bun' in node.versions || 'deno' in node.versions || node.env.TILEGRAD_WASM_FLAGS === 'off') return
-  flagsSet.add(flag)
-  node.getBuiltinModule('node:v8').setFlagsFromString(flag)
+  if (node === undefined || 'bun' in node.versions || 'deno' in node.versions) return undefined
+  return node.env.TILEGRAD_WASM_FLAGS === 'off' ? undefined : node
+}
+
+function setV8Flags(...flags: readonly string[]): void {
+  const v8 = nodeWithFlags()?.getBuiltinModule('node:v8')
+  if (v8 === undefined) return
+  for (const flag of flags) {
+    flagsSet.add(flag)
+    v8.setFlagsFromString(flag)
+  }
+}
+
+function setV8FlagOnce(flag: string): void {
+  if (!flagsSet.has(flag)) setV8Flags(flag)
 }
 
 function validates(
@@ -74,16 +88,50 @@ function hasRelaxed(): boolean {
   const probe = (): boolean =>
     validates((m) => m.func(['v128'], (_, x) => f32x4.madd(x, x, x)), { relaxed: true })
   if (probe()) return true
-  setV8Flag('--experimental-wasm-relaxed-simd')
+  setV8FlagOnce('--experimental-wasm-relaxed-simd')
   return probe()
 }
 
-/** There is nothing to validate: V8 pairs instructions or not. Node 22 knows the flag, but gains nothing. */
-function hasRevectorized(): boolean {
-  const node = nodeProcess()
-  if (node === undefined || node.arch !== 'x64' || Number.parseInt(node.versions.node, 10) < 24) return false
-  setV8Flag('--experimental-wasm-revectorize')
-  return flagsSet.has('--experimental-wasm-revectorize')
+/** Node's versions with which pairing was tried. Node 22 knows the flag, but gains nothing. */
+const pairing = { first: 24, last: 26 }
+const pairs = '--experimental-wasm-revectorize'
+let pairsWrongly = false
+
+/**
+ * There is nothing to validate: V8 pairs instructions or not. The flag is experimental: `guard` checks what it makes,
+ * but no check would survive a crash, so that versions that nobody tried must be asked for.
+ */
+function hasRevectorized(asked: boolean): boolean {
+  const node = nodeWithFlags()
+  if (node === undefined || node.arch !== 'x64' || pairsWrongly) return false
+  const major = Number.parseInt(node.versions.node, 10)
+  if (major < pairing.first || (major > pairing.last && !asked)) return false
+  setV8FlagOnce(pairs)
+  return true
+}
+
+/** Takes the flag back, for good: it compiled something wrongly. What V8 compiles from now on is not paired. */
+export function refuseRevectorized(): void {
+  pairsWrongly = true
+  setV8Flags('--no-experimental-wasm-revectorize')
+}
+
+/**
+ * Runs `fn`; WebAssembly that is compiled and called in it is compiled anew by the optimising compiler, while the
+ * caller waits, when a call ends. Otherwise that happens in the background, once a function has run for a while, and
+ * V8's first compiler pairs nothing.
+ */
+export function optimizedAtOnce<T>(fn: () => T): T {
+  // Flags cannot be read: who started Node with such ones keeps them. Versions that cannot pair lack some.
+  const own = nodeProcess()?.execArgv.some((arg) => /wasm.(sync|tier)/.test(arg))
+  if (own || !flagsSet.has(pairs)) return fn()
+  setV8Flags('--wasm-sync-tier-up', '--wasm-tiering-budget=1')
+  try {
+    return fn()
+  } finally {
+    // 13,000,000 is what the versions of `pairing` start with.
+    setV8Flags('--no-wasm-sync-tier-up', '--wasm-tiering-budget=13000000')
+  }
 }
 
 function hasSharedMemory(): boolean {
@@ -100,7 +148,7 @@ function parallelism(): number {
 
 /**
  * Finds what this machine offers, within the bounds given, and sets the V8 flags it takes (the environment
- * variable `TILEGRAD_WASM_FLAGS=off` leaves them alone). Call it before anything else compiles WebAssembly.
+ * variable `TILEGRAD_WASM_FLAGS=off` leaves them alone): relaxed SIMD and pairing are what is compiled from then on.
  *
  * Throws `DeviceError` where WebAssembly has no SIMD, `ValueError` for a bad number of threads.
  */
@@ -110,12 +158,13 @@ export function detectFeatures(options: FeatureOptions = {}): Features {
       'backend-cpu: WebAssembly SIMD is missing here; expected Node >= 20 or a browser of 2023 or later',
     )
   }
-  const { level = 'relaxed', threads } = options
+  const { level, threads } = options
   if (threads !== undefined && (!Number.isInteger(threads) || threads < 1 || threads > 256)) {
     throw new ValueError(`backend-cpu: threads is ${threads}; expected an integer in 1 … 256`)
   }
   const relaxed = level !== 'simd' && hasRelaxed()
-  const revectorized = level === 'revectorized' && relaxed && hasRevectorized()
+  const wide = level === undefined || level === 'revectorized'
+  const revectorized = wide && relaxed && hasRevectorized(level !== undefined)
   const shared = options.shared !== false && hasSharedMemory()
   return {
     level: revectorized ? 'revectorized' : relaxed ? 'relaxed' : 'simd',

@@ -6,6 +6,6 @@
 
 export { type CpuBackend, type CpuOptions, createCpuBackend } from './backend.ts'
 export type { FeatureLevel } from './features.ts'
-export { type HeapStats, OutOfMemoryError } from './memory.ts'
+export type { HeapStats } from './memory.ts'
 export { createPeaks, type Peaks } from './peaks.ts'
 export { WorkerDiedError } from './pool.ts'

@@ -9,7 +9,7 @@
  * Measured, alloc and free of one block: small ones 15 to 18 ns, large ones 50 to 60 ns (Node 20 and 24).
  */
 
-import { TilegradError, ValueError } from '@tilegrad/core'
+import { OutOfMemoryError, TilegradError, ValueError } from '@tilegrad/core'
 import { PageRuns } from './page-runs.ts'
 
 const pageShift = 12
@@ -32,28 +32,6 @@ const classOf = new Uint8Array(smallMax / granule + 1)
 for (let size = 1, c = 0; size < classOf.length; size++) {
   while ((classSizes[c] as number) < size * granule) c++
   classOf[size] = c
-}
-
-/** Thrown when memory cannot grow any more: how much was asked for, is in use, and may be used at all. */
-export class OutOfMemoryError extends TilegradError {
-  override name = 'OutOfMemoryError'
-  readonly requestedBytes: number
-  readonly liveBytes: number
-  readonly limitBytes: number
-
-  constructor(requestedBytes: number, liveBytes: number, limitBytes: number) {
-    super(
-      `memory: ${show(requestedBytes)} asked for, but ${show(liveBytes)} of at most ${show(limitBytes)} are in use; ` +
-        'free tensors (scope(), dispose()), or use smaller batches',
-    )
-    this.requestedBytes = requestedBytes
-    this.liveBytes = liveBytes
-    this.limitBytes = limitBytes
-  }
-}
-
-function show(bytes: number): string {
-  return bytes < 2 ** 20 ? `${bytes} bytes` : `${(bytes / 2 ** 20).toFixed(1)} MiB`
 }
 
 /** What `Heap.stats` tells; bytes count whole blocks, rounding included. */
@@ -109,7 +87,7 @@ class Slab {
 export interface HeapOptions {
   /** Memory that threads share; needs `Features.shared`. Default false. */
   readonly shared?: boolean
-  /** Bytes at the start; default 16 MiB. The operating system provides pages when they are first written. */
+  /** Bytes at the start; default 16 MiB, if so many are allowed. The operating system provides pages when they are first written. */
   readonly initialBytes?: number
   /** Bytes at most; default, and most possible, 4 GiB. Only address space is reserved. */
   readonly maxBytes?: number
@@ -140,7 +118,7 @@ export class Heap {
 
   /** Throws `ValueError` for bad sizes, `OutOfMemoryError` where not even the initial size can be had. */
   constructor(options: HeapOptions = {}) {
-    const { shared = false, initialBytes = 2 ** 24, maxBytes = 2 ** 32 } = options
+    const { shared = false, maxBytes = 2 ** 32, initialBytes = Math.min(2 ** 24, maxBytes) } = options
     const initial = Math.max(1, Math.ceil(initialBytes / wasmPageBytes))
     let maximum = Math.floor(maxBytes / wasmPageBytes)
     if (!(initial >= 1 && initial <= maximum && maximum <= maxPages)) {

@@ -8,19 +8,7 @@ import { afterAll, describe, expect, test } from 'vitest'
 import { createCpuBackend } from '../src/backend.ts'
 import type { Engine } from '../src/engine.ts'
 import { type AttentionAttrs, attention, attentionBackward } from '../src/kernels/attention.ts'
-import {
-  extent,
-  get,
-  integer,
-  makeEngine,
-  makeEngines,
-  mismatch,
-  output,
-  pick,
-  put,
-  random,
-  release,
-} from './row-rig.ts'
+import { extent, get, integer, makeEngines, mismatch, output, pick, put, random, release } from './row-rig.ts'
 
 interface Operand {
   readonly layout: Layout
@@ -156,11 +144,7 @@ function agree(got: ArrayLike<number>, want: Float64Array, which: number, contex
 }
 
 const names = ['out', 'lse', 'dq', 'dk', 'dv']
-const engines = [
-  ...(await makeEngines()),
-  // On Node < 24 the same as relaxed; from there on, tiles of 6×16 in pairs of vectors.
-  { name: 'revectorized', engine: await makeEngine({ level: 'revectorized', threads: 2 }) },
-]
+const engines = await makeEngines()
 
 function check(c: Case, needs: readonly boolean[] = [true, true, true]): void {
   const want = plain(c)

@@ -9,17 +9,21 @@ import {
   gelu,
   matmul,
   mean,
+  OutOfMemoryError,
   program,
   reference,
+  scope,
   specialize,
   type Tensor,
   type TypedArray,
   tensor,
   type View,
   withBackend,
+  zeros,
 } from '@tilegrad/core'
 import { afterAll, describe, expect, it } from 'vitest'
-import { type CpuBackend, type CpuOptions, createCpuBackend, OutOfMemoryError } from '../src/index.ts'
+import { detectFeatures } from '../src/features.ts'
+import { type CpuBackend, type CpuOptions, createCpuBackend } from '../src/index.ts'
 import { mismatch, random } from './row-rig.ts'
 
 const backends: CpuBackend[] = []
@@ -98,6 +102,15 @@ describe('memory', () => {
     expect(() => cpu.free({})).toThrow(DeviceError)
   })
 
+  it('tells the most memory that was in use since resetPeak', () => {
+    cpu.free(cpu.alloc(2 ** 22, 'float32'))
+    expect(cpu.stats().peakBytes).toBeGreaterThanOrEqual(cpu.stats().liveBytes + 2 ** 22)
+    cpu.resetPeak()
+    expect(cpu.stats().peakBytes).toBe(cpu.stats().liveBytes)
+    cpu.free(cpu.alloc(2 ** 20, 'float32'))
+    expect(cpu.stats().peakBytes).toBe(cpu.stats().liveBytes + 2 ** 20)
+  })
+
   it('keeps contents when the memory grows', () => {
     const small = make({ threads: 1 })
     const first = viewOf(small, 'float32', [3])
@@ -118,6 +131,60 @@ describe('memory', () => {
     expect(small.readSync?.(view)).toEqual(Float32Array.of(1, 2))
   })
 
+  it('names the largest holders when a step needs too much, and goes on', () => {
+    const small = make({ threads: 2, maxBytes: 2 ** 25 })
+    const step = (layers: number) =>
+      withBackend(small, () =>
+        scope(() => {
+          const w = zeros([512, 512], { requiresGrad: true })
+          let x = zeros([1024, 512])
+          for (let i = 0; i < layers; i++) x = x.matmul(w).add(1)
+          const loss = x.sum()
+          loss.backward()
+          return loss.itemSync()
+        }),
+      )
+    expect(step(2)).toBe(1024 * 512)
+    const { liveBlocks, liveBytes } = small.stats()
+    let message = ''
+    try {
+      step(50)
+    } catch (error) {
+      expect(error).toBeInstanceOf(OutOfMemoryError)
+      message = (error as Error).message
+    }
+    expect(message).toMatch(
+      /^float32 \[1024, 512\]: memory: 2.0 MiB asked for, but [\d.]+ MiB of at most 32.0 MiB/,
+    )
+    const holders = /hold, largest: (.*)$/.exec(message)?.[1]?.split('; ') ?? []
+    const sorted = [...holders].sort()
+    expect(sorted[0]).toMatch(/^1 × float32 \[512, 512\] of 1.0 MiB$|^1 × float32 \[1024, 512\] of 2.0 MiB$/)
+    expect(holders[0]).toMatch(/^\d+ × float32 \[1024, 512\] of 2.0 MiB from (add|matmul)$/)
+    expect(holders[1]).toMatch(/^\d+ × float32 \[1024, 512\] of 2.0 MiB from (add|matmul)$/)
+    expect(small.stats()).toMatchObject({ liveBlocks, liveBytes })
+    expect(step(2)).toBe(1024 * 512)
+  })
+
+  it('names no more than it knows: what running scopes and their graphs hold', () => {
+    const small = make({ threads: 1, maxBytes: 2 ** 24 })
+    withBackend(small, () => {
+      const weight = zeros([2 ** 20], { requiresGrad: true })
+      const use = (fn: () => unknown) => () => {
+        scope(() => {
+          fn()
+          return zeros([2 ** 22])
+        })
+      }
+      expect(use(() => {})).toThrow(
+        /16.0 MiB asked for, but 4.0 MiB of at most 16.0 MiB .*or use smaller batches$/,
+      )
+      const message = /largest: (1 × float32 \[1048576\] of 4.0 MiB(; | from \w+(; |$)|$)){2}/
+      expect(use(() => weight.mul(2))).toThrow(message)
+      expect(use(() => weight.mul(2).sum().backward())).toThrow(/largest: 2 × float32 \[1048576\] of 4.0 MiB/)
+      expect(weight.grad?.narrow(0, 5, 2).contiguous().dataSync()).toEqual(Float32Array.of(2, 2))
+    })
+  })
+
   it('does not store float16', () => {
     expect(() => cpu.alloc(8, 'float16')).toThrow(DTypeError)
   })
@@ -125,7 +192,7 @@ describe('memory', () => {
 
 describe('set-up', () => {
   it('says what it runs on', () => {
-    expect(cpu).toMatchObject({ name: 'cpu', threads: 2, level: 'relaxed' })
+    expect(cpu).toMatchObject({ name: 'cpu', threads: 2, level: detectFeatures().level })
     expect(make({ level: 'simd', threads: 3 })).toMatchObject({ level: 'simd', threads: 3 })
     expect(make({ shared: false, threads: 4 })).toMatchObject({ threads: 1 })
     expect(() => createCpuBackend({ threads: 0 })).toThrow('expected an integer in 1')

@@ -19,19 +19,7 @@ import {
   linearAttention,
   linearAttentionBackward,
 } from '../src/kernels/linear-attention.ts'
-import {
-  extent,
-  get,
-  integer,
-  makeEngine,
-  makeEngines,
-  mismatch,
-  output,
-  pick,
-  put,
-  random,
-  release,
-} from './row-rig.ts'
+import { extent, get, integer, makeEngines, mismatch, output, pick, put, random, release } from './row-rig.ts'
 
 interface Operand {
   readonly layout: Layout
@@ -134,11 +122,7 @@ function run(engine: Engine, c: Case, needs: readonly boolean[]): (Float32Array 
 }
 
 const names = ['out', 'norm', 'dq', 'dk', 'dv']
-const engines = [
-  ...(await makeEngines()),
-  // On Node < 24 the same as relaxed; from there on, tiles of 6×16 in pairs of vectors.
-  { name: 'revectorized', engine: await makeEngine({ level: 'revectorized', threads: 2 }) },
-]
+const engines = await makeEngines()
 
 /**
  * Outputs are means of values below 2 with weights that are sums of D positive products (no cancellation):

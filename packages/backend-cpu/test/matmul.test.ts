@@ -122,11 +122,7 @@ function agree(
   }
 }
 
-const engines = [
-  ...(await makeEngines()),
-  // On Node < 24 the same as relaxed; from there on, tiles of 6×16 in pairs of vectors.
-  { name: 'revectorized', engine: await makeEngine({ level: 'revectorized', threads: 2 }) },
-]
+const engines = await makeEngines()
 
 /** On all engines: right, and the same bits on all that have the same instructions. */
 function check(a: Operand, b: Operand): void {

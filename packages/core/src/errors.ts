@@ -1,3 +1,5 @@
+import { showBytes } from './show-bytes.ts'
+
 /** Base of every error tilegrad throws on purpose. Messages name the operator first, then what was given, what was expected, and the fix. */
 export class TilegradError extends Error {
   override name = 'TilegradError'
@@ -36,6 +38,24 @@ export class DisposedError extends TilegradError {
 /** A value out of the range an argument allows. */
 export class ValueError extends TilegradError {
   override name = 'ValueError'
+}
+
+/** Thrown when a device's memory is used up: what was asked for, is in use, may be used at all, and who holds most. */
+export class OutOfMemoryError extends TilegradError {
+  override name = 'OutOfMemoryError'
+  readonly requestedBytes: number
+  readonly liveBytes: number
+  readonly limitBytes: number
+
+  constructor(requestedBytes: number, liveBytes: number, limitBytes: number) {
+    super(
+      `memory: ${showBytes(requestedBytes)} asked for, but ${showBytes(liveBytes)} of at most ${showBytes(limitBytes)} are in use; ` +
+        'free tensors (scope(), dispose()), or use smaller batches',
+    )
+    this.requestedBytes = requestedBytes
+    this.liveBytes = liveBytes
+    this.limitBytes = limitBytes
+  }
 }
 
 /** `[2, 3]`, as shapes are printed in every message. */

@@ -12,6 +12,12 @@ export interface Scoped {
 /** The temporaries of the innermost running scope, or null outside of all. */
 let current: Scoped[] | null = null
 
+/** The temporaries of the scopes around the innermost one, outermost first. */
+const outerScopes: Scoped[][] = []
+
+/** What all running scopes track. */
+export const tracked = (): Scoped[] => [...outerScopes, current ?? []].flat()
+
 /** Called by every new tensor, and for what outlives an inner scope. */
 export function track(t: Scoped): void {
   if (current !== null) current.push(t)
@@ -22,6 +28,7 @@ export function track(t: Scoped): void {
 export function collect<T>(fn: () => T): { result: T; made: Scoped[] } {
   const outer = current
   const made: Scoped[] = []
+  if (outer !== null) outerScopes.push(outer)
   current = made
   try {
     return { result: fn(), made }
@@ -30,6 +37,7 @@ export function collect<T>(fn: () => T): { result: T; made: Scoped[] } {
     throw error
   } finally {
     current = outer
+    if (outer !== null) outerScopes.pop()
   }
 }
 

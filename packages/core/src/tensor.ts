@@ -1,6 +1,15 @@
 import type { Backend, BackendBuffer, View } from './backend.ts'
 import { type DType, info, type TypedArray } from './dtype.ts'
-import { DisposedError, DTypeError, GradError, ShapeError, show, UnsupportedOpError } from './errors.ts'
+import {
+  DisposedError,
+  DTypeError,
+  GradError,
+  OutOfMemoryError,
+  ShapeError,
+  show,
+  UnsupportedOpError,
+} from './errors.ts'
+import { largestHolders } from './holders.ts'
 import { contiguousStrides, isContiguous, type Layout, numel } from './layout.ts'
 import { type Scoped, track } from './scope.ts'
 import type { GradNode } from './tape.ts'
@@ -260,14 +269,19 @@ export function allocate(backend: Backend, shape: readonly number[], dtype: DTyp
   const size = numel(shape)
   if (dtype === 'float16') throw new UnsupportedOpError('float16: no backend stores it yet; use float32')
   if (!Number.isSafeInteger(size)) throw new ShapeError(`${show(shape)} has too many elements`)
-  return new Tensor(
-    new Storage(backend, size * info[dtype].bytes, dtype),
-    dtype,
-    shape,
-    contiguousStrides(shape),
-    0,
-    size,
-  )
+  return new Tensor(storageFor(backend, shape, size, dtype), dtype, shape, contiguousStrides(shape), 0, size)
+}
+
+function storageFor(backend: Backend, shape: readonly number[], size: number, dtype: DType): Storage {
+  try {
+    return new Storage(backend, size * info[dtype].bytes, dtype)
+  } catch (error) {
+    if (error instanceof OutOfMemoryError) {
+      const holders = largestHolders(backend)
+      error.message = `${dtype} ${show(shape)}: ${error.message}${holders && `. Of what running scopes and their graphs hold, ${holders}`}`
+    }
+    throw error
+  }
 }
 
 /** A new contiguous tensor holding a copy of `data`, converted to `dtype`. */

@@ -37,6 +37,8 @@ export function epilogueFunc(m: ModuleBuilder, program: Expression, access: read
   const each = order.filter((t) => varying.has(t))
   const leaves = each.filter((t) => t.kind === 'input')
   const cost = each.reduce((sum, t) => sum + costOf(t), 0)
+  // Two vectors at a time, which V8 pairs, as in elementwise-code.ts.
+  const pairs = each.every((t) => costOf(t) < 50)
   const powers = new Map()
   return m.func(words, (f, params, row, column, rows, columns) => {
     const word = (n: number): ReturnType<typeof i32.load> => i32.load(params, 4 * n)
@@ -56,7 +58,7 @@ export function epilogueFunc(m: ModuleBuilder, program: Expression, access: read
       return f.let(how === 'unit' ? first.add(column.shl(2)) : first)
     })
     f.for(0, rows, 1, () => {
-      f.strips(0, columns, cost <= 48 ? [8, 4, 1] : [4, 1], (j, width) => {
+      f.strips(0, columns, pairs && cost <= 160 ? [8, 4, 1] : [4, 1], (j, width) => {
         const ahead = f.let(j.shl(2))
         const count = width === 1 ? 1 : 4
         // Everything is read before anything is written: the product lies in output 0.
@@ -65,8 +67,8 @@ export function epilogueFunc(m: ModuleBuilder, program: Expression, access: read
           for (const t of leaves) {
             const how = t.index === 0 ? 'unit' : access[t.index - 1]
             const from = t.index === 0 ? outputs[0] : inputs[t.index - 1]
-            const ptr = how === 'unit' ? from.add(ahead).add(16 * v) : from
-            values.set(t, f.let(load(f, { dtype: 'float32', access: how, stride: 4 }, ptr, count)))
+            const ptr = how === 'unit' ? f.let(from.add(ahead)) : from
+            values.set(t, f.let(load(f, { dtype: 'float32', access: how, stride: 4 }, ptr, count, 4 * v)))
           }
           return values
         })

@@ -1,0 +1,176 @@
+/**
+ * Checks that V8's pairs of 128-bit instructions (level 'revectorized', an experimental flag) compute rightly.
+ *
+ * V8 has two compilers, and only the optimising one pairs. So every family of kernels is compiled twice when it is
+ * first used: as it is, and optimised at once; run on small odd shapes, both must give the same bits. What passed is
+ * the code that runs from then on, on all threads: V8 keeps code by the bytes of modules, and workers get it from
+ * there. The tests hold the kernels themselves against core's reference; this is about V8 alone.
+ *
+ * Products of matrices check and tune themselves: `kernels/matmul.ts`.
+ */
+
+import {
+  applyProgram,
+  type Backend,
+  crossEntropy,
+  cumsum,
+  expr as e,
+  embedding,
+  enableGrad,
+  gather,
+  grad,
+  type KernelOf,
+  type KernelTable,
+  layerNorm,
+  linearAttention,
+  logSoftmax,
+  noGrad,
+  OutOfMemoryError,
+  profile,
+  program,
+  rmsNorm,
+  scaledDotProductAttention,
+  scatterAdd,
+  scope,
+  softmax,
+  type Tensor,
+  type TypedArray,
+  tensor,
+} from '@tilegrad/core'
+import { optimizedAtOnce } from './features.ts'
+
+/** What is run to check a family, on float32 inputs of these shapes. */
+interface Family {
+  readonly shapes: readonly (readonly number[])[]
+  run(inputs: readonly Tensor[]): Tensor | readonly Tensor[]
+}
+
+/** Every lane differs, so that lanes that were mixed up show; signs, and values on both sides of 1. */
+const fill = (n: number, seed: number): Float32Array =>
+  Float32Array.from({ length: n }, (_, i) => 3 * Math.sin(1.7 * i + seed) + 0.01 * seed)
+
+/** Arithmetic, comparisons and all that is made of polynomials. */
+const formula = program('guard', 2, ([x, y]) => {
+  const functions = [e.exp(x), e.tanh(y), e.erf(x), e.sigmoid(y), e.log(e.abs(x)), e.sin(y), e.floor(x)]
+  const sum = functions.reduce((a, b) => e.add(a, b))
+  return e.select(e.lt(x, y), e.div(sum, e.sqrt(e.add(1, e.mul(y, y)))), e.max(e.sub(sum, y), e.min(x, 0.5)))
+})
+
+const indices = (x: Tensor, values: readonly number[], shape: readonly number[]): Tensor =>
+  tensor(Int32Array.from(values), { device: x.backend }).reshape(shape)
+const matrix = [[5, 37]]
+const affine = [[5, 37], [37], [37]]
+const heads = [0, 1, 2].map(() => [1, 2, 19, 24])
+
+const forward: Readonly<Record<string, Family>> = {
+  elementwise: {
+    shapes: [
+      [5, 37],
+      [5, 37],
+      [37, 5],
+    ],
+    run: ([x, y, z]) => [applyProgram(formula, [x, y]), applyProgram(formula, [x, z.transpose(0, 1)])],
+  },
+  reduce: { shapes: matrix, run: ([x]) => [x.sum(1), x.sum(0), x.amax(1), x.amin(0)] },
+  argReduce: { shapes: matrix, run: ([x]) => x.argmax(1) },
+  scan: { shapes: matrix, run: ([x]) => [cumsum(x, 1), cumsum(x, 0)] },
+  gather: { shapes: matrix, run: ([x]) => gather(x, 1, indices(x, [3, 36, 0, 9, 1], [5, 1])) },
+  scatterAdd: {
+    shapes: [...matrix, [5, 1]],
+    run: ([x, y]) => scatterAdd(x, 1, indices(x, [3, 36, 0, 9, 1], [5, 1]), y),
+  },
+  softmax: { shapes: matrix, run: ([x]) => softmax(x, -1) },
+  log_softmax: { shapes: matrix, run: ([x]) => logSoftmax(x, -1) },
+  layer_norm: { shapes: affine, run: ([x, w, b]) => layerNorm(x, [37], w, b) },
+  rms_norm: { shapes: affine.slice(0, 2), run: ([x, w]) => rmsNorm(x, [37], w) },
+  cross_entropy: { shapes: matrix, run: ([x]) => crossEntropy(x, indices(x, [3, 36, 0, 9, 1], [5])) },
+  embedding: { shapes: matrix, run: ([w]) => embedding(indices(w, [3, 0, 3, 1], [4]), w) },
+  scaled_dot_product_attention: {
+    shapes: heads,
+    run: ([q, k, v]) => scaledDotProductAttention(q, k, v, { isCausal: true }),
+  },
+  linear_attention: { shapes: heads, run: ([q, k, v]) => linearAttention(q, k, v, { isCausal: true }) },
+}
+
+/** The kernels that are checked before their first use. */
+export const guarded: readonly string[] = Object.keys(forward).flatMap((name) =>
+  /_|softmax|embedding/.test(name) ? [name, `${name}Backward`] : [name],
+)
+
+/** The bits of everything that a family computes, one result after the other. */
+function compute(name: string, backend: Backend): TypedArray[] {
+  const differentiated = name.endsWith('Backward')
+  const family = forward[name.replace(/Backward$/, '')] as Family
+  const make = (shape: readonly number[], seed: number): Tensor => {
+    const data = fill(
+      shape.reduce((p, n) => p * n, 1),
+      seed,
+    )
+    return tensor(data, shape, { device: backend, requiresGrad: differentiated })
+  }
+  return scope(() => {
+    const inputs = family.shapes.map(make)
+    const result = family.run(inputs)
+    const results = Array.isArray(result) ? (result as Tensor[]) : [result as Tensor]
+    const wanted = differentiated
+      ? grad(results, inputs, { gradOutputs: results.map((y, i) => make(y.shape, 10 + i).detach()) })
+      : results
+    return wanted.map((y) => y.contiguous().dataSync())
+  })
+}
+
+/** Whether two engines agree bit by bit on a family; `other` is optimised at once. */
+function agrees(name: string, plain: Backend, other: Backend): boolean {
+  const run = (backend: Backend): TypedArray[] =>
+    // Nobody's tape and nobody's profile.
+    profile(() => (name.endsWith('Backward') ? enableGrad : noGrad)(() => compute(name, backend))).result
+  try {
+    const want = run(plain)
+    const got = optimizedAtOnce(() => {
+      // In the first run the functions are compiled; the second one is optimised from its beginning.
+      run(other)
+      return run(other)
+    })
+    return want.every((w, r) => w.every((value, i) => Object.is(value, got[r]?.[i])))
+  } catch (error) {
+    if (error instanceof OutOfMemoryError) throw error
+    return false
+  }
+}
+
+/** How `guard` reaches kernels. */
+export interface GuardOptions {
+  /** The memory of both engines; its kernels do not matter. */
+  readonly backend: Backend
+  /** Kernels that are never optimised: of an engine that shares no code. */
+  readonly plain: () => KernelTable
+  /** The kernels to go on with after a failure; called at most once. */
+  readonly fallback: (kernel: string) => KernelTable
+}
+
+/** A table whose kernels are checked at their first use, each once; after a failure it becomes the fallback. */
+export function guard(table: KernelTable, { backend, plain, fallback }: GuardOptions): KernelTable {
+  const kernels: Record<string, KernelOf<never> | undefined> = { ...table }
+  let plainTable: KernelTable | undefined
+  for (const name of guarded) {
+    const kernel = table[name] as KernelOf<unknown> | undefined
+    if (kernel === undefined) continue
+    let checked = false
+    const first: KernelOf<unknown> = {
+      ...kernel,
+      run(outputs, inputs, attrs) {
+        if (!checked) {
+          checked = true
+          plainTable ??= plain()
+          const same = agrees(name, { ...backend, kernels: plainTable }, { ...backend, kernels: table })
+          if (same) kernels[name] = kernel
+          else Object.assign(kernels, fallback(name))
+        }
+        const now = kernels[name] as KernelOf<unknown>
+        now.run(outputs, inputs, attrs)
+      },
+    }
+    kernels[name] = first
+  }
+  return kernels as unknown as KernelTable
+}
