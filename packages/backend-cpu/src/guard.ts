@@ -5,12 +5,11 @@
  * first used: as it is, and optimised at once; run on small odd shapes, both must give the same bits. What passed is
  * the code that runs from then on, on all threads: V8 keeps code by the bytes of modules, and workers get it from
  * there. The tests hold the kernels themselves against core's reference; this is about V8 alone.
- *
- * Products of matrices check and tune themselves: `kernels/matmul.ts`.
  */
 
 import {
   applyProgram,
+  applyProgramIntoEach,
   type Backend,
   crossEntropy,
   cumsum,
@@ -22,6 +21,7 @@ import {
   type KernelOf,
   type KernelTable,
   layerNorm,
+  linear,
   linearAttention,
   logSoftmax,
   noGrad,
@@ -29,6 +29,7 @@ import {
   profile,
   program,
   rmsNorm,
+  rotaryEmbedding,
   scaledDotProductAttention,
   scatterAdd,
   scope,
@@ -36,6 +37,7 @@ import {
   type Tensor,
   type TypedArray,
   tensor,
+  totalNorm,
 } from '@tilegrad/core'
 import { optimizedAtOnce } from './features.ts'
 
@@ -79,6 +81,36 @@ const forward: Readonly<Record<string, Family>> = {
     shapes: [...matrix, [5, 1]],
     run: ([x, y]) => scatterAdd(x, 1, indices(x, [3, 36, 0, 9, 1], [5, 1]), y),
   },
+  // Tiles with edges, and few rows, with b by rows and by columns; both operands transposed.
+  matmul: {
+    shapes: [
+      [37, 41],
+      [41, 70],
+    ],
+    run: ([x, y]) => {
+      const t = y.contiguous().transpose(0, 1)
+      const few = [1, 3, 8].flatMap((n) => {
+        const rows = x.narrow(0, 0, n)
+        return [rows.matmul(y), rows.matmul(t.contiguous().transpose(0, 1))]
+      })
+      return [x.matmul(y), x.matmul(t.contiguous().transpose(0, 1)), t.matmul(x.transpose(0, 1)), ...few]
+    },
+  },
+  linear: {
+    shapes: [[19, 41], [37, 41], [37], [19, 37]],
+    run: ([x, w, bias, residual]) => linear(x, w, bias, { activation: 'gelu', residual }),
+  },
+  foreach: {
+    shapes: [[37], [5, 37], [3]],
+    run: (tensors) => {
+      const copies = tensors.map((t) => t.detach().clone())
+      const each = copies.map((t) => ({ outputs: [t], inputs: [t, t] }))
+      applyProgramIntoEach(formula, each)
+      return copies
+    },
+  },
+  total_norm: { shapes: matrix, run: ([x]) => totalNorm([x, x.narrow(0, 0, 3)]) },
+  rotary_embedding: { shapes: [[2, 5, 38]], run: ([x]) => rotaryEmbedding(x) },
   softmax: { shapes: matrix, run: ([x]) => softmax(x, -1) },
   log_softmax: { shapes: matrix, run: ([x]) => logSoftmax(x, -1) },
   layer_norm: { shapes: affine, run: ([x, w, b]) => layerNorm(x, [37], w, b) },
@@ -92,27 +124,30 @@ const forward: Readonly<Record<string, Family>> = {
   linear_attention: { shapes: heads, run: ([q, k, v]) => linearAttention(q, k, v, { isCausal: true }) },
 }
 
+/** Families with gradients of their own. */
+const differentiated = /softmax|(layer|rms)_norm|attention|entropy|^embedding/
+
 /** The kernels that are checked before their first use. */
 export const guarded: readonly string[] = Object.keys(forward).flatMap((name) =>
-  /_|softmax|embedding/.test(name) ? [name, `${name}Backward`] : [name],
+  differentiated.test(name) ? [name, `${name}Backward`] : [name],
 )
 
 /** The bits of everything that a family computes, one result after the other. */
 function compute(name: string, backend: Backend): TypedArray[] {
-  const differentiated = name.endsWith('Backward')
+  const backward = name.endsWith('Backward')
   const family = forward[name.replace(/Backward$/, '')] as Family
   const make = (shape: readonly number[], seed: number): Tensor => {
     const data = fill(
       shape.reduce((p, n) => p * n, 1),
       seed,
     )
-    return tensor(data, shape, { device: backend, requiresGrad: differentiated })
+    return tensor(data, shape, { device: backend, requiresGrad: backward })
   }
   return scope(() => {
     const inputs = family.shapes.map(make)
     const result = family.run(inputs)
     const results = Array.isArray(result) ? (result as Tensor[]) : [result as Tensor]
-    const wanted = differentiated
+    const wanted = backward
       ? grad(results, inputs, { gradOutputs: results.map((y, i) => make(y.shape, 10 + i).detach()) })
       : results
     return wanted.map((y) => y.contiguous().dataSync())

@@ -57,11 +57,11 @@ export const linear = (
     const { shape } = outputs[0]
     const [out, a] = shape.length === 1 ? [matrix(outputs[0]), matrix(x)] : [outputs[0], x]
     const batch = a.shape.slice(0, -2)
-    const b: View = {
-      ...weight,
-      shape: [...batch, weight.shape[1], weight.shape[0]],
-      strides: [...batch.map(() => 0), weight.strides[1], weight.strides[0]],
-    }
+    const b = viewOf(
+      weight,
+      [...batch, weight.shape[1], weight.shape[0]],
+      [...batch.map(() => 0), weight.strides[1], weight.strides[0]],
+    )
     const rows = extras.map((v) => rowsOf(v, shape) as Rows)
     const access = rows.map((r) => r.access)
     const done = matmulInto(engine, out, a, b, {
@@ -88,7 +88,16 @@ export const linear = (
 })
 
 /** A vector as a matrix of one row. */
-const matrix = (v: View): View => ({ ...v, shape: [1, v.shape[0]], strides: [v.shape[0], v.strides[0]] })
+const matrix = (v: View): View => viewOf(v, [1, v.shape[0]], [v.shape[0], v.strides[0]])
+
+/** The same memory in another layout. Tensors are views whose parts are getters: they cannot be spread. */
+const viewOf = ({ buffer, dtype, offset }: View, shape: number[], strides: number[]): View => ({
+  buffer,
+  dtype,
+  offset,
+  shape,
+  strides,
+})
 
 /** Whether a program can be lowered where neither an index nor coordinates are known. */
 function fits({ exprs, inputs }: Expression): boolean {
