@@ -1,0 +1,2 @@
+// Types of WebGPU that DOM's lack, for all tests: immediates.
+/// <reference types="@webgpu/types" />
