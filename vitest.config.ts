@@ -16,6 +16,7 @@ export default defineConfig({
   },
   test: {
     include: ['packages/*/test/**/*.test.ts', 'examples/*/test/**/*.test.ts', '{test,docs}/**/*.test.ts'],
+    globalSetup: 'test/adapter-setup.ts',
     pool: 'forks',
     // The CPU backend starts threads of its own in each test file.
     maxWorkers: 2,

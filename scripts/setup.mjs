@@ -73,7 +73,10 @@ export function install() {
 
 /** Builds every package and the example. */
 export function build() {
-  exitUnlessOk(tool('typescript', ['-b', 'examples/tiny-transformer']), 'The build')
+  exitUnlessOk(
+    tool('typescript', ['-b', 'examples/tiny-transformer', 'packages/backend-webgpu']),
+    'The build',
+  )
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

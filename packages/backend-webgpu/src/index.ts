@@ -1,2 +1,3 @@
-// The WebGPU backend comes with its own issue; until then this package is private and empty.
-export {}
+/** The WebGPU backend; so far, opening a GPU. @packageDocumentation */
+export type { DawnOptions } from './dawn.ts'
+export { type Gpu, type GpuLost, type GpuOptions, openGpu } from './gpu.ts'

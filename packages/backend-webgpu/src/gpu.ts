@@ -1,0 +1,243 @@
+/**
+ * Opens a GPU: npm `webgpu` (Dawn) in Node, `navigator.gpu` elsewhere, with every limit the adapter offers and the
+ * features that kernels can use.
+ */
+import { DeviceError, ValueError } from '@tilegrad/core'
+import { createDawn, type DawnOptions } from './dawn.ts'
+
+/** Features that kernels make use of, asked for where the adapter has them. */
+const USEFUL: readonly string[] = [
+  'shader-f16',
+  'subgroups',
+  'subgroup-size-control',
+  'timestamp-query',
+  'chromium-experimental-subgroup-matrix',
+]
+
+/** Which GPU to open and what to ask it for. */
+export interface GpuOptions extends DawnOptions {
+  /** On machines with two GPUs: the fast one (default) or the thrifty one. */
+  readonly powerPreference?: 'high-performance' | 'low-power'
+  /**
+   * 'all' (default): every feature kernels can use that the adapter offers; 'default': none; or these, all of which
+   * must be there.
+   */
+  readonly features?: 'default' | 'all' | readonly string[]
+  /** 'all' (default): every limit as high as the adapter offers; 'default': those each WebGPU device has. */
+  readonly limits?: 'default' | 'all'
+  /** Told of errors that no error scope caught: mistakes in calls, memory running out. Default: console.error. */
+  readonly onError?: (message: string) => void
+}
+
+/** Why a device is gone: 'destroyed' by `close()` or by its owner, or 'unknown', as when the driver was reset. */
+export interface GpuLost {
+  readonly reason: 'destroyed' | 'unknown'
+  readonly message: string
+}
+
+/** An open GPU. */
+export interface Gpu {
+  readonly device: GPUDevice
+  /** What the driver calls it, as far as the platform tells. */
+  readonly adapterName: string
+  readonly info: GPUAdapterInfo
+  readonly features: ReadonlySet<string>
+  readonly limits: GPUSupportedLimits
+  /** Times can be measured on the GPU: 'timestamp-query' is there. */
+  readonly timestamps: boolean
+  /** Bytes of `var<immediate>` that `setImmediates` can set for a dispatch; 0 where there is no such thing. */
+  readonly immediates: number
+  /** Runs in Node, through npm `webgpu`. */
+  readonly isNode: boolean
+  /** Settles once, when the device is gone; nothing else can be done with it then, but another can be opened. */
+  readonly lost: Promise<GpuLost>
+  /** Why the device is gone, or undefined while it works. */
+  readonly lostInfo: GpuLost | undefined
+  /** Throws a DeviceError once the device is gone. */
+  check(operation: string): void
+  /**
+   * A read that the device will answer: `pending`'s value, or a DeviceError if the device is lost before, even if
+   * `pending` then never settles.
+   */
+  answer<T>(operation: string, pending: Promise<T>): Promise<T>
+  /** Frees the device and all its memory. Not needed at the end of a program. */
+  close(): void
+}
+
+/**
+ * Opens a GPU.
+ *
+ * In Node the package `webgpu` must be installed (`npm i webgpu`); in a browser WebGPU must be enabled. An open GPU
+ * does not keep Node running.
+ *
+ * @throws DeviceError when there is none, saying what to do; ValueError for a feature the adapter lacks
+ *
+ * @example
+ * const gpu = await openGpu()
+ * console.log(gpu.adapterName, gpu.limits.maxBufferSize)
+ * gpu.close()
+ */
+export async function openGpu(options: GpuOptions = {}): Promise<Gpu> {
+  const offered = globalThis.navigator?.gpu as GPU | undefined
+  const isNode = !offered && typeof globalThis.process?.versions?.node === 'string'
+  const api = offered ?? (isNode ? await createDawn(options) : undefined)
+  if (!api) throw new DeviceError(`openGpu: ${noApi()}`)
+
+  let adapter: GPUAdapter | null
+  try {
+    adapter = await api.requestAdapter({ powerPreference: options.powerPreference ?? 'high-performance' })
+  } catch (cause) {
+    // Dawn lists what there is instead.
+    throw new DeviceError(`openGpu: ${messageOf(cause)}`, { cause })
+  }
+  if (!adapter) throw new DeviceError(`openGpu: ${isNode ? NO_ADAPTER_NODE : NO_ADAPTER_BROWSER}`)
+
+  const requiredFeatures = chooseFeatures(adapter.features, options.features ?? 'all')
+  const requiredLimits = (options.limits ?? 'all') === 'all' ? allLimits(adapter.limits) : {}
+  let device: GPUDevice
+  try {
+    device = await adapter.requestDevice({ requiredFeatures, requiredLimits })
+  } catch (cause) {
+    const name = nameOf(adapter.info)
+    throw new DeviceError(`openGpu: ${name} gave no device: ${messageOf(cause)}`, { cause })
+  }
+  return new OpenGpu(device, adapter.info, immediateBytes(api, device), isNode, options.onError)
+}
+
+class OpenGpu implements Gpu {
+  readonly device: GPUDevice
+  readonly adapterName: string
+  readonly info: GPUAdapterInfo
+  readonly features: ReadonlySet<string>
+  readonly limits: GPUSupportedLimits
+  readonly timestamps: boolean
+  readonly immediates: number
+  readonly isNode: boolean
+  readonly lost: Promise<GpuLost>
+  lostInfo: GpuLost | undefined
+  /** What to tell the reads under way. A race against `lost` would leave a reaction behind on it per read. */
+  readonly #pending = new Set<() => void>()
+
+  constructor(
+    device: GPUDevice,
+    info: GPUAdapterInfo,
+    immediates: number,
+    isNode: boolean,
+    onError: (message: string) => void = (message) => console.error(`tilegrad: WebGPU: ${message}`),
+  ) {
+    this.device = device
+    this.adapterName = nameOf(info)
+    this.info = info
+    this.features = device.features as ReadonlySet<string>
+    this.limits = device.limits
+    this.timestamps = this.features.has('timestamp-query')
+    this.immediates = immediates
+    this.isNode = isNode
+    device.addEventListener('uncapturederror', (event) => {
+      // Dawn and browsers would print it as well.
+      event.preventDefault()
+      onError(event.error.message.trim())
+    })
+    this.lost = device.lost.then(({ reason, message }) =>
+      this.#lose({ reason: reason === 'destroyed' ? 'destroyed' : 'unknown', message }),
+    )
+  }
+
+  #lose(info: GpuLost): GpuLost {
+    this.lostInfo ??= info
+    for (const tell of this.#pending) tell()
+    this.#pending.clear()
+    return this.lostInfo
+  }
+
+  #lostError(operation: string): DeviceError {
+    const { reason, message } = this.lostInfo!
+    const why = reason === 'destroyed' ? 'was closed' : `was lost (${message || 'no reason given'})`
+    return new DeviceError(
+      `${operation}: the GPU ${why}; its tensors are gone. Open it anew and upload them again`,
+    )
+  }
+
+  check(operation: string): void {
+    if (this.lostInfo) throw this.#lostError(operation)
+  }
+
+  answer<T>(operation: string, pending: Promise<T>): Promise<T> {
+    return new Promise((resolve, reject) => {
+      const tell = () => reject(this.#lostError(operation))
+      if (this.lostInfo) tell()
+      else this.#pending.add(tell)
+      pending.then(
+        (value) => {
+          this.#pending.delete(tell)
+          resolve(value)
+        },
+        (cause) =>
+          // The failure may be told before the loss that caused it.
+          setTimeout(() => {
+            this.#pending.delete(tell)
+            reject(this.lostInfo ? this.#lostError(operation) : cause)
+          }),
+      )
+    })
+  }
+
+  close(): void {
+    this.#lose({ reason: 'destroyed', message: 'closed' })
+    this.device.destroy()
+  }
+}
+
+function chooseFeatures(
+  offered: ReadonlySet<string>,
+  wanted: 'default' | 'all' | readonly string[],
+): GPUFeatureName[] {
+  if (wanted === 'default') return []
+  const missing = wanted === 'all' ? [] : wanted.filter((name) => !offered.has(name))
+  if (missing.length)
+    throw new ValueError(
+      `openGpu: the adapter lacks ${missing.join(', ')}; it has ${[...offered].join(', ')}`,
+    )
+  return (wanted === 'all' ? USEFUL.filter((name) => offered.has(name)) : wanted) as GPUFeatureName[]
+}
+
+function allLimits(limits: GPUSupportedLimits): Record<string, number> {
+  const all: Record<string, number> = {}
+  // The limits are getters of the prototype.
+  for (const name in limits) {
+    const value = (limits as unknown as Record<string, unknown>)[name]
+    if (typeof value === 'number') all[name] = value
+  }
+  return all
+}
+
+/** Immediates are young: the language, the encoder and the device must all know them. */
+function immediateBytes(api: GPU, device: GPUDevice): number {
+  if (!api.wgslLanguageFeatures?.has('immediate_address_space')) return 0
+  return device.limits.maxImmediateSize ?? 0
+}
+
+const nameOf = ({ description, device, architecture, vendor }: GPUAdapterInfo): string =>
+  description || device || [vendor, architecture].filter(Boolean).join(' ') || 'unnamed GPU'
+
+const messageOf = (cause: unknown): string => (cause instanceof Error ? cause.message : String(cause)).trim()
+
+const NO_ADAPTER_NODE =
+  'there is no GPU that WebGPU can use. Install its driver: on Linux one with Vulkan (nvidia-driver, or ' +
+  'mesa-vulkan-drivers) and the loader (libvulkan1); macOS and Windows bring theirs. Without a GPU, ' +
+  'a software adapter such as SwiftShader serves for trying out: its libvk_swiftshader.so, named libvulkan.so.1 in a ' +
+  'folder of LD_LIBRARY_PATH'
+
+const NO_ADAPTER_BROWSER =
+  'this browser knows WebGPU but offers no GPU. It may have blocked the driver (chrome://gpu tells): try the flags ' +
+  '--enable-unsafe-webgpu and, on Linux, --enable-features=Vulkan; without a GPU, ' +
+  '--use-webgpu-adapter=swiftshader runs in software'
+
+function noApi(): string {
+  if (globalThis.isSecureContext === false)
+    return 'WebGPU is only there in secure contexts: serve the page over https or from localhost'
+  return (
+    'no WebGPU here: update the browser (Chrome or Edge 113, Safari 26, Firefox 141 or newer), or enable it, in ' +
+    'Chrome with chrome://flags/#enable-unsafe-webgpu, in Firefox with dom.webgpu.enabled in about:config'
+  )
+}
