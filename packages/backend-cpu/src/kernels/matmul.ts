@@ -46,9 +46,12 @@ import {
   sweepScratch,
 } from './matmul-skinny.ts'
 import { at, buildTiles, kBlock, tileScratch } from './matmul-tiles.ts'
+import { tunedTile } from './matmul-tuning.ts'
 
 /** Below so many multiply-adds a task is not worth handing to another thread (about 2 µs). */
 const taskWork = 1 << 16
+/** Multiply-adds from which on a product is worth finding the best tile for. */
+const tuningWork = 1 << 22
 /** Columns of b that one task packs: with 1024 steps of k 1 MB. */
 const maxColumns = 256
 /**
@@ -77,12 +80,11 @@ interface Problem {
   batchDims: number
 }
 
-export const matmul: KernelFactory<Record<never, never>> = (engine) =>
-  matmulBy(tileFor(engine.features))(engine)
+export const matmul: KernelFactory<Record<never, never>> = (engine) => matmulBy(null)(engine)
 
-/** The same with a tile of the caller’s choice. */
+/** The same with a tile of the caller’s choice, unless null. */
 export const matmulBy =
-  (tile: Tile): KernelFactory<Record<never, never>> =>
+  (tile: Tile | null): KernelFactory<Record<never, never>> =>
   (engine) => ({
     supports: ([a]) => a.dtype === 'float32' || a.dtype === 'int32',
     run([out], [a, b]) {
@@ -93,9 +95,13 @@ export const matmulBy =
       if (p.n < p.m && (fewColumns(p) || (p.outColumn !== 4 && p.outRow === 4))) transposed(p)
       if (takesDots(engine, p)) dots(engine, p, out, type)
       else if (takesSweep(p)) sweep(engine, p, out, type)
-      else tiles(engine, tile, p, out, type)
+      else tiles(engine, tile ?? tileOf(engine, p), p, out, type)
     },
   })
+
+/** Small products are done before tuning would be. */
+const tileOf = (engine: Engine, p: Problem): Tile =>
+  p.items * p.m * p.n * p.k < tuningWork ? tileFor(engine.features) : tunedTile(engine)
 
 const fewColumns = (p: Problem): boolean =>
   (p.aK === 4 && p.n <= dotsColumns) || (p.aRow === 4 && p.n <= sweepRows)
@@ -113,7 +119,7 @@ export function matmulInto(engine: Engine, out: View, a: View, b: View, epilogue
   const p = problem(out, a, b)
   const narrowed = p.n < p.m && fewColumns(p)
   if (p.items !== 1 || p.m * p.n === 0 || narrowed || takesDots(engine, p) || takesSweep(p)) return false
-  tiles(engine, tileFor(engine.features), p, out, 'float32', epilogue)
+  tiles(engine, tileOf(engine, p), p, out, 'float32', epilogue)
   return true
 }
 
