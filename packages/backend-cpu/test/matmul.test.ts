@@ -242,6 +242,77 @@ test('outputs with other strides', () => {
   }
 })
 
+describe('up to 16 rows with a large matrix', () => {
+  const sizes: readonly (readonly [m: number, k: number, n: number])[] = [
+    [1, 512, 128],
+    [2, 333, 224],
+    [3, 300, 544],
+    [4, 129, 512],
+    [5, 515, 144],
+    [7, 260, 272],
+    [8, 512, 512],
+    // Leaves sums behind that the next one, whose k has no second half, must not see.
+    [11, 2, 65536],
+    [11, 1, 65536],
+    [16, 450, 160],
+    [16, 450, 170],
+    [17, 450, 160],
+  ]
+  test.each(sizes)('%i × %i × %i, either type, rows apart', (m, k, n) => {
+    const rnd = random(m * 7919 + k * 31 + n)
+    for (const dtype of ['float32', 'int32'] as const) {
+      const wide = (rows: number, columns: number): Layout => ({
+        shape: [rows, columns],
+        strides: [columns + 7, 1],
+        offset: 3,
+      })
+      check(operand(rnd, dense(m, k), dtype), operand(rnd, dense(k, n), dtype))
+      check(operand(rnd, wide(m, k), dtype), operand(rnd, wide(k, n), dtype))
+    }
+  })
+
+  test('writes nothing beside an output whose rows lie apart', () => {
+    const rnd = random(9)
+    const [m, k, n] = [6, 300, 224]
+    const [a, b] = [operand(rnd, dense(m, k)), operand(rnd, dense(k, n))]
+    const want = plain(a, b)
+    for (const { name, engine } of engines) {
+      const l = { shape: [m, n], strides: [n + 5, 1], offset: 4 }
+      const size = extent(l) + 9
+      const space = put(engine, { layout: l, dtype: 'float32', data: new Float32Array(size).fill(-7) })
+      const views = [put(engine, a), put(engine, b)]
+      matmul(engine).run([space], views, {})
+      const all = get(engine, { ...space, ...dense(size) })
+      const got: number[] = []
+      layout.forEachOffset(l, (o) => {
+        got.push(all[o] as number)
+        all[o] = -7
+      })
+      agree(got, want, k, name)
+      expect(all.every((x) => x === -7)).toBe(true)
+      release(engine, [...views, space])
+    }
+  })
+
+  test('NaN and infinities spread along their row and column, from either half of k', () => {
+    const [m, k, n] = [4, 512, 256]
+    for (const { engine } of engines) {
+      const a = { layout: dense(m, k), dtype: 'float32', data: new Float32Array(m * k).fill(1) } as const
+      const b = { layout: dense(k, n), dtype: 'float32', data: new Float32Array(k * n).fill(2) } as const
+      a.data[k + 500] = 0
+      b.data[500 * n + 1] = Infinity
+      b.data[0] = NaN
+      const got = run(engine, a, b)
+      for (let r = 0; r < m; r++) {
+        for (let c = 0; c < n; c++) {
+          const want = c === 0 ? NaN : c === 1 ? (r === 1 ? NaN : Infinity) : 2 * (k - Number(r === 1))
+          expect(got[r * n + c], `${r}, ${c}`).toBe(want)
+        }
+      }
+    }
+  })
+})
+
 describe('numbers', () => {
   test('k = 0 gives zeros, empty outputs nothing', () => {
     for (const { engine } of engines) {

@@ -2,8 +2,8 @@
  * Matrix product, out[…, M, N] = Σₖ a[…, M, k] · b[…, k, N], of float32 or int32 (which wraps), with any
  * strides.
  *
- * This file decides; three kernels compute. Few rows, or few columns (then the transposed product is
- * computed), go to `matmul-skinny.ts`, everything else to `matmul-tiles.ts`, whose inner loop is
+ * This file decides; the kernels compute. Few rows, or few columns (then the transposed product is computed), go
+ * to `matmul-rows.ts` where the matrix is large, else to `matmul-skinny.ts`, everything else to `matmul-tiles.ts`, whose inner loop is
  * `matmul-micro.ts`. All of them add in an order that depends on sizes and strides only: results are the same
  * bits on any number of threads. NaN and infinities spread as in plain sums: padding is only ever added along
  * M and N.
@@ -36,6 +36,16 @@ import type { Kernel } from '../pool.ts'
 import type { Epilogue } from './matmul-epilogue.ts'
 import { type Number32, type Tile, tileFor } from './matmul-micro.ts'
 import {
+  buildRows,
+  buildRowsSum,
+  rowsDepth,
+  rowsLeast,
+  rowsMost,
+  rowsParts,
+  rowsScratch,
+  rowsTile,
+} from './matmul-rows.ts'
+import {
   buildDots,
   buildSweep,
   dotsColumns,
@@ -52,6 +62,9 @@ import { tunedTile } from './matmul-tuning.ts'
 const taskWork = 1 << 16
 /** Multiply-adds from which on a product is worth finding the best tile for. */
 const tuningWork = 1 << 22
+/** Fewest elements of b, and columns per task, for `buildRows`. */
+const rowsWork = 1 << 16
+const rowsColumns = 128
 /** Columns of b that one task packs: with 1024 steps of k 1 MB. */
 const maxColumns = 256
 /**
@@ -94,6 +107,7 @@ export const matmulBy =
       // Few columns: few rows of the transposed product.
       if (p.n < p.m && (fewColumns(p) || (p.outColumn !== 4 && p.outRow === 4))) transposed(p)
       if (takesDots(engine, p)) dots(engine, p, out, type)
+      else if (takesRows(engine, p)) fewRows(engine, p, out, type)
       else if (takesSweep(p)) sweep(engine, p, out, type)
       else tiles(engine, tile ?? tileOf(engine, p), p, out, type)
     },
@@ -109,6 +123,19 @@ const fewColumns = (p: Problem): boolean =>
 const takesDots = (engine: Engine, p: Problem): boolean =>
   p.m <= dotsRows(engine.features) && p.bK === 4 && (p.aK === 4 || dotsScratch(p.m, p.k) <= maxDotsScratch)
 
+/** Where nothing is left over at the edges, and two halves of k are worth two tasks. */
+const takesRows = (engine: Engine, p: Problem): boolean =>
+  p.m >= rowsLeast(engine.features) &&
+  p.m <= rowsMost &&
+  p.items === 1 &&
+  p.aK === 4 &&
+  p.bColumn === 4 &&
+  p.outColumn === 4 &&
+  p.n % (4 * rowsTile(engine.features, p.m).vectors) === 0 &&
+  p.n >= rowsColumns &&
+  p.k >= rowsParts &&
+  p.n * p.k >= rowsWork
+
 const takesSweep = (p: Problem): boolean => p.m <= sweepRows && p.bColumn === 4
 
 /**
@@ -118,7 +145,8 @@ const takesSweep = (p: Problem): boolean => p.m <= sweepRows && p.bColumn === 4
 export function matmulInto(engine: Engine, out: View, a: View, b: View, epilogue: Epilogue): boolean {
   const p = problem(out, a, b)
   const narrowed = p.n < p.m && fewColumns(p)
-  if (p.items !== 1 || p.m * p.n === 0 || narrowed || takesDots(engine, p) || takesSweep(p)) return false
+  if (p.items !== 1 || p.m * p.n === 0 || narrowed) return false
+  if (takesDots(engine, p) || takesRows(engine, p) || takesSweep(p)) return false
   tiles(engine, tileOf(engine, p), p, out, 'float32', epilogue)
   return true
 }
@@ -214,6 +242,26 @@ function sweep(engine: Engine, p: Problem, out: View, type: Number32): void {
   })
 }
 
+function fewRows(engine: Engine, p: Problem, out: View, type: Number32): void {
+  const tile = rowsTile(engine.features, p.m)
+  const width = 4 * tile.vectors
+  const depth = rowsDepth(engine.features, p.m)
+  const key = `matmul:rows:${tile.rows}x${width}:${depth}:${type}`
+  const product = engine.kernel(key, (m) => buildRows(m, tile, depth, type))
+  const sum = engine.kernel(`matmul:rows-sum:${type}`, (m) => buildRowsSum(m, type))
+  const { threads } = engine.pool
+  // As wide as can be: every run of columns is a jump for the prefetcher.
+  const columns = roundUp(Math.max(rowsColumns, p.n / Math.ceil(threads / rowsParts)), width)
+  launch(engine, product, p, out, {
+    rows: p.m,
+    columns: Math.min(columns, p.n),
+    step: Math.ceil(p.k / rowsParts),
+    scratch: Math.ceil(rowsScratch(p.m, p.n) / threads),
+    parts: rowsParts,
+  })
+  engine.launch(sum, p.m, Math.ceil(taskWork / p.n))
+}
+
 /** How many tasks keep all threads busy to the end, unless there is too little to do. */
 function wantedTasks(engine: Engine, p: Problem): number {
   return Math.max(
@@ -230,6 +278,8 @@ interface Cut {
   readonly step: number
   /** Bytes per thread. */
   readonly scratch: number
+  /** Tasks along k, of `step`, in place of those along m. */
+  readonly parts?: number
 }
 
 function launch(engine: Engine, kernel: Kernel, p: Problem, out: View, cut: Cut, epilogue?: Epilogue): void {
@@ -237,7 +287,7 @@ function launch(engine: Engine, kernel: Kernel, p: Problem, out: View, cut: Cut,
   const scratch = engine.scratch(cut.scratch)
   const w = engine.memory.i32
   const base = engine.params >>> 2
-  const rowTasks = Math.ceil(p.m / cut.rows)
+  const rowTasks = cut.parts ?? Math.ceil(p.m / cut.rows)
   const columnTasks = Math.ceil(p.n / cut.columns)
   w[base + at.m] = p.m
   w[base + at.n] = p.n
