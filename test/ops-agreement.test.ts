@@ -2,6 +2,7 @@ import { createCpuBackend } from '@tilegrad/backend-cpu'
 import * as tg from '@tilegrad/core'
 import { type Backend, data, grad, isFloat, reference, type Tensor } from '@tilegrad/core'
 import { afterAll, describe, expect, test } from 'vitest'
+import { gpus } from '../packages/backend-webgpu/test/support/gpus.ts'
 import { CLOSE, difference, EXACT, LOOSE } from './conformance/compare.ts'
 import { type Row, table } from './op-table.ts'
 import { type Arg, LAYOUTS, type LayoutKind, list, make, tensorsIn } from './samples.ts'
@@ -10,9 +11,12 @@ import { type Arg, LAYOUTS, type LayoutKind, list, make, tensorsIn } from './sam
  * Every operator on every backend against the reference, which computes in float64 and rounds when it stores. Single
  * elements may differ by a few float32 roundings (CLOSE), sums of many terms and gradients by more (LOOSE).
  */
-const backends: readonly Backend[] = [createCpuBackend()]
+const backends: readonly { readonly name: string; readonly backend: Backend }[] = [
+  { name: 'cpu', backend: createCpuBackend() },
+  ...gpus.map(({ name, gpu }) => ({ name: `webgpu with ${name}`, backend: gpu })),
+]
 afterAll(async () => {
-  for (const b of backends) await (b as Partial<{ close(): Promise<void> }>).close?.()
+  for (const { backend } of backends) await (backend as Partial<{ close(): Promise<void> }>).close?.()
 })
 
 interface Result {
@@ -99,8 +103,8 @@ const SPECIAL = [
   Number.NaN,
 ]
 
-for (const backend of backends) {
-  describe(`${backend.name} agrees with the reference`, () => {
+for (const { name: device, backend } of backends) {
+  describe(`${device} agrees with the reference`, () => {
     for (const [i, row] of table.entries()) {
       test(`${row.name} (row ${i})`, async () => {
         for (const sample of row.samples)
@@ -110,7 +114,7 @@ for (const backend of backends) {
     }
   })
 
-  describe(`${backend.name} agrees on special values`, () => {
+  describe(`${device} agrees on special values`, () => {
     for (const [i, row] of table.entries()) {
       if (!row.pointwise) continue
       test(`${row.name} (row ${i})`, async () => {
@@ -147,7 +151,7 @@ for (const backend of backends) {
       })
   })
 
-  describe(`${backend.name} draws the same random numbers`, () => {
+  describe(`${device} draws the same random numbers`, () => {
     const draws: Record<string, (device: Backend) => Tensor> = {
       rand: (device) => tg.rand([100, 33], { device }),
       randn: (device) => tg.randn([100, 33], { device, mean: 2, std: 3 }),

@@ -1,0 +1,82 @@
+/** A GPU as a tilegrad backend: buffers, kernels compiled on first use, commands recorded and submitted in batches. */
+
+import { type Backend, DeviceError, type DType, layout, type TypedArray, type View } from '@tilegrad/core'
+import { type BufferStats, GpuBuffer } from './buffers.ts'
+import { Engine } from './engine.ts'
+import { type Gpu, type GpuOptions, openGpu } from './gpu.ts'
+import { kernelTable } from './kernels/table.ts'
+
+/** How a WebGPU backend is set up. */
+export interface WebGpuOptions extends GpuOptions {
+  /** Bytes of free buffers to keep for the next tensors; default 1 GiB. */
+  readonly maxPooledBytes?: number
+}
+
+/** A backend on a GPU. */
+export interface WebGpuBackend extends Backend {
+  readonly name: 'webgpu'
+  readonly gpu: Gpu
+  /** Memory in use, now. */
+  stats(): BufferStats
+  /** Resolves when everything called so far is done. */
+  finished(): Promise<void>
+  /** Frees the device and all tensors on it. */
+  close(): void
+  /** @internal What kernels are made of; for tests and benchmarks. */
+  readonly engine: Engine
+}
+
+/**
+ * Opens a GPU as a backend. It is not registered as a device.
+ *
+ * @throws DeviceError when there is none, saying what to do; ValueError for a feature the adapter lacks.
+ * @example
+ * const gpu = await createWebGpuBackend()
+ * withBackend(gpu, () => randn([2, 3]).matmul(randn([3, 4])).shape) // [2, 4]
+ */
+export async function createWebGpuBackend(options: WebGpuOptions = {}): Promise<WebGpuBackend> {
+  const { maxPooledBytes = 2 ** 30, ...wanted } = options
+  const gpu = await openGpu(wanted)
+  const engine = new Engine(gpu, maxPooledBytes)
+  const bufferOf = (view: View): GpuBuffer => {
+    if (view.buffer instanceof GpuBuffer) return view.buffer
+    throw new DeviceError('webgpu: got a buffer of another backend')
+  }
+  return {
+    name: 'webgpu',
+    gpu,
+    engine,
+    kernels: kernelTable(engine),
+    alloc: (bytes: number, dtype: DType) => {
+      gpu.check('alloc')
+      return engine.pool.alloc(dtype === 'bool' ? bytes : bytes / 4, dtype)
+    },
+    free(buffer) {
+      if (!(buffer instanceof GpuBuffer))
+        throw new DeviceError('webgpu: free got a buffer of another backend')
+      engine.pool.free(buffer)
+    },
+    write(view, data) {
+      const count = layout.numel(view.shape)
+      if (count === 0) return
+      const part = data.length > count ? data.subarray(0, count) : data
+      engine.write(
+        bufferOf(view),
+        4 * view.offset,
+        (view.dtype === 'bool' ? Uint32Array.from(part) : part) as Words,
+      )
+    },
+    async read(view): Promise<TypedArray> {
+      const count = layout.numel(view.shape)
+      const words =
+        count === 0 ? new ArrayBuffer(0) : await engine.read(bufferOf(view), 4 * view.offset, 4 * count)
+      if (view.dtype === 'bool') return Uint8Array.from(new Uint32Array(words))
+      return view.dtype === 'int32' ? new Int32Array(words) : new Float32Array(words)
+    },
+    stats: () => engine.pool.stats(),
+    finished: () => engine.finished(),
+    close: () => gpu.close(),
+  }
+}
+
+type Words = Uint32Array<ArrayBuffer> | Int32Array<ArrayBuffer> | Float32Array<ArrayBuffer>

@@ -1,0 +1,142 @@
+/** GPU memory: one buffer per storage, recycled by size. */
+
+import { DeviceError, type DType, DTypeError } from '@tilegrad/core'
+import type { Gpu } from './gpu.ts'
+
+/** This backend's piece of memory. Elements are 4 bytes each, bools too; an empty tensor has 4 bytes as well. */
+export class GpuBuffer {
+  readonly gpu: GPUBuffer
+  /** Unique: bind groups are cached by it. */
+  readonly id: number
+  /** Of the GPU's buffer; at least what the tensor needs. */
+  readonly bytes: number
+  dtype: DType = 'float32'
+  /** The batch of commands that last used it; see `Engine`. */
+  batch = -1
+
+  constructor(gpu: GPUBuffer, id: number, bytes: number) {
+    this.gpu = gpu
+    this.id = id
+    this.bytes = bytes
+  }
+}
+
+export interface BufferStats {
+  /** Held by tensors. */
+  readonly usedBytes: number
+  readonly usedBuffers: number
+  /** Free, kept for the next tensors. */
+  readonly pooledBytes: number
+  readonly pooledBuffers: number
+  /** Most that was held by tensors at once. */
+  readonly peakBytes: number
+  /** Buffers ever made: flat in a loop that repeats itself. */
+  readonly created: number
+}
+
+const minBytes = 256
+
+/** The next size of a buffer: four steps to every power of two, so that at most a fifth is wasted. */
+export function sizeClass(bytes: number): number {
+  if (bytes <= minBytes) return minBytes
+  const step = 2 ** Math.max(6, Math.floor(Math.log2(bytes - 1)) - 2)
+  return Math.ceil(bytes / step) * step
+}
+
+/** Hands out buffers, and keeps those that come back for the next ones of their size. */
+export class BufferPool {
+  readonly #gpu: Gpu
+  readonly #free = new Map<number, GpuBuffer[]>()
+  readonly #maxPooled: number
+  readonly #retire: (buffer: GpuBuffer) => void
+  #used = 0
+  #usedCount = 0
+  #pooled = 0
+  #pooledCount = 0
+  #peak = 0
+  #created = 0
+
+  /** `retire` destroys a buffer once nothing recorded uses it any more. */
+  constructor(gpu: Gpu, maxPooledBytes: number, retire: (buffer: GpuBuffer) => void) {
+    this.#gpu = gpu
+    this.#maxPooled = maxPooledBytes
+    this.#retire = retire
+  }
+
+  /** A buffer for `count` elements. Throws DTypeError, or DeviceError if the device has no buffers of that size. */
+  alloc(count: number, dtype: DType): GpuBuffer {
+    if (dtype === 'float64' || dtype === 'float16')
+      throw new DTypeError(
+        `webgpu: ${dtype} is not stored on GPUs here; convert with .to('float32') before moving there`,
+      )
+    const { maxBufferSize, maxStorageBufferBindingSize } = this.#gpu.limits
+    const most = Math.min(maxBufferSize, maxStorageBufferBindingSize)
+    const wanted = 4 * count
+    if (wanted > most)
+      throw new DeviceError(
+        `webgpu: a tensor of ${count} elements takes ${wanted} bytes; ${this.#gpu.adapterName} allows ${most} per buffer. Split it`,
+      )
+    const bytes = Math.min(sizeClass(wanted), most - (most % 4))
+    const known = this.#free.get(bytes)?.pop()
+    if (known) {
+      this.#pooled -= bytes
+      this.#pooledCount--
+    }
+    const buffer = known ?? this.#create(bytes)
+    buffer.dtype = dtype
+    this.#used += bytes
+    this.#usedCount++
+    this.#peak = Math.max(this.#peak, this.#used)
+    return buffer
+  }
+
+  free(buffer: GpuBuffer): void {
+    this.#used -= buffer.bytes
+    this.#usedCount--
+    if (this.#pooled + buffer.bytes > this.#maxPooled) {
+      this.#retire(buffer)
+      return
+    }
+    const list = this.#free.get(buffer.bytes)
+    if (list) list.push(buffer)
+    else this.#free.set(buffer.bytes, [buffer])
+    this.#pooled += buffer.bytes
+    this.#pooledCount++
+  }
+
+  /** Gives all free buffers back to the device. */
+  trim(): void {
+    for (const list of this.#free.values()) for (const buffer of list) this.#retire(buffer)
+    this.#free.clear()
+    this.#pooled = 0
+    this.#pooledCount = 0
+  }
+
+  stats(): BufferStats {
+    return {
+      usedBytes: this.#used,
+      usedBuffers: this.#usedCount,
+      pooledBytes: this.#pooled,
+      pooledBuffers: this.#pooledCount,
+      peakBytes: this.#peak,
+      created: this.#created,
+    }
+  }
+
+  #create(bytes: number): GpuBuffer {
+    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST
+    return new GpuBuffer(this.#gpu.device.createBuffer({ size: bytes, usage }), this.#created++, bytes)
+  }
+}
+
+/** WebGPU's numbers, which Node has no globals for. */
+const GPUBufferUsage = {
+  MAP_READ: 1,
+  COPY_SRC: 4,
+  COPY_DST: 8,
+  UNIFORM: 64,
+  STORAGE: 128,
+  QUERY_RESOLVE: 512,
+}
+
+export { GPUBufferUsage as usage }

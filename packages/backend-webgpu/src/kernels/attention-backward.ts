@@ -1,0 +1,265 @@
+/**
+ * Gradients of attention (FlashAttention-2, Dao 2023), deterministic and without atomics: one kernel for dQ, whose
+ * workgroups hold a block of queries while keys stream by; one for dK and dV, the other way round. Each recomputes
+ * P = e^(S − lse) and dP = dO Vᵀ; dS = P ∘ (dP − δ) with δ = rowsum(dO ∘ O), which a small kernel computes first:
+ *
+ *   dQ = scale · dS K,   dK = scale · dSᵀ Q,   dV = Pᵀ dO
+ *
+ * Weights that threads exchange take the place of the block of V, which dK and dV then read anew for every block: it
+ * is in the cache, and this lets blocks of 64 × 32 fit in 48 KiB.
+ */
+
+import type { Shader } from '../shader.ts'
+import {
+  colsOf,
+  column,
+  columnSwizzle,
+  commonParams,
+  each,
+  type Form,
+  hide,
+  load,
+  operandParams,
+  place,
+  power,
+  putWeights,
+  rowSwizzle,
+  rowsOf,
+  scores,
+  store,
+  sums,
+  threadsOf,
+  unit,
+  zeroScores,
+  zeroSums,
+} from './attention-blocks.ts'
+
+/** Which gradients a kernel computes. */
+export type Gradients = 'q' | 'k' | 'v' | 'kv'
+
+/** Vectors of the tile that holds V and then weights. */
+const sharedTile = ({ tile, dv }: Form, gradients: Gradients): number => {
+  const [rows, cols] = [rowsOf(tile), colsOf(tile)]
+  return gradients === 'q'
+    ? Math.max(cols * dv, rows * cols) / 4
+    : Math.max(rows * dv, rows * cols * gradients.length) / 4
+}
+
+/** Bytes of workgroup memory. */
+export function backwardBytes(form: Form, gradients: Gradients): number {
+  const { tile, dq, dv } = form
+  const [rows, cols] = [rowsOf(tile), colsOf(tile)]
+  const other = gradients === 'q' ? rows * dv : cols * dv
+  return 4 * (rows * dq + cols * dq + other) + 16 * sharedTile(form, gradients)
+}
+
+export function backwardShader(form: Form, gradients: Gradients): Shader {
+  const { tile, dq, dv, vectors, mask } = form
+  const [rows, cols, threads] = [rowsOf(tile), colsOf(tile), threadsOf(tile)]
+  const item = vectors ? 'vec4<f32>' : 'f32'
+  const ofQueries = gradients === 'q'
+  const own = ofQueries ? ['dq'] : [...gradients].map((g) => `d${g}`)
+  const shared = sharedTile(form, gradients)
+  return {
+    params: [
+      ...commonParams,
+      ...['q', 'k', 'v', 'g'].flatMap(operandParams),
+      ...(mask === 'none' ? [] : operandParams('mask')),
+      ...own.map((name) => `${name}At: i32`),
+    ],
+    bindings: [
+      { name: 'q', item },
+      { name: 'k', item },
+      { name: 'v', item },
+      { name: 'g', item },
+      { name: 'stat', item: 'f32' },
+      ...(mask === 'none' ? [] : [{ name: 'mask', item: mask === 'bool' ? 'u32' : 'f32' } as const]),
+      ...own.map((name) => ({ name, item, write: true }) as const),
+    ],
+    workgroup: [threads],
+    declarations: `var<workgroup> tq: array<vec4f, ${((ofQueries ? rows : cols) * dq) / 4}>;
+var<workgroup> tg: array<vec4f, ${((ofQueries ? rows : cols) * dv) / 4}>;
+var<workgroup> tk: array<vec4f, ${((ofQueries ? cols : rows) * dq) / 4}>;
+var<workgroup> tv: array<vec4f, ${shared}>;`,
+    body: `let index = wg.x + wg.y * groups.x;
+if (index >= p.count) { return; }
+${place(tile)}
+${ofQueries ? queriesBody(form) : keysBody(form, gradients)}`,
+  }
+}
+
+/** Loads of tiles of rows and of columns. */
+function loads({ tile, dq, dv, vectors, mask }: Form, ofQueries: boolean) {
+  const common = { threads: threadsOf(tile), vectors }
+  const held = { ...common, rows: rowsOf(tile), swizzle: rowSwizzle(tile) }
+  const streamed = { ...common, rows: colsOf(tile), swizzle: columnSwizzle }
+  const [queries, keys] = ofQueries ? [held, streamed] : [streamed, held]
+  const [ofQuery, ofKey] = [
+    { first: 'q0', limit: 'p.queries' },
+    { first: 'k0', limit: 'p.keys' },
+  ]
+  const [narrow, wide] = [
+    { width4: dq / 4, width: 'p.width' },
+    { width4: dv / 4, width: 'p.valueWidth' },
+  ]
+  const times = `(p.scale * ${unit(mask)})`
+  return {
+    q: load({ ...queries, ...ofQuery, ...narrow, to: 'tq', from: 'q', base: 'qBase', times }),
+    g: load({ ...queries, ...ofQuery, ...wide, to: 'tg', from: 'g', base: 'gBase' }),
+    k: load({ ...keys, ...ofKey, ...narrow, to: 'tk', from: 'k', base: 'kBase' }),
+    v: load({ ...keys, ...ofKey, ...wide, to: 'tv', from: 'v', base: 'vBase' }),
+  }
+}
+
+const keyBases = `let kBase = p.kAt + b * p.kBatch + hk * p.kHead;
+let vBase = p.vAt + b * p.vBatch + hk * p.vHead;`
+const queryBases = (mask: Form['mask']): string => `let qBase = p.qAt + b * p.qBatch + h * p.qHead;
+let gBase = p.gAt + b * p.gBatch + h * p.gHead;
+let firstRow = (b * i32(p.heads) + h) * p.queries;
+${mask === 'none' ? '' : 'let maskBase = p.maskAt + b * p.maskBatch + h * p.maskHead;'}`
+
+function queriesBody(form: Form): string {
+  const { tile, dq, dv, mask } = form
+  const { rm, kn } = tile
+  const [rows, cols] = [rowsOf(tile), colsOf(tile)]
+  const [q4, v4] = [dq / 4, dv / 4]
+  const get = loads(form, true)
+  return `let q0 = i32(p.blocks - 1u - index % p.blocks) * ${rows};
+let head = index / p.blocks;
+let b = i32(head / p.heads); let h = i32(head % p.heads); let hk = i32(head % p.heads / p.group);
+${queryBases(mask)}
+${keyBases}
+let begin = max(0, q0 + p.low + 1) / ${cols} * ${cols};
+let end = min(p.keys, min(q0 + ${rows}, p.queries) + p.high);
+${get.q}
+${get.g}
+${each(rm, (i) => `let z${i} = u32(firstRow + min(q0 + i32(ty) * ${rm} + ${i}, p.queries - 1)) * 2u;`)}
+${each(rm, (i) => `let e${i} = stat[z${i}]; let t${i} = stat[z${i} + 1u];`)}
+${zeroSums(tile, 'o', q4)}
+for (var k0 = begin; k0 < end; k0 += ${cols}) {
+${get.k}
+${get.v}
+workgroupBarrier();
+${zeroScores(tile, 's')}
+${scores(tile, 's', 'tq', 'tk', q4)}
+${mask === 'none' ? `if (k0 + ${cols - 1} - q0 > p.high || k0 - q0 - ${rows - 1} <= p.low || k0 + ${cols} > p.keys)` : ''} {
+${hide(
+  form,
+  's',
+  (i) => `q0 + i32(ty) * ${rm} + ${i}`,
+  (_, j) => `k0 + i32(tx) * 4 + ${column(tile, j)}`,
+)}
+}
+${zeroScores(tile, 'd')}
+${scores(tile, 'd', 'tg', 'tv', v4)}
+${each(rm, (i) => each(kn, (j) => `s${i}_${j} = ${power(`s${i}_${j} - e${i}`, mask)} * (d${i}_${j} - t${i});`))}
+workgroupBarrier();
+${putWeights(tile, 's', 'tv')}
+workgroupBarrier();
+${sums(tile, 'o', 'tv', 'tk', q4, true)}
+workgroupBarrier();
+}
+${store(form, 'dq', q4, 'p.width', 'q0', 'p.queries', 'p.dqAt + firstRow * p.width', (i, c) => `o${i}_${c} * p.scale`)}`
+}
+
+function keysBody(form: Form, gradients: Gradients): string {
+  const { tile, dq, dv, mask } = form
+  const { rm, kn } = tile
+  const [rows, cols] = [rowsOf(tile), colsOf(tile)]
+  const [q4, v4] = [dq / 4, dv / 4]
+  const get = loads(form, false)
+  const [needK, needV] = [gradients.includes('k'), gradients.includes('v')]
+  const second = needV ? (rows * cols) / 4 : 0
+  return `let k0 = i32(index % p.blocks) * ${rows};
+let head = index / p.blocks;
+let keyHeads = p.heads / p.group;
+let b = i32(head / keyHeads); let hk = i32(head % keyHeads);
+${keyBases}
+let begin = max(0, k0 - p.high) / ${cols} * ${cols};
+let end = min(p.queries, min(k0 + ${rows}, p.keys) - 1 - p.low);
+${get.k}
+${needK ? zeroSums(tile, 'x', q4) : ''}
+${needV ? zeroSums(tile, 'y', v4) : ''}
+for (var h = hk * i32(p.group); h < (hk + 1) * i32(p.group); h++) {
+${queryBases(mask)}
+for (var q0 = begin; q0 < end; q0 += ${cols}) {
+${get.q}
+${get.g}
+${needK ? get.v : ''}
+${each(kn, (j) => `let z${j} = u32(firstRow + min(q0 + i32(tx) * 4 + ${column(tile, j)}, p.queries - 1)) * 2u;`)}
+${each(kn, (j) => `let e${j} = stat[z${j}]; let t${j} = stat[z${j} + 1u];`)}
+workgroupBarrier();
+${zeroScores(tile, 's')}
+${scores(tile, 's', 'tk', 'tq', q4)}
+${mask === 'none' ? `if (k0 + ${rows - 1} - q0 > p.high || k0 - q0 - ${cols - 1} <= p.low || q0 + ${cols} > p.queries)` : ''} {
+${hide(
+  form,
+  's',
+  (_, j) => `q0 + i32(tx) * 4 + ${column(tile, j)}`,
+  (i) => `k0 + i32(ty) * ${rm} + ${i}`,
+)}
+}
+${each(rm, (i) => each(kn, (j) => `s${i}_${j} = ${power(`s${i}_${j} - e${j}`, mask)};`))}
+${needK ? `${zeroScores(tile, 'd')}\n${scores(tile, 'd', 'tv', 'tg', v4)}` : ''}
+workgroupBarrier();
+${needV ? putWeights(tile, 's', 'tv') : ''}
+${needK ? each(rm, (i) => each(kn, (j) => `d${i}_${j} = s${i}_${j} * (d${i}_${j} - t${j});`)) : ''}
+${needK ? putWeights(tile, 'd', 'tv', second) : ''}
+workgroupBarrier();
+${needV ? sums(tile, 'y', 'tv', 'tg', v4, true) : ''}
+${needK ? sums(tile, 'x', 'tv', 'tq', q4, true, second) : ''}
+workgroupBarrier();
+}
+}
+let outRow = i32(head) * p.keys;
+${needK ? store(form, 'dk', q4, 'p.width', 'k0', 'p.keys', 'p.dkAt + outRow * p.width', (i, c) => `x${i}_${c} * (1.0 / ${unit(mask)})`) : ''}
+${needV ? store(form, 'dv', v4, 'p.valueWidth', 'k0', 'p.keys', 'p.dvAt + outRow * p.valueWidth', (i, c) => `y${i}_${c}`) : ''}`
+}
+
+const lanes = 16
+/** Rows per workgroup of the kernel below. */
+export const statRows = 16
+
+/** For every row of queries lse, in the scores' unit, and δ = sum(dO ∘ O): 16 threads per row. */
+export function statShader({ vectors, mask }: Pick<Form, 'vectors' | 'mask'>): Shader {
+  const item = vectors ? 'vec4<f32>' : 'f32'
+  const step = vectors ? 4 : 1
+  return {
+    params: [
+      'rows: u32',
+      'heads: u32',
+      'queries: u32',
+      'width: u32',
+      ...operandParams('g'),
+      'oAt: i32',
+      'lseAt: i32',
+    ],
+    bindings: [
+      { name: 'g', item },
+      { name: 'o', item },
+      { name: 'lse', item: 'f32' },
+      { name: 'stat', item: 'f32', write: true },
+    ],
+    workgroup: [lanes * statRows],
+    declarations: `var<workgroup> t: array<f32, ${lanes * statRows}>;`,
+    body: `let lane = li % ${lanes}u;
+let row = (wg.x + wg.y * groups.x) * ${statRows}u + li / ${lanes}u;
+let r = min(row, p.rows - 1u);
+let q = r % p.queries; let head = r / p.queries;
+let start = p.gAt + i32(head / p.heads) * p.gBatch + i32(head % p.heads) * p.gHead + i32(q) * p.gRow;
+let at = (p.oAt + i32(r * p.width)) / ${step};
+var sum = 0.0;
+for (var c = i32(lane); c < i32(p.width) / ${step}; c += ${lanes}) {
+${vectors ? 'sum += dot(g[u32(start + c)], o[u32(at + c)]);' : 'sum += g[u32(start + c * p.gStep)] * o[u32(at + c)];'}
+}
+t[li] = sum;
+workgroupBarrier();
+if (lane == 0u && row < p.rows) {
+for (var i = 1u; i < ${lanes}u; i++) { sum += t[li + i]; }
+let e = lse[u32(p.lseAt) + row];
+// −∞: no key is visible, all weights are 0.
+stat[row * 2u] = select(e * ${unit(mask)}, 3e38, e < -3.4e38);
+stat[row * 2u + 1u] = sum;
+}`,
+  }
+}

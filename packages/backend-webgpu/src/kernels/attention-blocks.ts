@@ -1,0 +1,308 @@
+/**
+ * What the kernels of fused attention have in common: tiles in workgroup memory, the two kinds of product, masks.
+ *
+ * A workgroup of ty × tx threads holds a block of ty·rm rows (queries, or keys for dK and dV) against blocks of
+ * tx·kn columns that stream by. Each thread keeps an rm × kn tile of scores and rm rows × a tx-th of the output in
+ * registers. Both products take four steps of their inner dim at once, so that all of workgroup memory is vectors of
+ * four:
+ *
+ * - scores: S[row][col] += A[row][4c …] · B[col][4c …], operands row-major as they come,
+ * - sums: O[row][…] += W[row][4k …] · B[4k …][…], with W the weights that threads exchange.
+ *
+ * A vector's place in its row is XORed with the row's thread, so that the eight threads that read eight rows at once
+ * hit eight different banks.
+ */
+
+import type { View } from '@tilegrad/core'
+import type { Engine } from '../engine.ts'
+
+/** What core gives to the operator `scaled_dot_product_attention`. */
+export interface AttentionAttrs {
+  readonly causal: 'none' | 'top-left' | 'bottom-right'
+  readonly window: number
+  readonly scale: number
+  readonly hasMask: boolean
+  readonly dropout: number
+}
+
+/** How a workgroup shares a block of scores: ty × tx threads with rm rows and kn (a multiple of 4) columns each. */
+export interface Tile {
+  readonly ty: number
+  readonly rm: number
+  readonly tx: number
+  readonly kn: number
+}
+
+export const rowsOf = ({ ty, rm }: Tile): number => ty * rm
+export const colsOf = ({ tx, kn }: Tile): number => tx * kn
+export const threadsOf = ({ ty, tx }: Tile): number => ty * tx
+export const tileName = ({ ty, rm, tx, kn }: Tile): string => `${ty}x${rm},${tx}x${kn}`
+
+export type MaskKind = 'none' | 'bool' | 'float32'
+
+/** What code depends on. */
+export interface Form {
+  readonly tile: Tile
+  /** Head sizes of q and k, and of v, padded to a multiple of 32. */
+  readonly dq: number
+  readonly dv: number
+  /** All operands can be read as vectors of four. */
+  readonly vectors: boolean
+  readonly mask: MaskKind
+  /** Threads of a row exchange numbers by shuffles instead of workgroup memory. */
+  readonly shuffle: boolean
+}
+
+export const formName = ({ tile, dq, dv, vectors, mask, shuffle }: Form): string =>
+  `${tileName(tile)}:${dq},${dv}:${vectors}:${mask}:${shuffle}`
+
+export const padded = (width: number): number => Math.ceil(width / 32) * 32
+
+/** Lines for 0 … n − 1. */
+export const each = (n: number, line: (i: number) => string): string =>
+  Array.from({ length: n }, (_, i) => line(i)).join('\n')
+
+/** Column j of a thread, less tx · 4: four neighbours, then four beyond those of all other threads. */
+export const column = ({ tx }: Tile, j: number): number => (j >> 2) * 4 * tx + (j & 3)
+
+/** Parameters of an operand: where it begins, then its strides; in vectors of four if `vectors`. */
+export const operandParams = (name: string): string[] =>
+  ['At', 'Batch', 'Head', 'Row', 'Step'].map((part) => `${name}${part}: i32`)
+
+export function operandWords({ offset, strides }: View, vectors: boolean): number[] {
+  const [b, h, row, step] = strides as [number, number, number, number]
+  const unit = vectors ? 4 : 1
+  return [offset / unit, b / unit, h / unit, row / unit, step]
+}
+
+/** A view whose rows can be read as vectors of four. */
+export const isVectors = ({ shape, strides, offset }: View): boolean =>
+  strides[3] === 1 &&
+  (shape[3] as number) % 4 === 0 &&
+  [offset, ...strides.slice(0, 3)].every((n, i) => n % 4 === 0 || (i > 0 && shape[i - 1] === 1))
+
+export const far = 2 ** 30
+
+export const commonParams = [
+  'count: u32',
+  'blocks: u32',
+  'heads: u32',
+  'group: u32',
+  'queries: i32',
+  'keys: i32',
+  'width: i32',
+  'valueWidth: i32',
+  'high: i32',
+  'low: i32',
+  'ninf: f32',
+  'scale: f32',
+]
+
+const floatsAt = [commonParams.indexOf('ninf: f32'), commonParams.indexOf('scale: f32')] as const
+
+/** Values of `commonParams`; `items` heads of `blocks` blocks. Key j is visible to i where low < j − i ≤ high. */
+export function commonWords(
+  [q, k, v]: readonly View[],
+  { causal, window, scale }: AttentionAttrs,
+  items: number,
+  blocks: number,
+): { words: number[]; floats: [number, number][] } {
+  const [, h, t, d] = (q as View).shape as [number, number, number, number]
+  const [, hk, s] = (k as View).shape as [number, number, number]
+  const offset = causal === 'bottom-right' ? s - t : 0
+  const high = causal === 'none' ? far : offset
+  const low = window > 0 ? offset - Math.min(window, far) : -far
+  const dv = (v as View).shape[3] as number
+  return {
+    words: [items * blocks, blocks, h, h / hk, t, s, d, dv, high, low, 0, 0],
+    floats: [
+      [floatsAt[0], -Infinity],
+      [floatsAt[1], scale],
+    ],
+  }
+}
+
+/** Scores are kept in units of log 2, so that e^x is 2^x; with a mask to add, whose −3·10³⁸ must stay finite, as is. */
+export const unit = (mask: MaskKind): string => (mask === 'float32' ? '1.0' : '1.4426950408889634')
+export const power = (x: string, mask: MaskKind): string =>
+  mask === 'float32' ? `exp2((${x}) * 1.4426950408889634)` : `exp2(${x})`
+
+interface Load {
+  /** The tile, and how many of its vectors a row has. */
+  readonly to: string
+  readonly width4: number
+  readonly rows: number
+  readonly threads: number
+  /** Binding and name in the parameters. */
+  readonly from: string
+  /** Expressions: element where row 0 begins, first row, number of rows there are, columns there are. */
+  readonly base: string
+  readonly first: string
+  readonly limit: string
+  readonly width: string
+  readonly vectors: boolean
+  /** What to XOR a vector's place with. */
+  readonly swizzle?: (row: string) => string
+  readonly times?: string
+}
+
+/** Copies rows to a tile; zeros beyond the last row and column. At least one row must exist. */
+export function load(l: Load): string {
+  const { to, width4, rows, threads, from, base, first, limit, width, vectors, swizzle, times } = l
+  const count = rows * width4
+  const passes = Math.ceil(count / threads)
+  const value = (i: number): string => {
+    const at = `${base} + min(${first} + i32(r${i}), ${limit} - 1) * p.${from}Row`
+    if (vectors) return `${from}[u32(${at} + min(i32(c${i}), ${width} / 4 - 1))]`
+    const part = (j: number): string =>
+      `${from}[u32(${at} + min(i32(c${i} * 4u) + ${j}, ${width} - 1) * p.${from}Step)]`
+    return `vec4f(${[0, 1, 2, 3].map(part).join(', ')})`
+  }
+  const keep = (i: number): string => {
+    const row = `${first} + i32(r${i}) < ${limit}`
+    if (vectors) return `select(vec4f(), v${i}, ${row} && i32(c${i} * 4u) < ${width})`
+    return `select(vec4f(), v${i}, vec4<bool>(${row}) & (vec4i(i32(c${i} * 4u)) + vec4i(0, 1, 2, 3) < vec4i(${width})))`
+  }
+  // All reads first, so that they are under way together.
+  const reads = each(
+    passes,
+    (i) => `let x${i} = li + ${i * threads}u; let r${i} = x${i} / ${width4}u; let c${i} = x${i} % ${width4}u;
+let v${i} = ${value(i)};`,
+  )
+  const writes = each(passes, (i) => {
+    const c = swizzle ? `(c${i} ^ ${swizzle(`r${i}`)})` : `c${i}`
+    const store = `${to}[r${i} * ${width4}u + ${c}] = ${keep(i)}${times ? ` * ${times}` : ''};`
+    return (i + 1) * threads > count ? `if (x${i} < ${count}u) { ${store} }` : store
+  })
+  return `{\n${reads}\n${writes}\n}`
+}
+
+/** How tiles of rows, and of columns, are swizzled; `a` and `b` are what a thread finds its own rows and columns with. */
+export const rowSwizzle =
+  ({ rm }: Tile) =>
+  (row: string): string =>
+    `((${row} / ${rm}u) & 7u)`
+export const columnSwizzle = (row: string): string => `((${row} >> 2u) & 7u)`
+
+/** Where a thread is, in a `main` with `li`. */
+export const place = ({ tx }: Tile): string => `let tx = li % ${tx}u; let ty = li / ${tx}u;
+let sa = ty & 7u; let sb = tx & 7u;`
+
+export const zeroScores = ({ rm, kn }: Tile, name: string): string =>
+  each(rm, (i) => each(kn, (j) => `var ${name}${i}_${j} = 0.0;`))
+
+/** name[i][j] += A[row i] · B[column j]. */
+export function scores(tile: Tile, name: string, a: string, b: string, width4: number): string {
+  const { rm, kn } = tile
+  return `for (var c = 0u; c < ${width4}u; c++) {
+let ia = ty * ${rm * width4}u + (c ^ sa);
+let ib = tx * ${4 * width4}u + (c ^ sb);
+${each(rm, (i) => `let a${i} = ${a}[ia + ${i * width4}u];`)}
+${each(
+  kn,
+  (j) => `let b${j} = ${b}[ib + ${column(tile, j) * width4}u];
+${['x', 'y', 'z', 'w'].map((e) => each(rm, (i) => `${name}${i}_${j} = fma(a${i}.${e}, b${j}.${e}, ${name}${i}_${j});`)).join('\n')}`,
+)}
+}`
+}
+
+/** Place in a tile of weights of vector `v` of row `ty · rm`, whose rows have `cols` numbers. */
+const weightAt = ({ rm }: Tile, cols: number, v: string): string =>
+  `ty * ${(rm * cols) / 4}u + (${v} ^ (sa & ${Math.min(8, cols / 4) - 1}u))`
+
+/** Writes a thread's weights where others find them, from `offset` (in vectors) on. */
+export function putWeights(tile: Tile, name: string, to: string, offset = 0): string {
+  const { rm, kn, tx } = tile
+  const cols = colsOf(tile)
+  return each(kn / 4, (v) => {
+    const parts = (i: number): string => [0, 1, 2, 3].map((e) => `${name}${i}_${4 * v + e}`).join(', ')
+    return `{ let at = ${offset}u + ${weightAt(tile, cols, `(tx + ${v * tx}u)`)};
+${each(rm, (i) => `${to}[at + ${(i * cols) / 4}u] = vec4f(${parts(i)});`)} }`
+  })
+}
+
+export const zeroSums = ({ rm, tx }: Tile, name: string, width4: number): string =>
+  each(rm, (i) => each(width4 / tx, (c) => `var ${name}${i}_${c} = vec4f();`))
+
+/** name[i][…] += W[row i] · B[…]; `swizzled`: B is a tile of columns that is. */
+export function sums(
+  tile: Tile,
+  name: string,
+  w: string,
+  b: string,
+  width4: number,
+  swizzled: boolean,
+  offset = 0,
+): string {
+  const { rm, tx } = tile
+  const cols = colsOf(tile)
+  const own = width4 / tx
+  const at = (c: number): string => {
+    if (!swizzled) return `tx + ${tx * c}u`
+    return tx >= 8 ? `(tx ^ ks) + ${tx * c}u` : `((tx + ${tx * c}u) ^ ks)`
+  }
+  return `for (var k = 0u; k < ${cols / 4}u; k++) {
+let iw = ${offset}u + ${weightAt(tile, cols, 'k')};
+${swizzled ? 'let ks = k & 7u;' : ''}
+${each(rm, (i) => `let w${i} = ${w}[iw + ${(i * cols) / 4}u];`)}
+${each(4, (e) =>
+  each(
+    own,
+    (c) => `{ let b = ${b}[(k * 4u + ${e}u) * ${width4}u + ${at(c)}];
+${each(rm, (i) => `${name}${i}_${c} = fma(vec4f(w${i}[${e}]), b, ${name}${i}_${c});`)} }`,
+  ),
+)}
+}`
+}
+
+/**
+ * Hides scores, sets them to `ninf`, and adds the mask: for query and key expressions of row i and column j.
+ * `maskBase` must be in scope if there is a mask.
+ */
+export function hide(
+  { tile: { rm, kn }, mask }: Form,
+  name: string,
+  query: (i: number, j: number) => string,
+  key: (i: number, j: number) => string,
+): string {
+  return each(rm, (i) =>
+    each(kn, (j) => {
+      const at = `mask[u32(maskBase + min(iq, p.queries - 1) * p.maskRow + min(ik, p.keys - 1) * p.maskStep)]`
+      const s = `${name}${i}_${j}`
+      return `{ let iq = ${query(i, j)}; let ik = ${key(i, j)}; let d = ik - iq;
+let out = d > p.high || d <= p.low || ik >= p.keys${mask === 'bool' ? ` || ${at} == 0u` : ''};
+${s} = select(${s}${mask === 'float32' ? ` + ${at}` : ''}, p.ninf, out); }`
+    }),
+  )
+}
+
+/** Writes a thread's rows of a contiguous result. `at`: element where row `first` begins. */
+export function store(
+  { tile: { rm, tx }, vectors }: Form,
+  to: string,
+  width4: number,
+  width: string,
+  first: string,
+  limit: string,
+  base: string,
+  value: (i: number, c: number) => string,
+): string {
+  return each(
+    rm,
+    (i) => `{ let row = ${first} + i32(ty) * ${rm} + ${i};
+if (row < ${limit}) {
+${each(width4 / tx, (c) => {
+  const col = `i32(tx * 4u) + ${4 * tx * c}`
+  if (vectors)
+    return `if (${col} < ${width}) { ${to}[u32(${base} + row * ${width} + ${col}) / 4u] = ${value(i, c)}; }`
+  return `{ let x = ${value(i, c)}; for (var e = 0; e < 4; e++) { if (${col} + e < ${width}) { ${to}[u32(${base} + row * ${width} + ${col} + e)] = x[e]; } } }`
+})}
+} }`,
+  )
+}
+
+/** Whether groups of `tx` neighbouring threads lie in one subgroup. */
+export function canShuffle(engine: Engine, tx: number): boolean {
+  const { features, info } = engine.gpu
+  return features.has('subgroups') && (info.subgroupMinSize ?? 0) >= tx
+}

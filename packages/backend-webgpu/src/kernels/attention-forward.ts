@@ -1,0 +1,155 @@
+/**
+ * Forward attention for one block of queries (FlashAttention-2, Dao 2023): keys and values stream by in blocks; a running
+ * maximum m and sum l per row; O rescaled where m grows. At the end O / l and lse = m + log l.
+ *
+ * Workgroup memory holds the block of queries (times scale · log₂ e), a block of keys, whose place the weights then
+ * take, and one of values. Blocks in which no key is visible are not visited; only those at an edge look at every score.
+ */
+
+import type { Shader } from '../shader.ts'
+import {
+  colsOf,
+  column,
+  columnSwizzle,
+  commonParams,
+  each,
+  type Form,
+  hide,
+  load,
+  operandParams,
+  place,
+  power,
+  putWeights,
+  rowSwizzle,
+  rowsOf,
+  scores,
+  store,
+  sums,
+  threadsOf,
+  unit,
+  zeroScores,
+  zeroSums,
+} from './attention-blocks.ts'
+
+/** Bytes of workgroup memory. */
+export function forwardBytes({ tile, dq, dv, shuffle }: Form): number {
+  const [rows, cols] = [rowsOf(tile), colsOf(tile)]
+  return 4 * (rows * dq + Math.max(cols * dq, rows * cols) + cols * dv + (shuffle ? 0 : rows * tile.tx))
+}
+
+/** Combines a number per row over the threads of the row: `name` + i; `and` is max or +. */
+function combine(
+  { tile: { rm, tx }, shuffle }: Form,
+  name: string,
+  and: (a: string, b: string) => string,
+): string {
+  if (shuffle) {
+    const steps: string[] = []
+    for (let step = 1; step < tx; step *= 2)
+      steps.push(
+        each(rm, (i) => `${name}${i} = ${and(`${name}${i}`, `subgroupShuffleXor(${name}${i}, ${step}u)`)};`),
+      )
+    return steps.join('\n')
+  }
+  const of = (i: number, t: number): string => `tr[(ty * ${rm}u + ${i}u) * ${tx}u + ${t}u]`
+  return `workgroupBarrier();
+${each(rm, (i) => `tr[(ty * ${rm}u + ${i}u) * ${tx}u + tx] = ${name}${i};`)}
+workgroupBarrier();
+${each(rm, (i) => {
+  let all = of(i, 0)
+  for (let t = 1; t < tx; t++) all = and(all, of(i, t))
+  return `${name}${i} = ${all};`
+})}`
+}
+
+export function forwardShader(form: Form): Shader {
+  const { tile, dq, dv, vectors, mask, shuffle } = form
+  const { rm, kn, tx } = tile
+  const [rows, cols, threads] = [rowsOf(tile), colsOf(tile), threadsOf(tile)]
+  const [q4, v4] = [dq / 4, dv / 4]
+  const item = vectors ? 'vec4<f32>' : 'f32'
+  const common = { threads, vectors }
+  const body = `let index = wg.x + wg.y * groups.x;
+if (index >= p.count) { return; }
+${place(tile)}
+// The last blocks of causal attention are the longest: they go first.
+let q0 = i32(p.blocks - 1u - index % p.blocks) * ${rows};
+let head = index / p.blocks;
+let b = i32(head / p.heads); let h = i32(head % p.heads); let hk = i32(head % p.heads / p.group);
+let qBase = p.qAt + b * p.qBatch + h * p.qHead;
+let kBase = p.kAt + b * p.kBatch + hk * p.kHead;
+let vBase = p.vAt + b * p.vBatch + hk * p.vHead;
+${mask === 'none' ? '' : 'let maskBase = p.maskAt + b * p.maskBatch + h * p.maskHead;'}
+let begin = max(0, q0 + p.low + 1) / ${cols} * ${cols};
+let end = min(p.keys, min(q0 + ${rows}, p.queries) + p.high);
+${load({ ...common, to: 'tq', width4: q4, rows, from: 'q', base: 'qBase', first: 'q0', limit: 'p.queries', width: 'p.width', swizzle: rowSwizzle(tile), times: `(p.scale * ${unit(mask)})` })}
+${zeroSums(tile, 'o', v4)}
+${each(rm, (i) => `var m${i} = p.ninf; var l${i} = 0.0;`)}
+for (var k0 = begin; k0 < end; k0 += ${cols}) {
+${load({ ...common, to: 'tk', width4: q4, rows: cols, from: 'k', base: 'kBase', first: 'k0', limit: 'p.keys', width: 'p.width', swizzle: columnSwizzle })}
+${load({ ...common, to: 'tv', width4: v4, rows: cols, from: 'v', base: 'vBase', first: 'k0', limit: 'p.keys', width: 'p.valueWidth' })}
+workgroupBarrier();
+${zeroScores(tile, 's')}
+${scores(tile, 's', 'tq', 'tk', q4)}
+${mask === 'none' ? `if (k0 + ${cols - 1} - q0 > p.high || k0 - q0 - ${rows - 1} <= p.low || k0 + ${cols} > p.keys)` : ''} {
+${hide(
+  form,
+  's',
+  (i) => `q0 + i32(ty) * ${rm} + ${i}`,
+  (_, j) => `k0 + i32(tx) * 4 + ${column(tile, j)}`,
+)}
+}
+${each(rm, (i) => {
+  let top = `s${i}_0`
+  for (let j = 1; j < kn; j++) top = `max(${top}, s${i}_${j})`
+  return `var x${i} = ${top};`
+})}
+${combine(form, 'x', (a, c) => `max(${a}, ${c})`)}
+${each(
+  rm,
+  (i) => `let n${i} = max(m${i}, x${i}); let u${i} = select(n${i}, 0.0, n${i} == p.ninf);
+let f${i} = ${power(`m${i} - u${i}`, mask)}; m${i} = n${i}; l${i} *= f${i};
+${each(kn, (j) => `s${i}_${j} = ${power(`s${i}_${j} - u${i}`, mask)}; l${i} += s${i}_${j};`)}
+${each(v4 / tx, (c) => `o${i}_${c} *= f${i};`)}`,
+)}
+${shuffle ? 'workgroupBarrier();' : ''}
+${putWeights(tile, 's', 'tk')}
+workgroupBarrier();
+${sums(tile, 'o', 'tk', 'tv', v4, false)}
+workgroupBarrier();
+}
+${combine(form, 'l', (a, c) => `(${a} + ${c})`)}
+let oBase = i32(head) * p.queries;
+${each(
+  rm,
+  (i) => `{ let row = q0 + i32(ty) * ${rm} + ${i};
+if (tx == 0u && row < p.queries) {
+lse[u32(p.lseAt + oBase + row)] = select(m${i}${mask === 'float32' ? '' : ' * 0.6931471805599453'} + log(l${i}), p.ninf, l${i} == 0.0); }
+l${i} = select(1.0 / l${i}, 0.0, l${i} == 0.0); }`,
+)}
+${store(form, 'o', v4, 'p.valueWidth', 'q0', 'p.queries', 'p.oAt + oBase * p.valueWidth', (i, c) => `o${i}_${c} * l${i}`)}`
+  return {
+    params: [
+      ...commonParams,
+      ...['q', 'k', 'v'].flatMap(operandParams),
+      ...(mask === 'none' ? [] : operandParams('mask')),
+      'oAt: i32',
+      'lseAt: i32',
+    ],
+    bindings: [
+      { name: 'q', item },
+      { name: 'k', item },
+      { name: 'v', item },
+      ...(mask === 'none' ? [] : [{ name: 'mask', item: mask === 'bool' ? 'u32' : 'f32' } as const]),
+      { name: 'o', item, write: true },
+      { name: 'lse', item: 'f32', write: true },
+    ],
+    workgroup: [threads],
+    ...(shuffle && { enables: ['subgroups'] }),
+    declarations: `var<workgroup> tq: array<vec4f, ${rows * q4}>;
+var<workgroup> tk: array<vec4f, ${Math.max(cols * q4, (rows * cols) / 4)}>;
+var<workgroup> tv: array<vec4f, ${cols * v4}>;
+${shuffle ? '' : `var<workgroup> tr: array<f32, ${rows * tx}>;`}`,
+    body,
+  }
+}

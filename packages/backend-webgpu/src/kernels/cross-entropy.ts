@@ -1,0 +1,195 @@
+/**
+ * Cross-entropy of logits (N, C) with int32 classes (N), without weights or smoothing, and its gradient.
+ *
+ * Forward, per row, each logit read once: largest m and Σ exp(x − m); lse = m + ln sum; loss = (m − x[target]) + ln sum.
+ * One workgroup then counts the targets and adds the rows' losses. Backward: (exp(x − lse) − [c = target]) · scale in
+ * one pass; no softmax is kept. Rows whose target is `ignoreIndex` have no gradient. The GPU cannot throw: a class out
+ * of range counts as one of loss 0 and no gradient, as where `gather` reads 0.
+ *
+ * Reference: `CROSS_ENTROPY` in core's ops/loss.ts. Test: cross-entropy.test.ts.
+ */
+
+import type { KernelOf, View } from '@tilegrad/core'
+import type { Engine } from '../engine.ts'
+import { viewOf } from '../layout.ts'
+import type { Shader } from '../shader.ts'
+import { mathCode } from '../wgsl/math.ts'
+import {
+  bufferOf,
+  denseFrom,
+  each,
+  enablesOf,
+  hold,
+  itemOfWidth,
+  laneCode,
+  plus,
+  type RowWalk,
+  reduction,
+  rowCode,
+  rowGrid,
+  rowWalk,
+  type Stream,
+  startOf,
+  subgroupOf,
+  type Tiling,
+  tilingKey,
+  tilingOf,
+  vectorCode,
+  widthOf,
+} from './rows.ts'
+import { ifValid, statistics, statisticsCode } from './softmax.ts'
+
+interface Attrs {
+  ignoreIndex: number
+  reduction: 'mean' | 'sum' | 'none'
+  labelSmoothing: number
+}
+
+const takes = (inputs: readonly View[], { labelSmoothing }: Attrs): boolean => {
+  const [logits, target] = inputs as readonly [View, View]
+  return (
+    labelSmoothing === 0 &&
+    denseFrom(1, logits) &&
+    logits.shape.length === 2 &&
+    target.dtype === 'int32' &&
+    logits.shape.every((n) => n > 0)
+  )
+}
+
+export const crossEntropy = (engine: Engine): KernelOf<Attrs> => ({
+  supports: (inputs, attrs) => inputs.length === 2 && takes(inputs, attrs),
+  run(outputs, inputs, { ignoreIndex, reduction }) {
+    const [loss, lse, count] = outputs as readonly [View, View, View]
+    const [logits, target] = inputs as readonly [View, View]
+    const [rows, n] = logits.shape as readonly [number, number]
+    const t = tilingOf(engine, n, widthOf(n, 1, [logits]), 8)
+    const walk = rowWalk(1, [logits, target])
+    const each = reduction === 'none' ? bufferOf(loss) : engine.pool.alloc(rows, 'float32')
+    const kernel = engine.kernel(`cross_entropy:${tilingKey(t)}`, 'cross_entropy', () =>
+      forwardShader(t, walk),
+    )
+    const buffers = [bufferOf(logits), bufferOf(target), bufferOf(lse), each]
+    const words = [rows, n / t.width, n, ignoreIndex, ...walk.words]
+    engine.run(kernel, buffers, words, ...rowGrid(t, rows))
+    if (reduction === 'none') return
+    const mean = reduction === 'mean'
+    const finish = engine.kernel(`cross_entropy.finish:${mean}`, 'cross_entropy', () =>
+      finishShader(mean, subgroupOf(engine)),
+    )
+    const more = [rows, ignoreIndex, target.offset, target.strides[0] as number]
+    engine.run(finish, [bufferOf(target), each, bufferOf(loss), bufferOf(count)], more, 1)
+    engine.pool.free(each)
+  },
+})
+
+const head = ['rows: u32', 'vectors: u32', 'n: u32', 'ignored: i32']
+function forwardShader(t: Tiling, walk: RowWalk): Shader {
+  const x: Stream = { name: 'x', binding: 'x', base: startOf(t.width, 0) }
+  return {
+    params: [...head, ...walk.fields],
+    bindings: [
+      { name: 'x', item: itemOfWidth(t.width) },
+      { name: 'labels', item: 'i32' },
+      { name: 'lse', item: 'f32', write: true },
+      { name: 'losses', item: 'f32', write: true },
+    ],
+    workgroup: [256],
+    ...enablesOf(t),
+    declarations: `${vectorCode(t.width)}\n${statisticsCode(t)}`,
+    body: `${laneCode(t)}
+${rowCode(t)}
+${walk.code('row')}
+${hold(t, [x])}
+${statistics(t, x, false)}
+if (!live || lane != 0u) { return; }
+let logarithm = ${ifValid('log(total)')};
+let label = labels[at1];
+lse[row] = largest + logarithm;
+var loss = 0.0;
+if (label != p.ignored && u32(label) < p.n) {
+  let hit = at0 + u32(label);
+  loss = (largest - ${t.width === 4 ? 'x[hit >> 2u][hit & 3u]' : 'x[hit]'}) + logarithm;
+}
+losses[row] = loss;`,
+  }
+}
+
+/** One workgroup: counts the targets, adds the losses. */
+function finishShader(mean: boolean, subgroup: number): Shader {
+  const all = { lanes: 256, subgroup }
+  return {
+    params: ['rows: u32', 'ignored: i32', 'o: i32', 's: i32'],
+    bindings: [
+      { name: 'labels', item: 'i32' },
+      { name: 'losses', item: 'f32' },
+      { name: 'loss', item: 'f32', write: true },
+      { name: 'count', item: 'f32', write: true },
+    ],
+    workgroup: [256],
+    ...enablesOf(all),
+    declarations: `${mathCode(['tg_bits'])}\n${reduction(all, 'group_sum', 'vec2f', plus)}`,
+    body: `var part = vec2f();
+for (var i = li; i < p.rows; i += 256u) {
+  part += vec2f(losses[i], select(0.0, 1.0, labels[p.o + i32(i) * p.s] != p.ignored));
+}
+let sum = group_sum(part, li);
+if (li == 0u) {
+  count[0] = sum.y;
+  loss[0] = ${mean ? 'select(sum.x / sum.y, tg_bits(0x7fc00000u), sum.y == 0.0)' : 'sum.x'};
+}`,
+  }
+}
+
+export const crossEntropyBackward = (engine: Engine): KernelOf<Attrs & { needs: readonly boolean[] }> => ({
+  supports: (inputs, attrs) => inputs.length === 6 && takes(inputs, attrs) && attrs.needs[0] === true,
+  run(outputs, inputs, { ignoreIndex, reduction }) {
+    const [dlogits] = outputs as readonly [View]
+    const [logits, target, , lse, count, dloss] = inputs as readonly [View, View, View, View, View, View]
+    const [rows, n] = logits.shape as readonly [number, number]
+    const grads = reduction === 'none' ? dloss : viewOf(dloss, [rows], [0])
+    const t = tilingOf(engine, n, widthOf(n, 1, [logits]), 8)
+    const walk = rowWalk(1, [logits, target, grads, dlogits])
+    const mean = reduction === 'mean'
+    const kernel = engine.kernel(
+      `cross_entropyBackward:${tilingKey(t)}:${mean}`,
+      'cross_entropyBackward',
+      () => backwardShader(t, walk, mean),
+    )
+    const buffers = [logits, target, lse, count, dloss, dlogits].map(bufferOf)
+    const words = [rows, n / t.width, n, ignoreIndex, ...walk.words]
+    engine.run(kernel, buffers, words, ...rowGrid(t, rows))
+  },
+})
+
+function backwardShader(t: Tiling, walk: RowWalk, mean: boolean): Shader {
+  const x: Stream = { name: 'x', binding: 'x', base: startOf(t.width, 0) }
+  const item = itemOfWidth(t.width)
+  return {
+    params: [...head, ...walk.fields],
+    bindings: [
+      { name: 'x', item },
+      { name: 'labels', item: 'i32' },
+      { name: 'lse', item: 'f32' },
+      { name: 'count', item: 'f32' },
+      { name: 'dloss', item: 'f32' },
+      { name: 'dx', item, write: true },
+    ],
+    workgroup: [256],
+    declarations: vectorCode(t.width),
+    body: `${laneCode(t)}
+${rowCode(t)}
+if (!live) { return; }
+${walk.code('row')}
+${hold(t, [x])}
+let label = labels[at1];
+let counts = label != p.ignored && u32(label) < p.n;
+let shift = lse[row];
+let scale = dloss[at2]${mean ? ' / count[0]' : ''};
+${each(t, [x], ({ of, j }) => {
+  const column = t.width === 4 ? `(vec4(4u * ${j}) + vec4(0u, 1u, 2u, 3u))` : j
+  return `let e = exp(${of('x')} - shift);
+let d = select(e, e - 1.0, ${column} == U(u32(label))) * scale;
+dx[${startOf(t.width, 3)} + ${j}] = select(V(), d, counts);`
+})}`,
+  }
+}

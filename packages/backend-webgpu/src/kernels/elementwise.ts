@@ -1,0 +1,169 @@
+/**
+ * Any scalar expression over operands that broadcast to one shape. Threads take four consecutive elements each.
+ *
+ * Where every operand is contiguous or one single number, they are loaded and stored as vectors of four; else each
+ * element's place is computed from its coordinates. Buffers that appear twice are bound once: a buffer that is
+ * written must not be bound a second time.
+ */
+
+import type { KernelOf, Primitives, View } from '@tilegrad/core'
+import type { GpuBuffer } from '../buffers.ts'
+import type { Engine } from '../engine.ts'
+import { grid, type Nest, nestOf } from '../layout.ts'
+import type { Binding, Item } from '../shader.ts'
+import { itemOf, loaded, lower, stored, typeOf } from '../wgsl/lowering.ts'
+import { mathCode } from '../wgsl/math.ts'
+
+type Attrs = Primitives['elementwise'] extends KernelOf<infer A> ? A : never
+
+const workgroup = 256
+
+export function elementwise(engine: Engine): Primitives['elementwise'] {
+  return {
+    run(outputs, inputs, { kernel, params }) {
+      const [out] = outputs as [View]
+      const count = out.shape.reduce((n, s) => n * s, 1)
+      if (count === 0) return
+      const views = [...outputs, ...inputs]
+      // Coordinates count dims of the output as they are; an index needs their order, which merging keeps.
+      const nest = nestOf(out.shape, views, usesCoords(kernel))
+      const flat = nest.sizes.length === 1 && !usesCoords(kernel)
+      const vectors = flat && isVector(views, outputs.length, nest, count)
+
+      const buffers: GpuBuffer[] = []
+      const place = views.map((v) => {
+        const buffer = v.buffer as GpuBuffer
+        const at = buffers.indexOf(buffer)
+        return at >= 0 ? at : buffers.push(buffer) - 1
+      })
+      const written = buffers.map((_, i) => place.indexOf(i) < outputs.length)
+      const steps = flat
+        ? (nest.strides[0] as readonly number[]).map((s) => (s === 1 ? 1 : s === 0 ? 0 : 2))
+        : []
+      const key = `e${kernel.id}:${place}:${vectors ? 'v' : flat ? 'f' : nest.sizes.length}:${steps}`
+      const gpuKernel = engine.kernel(key, kernel.name, () => {
+        return shader({ kernel, params }, views, outputs.length, place, written, nest, flat, vectors, steps)
+      })
+
+      const words: number[] = [count]
+      for (const v of views) words.push(v.offset)
+      if (!flat) words.push(...nest.sizes)
+      for (const strides of nest.strides) words.push(...strides)
+      const floats: [number, number][] = []
+      for (const { source, dtype } of kernel.params) {
+        const value = params[source] as number
+        if (dtype === 'float32') floats.push([words.length, value])
+        words.push(dtype === 'bool' ? Number(value !== 0) : value)
+      }
+      const [x, y] = grid(Math.ceil(count / (4 * workgroup)))
+      engine.run(gpuKernel, buffers, words, x, y, 1, floats)
+    },
+  }
+}
+
+const usesCoords = (kernel: Attrs['kernel']): boolean => kernel.usesIndex && kernel.exprs.some(hasCoord)
+const hasCoord = (t: Attrs['kernel']['exprs'][number]): boolean => t.kind === 'coord' || t.args.some(hasCoord)
+
+/** Whether vectors of four fit: also at the end, where what a last vector of outputs overwrites must be nobody's. */
+function isVector(views: readonly View[], outputs: number, nest: Nest, count: number): boolean {
+  const [strides] = nest.strides as [readonly number[]]
+  return views.every((v, i) => {
+    if (strides[i] === 0 && i >= outputs) return true
+    const alone = count % 4 === 0 || i >= outputs || (v.offset === 0 && 4 * count + 16 > bytesOf(v))
+    return strides[i] === 1 && v.offset % 4 === 0 && alone
+  })
+}
+const bytesOf = (v: View): number => (v.buffer as GpuBuffer).bytes
+
+function shader(
+  { kernel }: Attrs,
+  views: readonly View[],
+  outputs: number,
+  place: readonly number[],
+  written: readonly boolean[],
+  nest: Nest,
+  flat: boolean,
+  vectors: boolean,
+  steps: readonly number[],
+) {
+  const rank = nest.sizes.length
+  const fields = ['count: u32', ...views.map((_, i) => `o${i}: i32`)]
+  if (!flat) for (let d = 0; d < rank; d++) fields.push(`n${d}: u32`)
+  for (let d = 0; d < rank; d++) for (let i = 0; i < views.length; i++) fields.push(`s${d}_${i}: i32`)
+  kernel.params.forEach(({ dtype }, slot) => {
+    fields.push(`a${slot}: ${dtype === 'float32' ? 'f32' : dtype === 'int32' ? 'i32' : 'u32'}`)
+  })
+  const bindings = written.map((write, b): Binding => {
+    const { dtype } = views[place.indexOf(b)] as View
+    const item = itemOf(dtype)
+    return { name: `b${b}`, item: (vectors ? `vec4<${item}>` : item) as Item, ...(write && { write }) }
+  })
+  const inputs = views.slice(outputs)
+
+  // The expressions as one function of an element: WGSL computes it once for each of four.
+  const { code, values, functions } = lower(kernel.exprs, (node) => {
+    if (node.kind === 'input') return `x${node.index}`
+    if (node.kind === 'param') return node.dtype === 'bool' ? `(p.a${node.slot} != 0u)` : `p.a${node.slot}`
+    return node.kind === 'index' ? 'i32(i)' : `c${rank + node.dim}`
+  })
+  const coords = usesCoords(kernel)
+  const args = [
+    'i: u32',
+    ...inputs.map((v, k) => `x${k}: ${typeOf(v.dtype)}`),
+    ...(coords ? Array.from({ length: rank }, (_, d) => `c${d}: i32`) : []),
+  ]
+  const results = kernel.exprs.map((t) => typeOf(t.dtype))
+  const declarations = `${mathCode(functions)}
+struct Out { ${results.map((t, i) => `r${i}: ${t}`).join(', ')} }
+fn f(${args.join(', ')}) -> Out {
+${code}
+return Out(${values.join(', ')});
+}`
+
+  const call = (i: string, elements: readonly string[], at = ''): string =>
+    `f(${[i, ...elements, ...(coords ? Array.from({ length: rank }, (_, d) => `i32(k${d}${at})`) : [])].join(', ')})`
+  const lines = [
+    `let first = ((wg.x + wg.y * groups.x) * ${workgroup}u + li) * 4u;`,
+    'if (first >= p.count) { return; }',
+  ]
+  if (vectors) {
+    inputs.forEach((_, k) => {
+      const name = `b${place[outputs + k]}`
+      const o = `u32(p.o${outputs + k})`
+      if (steps[outputs + k] === 0) lines.push(`let w${k} = vec4(${name}[${o} >> 2u][${o} & 3u]);`)
+      else lines.push(`let w${k} = ${name}[(${o} + first) >> 2u];`)
+    })
+    for (let j = 0; j < 4; j++) {
+      const elements = inputs.map((v, k) => loaded(`w${k}[${j}]`, v.dtype))
+      lines.push(`let r${j} = ${call(`first + ${j}u`, elements)};`)
+    }
+    kernel.exprs.forEach((t, o) => {
+      const parts = [0, 1, 2, 3].map((j) => stored(`r${j}.r${o}`, t.dtype))
+      lines.push(`b${place[o]}[(u32(p.o${o}) + first) >> 2u] = vec4(${parts.join(', ')});`)
+    })
+  } else {
+    lines.push('for (var j = 0u; j < 4u; j++) {', 'let i = first + j;', 'if (i >= p.count) { break; }')
+    if (!flat) {
+      lines.push('var rest = i;')
+      for (let d = rank - 1; d >= 0; d--) {
+        if (d > 0) lines.push(`let k${d} = rest % p.n${d}; rest = rest / p.n${d};`)
+        else lines.push('let k0 = rest;')
+      }
+    }
+    const at = (i: number): string => {
+      const terms = flat
+        ? steps[i] === 0
+          ? []
+          : [steps[i] === 1 ? 'i32(i)' : `i32(i) * p.s0_${i}`]
+        : Array.from({ length: rank }, (_, d) => `i32(k${d}) * p.s${d}_${i}`)
+      return `b${place[i]}[${[`p.o${i}`, ...terms].join(' + ')}]`
+    }
+    const elements = inputs.map((v, k) => loaded(at(outputs + k), v.dtype))
+    lines.push(`let r = ${call('i', elements)};`)
+    kernel.exprs.forEach((t, o) => {
+      lines.push(`${at(o)} = ${stored(`r.r${o}`, t.dtype)};`)
+    })
+    lines.push('}')
+  }
+  return { params: fields, bindings, workgroup: [workgroup] as const, declarations, body: lines.join('\n') }
+}

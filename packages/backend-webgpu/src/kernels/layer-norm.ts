@@ -1,0 +1,149 @@
+/**
+ * Layer norm and RMS norm over dense trailing dims.
+ *
+ * Per row: mean; Σ(x − mean)² in a second pass, so that nothing cancels, and Σ(x − mean) with it, which takes back the
+ * rounding of the mean; y. Rows that fit are held in registers and read once, longer ones are read for every pass. The
+ * statistics are kept for the gradients, which layer-norm-backward.ts computes. RMS norm is the same without the mean.
+ *
+ * Reference: `LAYER_NORM`, `RMS_NORM` in core's ops/norm.ts. Test: norm.test.ts.
+ */
+
+import { type KernelOf, layout, type View } from '@tilegrad/core'
+import type { Engine } from '../engine.ts'
+import type { Shader } from '../shader.ts'
+import { runBackward } from './layer-norm-backward.ts'
+import {
+  block,
+  bufferOf,
+  denseFrom,
+  each,
+  enablesOf,
+  hold,
+  itemOfWidth,
+  laneCode,
+  leadOf,
+  plus,
+  type RowWalk,
+  reduction,
+  rowCode,
+  rowGrid,
+  rowWalk,
+  type Stream,
+  startOf,
+  type Tiling,
+  tilingKey,
+  tilingOf,
+  vectorCode,
+  widthOf,
+} from './rows.ts'
+
+type Affine = 'none' | 'weight' | 'both'
+interface Attrs {
+  size: number
+  eps: number
+  affine: Affine
+}
+type BackwardAttrs = Attrs & { needs: readonly boolean[] }
+
+const parameters = { none: 0, weight: 1, both: 2 } as const
+
+const takes = (x: View, others: readonly View[], weights: readonly View[], size: number): boolean =>
+  layout.numel(x.shape) > 0 &&
+  [x, ...others].every((v) => denseFrom(leadOf(v, size), v)) &&
+  weights.every((v) => denseFrom(0, v))
+
+const forward =
+  (centred: boolean) =>
+  (engine: Engine): KernelOf<Attrs> => ({
+    supports: ([x, ...weights], { size }) => takes(x as View, [], weights, size),
+    run([y, ...stats], [x, ...weights], { size, eps, affine }) {
+      const views = [x as View, y as View]
+      const lead = leadOf(views[0] as View, size)
+      const width = Math.min(widthOf(size, lead, views), widthOf(size, 0, weights)) as 4 | 1
+      const t = tilingOf(engine, size, width, 8)
+      const walk = rowWalk(lead, views)
+      const name = centred ? 'layer_norm' : 'rms_norm'
+      const kernel = engine.kernel(`${name}:${tilingKey(t)}:${walk.rank}:${affine}`, name, () =>
+        forwardShader(t, walk, centred, affine),
+      )
+      const offsets = [0, 1].map((i) => (weights[i]?.offset ?? 0) / width)
+      const words = [walk.rows, size / width, ...offsets, 1 / size, eps, ...walk.words]
+      const floats = [4, 5].map((i) => [i, words[i] as number] as const)
+      const buffers = [...views, ...stats, ...weights].map(bufferOf)
+      engine.run(kernel, buffers, words, ...rowGrid(t, walk.rows), 1, floats)
+    },
+  })
+
+const backward =
+  (centred: boolean) =>
+  (engine: Engine): KernelOf<BackwardAttrs> => ({
+    supports: ([x, ...rest], { size, affine }) =>
+      takes(x as View, rest.slice(-1), rest.slice(0, parameters[affine]), size),
+    run(outputs, inputs, { size, affine, needs }) {
+      const count = parameters[affine]
+      const [x, dy] = [inputs[0] as View, inputs.at(-1) as View]
+      const weight = count > 0 ? inputs[1] : undefined
+      // After x, the parameters and y: the statistics, then dy.
+      const stats = inputs.slice(count + 2, -1)
+      let next = 0
+      const [dx, dweight, dbias] = [0, 1, 2].map((i) => (needs[i] ? outputs[next++] : undefined))
+      runBackward(engine, { centred, size, x, dy, weight, stats, dx, dweight, dbias })
+    },
+  })
+
+export const layerNorm = forward(true)
+export const layerNormBackward = backward(true)
+export const rmsNorm = forward(false)
+export const rmsNormBackward = backward(false)
+
+function forwardShader(t: Tiling, walk: RowWalk, centred: boolean, affine: Affine): Shader {
+  const item = itemOfWidth(t.width)
+  const x: Stream = { name: 'x', binding: 'x', base: startOf(t.width, 0) }
+  const squares = `var squares = V();
+${centred ? 'var rest = V();' : ''}
+${block(
+  each(t, [x], ({ of }) =>
+    centred
+      ? `let d = ${of('x')} - rough; rest += d; squares += d * d;`
+      : `squares += ${of('x')} * ${of('x')};`,
+  ),
+)}`
+  const statistics = centred
+    ? `var part = V();
+${block(each(t, [x], ({ of }) => `part += ${of('x')};`))}
+let rough = group_sum(hsum(part), li) * p.share;
+${squares}
+let moments = group_pair(vec2f(hsum(squares), hsum(rest)), li) * p.share;
+let rstd = 1.0 / sqrt((moments.x - moments.y * moments.y) + p.eps);
+if (live && lane == 0u) { means[row] = rough + moments.y; rstds[row] = rstd; }`
+    : `${squares}
+let rstd = 1.0 / sqrt(group_sum(hsum(squares), li) * p.share + p.eps);
+if (live && lane == 0u) { rstds[row] = rstd; }`
+  return {
+    params: ['rows: u32', 'vectors: u32', 'ow: u32', 'ob: u32', 'share: f32', 'eps: f32', ...walk.fields],
+    bindings: [
+      { name: 'x', item },
+      { name: 'y', item, write: true },
+      ...(centred ? [{ name: 'means', item: 'f32', write: true } as const] : []),
+      { name: 'rstds', item: 'f32', write: true },
+      ...(affine !== 'none' ? [{ name: 'w', item }] : []),
+      ...(affine === 'both' ? [{ name: 'b', item }] : []),
+    ],
+    workgroup: [256],
+    ...enablesOf(t),
+    declarations: `${vectorCode(t.width)}
+${reduction(t, 'group_sum', 'f32', plus)}
+${centred ? reduction(t, 'group_pair', 'vec2f', plus) : ''}`,
+    body: `${laneCode(t)}
+${rowCode(t)}
+${walk.code('row')}
+${hold(t, [x])}
+${statistics}
+if (!live) { return; }
+${each(t, [x], ({ of, j }) => {
+  const normal = centred ? `((${of('x')} - rough) - moments.y) * rstd` : `${of('x')} * rstd`
+  const weighted = affine === 'none' ? normal : `${normal} * w[p.ow + ${j}]`
+  return `y[${startOf(t.width, 1)} + ${j}] = ${affine === 'both' ? `${weighted} + b[p.ob + ${j}]` : weighted};`
+})}`,
+  }
+}

@@ -1,0 +1,98 @@
+/**
+ * Matrix product, out[…, M, N] = Σₖ a[…, M, k] · b[…, k, N], of float32 or int32 (which wraps), with any strides.
+ *
+ * `matmul-problem.ts` says what the operands are, `matmul-plan.ts` how to cut, `matmul-tiles.ts` computes; where k is
+ * split because the output has few tiles, `matmul-reduce.ts` adds up. The order of additions depends on sizes and
+ * strides only. NaN and infinities spread as in plain sums.
+ */
+
+import type { KernelOf, Primitives, View } from '@tilegrad/core'
+import type { Engine } from '../engine.ts'
+import { grid } from '../layout.ts'
+import { epilogueKey, epilogueOf, type Program, values } from './matmul-epilogue.ts'
+import { type Plan, planOf } from './matmul-plan.ts'
+import { accessA, accessB, type Matrix, type Problem, problemOf, transposed } from './matmul-problem.ts'
+import { reduceShader, reduceThreads } from './matmul-reduce.ts'
+import { type Tile, tileShader } from './matmul-tiles.ts'
+
+export function matmul(engine: Engine, plan: typeof planOf = planOf): Primitives['matmul'] {
+  return {
+    run(outputs, inputs) {
+      const [out, a, b] = [...outputs, ...inputs] as [View, View, View]
+      multiply(engine, 'matmul', problemOf([out], a, b), undefined, plan)
+    },
+  } satisfies KernelOf<Record<never, never>>
+}
+
+/** Computes `p`; `program`, if any, gets the product and the extras and gives the outputs. */
+export function multiply(
+  engine: Engine,
+  label: string,
+  p: Problem,
+  program: Program | undefined,
+  choose: typeof planOf = planOf,
+): void {
+  if (p.items * p.m * p.n === 0) return
+  if (p.outs[0]?.column !== 1 && p.outs[0]?.row === 1) p = transposed(p)
+  const { tile, splits } = choose(engine, p)
+  if (splits === 1) tiles(engine, label, p, program, { tile, splits })
+  else split(engine, label, p, program, { tile, splits })
+}
+
+function tiles(engine: Engine, label: string, p: Problem, program: Program | undefined, plan: Plan): void {
+  const { tile, splits } = plan
+  const [a, b] = [accessA(p), accessB(p)]
+  const tail = p.k % tile.bk !== 0
+  const dims = p.sizes.length
+  const epilogue = epilogueOf(p, program)
+  const key = `mt${tileKey(tile)}${a}${b}${dims}${tail}${epilogueKey(epilogue)}`
+  const kernel = engine.kernel(key, label, () => tileShader(tile, { a, b, dims, tail, epilogue }))
+  const matrices = [p.a, p.b, ...p.outs, ...p.extras]
+  const tilesN = Math.ceil(p.n / tile.bn)
+  const tilesM = Math.ceil(p.m / tile.bm)
+  const total = tilesN * tilesM * splits * p.items
+  const kStep = Math.ceil(Math.ceil(p.k / splits) / tile.bk) * tile.bk
+  const first = [total, tilesN, tilesM, splits, kStep, p.m, p.n, p.k]
+  engine.run(
+    kernel,
+    matrices.map((x) => x.buffer),
+    values(first, matrices, p.sizes),
+    ...grid(total),
+  )
+}
+
+const tileKey = (t: Tile): string =>
+  `${t.bm},${t.bn},${t.bk},${t.tm},${t.tn},${t.slices}${t.double ? 'd' : ''}`
+
+/** Parts of k apart, into memory of their own, and then their sum. */
+function split(engine: Engine, label: string, p: Problem, program: Program | undefined, plan: Plan): void {
+  const { splits } = plan
+  const part = p.items * p.m * p.n
+  const dtype = p.type === 'f32' ? 'float32' : 'int32'
+  const buffer = engine.pool.alloc(splits * part, dtype)
+  const batch: number[] = []
+  p.sizes.reduceRight((step, size) => {
+    batch.unshift(step)
+    return step * size
+  }, p.m * p.n)
+  const parts: Matrix = { buffer, offset: 0, row: p.n, column: 1, batch }
+  tiles(engine, label, { ...p, outs: [parts], extras: [] }, undefined, plan)
+
+  const epilogue = epilogueOf(p, program)
+  const dims = p.sizes.length
+  const vectors = p.n % 4 === 0
+  const kernel = engine.kernel(`mr${dims}${vectors}${epilogueKey(epilogue)}`, label, () =>
+    reduceShader(epilogue, dims, vectors),
+  )
+  const matrices = [parts, ...p.outs, ...p.extras]
+  const wide = Math.ceil(p.n / 4)
+  const total = p.items * p.m * wide
+  const first = [total, wide, 0, splits, part, p.m, p.n, p.k]
+  engine.run(
+    kernel,
+    matrices.map((x) => x.buffer),
+    values(first, matrices, p.sizes),
+    ...grid(Math.ceil(total / reduceThreads)),
+  )
+  engine.pool.free(buffer)
+}

@@ -1,0 +1,273 @@
+/**
+ * Stable sort along a dim: values and positions; NaN counts as the largest.
+ *
+ * Elements become unsigned keys in their order (descending: complemented), paired with their position, so that no two
+ * pairs are equal and any correct sort is stable. Batcher's bitonic network sorts them, rows padded to a power of two:
+ * blocks of 1,024 pairs in workgroup memory (several short rows at once), and for longer rows the steps of the
+ * network that reach further in memory, one dispatch each: (log₂ n − 10)(log₂ n − 9) / 2 of them.
+ *
+ * Reference: `sort` in core's reference/kernels.ts. Test: sort.test.ts.
+ */
+
+import type { DType, Primitives, View } from '@tilegrad/core'
+import type { GpuBuffer } from '../buffers.ts'
+import type { Engine } from '../engine.ts'
+import { grid, nestOf, numel, otherDims, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
+import type { Shader } from '../shader.ts'
+import { itemOf } from '../wgsl/lowering.ts'
+import { mathCode } from '../wgsl/math.ts'
+
+/** Pairs of a block, four to a thread: 8 KiB of workgroup memory. */
+const block = 1024
+const workgroup = 256
+
+export function sort(engine: Engine): Primitives['sort'] {
+  return {
+    run: ([values, indices], [x], { dim, descending }) =>
+      sortInto(engine, values as View, indices as View, x as View, dim, descending),
+  }
+}
+
+/** `values` and `indices` are contiguous. */
+export function sortInto(
+  engine: Engine,
+  values: View,
+  indices: View,
+  x: View,
+  dim: number,
+  descending: boolean,
+): void {
+  const others = otherDims(x, dim)
+  const sizes = others.map((d) => x.shape[d] as number)
+  const rows = numel(sizes)
+  const length = x.shape[dim] ?? 1
+  if (rows === 0 || length === 0) return
+  const padded = 2 ** Math.ceil(Math.log2(length))
+  const [from, to] = [nestOf(sizes, [pickDims(x, others)]), nestOf(sizes, [pickDims(values, others)])]
+  const [inRank, outRank] = [from.sizes.length, to.sizes.length]
+  const read = [x.offset, x.strides[dim] ?? 0, ...walkWords(from, 0)]
+  const write = [values.offset, indices.offset, values.strides[dim] ?? 0, ...walkWords(to, 0)]
+  const results = [values.buffer, indices.buffer] as GpuBuffer[]
+  const source = x.buffer as GpuBuffer
+  const groups = (count: number) => grid(Math.ceil(count / block))
+  const { dtype } = x
+
+  if (padded <= block) {
+    const kernel = engine.kernel(`sort short ${dtype} ${descending} ${inRank} ${outRank}`, 'sort', () =>
+      shortRows(dtype, descending, inRank, outRank),
+    )
+    const [gx, gy] = groups(rows * padded)
+    engine.run(kernel, [...results, source], [rows, length, padded, ...read, ...write], gx, gy)
+    return
+  }
+  const keys = engine.pool.alloc(rows * padded, 'int32')
+  const places = engine.pool.alloc(rows * padded, 'int32')
+  const [gx, gy] = groups(rows * padded)
+  const first = engine.kernel(`sort blocks ${dtype} ${descending} ${inRank}`, 'sort', () =>
+    firstBlocks(dtype, descending, inRank),
+  )
+  engine.run(first, [keys, places, source], [rows * padded, length, padded, rows, ...read], gx, gy)
+  const far = engine.kernel('sort far', 'sort', farStep)
+  const near = engine.kernel('sort near', 'sort', nearSteps)
+  for (let size = 2 * block; size <= padded; size *= 2) {
+    for (let reach = size / 2; reach >= block; reach /= 2) {
+      const [x2, y2] = grid(Math.ceil((rows * padded) / 2 / workgroup))
+      engine.run(far, [keys, places], [rows * padded, padded, size, reach], x2, y2)
+    }
+    engine.run(near, [keys, places], [rows * padded, padded, size], gx, gy)
+  }
+  const last = engine.kernel(`sort write ${dtype} ${inRank} ${outRank}`, 'sort', () =>
+    writeRows(dtype, inRank, outRank),
+  )
+  const [x3, y3] = grid(Math.ceil((rows * length) / workgroup))
+  engine.run(last, [...results, source, places], [rows * length, length, padded, ...read, ...write], x3, y3)
+  engine.pool.free(keys)
+  engine.pool.free(places)
+}
+
+const readFields = (rank: number): string[] => ['x0: i32', 'x_step: i32', ...walkFields('x_at', rank)]
+const writeFields = (rank: number): string[] => [
+  'values0: i32',
+  'indices0: i32',
+  'y_step: i32',
+  ...walkFields('y_at', rank),
+]
+
+/** `key`: unsigned integers in the order of elements; −0 equals 0. */
+function keyFunction(dtype: DType, descending: boolean): string {
+  const result = descending ? '~k' : 'k'
+  if (dtype !== 'float32')
+    return `fn key(v: ${itemOf(dtype)}) -> u32 { let k = ${dtype === 'int32' ? 'bitcast<u32>(v) ^ 0x80000000u' : 'v'}; return ${result}; }`
+  return `${mathCode(['tg_isnan'])}
+fn key(v: f32) -> u32 {
+  let b = bitcast<u32>(v);
+  var k = select(b | 0x80000000u, ~b, (b >> 31u) == 1u);
+  if (b == 0x80000000u) { k = 0x80000000u; }
+  if (tg_isnan(v)) { k = 0xffffffffu; }
+  return ${result};
+}`
+}
+
+/** Reads `pair` elements of x: what is beyond the end of a row comes after all that is in it. */
+const loadPair = (length: string): string => `var k = 0xffffffffu;
+var place = 0xffffffffu;
+if (${length} && i < p.length) { k = key(x[p.x0 + x_at(row) + i32(i) * p.x_step]); place = i; }`
+
+/** Compares the pairs `a` and `b = a + reach` of a block in workgroup memory. */
+const exchange = `
+var<workgroup> keys: array<u32, ${block}>;
+var<workgroup> places: array<u32, ${block}>;
+fn exchange(a: u32, b: u32, down: bool) {
+  let ka = keys[a]; let kb = keys[b];
+  let pa = places[a]; let pb = places[b];
+  let greater = ka > kb || (ka == kb && pa > pb);
+  if (greater != down) {
+    keys[a] = kb; keys[b] = ka;
+    places[a] = pb; places[b] = pa;
+  }
+}`
+
+/** The steps of the network over a block from reach `first` down to 1; `down` by the place of pair `a` in the block. */
+const steps = (
+  first: string,
+  down: string,
+): string => `for (var reach = ${first}; reach >= 1u; reach >>= 1u) {
+  workgroupBarrier();
+  for (var t = li; t < ${block / 2}u; t += ${workgroup}u) {
+    let a = 2u * t - (t & (reach - 1u));
+    exchange(a, a + reach, ${down});
+  }
+}`
+
+/** The whole network for rows of `most` pairs; `start` is the block's place in its row. */
+const network = (most: string, start: string): string =>
+  `for (var size = 2u; size <= ${most}; size <<= 1u) {
+${steps('size >> 1u', `((${start}a) & (p.padded - 1u) & size) != 0u`)}
+}`
+
+function shortRows(dtype: DType, descending: boolean, inRank: number, outRank: number): Shader {
+  const item = itemOf(dtype)
+  return {
+    params: ['rows: u32', 'length: u32', 'padded: u32', ...readFields(inRank), ...writeFields(outRank)],
+    bindings: [
+      { name: 'values', item, write: true },
+      { name: 'indices', item: 'i32', write: true },
+      { name: 'x', item },
+    ],
+    workgroup: [workgroup],
+    declarations: `${keyFunction(dtype, descending)}${exchange}
+${walkFunction('x_at', inRank)}\n${walkFunction('y_at', outRank)}`,
+    body: `let first = (wg.x + wg.y * groups.x) * (${block}u / p.padded);
+for (var t = li; t < ${block}u; t += ${workgroup}u) {
+  let row = first + t / p.padded;
+  let i = t % p.padded;
+  ${loadPair('row < p.rows')}
+  keys[t] = k;
+  places[t] = place;
+}
+${network('p.padded', '')}
+workgroupBarrier();
+for (var t = li; t < ${block}u; t += ${workgroup}u) {
+  let row = first + t / p.padded;
+  let i = t % p.padded;
+  if (row < p.rows && i < p.length) {
+    let y = y_at(row) + i32(i) * p.y_step;
+    values[p.values0 + y] = x[p.x0 + x_at(row) + i32(places[t]) * p.x_step];
+    indices[p.indices0 + y] = i32(places[t]);
+  }
+}`,
+  }
+}
+
+/** Blocks of 1,024 sorted, up and down in turn. */
+function firstBlocks(dtype: DType, descending: boolean, rank: number): Shader {
+  return {
+    params: ['count: u32', 'length: u32', 'padded: u32', 'rows: u32', ...readFields(rank)],
+    bindings: [
+      { name: 'all_keys', item: 'u32', write: true },
+      { name: 'all_places', item: 'u32', write: true },
+      { name: 'x', item: itemOf(dtype) },
+    ],
+    workgroup: [workgroup],
+    declarations: `${keyFunction(dtype, descending)}${exchange}\n${walkFunction('x_at', rank)}`,
+    body: `let first = (wg.x + wg.y * groups.x) * ${block}u;
+let row = first / p.padded;
+for (var t = li; t < ${block}u; t += ${workgroup}u) {
+  let i = (first + t) % p.padded;
+  ${loadPair('row < p.rows')}
+  keys[t] = k;
+  places[t] = place;
+}
+${network(`${block}u`, 'first + ')}
+${storeBlock}`,
+  }
+}
+
+const storeBlock = `workgroupBarrier();
+for (var t = li; t < ${block}u; t += ${workgroup}u) {
+  if (first + t < p.count) { all_keys[first + t] = keys[t]; all_places[first + t] = places[t]; }
+}`
+
+const scratchBindings = [
+  { name: 'all_keys', item: 'u32', write: true },
+  { name: 'all_places', item: 'u32', write: true },
+] as const
+
+/** One step of the network that reaches beyond a block. */
+const farStep = (): Shader => ({
+  params: ['count: u32', 'padded: u32', 'size: u32', 'reach: u32'],
+  bindings: scratchBindings,
+  workgroup: [workgroup],
+  body: `let t = (wg.x + wg.y * groups.x) * ${workgroup}u + li;
+let a = 2u * t - (t & (p.reach - 1u));
+if (a >= p.count) { return; }
+let b = a + p.reach;
+let ka = all_keys[a]; let kb = all_keys[b];
+let pa = all_places[a]; let pb = all_places[b];
+let greater = ka > kb || (ka == kb && pa > pb);
+if (greater != (((a & (p.padded - 1u)) & p.size) != 0u)) {
+  all_keys[a] = kb; all_keys[b] = ka;
+  all_places[a] = pb; all_places[b] = pa;
+}`,
+})
+
+/** The steps within blocks that end the merge of runs of `size`. */
+function nearSteps(): Shader {
+  return {
+    params: ['count: u32', 'padded: u32', 'size: u32'],
+    bindings: scratchBindings,
+    workgroup: [workgroup],
+    declarations: exchange,
+    body: `let first = (wg.x + wg.y * groups.x) * ${block}u;
+for (var t = li; t < ${block}u; t += ${workgroup}u) {
+  let inside = first + t < p.count;
+  keys[t] = select(0xffffffffu, all_keys[first + t], inside);
+  places[t] = select(0xffffffffu, all_places[first + t], inside);
+}
+${steps(`${block / 2}u`, '((first + a) & (p.padded - 1u) & p.size) != 0u')}
+${storeBlock}`,
+  }
+}
+
+function writeRows(dtype: DType, inRank: number, outRank: number): Shader {
+  const item = itemOf(dtype)
+  return {
+    params: ['count: u32', 'length: u32', 'padded: u32', ...readFields(inRank), ...writeFields(outRank)],
+    bindings: [
+      { name: 'values', item, write: true },
+      { name: 'indices', item: 'i32', write: true },
+      { name: 'x', item },
+      { name: 'places', item: 'u32' },
+    ],
+    workgroup: [workgroup],
+    declarations: `${walkFunction('x_at', inRank)}\n${walkFunction('y_at', outRank)}`,
+    body: `let t = (wg.x + wg.y * groups.x) * ${workgroup}u + li;
+if (t >= p.count) { return; }
+let row = t / p.length;
+let i = t % p.length;
+let place = i32(places[row * p.padded + i]);
+let y = y_at(row) + i32(i) * p.y_step;
+values[p.values0 + y] = x[p.x0 + x_at(row) + place * p.x_step];
+indices[p.indices0 + y] = place;`,
+  }
+}

@@ -1,0 +1,55 @@
+/** All kernels of the WebGPU backend. A missing primitive is an error of types; a fused kernel is one line. */
+
+import type { KernelTable, Primitives } from '@tilegrad/core'
+import type { Engine } from '../engine.ts'
+import { argReduce } from './arg-reduce.ts'
+import { attention, attentionBackward } from './attention.ts'
+import { crossEntropy, crossEntropyBackward } from './cross-entropy.ts'
+import { elementwise } from './elementwise.ts'
+import { embedding, embeddingBackward } from './embedding.ts'
+import { foreach } from './foreach.ts'
+import { gather } from './gather.ts'
+import { layerNorm, layerNormBackward, rmsNorm, rmsNormBackward } from './layer-norm.ts'
+import { linear } from './linear.ts'
+import { matmul } from './matmul.ts'
+import { reduce } from './reduce.ts'
+import { rotaryEmbedding } from './rotary.ts'
+import { scan } from './scan.ts'
+import { scatterAdd } from './scatter-add.ts'
+import { logSoftmax, logSoftmaxBackward, softmax, softmaxBackward } from './softmax.ts'
+import { sort } from './sort.ts'
+import { totalNorm } from './total-norm.ts'
+
+export function kernelTable(engine: Engine): KernelTable {
+  const primitives: Primitives = {
+    elementwise: elementwise(engine),
+    reduce: reduce(engine),
+    argReduce: argReduce(engine),
+    matmul: matmul(engine),
+    gather: gather(engine),
+    scatterAdd: scatterAdd(engine),
+    scan: scan(engine),
+    sort: sort(engine),
+  }
+  const fused = {
+    softmax: softmax(engine),
+    softmaxBackward: softmaxBackward(engine),
+    log_softmax: logSoftmax(engine),
+    log_softmaxBackward: logSoftmaxBackward(engine),
+    layer_norm: layerNorm(engine),
+    layer_normBackward: layerNormBackward(engine),
+    rms_norm: rmsNorm(engine),
+    rms_normBackward: rmsNormBackward(engine),
+    cross_entropy: crossEntropy(engine),
+    cross_entropyBackward: crossEntropyBackward(engine),
+    embedding: embedding(engine),
+    embeddingBackward: embeddingBackward(engine),
+    scaled_dot_product_attention: attention(engine),
+    scaled_dot_product_attentionBackward: attentionBackward(engine),
+    rotary_embedding: rotaryEmbedding(engine),
+    linear: linear(engine),
+    foreach: foreach(engine),
+    total_norm: totalNorm(engine),
+  }
+  return { ...primitives, ...fused } as unknown as KernelTable
+}

@@ -1,0 +1,247 @@
+/**
+ * Fused softmax attention on the GPU against core's reference: shapes, strides, masks, gradients, at all and at default
+ * limits, where tiles are smaller.
+ */
+
+import { grad, profile, reference, scaledDotProductAttention, type Tensor, tensor } from '@tilegrad/core'
+import { afterAll, describe, expect, test } from 'vitest'
+import { createWebGpuBackend, type WebGpuBackend } from '../src/index.ts'
+
+type Options = Parameters<typeof scaledDotProductAttention>[3]
+
+const gpus: [string, WebGpuBackend][] = [
+  ['all limits', await createWebGpuBackend()],
+  ['default limits', await createWebGpuBackend({ limits: 'default', features: 'default' })],
+]
+afterAll(() => {
+  for (const [, gpu] of gpus) gpu.close()
+})
+
+let seed = 1
+const random = (): number => {
+  seed = (Math.imul(seed, 1103515245) + 12345) & 0x7fffffff
+  return seed / 0x40000000 - 1
+}
+const numbers = (...shape: number[]): Float32Array =>
+  Float32Array.from({ length: shape.reduce((n, s) => n * s, 1) }, random)
+
+interface Sizes {
+  B?: number
+  H?: number
+  Hk?: number
+  T: number
+  S?: number
+  D?: number
+  Dv?: number
+}
+
+interface Data {
+  readonly data: Float32Array | Uint8Array
+  readonly shape: readonly number[]
+  /** What makes the operand of a tensor with these data. */
+  readonly view?: (t: Tensor) => Tensor
+}
+
+interface Case {
+  readonly q: Data
+  readonly k: Data
+  readonly v: Data
+  readonly dout: Data
+  readonly mask?: Data
+  readonly options?: Options
+}
+
+const dense = (...shape: number[]): Data => ({ data: numbers(...shape), shape })
+
+function make({ B = 1, H = 2, Hk = H, T, S = T, D = 16, Dv = D }: Sizes, options: Options = {}): Case {
+  return {
+    q: dense(B, H, T, D),
+    k: dense(B, Hk, S, D),
+    v: dense(B, Hk, S, Dv),
+    dout: dense(B, H, T, Dv),
+    options,
+  }
+}
+
+const place = (device: typeof reference | WebGpuBackend, { data, shape, view }: Data): Tensor => {
+  const t = tensor(data, { device, ...(data instanceof Uint8Array && { dtype: 'bool' }) }).reshape(shape)
+  return view ? view(t) : t
+}
+
+/** Output and gradients of q, k, v. */
+async function compute(
+  device: typeof reference | WebGpuBackend,
+  { q, k, v, dout, mask, options }: Case,
+  needs: readonly boolean[],
+): Promise<Float32Array[]> {
+  const inputs = [q, k, v].map((x) => place(device, x).detach())
+  inputs.forEach((t, i) => {
+    if (needs[i]) t.requiresGrad = true
+  })
+  const [a, b, c] = inputs as [Tensor, Tensor, Tensor]
+  const attnMask = mask ? place(device, mask) : null
+  const { result, rows } = profile(() => {
+    const out = scaledDotProductAttention(a, b, c, { ...options, attnMask })
+    const wanted = inputs.filter((_, i) => needs[i])
+    const grads = wanted.length === 0 ? [] : grad([out], wanted, { gradOutputs: [place(device, dout)] })
+    return [out, ...grads] as Tensor[]
+  })
+  if (device !== reference) {
+    const fused = rows.filter((r) => r.path === 'fused').map((r) => r.op)
+    const want = ['scaled_dot_product_attention', 'scaled_dot_product_attentionBackward']
+    expect(fused.sort()).toEqual(want.slice(0, needs.some(Boolean) ? 2 : 1))
+  }
+  return Promise.all(result.map(async (t) => (await t.data()) as Float32Array))
+}
+
+const names = ['out', 'first gradient', 'second gradient', 'third gradient']
+
+/**
+ * Scores are sums of D ≤ 128 products below 1: their errors, some 10⁻⁷ to 10⁻⁶, become relative errors of the weights, so
+ * outputs, means of values below 1, get 3·10⁻⁶ and gradients, sums of terms of either sign, 6·10⁻⁶ of the
+ * largest of their tensor. The reference computes in float32 as well.
+ */
+async function check(c: Case, needs: readonly boolean[] = [true, true, true]): Promise<void> {
+  const want = await compute(reference, c, needs)
+  for (const [limits, gpu] of gpus) {
+    const got = await compute(gpu, c, needs)
+    got.forEach((x, which) => {
+      const exact = want[which] as Float32Array
+      const largest = exact.reduce((m, y) => Math.max(m, Math.abs(y)), 0)
+      const most = which === 0 ? 3e-6 : 1e-6 + 6e-6 * largest
+      expect(x.length).toBe(exact.length)
+      let worst = 0
+      for (let i = 0; i < x.length; i++) {
+        const off = Math.abs((x[i] as number) - (exact[i] as number))
+        if (!(off <= worst)) worst = off
+      }
+      const shapes = [c.q, c.k, c.v].map((o) => o.shape.join('×')).join(', ')
+      expect(worst, `${limits}: ${names[which]} of ${shapes}, ${JSON.stringify(c.options)}`).toBeLessThan(
+        most,
+      )
+    })
+  }
+}
+
+describe('shapes', () => {
+  // Heads up to 32: SwiftShader takes minutes to compile the kernels of wider ones.
+  test.each<Sizes>([
+    { T: 1 },
+    { T: 1, S: 130, D: 32 },
+    { T: 5, S: 3, D: 1, Dv: 1 },
+    { T: 63, D: 28 },
+    { T: 65, S: 129, D: 17, Dv: 31 },
+    { T: 127, D: 32 },
+    { T: 130, S: 70, D: 20, Dv: 24 },
+    { T: 40, D: 8, H: 6, Hk: 2, B: 2 },
+    { T: 33, D: 5, H: 4, Hk: 1, B: 3 },
+  ])('%o, all alignments', async (sizes) => {
+    for (const isCausal of [false, 'top-left', 'bottom-right'] as const)
+      await check(make(sizes, { isCausal }))
+  })
+
+  test('500 queries', async () => {
+    await check(make({ T: 500, D: 32, H: 1 }, { isCausal: true }))
+  })
+
+  test('no queries; no keys: zeros', async () => {
+    await check(make({ T: 0, S: 5 }))
+    await check(make({ T: 5, S: 0 }))
+  })
+})
+
+test.each([1, 16, 50, 128])('a window of %i', async (window) => {
+  await check(make({ T: 150, H: 1, D: 8 }, { isCausal: true, window }))
+  await check(make({ T: 30, S: 190, H: 1, D: 8 }, { isCausal: 'bottom-right', window }))
+  // Without causality only the past is cut off; queries far beyond the keys see nothing.
+  await check(make({ T: 190, S: 30, H: 1, D: 8 }, { window }))
+})
+
+describe('masks', () => {
+  const [B, H, T, S] = [2, 2, 41, 100]
+  const shapes = [[B, H, T, S], [T, S], [B, 1, 1, S], [1]]
+  test.each(shapes.map((shape) => [shape]))('%o', async (shape) => {
+    for (const isCausal of [false, 'bottom-right'] as const) {
+      const c = make({ B, H, T, S, D: 8 }, { isCausal })
+      const mask = dense(...shape)
+      await check({ ...c, mask: { ...mask, data: (mask.data as Float32Array).map((x) => 3 * x) } })
+      const keep = Uint8Array.from(mask.data, (x) => Number(x < 0.4))
+      await check({ ...c, mask: { data: keep, shape } })
+    }
+  })
+
+  test('transposed', async () => {
+    const mask = { ...dense(B, H, S, T), view: (t: Tensor) => t.transpose(2, 3) }
+    await check({ ...make({ B, H, T, S, D: 8 }), mask })
+  })
+
+  test('rows that are masked whole give zeros, and get no gradient', async () => {
+    const data = Uint8Array.from({ length: T * S }, (_, i) => Number(i >= 20 * S || i < S))
+    const c = make({ H: 1, T, S, D: 8 })
+    await check({ ...c, mask: { data, shape: [T, S] } })
+    await check({ ...c, mask: { data: Float32Array.from(data, (x) => (x ? 0 : -Infinity)), shape: [T, S] } })
+    const [out, dq] = (await compute(gpus[0]![1], { ...c, mask: { data, shape: [T, S] } }, [
+      true,
+      false,
+      false,
+    ])) as [Float32Array, Float32Array]
+    expect(out.slice(8, 20 * 8)).toEqual(new Float32Array(19 * 8))
+    expect(dq.slice(8, 20 * 8)).toEqual(new Float32Array(19 * 8))
+  })
+
+  test('the lowest finite number added to a whole row leaves its weights alone', async () => {
+    const data = Float32Array.from({ length: T * S }, (_, i) => (i < 3 * S ? -3.4028234663852886e38 : 0))
+    await check({ ...make({ H: 1, T, S, D: 8 }), mask: { data, shape: [T, S] } }, [])
+  })
+})
+
+test('views: a packed projection, backwards, rows that are not contiguous, shared heads', async () => {
+  const [B, T, H, D] = [2, 70, 3, 12]
+  const c = make({ B, H, T, D }, { isCausal: true })
+  const packed = numbers(B, T, 3, H, D)
+  const part = (i: number): Data => ({
+    data: packed,
+    shape: [B, T, 3, H, D],
+    view: (t) => t.select(2, i).permute([0, 2, 1, 3]),
+  })
+  await check({ ...c, q: part(0), k: part(1), v: part(2) })
+  const turned: Data = { ...dense(D, T, H, B), view: (t) => t.permute([3, 2, 1, 0]) }
+  await check({ ...c, q: turned, k: turned, v: turned, dout: turned })
+  const flipped: Data = { ...dense(B, H, T, D), view: (t) => t.flip([1, 2, 3]) }
+  await check({ ...c, q: flipped, k: flipped, v: flipped, dout: flipped })
+  const shared: Data = { ...dense(1, 1, 1, D), view: (t) => t.expand([B, H, T, D]) }
+  await check({ ...c, q: shared, k: shared, v: shared, dout: { ...shared, data: numbers(D) } })
+  const offset: Data = { ...dense(B, H, T + 1, D), view: (t) => t.narrow(2, 1, T) }
+  await check({ ...c, q: offset, k: offset, v: offset })
+})
+
+test.each([0, 1, 2, 3, 4, 5, 6].map((bits) => [[4, 2, 1].map((b) => (bits & b) > 0)]))(
+  'only some gradients: %o',
+  async (needs) => {
+    await check(make({ T: 50, S: 70, H: 4, Hk: 2, D: 24, Dv: 32 }), needs)
+  },
+)
+
+test('large scores do not overflow', async () => {
+  const c = make({ T: 40, D: 8 }, { scale: 300 })
+  for (const [, gpu] of gpus)
+    for (const x of await compute(gpu, c, [true, true, true])) expect(x.every(Number.isFinite)).toBe(true)
+})
+
+test('a negative scale, and none', async () => {
+  await check(make({ T: 40, D: 8 }, { scale: -0.5 }))
+  await check(make({ T: 40, D: 8 }, { scale: 0 }))
+})
+
+test('memory grows with T, not with T²', async () => {
+  const gpu = gpus[0]![1]
+  const T = 1024
+  const c = make({ H: 1, T, D: 8 }, { isCausal: true })
+  const inputs = [c.q, c.k, c.v, c.dout].map((x) => place(gpu, x)) as [Tensor, Tensor, Tensor, Tensor]
+  for (const x of inputs.slice(0, 3)) x.requiresGrad = true
+  const before = gpu.stats()
+  const out = scaledDotProductAttention(inputs[0], inputs[1], inputs[2], c.options)
+  const grads = grad([out], inputs.slice(0, 3), { gradOutputs: [inputs[3]] })
+  await grads[0]?.data()
+  expect(gpu.stats().peakBytes).toBeLessThan(Math.max(before.peakBytes, before.usedBytes + T * T))
+})

@@ -1,0 +1,74 @@
+/** Embedding and its gradient against the composition on the reference backend, in float64. */
+
+import { embedding, type Tensor } from '@tilegrad/core'
+import { expect, test } from 'vitest'
+import { backends, type Case, check, evaluate, type Operand, operand, plain } from './support/fused.ts'
+import { integer, pick, random } from './support/random.ts'
+
+const both = ['embedding', 'embeddingBackward']
+// Rows are copied; sums of up to some thousands of terms below 1, added one after the other.
+const tolerances = [
+  [0, 1e-7],
+  [2e-5, 1e-5],
+] as const
+
+const make = (
+  rnd: () => number,
+  v: number,
+  d: number,
+  index: Operand,
+  options: { paddingIdx?: number } = {},
+): Case => ({
+  inputs: [operand(rnd, [v], [d], () => rnd() - 0.5), index],
+  needs: [true, false],
+  dout: operand(rnd, [...index.layout.shape], [d], () => rnd() - 0.5),
+  call: ([w, i]) => embedding(i as Tensor, w as Tensor, options),
+})
+
+test('any rows, indices of any shape, with and without padding', async () => {
+  const rnd = random(1)
+  for (let round = 0; round < 40; round++) {
+    const v = pick(rnd, [1, 2, 7, 65, 255, 256, 300])
+    const d = pick(rnd, [1, 3, 4, 8, 31, 64, 260])
+    const lead = Array.from({ length: integer(rnd, 0, 3) }, () => pick(rnd, [1, 2, 5, 9]))
+    const index = operand(rnd, lead, [], () => integer(rnd, 0, v - 1), 'int32')
+    const options = rnd() < 0.3 ? { paddingIdx: integer(rnd, -v, v - 1) } : {}
+    await check(backends, make(rnd, v, d, index, options), both, tolerances)
+  }
+})
+
+test('many indices: runs within, across and beyond spans, several blocks of keys', async () => {
+  const rnd = random(2)
+  const given = (v: number, d: number, n: number, value: (i: number) => number) =>
+    check(backends, make(rnd, v, d, plain([n], value, 'int32')), both, tolerances)
+  await given(65, 5, 3000, () => integer(rnd, 0, 64))
+  // One row takes nearly all.
+  await given(65, 4, 2000, () => (rnd() < 0.95 ? 7 : integer(rnd, 0, 64)))
+  await given(3, 8, 1000, () => 1)
+  // Runs that end with a span.
+  await given(40, 4, 32 * 40, (i) => i >> 5)
+  await given(40, 4, 32 * 40, (i) => i % 40)
+  // Two and three digits.
+  await given(50_257, 4, 1500, () => pick(rnd, [0, 255, 256, 50_256, integer(rnd, 0, 50_256)]))
+  await given(70_000, 1, 700, () => pick(rnd, [65_535, 65_536, 69_999, 3]))
+})
+
+test('more indices than blocks of one key per thread', async () => {
+  const rnd = random(3)
+  const index = plain([40_000], () => integer(rnd, 0, 999), 'int32')
+  await check(backends, make(rnd, 1000, 1, index), both, tolerances)
+})
+
+test('an index out of range reads as 0 and has no gradient', async () => {
+  const index = [2, -1, 3, 0x7fffffff, -(2 ** 31), 0]
+  for (const { backend } of backends) {
+    const { results } = await evaluate(backend, {
+      inputs: [plain([3, 2], (i) => i + 1), plain([6], (i) => index[i], 'int32')],
+      needs: [true, false],
+      dout: plain([6, 2], (i) => i + 1),
+      call: ([w, i]) => embedding(i as Tensor, w as Tensor),
+    })
+    expect([...results[0]]).toEqual([5, 6, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2])
+    expect([...results[1]]).toEqual([11, 12, 0, 0, 1, 2])
+  }
+})

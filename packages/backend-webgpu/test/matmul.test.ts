@@ -1,0 +1,213 @@
+import {
+  expr,
+  linear,
+  matmul,
+  profile,
+  program,
+  reference,
+  specialize,
+  type Tensor,
+  tensor,
+  withBackend,
+  zeros,
+} from '@tilegrad/core'
+import { afterAll, describe, expect, it } from 'vitest'
+import { createWebGpuBackend, type WebGpuBackend } from '../src/index.ts'
+import { multiply } from '../src/kernels/matmul.ts'
+import type { Plan } from '../src/kernels/matmul-plan.ts'
+import { problemOf } from '../src/kernels/matmul-problem.ts'
+
+const full = await createWebGpuBackend()
+const plain = await createWebGpuBackend({ limits: 'default', features: 'default' })
+afterAll(() => {
+  full.close()
+  plain.close()
+})
+
+/** The same numbers on every backend. */
+function numbers(seed: number): (limit: number) => number {
+  let state = seed
+  return (limit) => {
+    state = (Math.imul(state, 1103515245) + 12345) >>> 0
+    return Math.floor((state / 2 ** 32) * limit)
+  }
+}
+
+function filled(shape: readonly number[], next: (limit: number) => number, int = false): Tensor {
+  const count = shape.reduce((n, s) => n * s, 1)
+  if (int) return tensor(Int32Array.from({ length: count }, () => next(2 ** 32) | 0)).reshape(shape)
+  return tensor(Float32Array.from({ length: count }, () => next(2000) / 1000 - 1)).reshape(shape)
+}
+
+/** Largest difference to the reference; NaN and infinities must be the same ones. */
+async function differs(backend: WebGpuBackend, build: () => readonly Tensor[]): Promise<number> {
+  const wanted = await Promise.all(withBackend(reference, build).map((t) => t.data()))
+  const got = await Promise.all(withBackend(backend, build).map((t) => t.data()))
+  let most = 0
+  wanted.forEach((want, o) => {
+    expect(got[o]?.length).toBe(want.length)
+    want.forEach((w, i) => {
+      const g = got[o]?.[i] as number
+      if (Object.is(g, w)) return
+      const d = Math.abs(g - w)
+      most = Number.isNaN(d) ? Infinity : Math.max(most, d)
+    })
+  })
+  return most
+}
+
+/** Sums of k products of numbers up to 1, each rounded to float32, in another order. */
+const tolerance = (k: number): number => 1e-6 * (k + 4)
+
+/** A matrix (…, rows, columns) in memory as it comes, transposed, or part of a larger one, at an odd offset. */
+const layouts: Record<
+  string,
+  (batch: readonly number[], r: number, c: number, next: (n: number) => number) => Tensor
+> = {
+  N: (batch, r, c, next) => filled([...batch, r, c], next),
+  T: (batch, r, c, next) => filled([...batch, c, r], next).transpose(-1, -2),
+  part: (batch, r, c, next) =>
+    filled([...batch, r + 1, c + 3], next)
+      .narrow(-1, 2, c)
+      .narrow(-2, 1, r),
+  partT: (batch, r, c, next) =>
+    filled([...batch, c + 4, r + 4], next)
+      .narrow(-1, 4, r)
+      .narrow(-2, 4, c)
+      .transpose(-1, -2),
+  flipped: (batch, r, c, next) => filled([...batch, r, c], next).flip(-1),
+  row: (batch, _r, c, next) => filled([...batch, 1, c], next).expand([...batch, _r, c]),
+  outer: (batch, r, c, next) =>
+    filled([r, ...batch, c], next).permute([...batch.map((_, i) => i + 1), 0, batch.length + 1]),
+}
+
+describe.each([
+  ['all limits', full],
+  ['default limits', plain],
+])('matmul, %s', (_, gpu) => {
+  const cases: [m: number, k: number, n: number, a: string, b: string, batch: number[]][] = [
+    [33, 20, 36, 'N', 'N', []],
+    [36, 20, 40, 'T', 'T', []],
+    [65, 33, 17, 'N', 'T', []],
+    [16, 64, 12, 'T', 'N', [3]],
+    [17, 5, 9, 'part', 'partT', [2, 2]],
+    [12, 9, 8, 'flipped', 'row', [2]],
+    [9, 7, 11, 'outer', 'outer', [2, 3]],
+    [1, 1, 1, 'N', 'N', []],
+    [4, 0, 5, 'N', 'N', []],
+    [0, 4, 5, 'N', 'N', []],
+    [20, 100, 1, 'N', 'N', []],
+    [1, 100, 20, 'N', 'T', []],
+    [3, 260, 5, 'T', 'N', []],
+    [70, 1, 70, 'N', 'N', []],
+  ]
+  it.each(cases)('(%i × %i) · (… × %i), %s %s', async (m, k, n, a, b, batch) => {
+    const build = () => {
+      const next = numbers(m + 10 * k + n)
+      const left = layouts[a]?.(batch, m, k, next) as Tensor
+      return [matmul(left, layouts[b]?.(batch, k, n, next) as Tensor)]
+    }
+    expect(await differs(gpu, build)).toBeLessThan(tolerance(k))
+  })
+
+  it('broadcasts the batch either way', async () => {
+    const build = () => {
+      const next = numbers(5)
+      const [a, b] = [filled([3, 1, 6, 5], next), filled([4, 5, 7], next)]
+      return [
+        matmul(a, b),
+        matmul(filled([6, 5], next), b),
+        matmul(filled([2, 4, 6, 5], next), filled([5, 7], next)),
+      ]
+    }
+    expect(await differs(gpu, build)).toBeLessThan(tolerance(5))
+  })
+
+  it('wraps int32', async () => {
+    const build = () => {
+      const next = numbers(6)
+      return [matmul(filled([18, 21], next, true), filled([21, 10], next, true))]
+    }
+    expect(await differs(gpu, build)).toBe(0)
+  })
+
+  it('spreads NaN and infinity along their row or column only', async () => {
+    const build = () => {
+      const next = numbers(7)
+      const hole = (at: number, what: number) =>
+        tensor(Float32Array.from({ length: 20 * 20 }, (_, i) => (i === at ? what : next(9) + 1))).reshape([
+          20, 20,
+        ])
+      return [
+        matmul(hole(45, Number.NaN), hole(390, Infinity)),
+        matmul(hole(19, Infinity).narrow(1, 1, 19), hole(0, NaN).narrow(0, 1, 19)),
+      ]
+    }
+    expect(await differs(gpu, build)).toBeLessThan(1e-3)
+  })
+})
+
+describe('every tile', () => {
+  const plans: readonly Plan[] = [
+    { tile: { bm: 128, bn: 128, bk: 16, tm: 8, tn: 16, slices: 1, double: false }, splits: 1 },
+    { tile: { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, slices: 1, double: true }, splits: 3 },
+    { tile: { bm: 32, bn: 32, bk: 32, tm: 4, tn: 4, slices: 4, double: false }, splits: 2 },
+  ]
+  it.each(plans)('%j', async (plan) => {
+    const run = (): readonly Tensor[] => {
+      const next = numbers(8)
+      const [a, b] = [filled([2, 131, 70], next), filled([2, 70, 75], next)]
+      const want = matmul(a, b)
+      if (want.device === 'reference') return [want]
+      const out = zeros([2, 131, 75])
+      multiply(full.engine, 'matmul', problemOf([out], a, b), undefined, () => plan)
+      return [out]
+    }
+    expect(await differs(full, run)).toBeLessThan(tolerance(70))
+  })
+})
+
+it('does what follows the product after a split, too', async () => {
+  const after = program('after', 3, ([y, b, r]) => [expr.add(expr.mul(y, b), r), y])
+  const build = (): readonly Tensor[] => {
+    const next = numbers(10)
+    const [a, b] = [filled([19, 70], next), filled([70, 21], next)]
+    const [bias, rest] = [filled([21], next), filled([19, 21], next)]
+    const y = matmul(a, b)
+    if (y.device === 'reference') return [y.mul(bias).add(rest), y]
+    const outs = [zeros([19, 21]), zeros([19, 21])]
+    const kernel = specialize(after, ['float32', 'float32', 'float32'], [])
+    const tile = { bm: 16, bn: 16, bk: 16, tm: 4, tn: 4, slices: 4, double: false }
+    multiply(full.engine, 'after', problemOf(outs, a, b, [bias, rest]), kernel, () => ({ tile, splits: 3 }))
+    return outs
+  }
+  expect(await differs(full, build)).toBeLessThan(tolerance(70))
+})
+
+describe('linear', () => {
+  const forms: readonly (readonly [number[], number, 'relu' | undefined, boolean, boolean])[] = [
+    [[5, 9], 12, undefined, true, false],
+    [[5, 8], 12, 'relu', true, true],
+    [[20], 7, 'relu', false, false],
+    [[2, 3, 10], 11, undefined, true, true],
+  ]
+  it.each(forms)(
+    'x %j, %i features, %s, bias %s, residual %s',
+    async (shape, n, activation, bias, residual) => {
+      let paths: readonly string[] = []
+      const build = () => {
+        const next = numbers(9)
+        const x = filled(shape, next)
+        const w = filled([n, shape.at(-1) as number], next)
+        const b = bias ? filled([n], next) : null
+        const r = residual ? filled([...shape.slice(0, -1), n], next) : null
+        w.requiresGrad = true
+        const { result, rows } = profile(() => linear(x, w, b, { activation, residual: r }))
+        paths = rows.map((row) => `${row.op} ${row.path}`)
+        return [result]
+      }
+      expect(await differs(full, build)).toBeLessThan(tolerance(12))
+      expect(paths).toEqual(['linear fused'])
+    },
+  )
+})
