@@ -52,7 +52,7 @@ export function command(): Command {
     .description('Trains a small character-level GPT on a text and shows what it learned.')
     .usage('[options]     (after `npm start --`)')
     .option('--data <file>', 'a UTF-8 text to learn from (default: Moby-Dick)')
-    .option('--steps <n>', 'optimiser steps', whole(1), 1000)
+    .option('--steps <n>', 'optimiser steps', whole(1), 1600)
     .option('--seed <n>', 'the same seed gives the same run', whole(0), 1337)
     .option('--threads <n>', 'CPU threads (default: all cores)', whole(1))
     .addOption(
