@@ -71,6 +71,10 @@ export interface Gpu {
  * does not keep Node running.
  *
  * @throws DeviceError when there is none, saying what to do; ValueError for a feature the adapter lacks
+ * @example
+ * const gpu = await openGpu()
+ * console.log(gpu.adapterName, gpu.limits.maxBufferSize)
+ * gpu.close()
  */
 export async function openGpu(options: GpuOptions = {}): Promise<Gpu> {
   const offered = globalThis.navigator?.gpu as GPU | undefined
