@@ -18,7 +18,7 @@
  * threads of a Sapphire Rapids with other work, T 1024 and 4096, either Node, medians: forward 6 % less, backward 7 %
  * less (two of the ten took longer).
  *
- * Reference: `LINEAR_ATTENTION` in core's ops/attention.ts. Test: linear-attention.test.ts.
+ * Reference: `LINEAR_ATTENTION` in core's ops/linear-attention.ts. Test: linear-attention.test.ts.
  */
 
 import type { View } from '@tilegrad/core'
