@@ -1,7 +1,6 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import { join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import * as webgpu from '@tilegrad/backend-webgpu'
 import * as formula from '@tilegrad/core/formula'
 import { transform } from 'esbuild'
 import * as tilegrad from 'tilegrad'
@@ -13,7 +12,7 @@ import { describe, expect, it } from 'vitest'
  * `// → text` behind an expression statement asserts what `String(value)` of it, awaited, is.
  */
 const root = fileURLToPath(new URL('..', import.meta.url))
-const names = { ...tilegrad, ...webgpu, formula: formula.elementwise }
+const names = { ...tilegrad, formula: formula.elementwise }
 
 interface Example {
   where: string

@@ -44,7 +44,7 @@ const others = new Set(
   dataSync defaultBackend defineOp enableGrad equal eye full fullLike generate geluExpr getBackend getRngState grad
   gradEnabled gradcheck gradient hostRandint hostRandom isFloat isFloatingPoint item itemSync linspace manualSeed memory
   multinomial noGrad ones onesLike profile program promote reportPath rand randint randn randperm referenceKernels registerBackend
-  resetPeakMemory scope setDefaultBackend setRngState show specialize tensor to toArray toFloat typedPostOrder withBackend
+  openDevice registerAsyncBackend resetPeakMemory scope setDefaultBackend setDevice setRngState show specialize tensor to toArray toFloat typedPostOrder withBackend
   zeros zerosLike`.split(/\s+/),
 )
 

@@ -44,6 +44,9 @@ export async function createWebGpuBackend(options: WebGpuOptions = {}): Promise<
   }
   return {
     name: 'webgpu',
+    get closed() {
+      return gpu.lostInfo !== undefined
+    },
     gpu,
     engine,
     kernels: kernelTable(engine),

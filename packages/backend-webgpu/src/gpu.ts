@@ -153,7 +153,7 @@ class OpenGpu implements Gpu {
     const { reason, message } = this.lostInfo!
     const why = reason === 'destroyed' ? 'was closed' : `was lost (${message || 'no reason given'})`
     return new DeviceError(
-      `${operation}: the GPU ${why}; its tensors are gone. Open it anew and upload them again`,
+      `${operation}: the GPU ${why}; its tensors are gone. Open another one (await setDevice('webgpu')) and upload them again`,
     )
   }
 

@@ -68,6 +68,8 @@ export type KernelTable = Primitives & { readonly foreach?: Foreach } & {
 export interface Backend {
   /** 'reference', 'cpu', 'webgpu' …: what `tensor.device` says. */
   readonly name: string
+  /** The device is gone, by its owner's will or not: asked for by name, another one is opened. */
+  readonly closed?: boolean
   alloc(bytes: number, dtype: DType): BackendBuffer
   free(buffer: BackendBuffer): void
   /** Fills a contiguous view with as many elements as it has. */

@@ -3,29 +3,91 @@ import { DeviceError } from './errors.ts'
 import { reference } from './reference/backend.ts'
 
 /** How to get each known backend when it is first asked for. */
-const known = new Map<string, () => Backend>([['reference', () => reference]])
+const makers = new Map<string, () => Backend>([['reference', () => reference]])
+/** The same for those that take time to open. */
+const openers = new Map<string, () => Promise<Backend>>()
 const made = new Map<string, Backend>([['reference', reference]])
+const opening = new Map<string, Promise<Backend>>()
 let chosen: Backend | string = 'reference'
 
 /** Makes a backend known by name; `make` runs at its first use. */
 export function registerBackend(name: string, make: () => Backend): void {
-  known.set(name, make)
+  makers.set(name, make)
+  openers.delete(name)
   made.delete(name)
 }
 
-/** A device by name, or the backend itself. @throws DeviceError for an unknown name. */
+/** As `registerBackend`, for a backend that opens asynchronously: `openDevice` and `setDevice` do it. */
+export function registerAsyncBackend(name: string, open: () => Promise<Backend>): void {
+  openers.set(name, open)
+  makers.delete(name)
+  made.delete(name)
+}
+
+/** @internal Is this the name of a device? */
+export const isDevice = (name: string): boolean => makers.has(name) || openers.has(name)
+
+/** A device by name, or the backend itself. @throws DeviceError for an unknown name, or one that must be opened first. */
 export function getBackend(device: Backend | string): Backend {
   if (typeof device !== 'string') return device
-  let backend = made.get(device)
-  if (!backend) {
-    const make = known.get(device)
-    if (!make)
-      throw new DeviceError(
-        `device '${device}' is not known here; known: ${[...known.keys()].join(', ')}. Import the package that brings it`,
-      )
-    backend = make()
-    made.set(device, backend)
+  const known = made.get(device)
+  if (known && !known.closed) return known
+  if (openers.has(device))
+    throw new DeviceError(
+      `device '${device}' is not open; open it first with await setDevice('${device}'), or await openDevice('${device}') to keep the default`,
+    )
+  const make = makers.get(device)
+  if (!make)
+    throw new DeviceError(
+      `device '${device}' is not known here; known: ${[...makers.keys(), ...openers.keys()].join(', ')}. Import the package that brings it`,
+    )
+  const backend = make()
+  made.set(device, backend)
+  return backend
+}
+
+/**
+ * Opens a device by name, once; a device that was closed or lost is opened anew. Afterwards its name works wherever a
+ * device is expected.
+ *
+ * @throws DeviceError for an unknown name, or if there is no such device on this machine, saying what to do.
+ * @example
+ * const gpu = await openDevice('webgpu')
+ * const x = ones([2, 3], { device: 'webgpu' })
+ * x.device // → webgpu
+ */
+export async function openDevice(device: Backend | string): Promise<Backend> {
+  const open = typeof device === 'string' ? openers.get(device) : undefined
+  if (!open || typeof device !== 'string') return getBackend(device)
+  const known = made.get(device)
+  if (known && !known.closed) return known
+  let pending = opening.get(device)
+  if (!pending) {
+    pending = open().finally(() => opening.delete(device))
+    opening.set(device, pending)
   }
+  const backend = await pending
+  made.set(device, backend)
+  return backend
+}
+
+/**
+ * Opens a device and makes it the one that new tensors live on: 'cpu', 'webgpu', 'reference'. What is on other devices
+ * stays there; `.to(device)` moves it.
+ *
+ * @returns the device's backend, with what it tells of itself
+ * @throws DeviceError as `openDevice`.
+ * @example
+ * const before = defaultBackend()
+ * await setDevice('webgpu')
+ * const product = randn([64, 32]).matmul(randn([32, 16]))
+ * product.device // → webgpu
+ * product.shape // → 64,16
+ * setDefaultBackend(before)
+ */
+export async function setDevice(device: Backend | string): Promise<Backend> {
+  const backend = await openDevice(device)
+  setDefaultBackend(backend)
   return backend
 }
 
@@ -37,7 +99,7 @@ export function defaultBackend(): Backend {
 
 /** Sets where new tensors live: a name or a backend. */
 export function setDefaultBackend(device: Backend | string): void {
-  chosen = typeof device === 'string' && known.has(device) ? device : getBackend(device)
+  chosen = typeof device === 'string' && makers.has(device) ? device : getBackend(device)
 }
 
 /** Runs `fn` with another default backend. */

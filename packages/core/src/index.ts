@@ -16,7 +16,16 @@ export type {
   View,
 } from './backend.ts'
 export { customFunction, type FunctionContext } from './custom.ts'
-export { defaultBackend, getBackend, registerBackend, setDefaultBackend, withBackend } from './device.ts'
+export {
+  defaultBackend,
+  getBackend,
+  openDevice,
+  registerAsyncBackend,
+  registerBackend,
+  setDefaultBackend,
+  setDevice,
+  withBackend,
+} from './device.ts'
 export { type DType, info as dtypeInfo, isFloat, promote, type TypedArray, toFloat } from './dtype.ts'
 export { type BackwardOptions, backward, type GradOptions, grad } from './engine.ts'
 export * from './errors.ts'
@@ -39,6 +48,7 @@ export {
   item,
   itemSync,
   linspace,
+  type MoveTarget,
   type Nested,
   ones,
   onesLike,

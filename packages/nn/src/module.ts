@@ -1,7 +1,7 @@
 import {
-  type Backend,
-  type DType,
+  dtypeInfo,
   isFloat,
+  type MoveTarget,
   to as moveTensor,
   noGrad,
   ShapeError,
@@ -305,12 +305,12 @@ export abstract class Module {
    * become new tensors and the old ones are freed: make optimisers afterwards. Moving from a device reads from it at
    * once, which some cannot; see core's `to`.
    *
-   * @param target as `Tensor.to`: a dtype, a backend, or `{ device, dtype }`.
+   * @param target as `Tensor.to`: a dtype, a device by name or itself, or `{ device, dtype }`.
    * @example
    * const layer = new Linear(3, 2).to('float64')
    * layer.weight.dtype // → float64
    */
-  to(target: DType | Backend | { dtype?: DType; device?: Backend | string }): this {
+  to(target: MoveTarget): this {
     const moved = new Map<Tensor, Tensor>()
     const slots = this.#slots()
     noGrad(() => {
@@ -350,9 +350,9 @@ export abstract class Module {
 }
 
 /** As core's `to`, but integers keep their dtype. */
-function move(t: Tensor, target: DType | Backend | { dtype?: DType; device?: Backend | string }): Tensor {
+function move(t: Tensor, target: MoveTarget): Tensor {
   if (isFloat(t.dtype)) return scope(() => moveTensor(t, target))
-  if (typeof target === 'string') return t
+  if (typeof target === 'string') return target in dtypeInfo ? t : moveTensor(t, target)
   return moveTensor(t, 'kernels' in target ? target : { device: target.device ?? t.backend })
 }
 

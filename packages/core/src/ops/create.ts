@@ -1,5 +1,5 @@
 import type { Backend } from '../backend.ts'
-import { defaultBackend, getBackend } from '../device.ts'
+import { defaultBackend, getBackend, isDevice } from '../device.ts'
 import { type DType, dtypeOf, info, isFloat, type TypedArray } from '../dtype.ts'
 import { DeviceError, DTypeError, ShapeError, show, UnsupportedOpError } from '../errors.ts'
 import * as e from '../expr.ts'
@@ -173,16 +173,17 @@ export function generated(
   return finish(generate(p, backendFor(options), shape, options.dtype ?? 'float32', params), options)
 }
 
+/** What `to` takes: a dtype, a device by name or itself, or both. */
+export type MoveTarget = DType | Backend | (string & {}) | { dtype?: DType; device?: Backend | string }
+
 /**
  * x in another dtype or on another device; x itself where nothing changes. Differentiable between floating dtypes.
  * Moving between devices reads from the first at once: where that is impossible it throws DeviceError (use `await
  * x.data()` and `tensor`).
  */
-export function to(
-  x: Tensor,
-  target: DType | Backend | { dtype?: DType; device?: Backend | string },
-): Tensor {
-  if (typeof target === 'string') return convert(x, target)
+export function to(x: Tensor, target: MoveTarget): Tensor {
+  if (typeof target === 'string')
+    return isDevice(target) ? to(x, { device: target }) : convert(x, target as DType)
   const { dtype = x.dtype, device = x.backend } = 'kernels' in target ? { device: target } : target
   const backend = getBackend(device)
   const converted = convert(x, dtype)
@@ -193,7 +194,7 @@ export function to(
 function convert(x: Tensor, dtype: DType): Tensor {
   if (!(dtype in info))
     throw new DTypeError(
-      `to: '${dtype}' is no dtype; expected one of ${Object.keys(info).join(', ')}. For a device pass { device }`,
+      `to: '${dtype}' is no dtype; expected one of ${Object.keys(info).join(', ')}, or a device that is known here`,
     )
   return x.dtype === dtype ? x : copy(x, dtype)
 }
