@@ -1,8 +1,7 @@
-import { availableParallelism } from 'node:os'
 import { basename } from 'node:path'
 import { SingleBar } from 'cli-progress'
-import { createCpuBackend, reference, setDefaultBackend } from 'tilegrad'
 import { type Corpus, encode, mobyDick, readText } from './corpus.ts'
+import { chooseDevice } from './device.ts'
 import { type Options, parseOptions } from './options.ts'
 import { prepare, save, terminalCurve } from './report.ts'
 import { type Run, train, write } from './train.ts'
@@ -18,11 +17,7 @@ async function main(): Promise<void> {
     ? encode(basename(options.data), readText(options.data), options.block)
     : encode('Moby-Dick', mobyDick(), options.block)
   prepare(options.out)
-  const threads = options.threads ?? availableParallelism()
-  setDefaultBackend(options.backend === 'cpu' ? createCpuBackend({ threads }) : reference)
-
-  const where =
-    options.backend === 'cpu' ? `${threads} CPU thread${threads === 1 ? '' : 's'}` : 'plain JavaScript (slow)'
+  const where = await chooseDevice(options)
   console.log(
     `Learning ${corpus.name}: ${corpus.train.length.toLocaleString('en')} characters, ${corpus.alphabet.length} different ones, on ${where}.`,
   )

@@ -1,6 +1,7 @@
 import { basename } from 'node:path'
 import { hostRandint, manualSeed, noGrad, scope } from 'tilegrad'
 import { encode, randomBatch, readText } from './corpus.ts'
+import { chooseDevice } from './device.ts'
 import { parseOptions } from './options.ts'
 import { train } from './train.ts'
 import { UsageError } from './usage-error.ts'
@@ -35,6 +36,7 @@ try {
   const options = parseOptions([...recipe, ...process.argv.slice(2)])
   if (!options.data) throw new UsageError('--data FILE is needed')
   const corpus = encode(basename(options.data), readText(options.data), options.block)
+  console.log(`on ${await chooseDevice(options)}`)
   const run = await train(corpus, options, {
     step(done, loss, speed) {
       if (done % 100 === 0)

@@ -6,7 +6,7 @@ export interface Options {
   steps: number
   seed: number
   threads?: number
-  backend: 'cpu' | 'reference'
+  backend: 'cpu' | 'webgpu' | 'reference'
   attention: 'softmax' | 'linear'
   layers: number
   heads: number
@@ -56,7 +56,9 @@ export function command(): Command {
     .option('--seed <n>', 'the same seed gives the same run', whole(0), 1337)
     .option('--threads <n>', 'CPU threads (default: all cores)', whole(1))
     .addOption(
-      new Option('--backend <name>', 'where to compute').choices(['cpu', 'reference']).default('cpu'),
+      new Option('--backend <name>', 'where to compute')
+        .choices(['cpu', 'webgpu', 'reference'])
+        .default('cpu'),
     )
     .addOption(
       new Option('--attention <kind>', 'kind of attention').choices(['softmax', 'linear']).default('softmax'),

@@ -1,5 +1,18 @@
 import { setImmediate } from 'node:timers/promises'
-import { AdamW, clipGradNorm, decayGroups, GPT, manualSeed, noGrad, schedule, scope, tensor } from 'tilegrad'
+import {
+  AdamW,
+  clipGradNorm,
+  decayGroups,
+  defaultBackend,
+  GPT,
+  manualSeed,
+  noGrad,
+  schedule,
+  scope,
+  stack,
+  type Tensor,
+  tensor,
+} from 'tilegrad'
 import { bigramEntropy, type Corpus, randomBatch, spacedBatches } from './corpus.ts'
 import type { Options } from './options.ts'
 
@@ -20,7 +33,7 @@ export interface Run {
   readonly trainSeconds: number
 }
 
-/** What a run tells while it goes on. */
+/** What a run tells while it goes on; of steps on a GPU, some steps later. */
 export interface Listener {
   step?(done: number, loss: number, tokensPerSecond: number): void
   validated?(point: Point): void
@@ -70,11 +83,28 @@ export async function train(
     listener.validated?.(point)
   }
 
-  let milliseconds = 0
+  // A read makes a GPU wait for the host: losses are read in groups, each while the next steps are under way.
+  const group = defaultBackend().readSync ? 1 : 10
+  const unread: Tensor[] = []
+  let reading = Promise.resolve()
   let done = 0
+  let milliseconds = 0
+  let start = 0
+  const readLosses = async (): Promise<void> => {
+    const values = await readAll(unread.splice(0))
+    for (const loss of values) {
+      const step = training.length + 1
+      training.push({ step, loss })
+      const ms = milliseconds + performance.now() - start
+      listener.step?.(step, loss, (done * batch * block) / (ms / 1000))
+      if (!Number.isFinite(loss))
+        throw new Error(`the loss became ${loss} at step ${step}; try a smaller --lr`)
+    }
+  }
+
   await validate(0)
+  start = performance.now()
   while (done < options.steps && !stopped()) {
-    const start = performance.now()
     const loss = scope(() => {
       const { inputs, targets } = randomBatch(corpus.train, batch, block)
       const { loss } = model.forward(inputs, targets)
@@ -85,18 +115,27 @@ export async function train(
       optimizer.zeroGrad()
       return loss
     })
-    const value = await loss.item()
-    loss.dispose()
-    milliseconds += performance.now() - start
+    unread.push(loss)
     done++
-    training.push({ step: done, loss: value })
-    listener.step?.(done, value, (done * batch * block) / (milliseconds / 1000))
-    if (!Number.isFinite(value))
-      throw new Error(`the loss became ${value} at step ${done}; try a smaller --lr`)
-    if (done % options.evalEvery === 0 && done < options.steps) await validate(done)
+    if (unread.length === group) {
+      await reading
+      reading = readLosses()
+      // Awaited, and so told, a group later or at the end.
+      reading.catch(() => {})
+    }
+    if (done % options.evalEvery === 0 && done < options.steps) {
+      await reading
+      await readLosses()
+      milliseconds += performance.now() - start
+      await validate(done)
+      start = performance.now()
+    }
     // Lets signals and the progress bar in.
     await setImmediate()
   }
+  await reading
+  await readLosses()
+  milliseconds += performance.now() - start
   await validate(done)
   return {
     model,
@@ -108,6 +147,16 @@ export async function train(
   }
 }
 
+/** Reads scalars, all at once, and frees them. */
+async function readAll(scalars: readonly Tensor[]): Promise<number[]> {
+  if (scalars.length === 0) return []
+  const all = noGrad(() => scope(() => stack(scalars, 0)))
+  for (const t of scalars) t.dispose()
+  const values = await all.data()
+  all.dispose()
+  return [...values]
+}
+
 /** Mean loss over evenly spaced windows of the held-out text, without dropout. */
 export async function heldOutLoss(
   model: GPT,
@@ -115,14 +164,13 @@ export async function heldOutLoss(
   { evalBatches, batch, block }: Options,
 ): Promise<number> {
   model.eval()
-  let total = 0
+  const losses: Tensor[] = []
   for (const { inputs, targets } of spacedBatches(corpus.held, evalBatches, batch, block)) {
-    const loss = scope(() => noGrad(() => model.forward(inputs, targets).loss))
-    total += await loss.item()
-    for (const t of [loss, inputs, targets]) t.dispose()
+    losses.push(scope(() => noGrad(() => model.forward(inputs, targets).loss)))
+    for (const t of [inputs, targets]) t.dispose()
   }
   model.train()
-  return total / evalBatches
+  return (await readAll(losses)).reduce((sum, loss) => sum + loss, 0) / evalBatches
 }
 
 /** Text that the model writes after `prompt`. */

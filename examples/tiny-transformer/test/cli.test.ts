@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process'
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -27,8 +27,14 @@ interface Ended {
   stderr: string
 }
 
-function start(args: readonly string[]): { child: ChildProcess; ended: Promise<Ended> } {
-  const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', 'pipe'] })
+function start(
+  args: readonly string[],
+  env: Record<string, string> = {},
+): { child: ChildProcess; ended: Promise<Ended> } {
+  const child = spawn(process.execPath, [main, ...args], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+    env: { ...process.env, ...env },
+  })
   children.push(child)
   let stdout = ''
   let stderr = ''
@@ -86,6 +92,20 @@ describe('bad input: one clear line, exit code 2', () => {
     writeFileSync(join(folder, 'empty.txt'), '')
     writeFileSync(join(folder, 'short.txt'), 'too short')
   })
+  // Elsewhere the driver cannot be hidden from a process.
+  it.runIf(process.platform === 'linux')('no GPU', async () => {
+    const hidden = join(folder, 'no-driver')
+    mkdirSync(hidden)
+    writeFileSync(join(hidden, 'libvulkan.so.1'), 'no library')
+    const { code, stderr } = await start([...small, '--backend', 'webgpu'], { LD_LIBRARY_PATH: hidden }).ended
+    expect(stderr).toMatch(
+      /--backend webgpu: openGpu: there is no GPU that WebGPU can use. Install its driver/,
+    )
+    // Dawn itself says that the driver does not load.
+    expect(stderr.split('\n').filter((line) => line.startsWith('tiny-transformer:'))).toHaveLength(1)
+    expect(stderr).not.toContain('.js:')
+    expect(code).toBe(2)
+  })
   it.each(cases)('%s', async (_, args, message) => {
     const { code, stderr } = await start(args).ended
     expect(stderr).toMatch(message)
@@ -128,6 +148,37 @@ describe('a run', () => {
     const { code } = await start([...small, '--steps', '3', '--attention', 'linear']).ended
     expect(code).toBe(0)
   })
+
+  it('trains on a GPU, names it, and learns what the CPU does', async () => {
+    const losses = async (backend: string): Promise<{ loss: number }[]> => {
+      const { code, stdout, stderr } = await start([
+        ...small,
+        '--steps',
+        '23',
+        '--sample',
+        '2',
+        '--seed',
+        '5',
+        '--backend',
+        backend,
+      ]).ended
+      expect(stderr).toBe('')
+      expect(code).toBe(0)
+      if (backend === 'webgpu') expect(stdout).toMatch(/^Learning .*, on \S.* \(WebGPU\)\.\n/)
+      expect(stdout).toContain('step 23/23')
+      expect(stdout).toContain('What it writes now')
+      const run = JSON.parse(readFileSync(join(out, 'run.json'), 'utf8')) as Record<
+        string,
+        { loss: number }[]
+      >
+      return [...(run.training ?? []), ...(run.validation ?? [])]
+    }
+    const [cpu, gpu] = [await losses('cpu'), await losses('webgpu')]
+    expect(cpu).toHaveLength(23 + 2)
+    expect(gpu.length).toBe(cpu.length)
+    // The same seed, batches and formulas: only the order of float32 sums differs, over 23 steps of AdamW.
+    gpu.forEach(({ loss }, i) => expect(Math.abs(loss - (cpu[i]?.loss ?? 0))).toBeLessThan(1e-3))
+  }, 300_000)
 
   it('keeps what was learned when it is interrupted', async () => {
     rmSync(out, { recursive: true, force: true })
