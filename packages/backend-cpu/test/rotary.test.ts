@@ -196,6 +196,7 @@ test('refuses what makes no sense', () => {
   const bad = (options: RotaryOptions, message: RegExp, t = x): void =>
     expect(() => rotaryEmbedding(t, options)).toThrow(message)
   bad({ rotaryDim: 3 }, /rotaryDim 3 must be even/)
+  bad({ frequencies: [1] }, /1 frequencies for rotaryDim 4; expected 2/)
   bad({ rotaryDim: 6 }, /from 0 to D = 4/)
   bad({ base: 0 }, /base must be > 0, got 0/)
   bad({ offset: 0.5 }, /offset 0.5 must be whole/)

@@ -1,13 +1,36 @@
-import { linearAttention, scaledDotProductAttention, split, type Tensor, ValueError } from '@tilegrad/core'
+import {
+  applyProgram,
+  type Expr,
+  expr,
+  linearAttention,
+  program,
+  scaledDotProductAttention,
+  split,
+  type Tensor,
+  tensor,
+  ValueError,
+} from '@tilegrad/core'
 import { probability } from './dropout.ts'
 import { Linear, positive } from './linear.ts'
-import { Module } from './module.ts'
+import { buffer, Module } from './module.ts'
+import { RMSNorm } from './norm.ts'
+import { Rope, type RopeOptions } from './rope.ts'
 
 export interface AttentionModuleOptions {
   /** Fewer key-value heads than query heads, a divisor of them (Ainslie et al. 2023). Default numHeads. */
   numKvHeads?: number
-  /** Biases in both projections; default true. */
+  /** D, the size of a head; default embedDim / numHeads. */
+  headDim?: number
+  /** Biases of the projections to queries, keys and values; default true. */
   bias?: boolean
+  /** Bias of the projection back to embedDim; default as `bias`. */
+  outBias?: boolean
+  /** One projection for queries, keys and values; default true. The results are the same. */
+  packed?: boolean
+  /** Rotary position embedding of queries and keys (Su et al. 2021); default false. */
+  rope?: boolean | RopeOptions
+  /** RMSNorm (eps 1e-6) of each head's queries and keys, before `rope` (Henry et al. 2020); default false. */
+  qkNorm?: boolean
   /** Each position sees itself and earlier ones only; default false. */
   isCausal?: boolean
 }
@@ -15,11 +38,25 @@ export interface AttentionModuleOptions {
 export interface MultiHeadAttentionOptions extends AttentionModuleOptions {
   /** Probability of dropping an attention weight while training; default 0. */
   dropout?: number
+  /** Each position sees the last `window` ones only, itself among them; for causal attention. Default 0: all. */
+  window?: number
+  /** Adds −slope · distance to the scores, a slope for each head: see `alibiSlopes`. Default false. */
+  alibi?: boolean
+  /** Factor of the scores; default 1 / √D. */
+  scale?: number
+}
+
+export interface AttentionForwardOptions {
+  /** Of x's shape, added to the result. */
+  residual?: Tensor | null
 }
 
 /**
- * Self-attention around some way to attend: one projection makes queries, keys and values, whose heads attend as views
- * of its output, and another mixes the heads.
+ * Self-attention around some way to attend: projections make queries, keys and values, whose heads attend as views of
+ * their outputs, and another mixes the heads.
+ *
+ * Parameters are GPT-2's, `c_attn` (queries, keys and values in this order: (H + 2Hk)·D outputs) and `c_proj`; with
+ * `packed: false` they are Llama's, `q_proj`, `k_proj`, `v_proj` and `o_proj`. Norms are `q_norm` and `k_norm`.
  */
 export abstract class SelfAttention extends Module {
   readonly embedDim: number
@@ -27,77 +64,156 @@ export abstract class SelfAttention extends Module {
   readonly numKvHeads: number
   readonly headDim: number
   readonly isCausal: boolean
-  /** (…, embedDim) → queries, keys and values, packed in this order. */
-  c_attn: Linear
-  /** The heads' outputs side by side → (…, embedDim). */
-  c_proj: Linear
+  c_attn: Linear | null = null
+  q_proj: Linear | null = null
+  k_proj: Linear | null = null
+  v_proj: Linear | null = null
+  q_norm: RMSNorm | null
+  k_norm: RMSNorm | null
+  c_proj: Linear | null = null
+  o_proj: Linear | null = null
+  readonly #rope: Rope | null
 
   constructor(embedDim: number, numHeads: number, options: AttentionModuleOptions = {}) {
     super()
-    const { numKvHeads = numHeads, bias = true, isCausal = false } = options
+    const { numKvHeads = numHeads, bias = true, outBias = bias, packed = true, isCausal = false } = options
+    const { headDim = embedDim / numHeads, rope = false, qkNorm = false } = options
     const name = this.constructor.name
     positive(name, { embedDim, numHeads, numKvHeads })
-    if (embedDim % numHeads !== 0)
-      throw new ValueError(`${name}: embedDim ${embedDim} must be a multiple of numHeads ${numHeads}`)
+    if (options.headDim === undefined && embedDim % numHeads !== 0) {
+      throw new ValueError(
+        `${name}: embedDim ${embedDim} must be a multiple of numHeads ${numHeads}, or headDim be given`,
+      )
+    }
+    positive(name, { headDim })
     if (numHeads % numKvHeads !== 0)
       throw new ValueError(`${name}: numHeads ${numHeads} must be a multiple of numKvHeads ${numKvHeads}`)
     this.embedDim = embedDim
     this.numHeads = numHeads
     this.numKvHeads = numKvHeads
-    this.headDim = embedDim / numHeads
+    this.headDim = headDim
     this.isCausal = isCausal
-    this.c_attn = new Linear(embedDim, embedDim + 2 * numKvHeads * this.headDim, { bias })
-    this.c_proj = new Linear(embedDim, embedDim, { bias })
+    const [q, kv] = [numHeads * headDim, numKvHeads * headDim]
+    if (packed) this.c_attn = new Linear(embedDim, q + 2 * kv, { bias })
+    else {
+      this.q_proj = new Linear(embedDim, q, { bias })
+      this.k_proj = new Linear(embedDim, kv, { bias })
+      this.v_proj = new Linear(embedDim, kv, { bias })
+    }
+    this.q_norm = qkNorm ? new RMSNorm(headDim, { eps: 1e-6 }) : null
+    this.k_norm = qkNorm ? new RMSNorm(headDim, { eps: 1e-6 }) : null
+    const out = new Linear(q, embedDim, { bias: outBias })
+    if (packed) this.c_proj = out
+    else this.o_proj = out
+    this.#rope = rope === false ? null : new Rope(name, headDim, rope === true ? {} : rope)
+  }
+
+  /** The projection that mixes the heads, (…, H·D) → (…, embedDim): `c_proj`, or `o_proj` of separate ones. */
+  get outProj(): Linear {
+    return (this.c_proj ?? this.o_proj) as Linear
   }
 
   /** From q (B, H, T, D), k and v (B, Hk, T, D) to (B, H, T, D). */
   protected abstract attend(q: Tensor, k: Tensor, v: Tensor): Tensor
 
   /** (B, T, embedDim) → the same shape. */
-  /** `residual`, of x's shape, is added to the result. */
-  forward(x: Tensor, residual?: Tensor): Tensor {
-    const kv = this.numKvHeads * this.headDim
-    const [q, k, v] = split(this.c_attn.forward(x), [this.embedDim, kv, kv], -1).map((part) =>
+  forward(x: Tensor, { residual = null }: AttentionForwardOptions = {}): Tensor {
+    const [q, k, v] = this.#project(x).map((part) =>
       part.unflatten(-1, [-1, this.headDim]).transpose(-3, -2),
     ) as [Tensor, Tensor, Tensor]
-    return this.c_proj.forward(this.attend(q, k, v).transpose(-3, -2).flatten(-2), { residual })
+    const heads = this.attend(this.#place(q, this.q_norm), this.#place(k, this.k_norm), v)
+    return this.outProj.forward(heads.transpose(-3, -2).flatten(-2), { residual })
+  }
+
+  #project(x: Tensor): Tensor[] {
+    const { c_attn, q_proj, k_proj, v_proj, headDim, numHeads, numKvHeads } = this
+    const kv = numKvHeads * headDim
+    if (c_attn) return split(c_attn.forward(x), [numHeads * headDim, kv, kv], -1)
+    return [q_proj, k_proj, v_proj].map((projection) => (projection as Linear).forward(x))
+  }
+
+  /** Heads normalised and turned by their positions, as far as this layer does that. */
+  #place(heads: Tensor, norm: RMSNorm | null): Tensor {
+    const normed = norm ? norm.forward(heads) : heads
+    return this.#rope ? this.#rope.turn(normed, 0) : normed
   }
 
   override extraRepr(): string {
-    const kv = this.numKvHeads === this.numHeads ? '' : `, numKvHeads: ${this.numKvHeads}`
-    return `${this.embedDim}, ${this.numHeads}${kv}${this.isCausal ? ', isCausal' : ''}`
+    const { embedDim, numHeads, numKvHeads, headDim } = this
+    const kv = numKvHeads === numHeads ? '' : `, numKvHeads: ${numKvHeads}`
+    const size = headDim * numHeads === embedDim ? '' : `, headDim: ${headDim}`
+    return `${embedDim}, ${numHeads}${kv}${size}${this.#rope ? ', rope' : ''}${this.isCausal ? ', isCausal' : ''}`
   }
 }
 
 /**
  * Multi-head self-attention (Vaswani et al. 2017), (B, T, embedDim) → (B, T, embedDim): each of the H heads computes
- * softmax(q kᵀ / √D) v with D = embedDim / H.
+ * softmax(q kᵀ · scale) v.
  *
- * Parameters are GPT-2's: `c_attn` projects to queries, keys and values in one, with weight
- * (embedDim + 2 · numKvHeads · D, embedDim); `c_proj` mixes the heads.
- *
- * @throws ValueError unless numHeads divides embedDim, numKvHeads divides numHeads and dropout is a probability.
+ * @throws ValueError unless sizes divide, dropout is a probability and a window is a whole number of causal attention.
  * @example
- * const attention = new MultiHeadAttention(16, 4, { numKvHeads: 2, isCausal: true })
+ * const attention = new MultiHeadAttention(16, 4, { numKvHeads: 2, isCausal: true, rope: true })
  * attention.forward(randn([2, 5, 16])).shape // → 2,5,16
  */
 export class MultiHeadAttention extends SelfAttention {
   /** Probability of dropping an attention weight while training. */
   readonly dropout: number
+  readonly window: number
+  readonly scale: number
+  /** ALiBi's slopes (H, 1, 1). */
+  slopes: Tensor | null
 
-  constructor(
-    embedDim: number,
-    numHeads: number,
-    { dropout = 0, ...options }: MultiHeadAttentionOptions = {},
-  ) {
+  constructor(embedDim: number, numHeads: number, options: MultiHeadAttentionOptions = {}) {
     super(embedDim, numHeads, options)
+    const { dropout = 0, window = 0, alibi = false, scale = 1 / Math.sqrt(this.headDim) } = options
     this.dropout = probability('MultiHeadAttention', dropout)
+    if (!Number.isInteger(window) || window < 0)
+      throw new ValueError(`MultiHeadAttention: window must be a whole number ≥ 0, got ${window}`)
+    if (window > 0 && !this.isCausal)
+      throw new ValueError('MultiHeadAttention: a window needs isCausal: true; it ends at each position')
+    if (!Number.isFinite(scale))
+      throw new ValueError(`MultiHeadAttention: scale must be finite, got ${scale}`)
+    this.window = window
+    this.scale = scale
+    this.slopes = alibi
+      ? buffer(tensor(alibiSlopes(numHeads), [numHeads, 1, 1]), { persistent: false })
+      : null
   }
 
   protected attend(q: Tensor, k: Tensor, v: Tensor): Tensor {
-    const dropoutP = this.training ? this.dropout : 0
-    return scaledDotProductAttention(q, k, v, { isCausal: this.isCausal, dropoutP })
+    const [h, t, s] = [this.numHeads, q.shape[q.rank - 2] as number, k.shape[k.rank - 2] as number]
+    return scaledDotProductAttention(q, k, v, {
+      attnMask: this.slopes && applyProgram(ALIBI, [this.slopes.expand([h, t, s])]),
+      isCausal: this.isCausal,
+      window: this.window,
+      scale: this.scale,
+      dropoutP: this.training ? this.dropout : 0,
+    })
   }
+
+  override extraRepr(): string {
+    const { window, slopes } = this
+    return `${super.extraRepr()}${window > 0 ? `, window: ${window}` : ''}${slopes ? ', alibi' : ''}`
+  }
+}
+
+const ALIBI = program('alibi', 1, ([slope]) =>
+  expr.neg(expr.mul(slope as Expr, expr.cast('float32', expr.abs(expr.sub(expr.coord(-2), expr.coord(-1)))))),
+)
+
+/**
+ * Slopes of attention with linear biases, one for each head (Press et al. 2022): 2^(−8i/H), i = 1 … H, where H is a
+ * power of two; otherwise those of the power of two P below, and then every other one of 2P's.
+ *
+ * @example
+ * alibiSlopes(4) // → 0.25,0.0625,0.015625,0.00390625
+ */
+export function alibiSlopes(numHeads: number): number[] {
+  positive('alibiSlopes', { numHeads })
+  const geometric = (n: number): number[] => Array.from({ length: n }, (_, i) => 2 ** ((-8 * (i + 1)) / n))
+  const power = 2 ** Math.floor(Math.log2(numHeads))
+  const between = geometric(2 * power).filter((_, i) => i % 2 === 0)
+  return [...geometric(power), ...between.slice(0, numHeads - power)]
 }
 
 export interface LinearAttentionOptions extends AttentionModuleOptions {

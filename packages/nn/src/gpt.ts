@@ -122,7 +122,7 @@ export class GPT extends Module {
     }
     const std = 0.02 / Math.sqrt(2 * this.h.length)
     for (const { attn, mlp } of this.h) {
-      init.normal_(attn.c_proj.weight, 0, std)
+      init.normal_(attn.outProj.weight, 0, std)
       init.normal_(mlp.c_proj.weight, 0, std)
     }
   }

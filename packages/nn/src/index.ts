@@ -6,7 +6,9 @@
 
 export { GELU, type GELUKind, ReLU, Sigmoid, SiLU, Tanh } from './activation.ts'
 export {
+  type AttentionForwardOptions,
   type AttentionModuleOptions,
+  alibiSlopes,
   LinearAttention,
   type LinearAttentionOptions,
   MultiHeadAttention,
@@ -41,5 +43,6 @@ export {
 } from './optim/optimizer.ts'
 export * as schedule from './optim/schedule.ts'
 export { SGD, type SGDOptions } from './optim/sgd.ts'
+export type { RopeOptions, RopeScaling } from './rope.ts'
 export { type Layer, Sequential } from './sequential.ts'
 export { MLP, type MLPOptions, TransformerBlock, type TransformerBlockOptions } from './transformer.ts'

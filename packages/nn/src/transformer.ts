@@ -93,6 +93,8 @@ export class TransformerBlock extends Module {
     const drops = this.training && this.drop.p > 0
     return drops
       ? x.add(this.drop.forward(branch.forward(norm.forward(x))))
-      : branch.forward(norm.forward(x), x)
+      : branch instanceof MLP
+        ? branch.forward(norm.forward(x), x)
+        : branch.forward(norm.forward(x), { residual: x })
   }
 }

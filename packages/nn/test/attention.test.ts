@@ -1,5 +1,11 @@
 import { manualSeed, matmul, ones, profile, randn, softmax, type Tensor } from '@tilegrad/core'
-import { LinearAttention, MultiHeadAttention, type SelfAttention, TransformerBlock } from '@tilegrad/nn'
+import {
+  type Linear,
+  LinearAttention,
+  MultiHeadAttention,
+  type SelfAttention,
+  TransformerBlock,
+} from '@tilegrad/nn'
 import { beforeEach, describe, expect, it } from 'vitest'
 import { expectClose, gradcheckModule, values } from './helpers.ts'
 
@@ -10,7 +16,7 @@ beforeEach(() => manualSeed(13))
 
 /** q, k or v of one head, from the packed projection: rows `from` … of c_attn. */
 function head(attention: SelfAttention, x: Tensor, from: number): Tensor {
-  const { weight, bias } = attention.c_attn
+  const { weight, bias } = attention.c_attn as Linear
   const d = attention.headDim
   const y = matmul(x, weight.narrow(0, from, d).T)
   return bias ? y.add(bias.narrow(0, from, d)) : y
@@ -23,7 +29,7 @@ function written(
   weigh: (scores: { q: Tensor; k: Tensor }) => Tensor,
 ): Tensor {
   const { embedDim, numHeads, numKvHeads, headDim: d } = attention
-  const { weight, bias } = attention.c_proj
+  const { weight, bias } = attention.outProj
   let out = bias ? x.mul(0).add(bias) : x.mul(0)
   for (let h = 0; h < numHeads; h++) {
     const kv = Math.floor((h * numKvHeads) / numHeads)

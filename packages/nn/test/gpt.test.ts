@@ -12,7 +12,15 @@ import {
   tensor,
   zeros,
 } from '@tilegrad/core'
-import { AdamW, clipGradNorm, decayGroups, GPT, type GPTConfig, LinearAttention } from '@tilegrad/nn'
+import {
+  AdamW,
+  clipGradNorm,
+  decayGroups,
+  GPT,
+  type GPTConfig,
+  type Linear,
+  LinearAttention,
+} from '@tilegrad/nn'
 import { beforeEach, describe, expect, it } from 'vitest'
 import { expectClose, expectNumbers, gradcheckModule, values } from './helpers.ts'
 
@@ -91,14 +99,15 @@ describe('GPT', () => {
     // 0.02 from thousands of draws: good to 4 %.
     const close = { atol: 0, rtol: 0.06 }
     const [{ attn, mlp, ln_1: norm }] = model.h
+    const packed = attn.c_attn as Linear
     expectNumbers(
-      [model.wte.weight, attn.c_attn.weight, mlp.c_fc.weight].map(deviation),
+      [model.wte.weight, packed.weight, mlp.c_fc.weight].map(deviation),
       [0.02, 0.02, 0.02],
       close,
     )
     const residual = 0.02 / Math.sqrt(6)
-    expectNumbers([attn.c_proj.weight, mlp.c_proj.weight].map(deviation), [residual, residual], close)
-    expect(values(attn.c_attn.bias).every((v) => v === 0)).toBe(true)
+    expectNumbers([attn.outProj.weight, mlp.c_proj.weight].map(deviation), [residual, residual], close)
+    expect(values(packed.bias).every((v) => v === 0)).toBe(true)
     expect(values(norm.weight).every((v) => v === 1)).toBe(true)
     const { loss } = model.forward(randint(0, 50, [2, 6]), randint(0, 50, [2, 6]))
     expect(Math.abs(loss.itemSync() - Math.log(50))).toBeLessThan(0.2)

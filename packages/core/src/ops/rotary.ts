@@ -66,18 +66,26 @@ const ANGLES64 = program('rotary_angles', 2, ([position, frequency]) => {
   return [e.cos(angle), e.sin(angle)]
 })
 
+/** θᵢ = base^(−2i/R) */
+const powers = (base: number, rotaryDim: number): Float64Array =>
+  Float64Array.from({ length: rotaryDim / 2 }, (_, i) => base ** ((-2 * i) / rotaryDim))
+
 type Table = readonly [cos: Tensor, sin: Tensor]
 
 /** Positions of any shape → cos and sin, of that shape and R/2, untaped. */
-function angles(positions: Tensor, rotaryDim: number, base: number, dtype: DType): Table {
+function angles(positions: Tensor, frequencies: ArrayLike<number>, dtype: DType): Table {
   const device = positions.backend
-  const frequencies = Float64Array.from({ length: rotaryDim / 2 }, (_, i) => base ** ((-2 * i) / rotaryDim))
   const [cos, sin] = scope(() => {
     const at = unsqueeze(positions, -1)
     if (dtype === 'float64') {
-      return elementwiseAll(ANGLES64, [at, tensor(frequencies, { device })], [], ['float64', 'float64'])
+      return elementwiseAll(
+        ANGLES64,
+        [at, tensor(Float64Array.from(frequencies), { device })],
+        [],
+        ['float64', 'float64'],
+      )
     }
-    const units = frequencies.map((f) => (f / (2 * Math.PI)) * 2 ** 32)
+    const units = Float64Array.from(frequencies, (f) => (f / (2 * Math.PI)) * 2 ** 32)
     const whole = Int32Array.from(units, (u) => Math.round(u))
     const left = Float32Array.from(units, (u) => u - Math.round(u))
     return elementwiseAll(
@@ -98,8 +106,7 @@ function tableFrom(
   device: Backend,
   offset: number,
   length: number,
-  rotaryDim: number,
-  base: number,
+  frequencies: ArrayLike<number>,
   dtype: DType,
 ): Table {
   let known = tables.get(device)
@@ -107,11 +114,11 @@ function tableFrom(
     known = new Map()
     tables.set(device, known)
   }
-  const key = [offset, length, rotaryDim, base, dtype].join()
+  const key = [offset, length, dtype, ...Array.from(frequencies)].join()
   let table = known.get(key)
   if (!table) {
     const positions = arange(offset, offset + length, 1, { dtype: 'int32', device })
-    const [cos, sin] = angles(positions, rotaryDim, base, dtype)
+    const [cos, sin] = angles(positions, frequencies, dtype)
     table = [cos.keep(), sin.keep()]
     positions.dispose()
     const [oldest] = known.keys()
@@ -129,6 +136,8 @@ function tableFrom(
 export interface RotaryOptions {
   /** θᵢ = base^(−2i/R); default 10000. */
   base?: number
+  /** θ₀ … θ_{R/2−1} themselves instead, in radians per position: for scaled ones (Llama 3.1). */
+  frequencies?: ArrayLike<number> | null
   /** Position of the first row, when they are in a row: how many tokens a key-value cache holds. Default 0. */
   offset?: number
   /** Positions instead, int32, that broadcast to x's shape without D: (T), or (B, 1, T) for x (B, H, T, D). */
@@ -147,7 +156,7 @@ export interface RotaryOptions {
  *
  * @param x (…, T, D)
  * @returns (…, T, D)
- * @throws ShapeError unless R is even and at most D and positions broadcast, ValueError for positions or a base out of
+ * @throws ShapeError unless R is even and at most D, frequencies are R/2 and positions broadcast, ValueError for positions or a base out of
  * range, DTypeError for integers.
  * @example
  * const q = randn([2, 4, 10, 64]) // (B, H, T, D)
@@ -163,10 +172,13 @@ export function rotaryEmbedding(x: Tensor, options: RotaryOptions = {}): Tensor 
   if (!(Number.isInteger(r) && r >= 0 && r <= d && r % 2 === 0))
     throw new ShapeError(`${name}: rotaryDim ${r} must be even, from 0 to D = ${d}`)
   if (!(base > 0 && Number.isFinite(base))) throw new ValueError(`${name}: base must be > 0, got ${base}`)
+  const frequencies = options.frequencies ?? powers(base, r)
+  if (frequencies.length !== r / 2)
+    throw new ShapeError(`${name}: ${frequencies.length} frequencies for rotaryDim ${r}; expected ${r / 2}`)
   if (!Number.isInteger(offset) || Math.max(-offset, offset + t) > 2 ** 24)
     throw new ValueError(`${name}: offset ${offset} must be whole, and positions at most 2^24 in size`)
   const [cos, sin] = noGrad((): Table => {
-    if (!positions) return tableFrom(x.backend, offset, t, r, base, x.dtype)
+    if (!positions) return tableFrom(x.backend, offset, t, frequencies, x.dtype)
     if (offset !== 0) throw new ValueError(`${name}: takes an offset or positions, not both`)
     if (positions.dtype !== 'int32')
       throw new DTypeError(`${name}: positions must be int32, not ${positions.dtype}`)
@@ -175,7 +187,7 @@ export function rotaryEmbedding(x: Tensor, options: RotaryOptions = {}): Tensor 
       throw new ShapeError(
         `${name}: positions ${show(positions.shape)} do not broadcast to ${show(rows)}, x's shape without D`,
       )
-    return angles(positions, r, base, x.dtype)
+    return angles(positions, frequencies, x.dtype)
   })
   return apply(ROTARY, [x, cos, sin], { interleaved, inverse: false })[0]
 }
