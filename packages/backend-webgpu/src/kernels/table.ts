@@ -11,6 +11,7 @@ import { foreach } from './foreach.ts'
 import { gather } from './gather.ts'
 import { layerNorm, layerNormBackward, rmsNorm, rmsNormBackward } from './layer-norm.ts'
 import { linear } from './linear.ts'
+import { linearAttention, linearAttentionBackward } from './linear-attention.ts'
 import { matmul } from './matmul.ts'
 import { reduce } from './reduce.ts'
 import { rotaryEmbedding } from './rotary.ts'
@@ -47,6 +48,8 @@ export function kernelTable(engine: Engine): KernelTable {
     scaled_dot_product_attention: attention(engine),
     scaled_dot_product_attentionBackward: attentionBackward(engine),
     rotary_embedding: rotaryEmbedding(engine),
+    linear_attention: linearAttention(engine),
+    linear_attentionBackward: linearAttentionBackward(engine),
     linear: linear(engine),
     foreach: foreach(engine),
     total_norm: totalNorm(engine),
