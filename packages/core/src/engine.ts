@@ -4,7 +4,7 @@ import { addTensors, copy, fill } from './primitives/elementwise.ts'
 import { reduce } from './primitives/reduce.ts'
 import { reshapeView } from './primitives/views.ts'
 import { collect, track } from './scope.ts'
-import { enableGrad, freedError, type GradNode, noGrad } from './tape.ts'
+import { enableGrad, freedError, type GradNode, noGrad, type Replay } from './tape.ts'
 import type { Tensor } from './tensor.ts'
 
 export interface BackwardOptions {
@@ -98,8 +98,12 @@ interface Mode {
 function walk(roots: readonly Tensor[], seeds: readonly (Tensor | null)[], mode: Mode): Map<Tensor, Tensor> {
   const pass = new Pass(mode, roots)
   const run = (): void => {
-    roots.forEach((root, i) => pass.seed(root, seeds[i] ?? null))
-    pass.run()
+    try {
+      roots.forEach((root, i) => pass.seed(root, seeds[i] ?? null))
+      pass.run()
+    } finally {
+      pass.end()
+    }
   }
   if (mode.createGraph) enableGrad(run)
   else noGrad(run)
@@ -119,6 +123,8 @@ class Pass {
   readonly #needed: Set<GradNode> | null
   /** Temporaries of composed operators, which inner nodes may still need: freed at the end. */
   readonly #owned: Tensor[] = []
+  /** What was dropped and is there again: checkpoints, the outer before those within it. */
+  readonly #replays = new Map<Replay, ReturnType<Replay['run']>>()
 
   constructor(mode: Mode, roots: readonly Tensor[]) {
     this.#mode = mode
@@ -160,15 +166,16 @@ class Pass {
         continue
       }
       this.#pending.delete(node)
+      const live = this.#restored(node)
       for (let i = 0; i < douts.length; i++) {
         if (douts[i]) douts[i] = this.#complete(node.outputs[i], douts[i] as Tensor)
       }
       if (this.#needed && !this.#needed.has(node)) {
         if (!createGraph) for (const d of douts) d?.dispose()
-      } else if (createGraph) this.#spread(node, node.backward(douts))
+      } else if (createGraph) this.#spread(node, live.backward(douts))
       else {
         const { result, made } = collect(() => {
-          const dins = node.backward(douts)
+          const dins = live.backward(douts)
           return dins.map((d, i) => (d && node.needs(i) ? fit(d, node.inputs[i]) : null))
         })
         const fresh = new Set(made)
@@ -191,6 +198,38 @@ class Pass {
       } else accumulate(leaf, done, createGraph)
     }
     for (const t of this.#owned) if (this.#frees(t)) t.release('backward()')
+  }
+
+  /** Drops again what was restored. */
+  end(): void {
+    for (const replay of this.#replays.keys()) this.#drop(replay)
+  }
+
+  /** The node itself, or the one that stands in for it after its checkpoint has run again. */
+  #restored(node: GradNode): GradNode {
+    const chain = new Set<Replay>()
+    let live = node
+    while (live.replay) {
+      const { of, index } = live.replay
+      chain.add(of)
+      // Nodes of one checkpoint follow each other: what is not in the chain is done.
+      let replayed = this.#replays.get(of)
+      if (!replayed) {
+        for (const other of this.#replays.keys()) if (!chain.has(other)) this.#drop(other)
+        replayed = of.run()
+        this.#replays.set(of, replayed)
+        // The graph of this pass may go through these nodes: they live as long as its other tensors.
+        if (this.#mode.createGraph) for (const t of replayed.made) track(t)
+      }
+      live = replayed.nodes[index]
+    }
+    return live
+  }
+
+  #drop(replay: Replay): void {
+    const made = this.#replays.get(replay)?.made ?? []
+    if (!this.#mode.createGraph) for (const t of made) if (!t.kept) t.release('backward()')
+    this.#replays.delete(replay)
   }
 
   #spread(node: GradNode, dins: readonly (Tensor | null)[]): void {
@@ -267,6 +306,8 @@ class Pass {
   #free(node: GradNode): void {
     if (node.freed) return
     node.freed = true
+    const standIn = node.replay && this.#replays.get(node.replay.of)?.nodes[node.replay.index]
+    if (standIn) this.#free(standIn)
     for (const t of node.outputs) if (this.#frees(t)) t.release('backward()')
     if (node.owned) this.#owned.push(...node.owned)
   }

@@ -15,6 +15,7 @@ export type {
   Reduction,
   View,
 } from './backend.ts'
+export { checkpoint } from './checkpoint.ts'
 export { customFunction, type FunctionContext } from './custom.ts'
 export {
   defaultBackend,

@@ -38,30 +38,43 @@ export function resetPeakMemory(): void {
  */
 export const scope = <T>(fn: () => T): T => runScope(fn, live)
 
-function live(result: unknown): Set<Scoped> {
-  const found = new Set<Scoped>()
-  const nodes = new Set<GradNode>()
+/** @internal The tensors anywhere in arrays, maps, sets and plain objects. */
+export function tensorsIn(result: unknown): Set<Tensor> {
+  const found = new Set<Tensor>()
   const seen = new Set<object>()
   const stack: unknown[] = [result]
-  const graph: GradNode[] = []
   while (stack.length > 0) {
     const value = stack.pop()
     if (typeof value !== 'object' || value === null || seen.has(value)) continue
     seen.add(value)
-    if (value instanceof Tensor) {
-      found.add(value)
-      if (value.grad) found.add(value.grad)
-      if (value.gradFn) graph.push(value.gradFn)
-    } else if (Array.isArray(value) || value instanceof Set) stack.push(...value)
+    if (value instanceof Tensor) found.add(value)
+    else if (Array.isArray(value) || value instanceof Set) stack.push(...value)
     else if (value instanceof Map) stack.push(...value.values())
     else if (!ArrayBuffer.isView(value)) stack.push(...Object.values(value))
+  }
+  return found
+}
+
+function live(result: unknown): Set<Scoped> {
+  const found = new Set<Scoped>()
+  const nodes = new Set<GradNode>()
+  const graph: GradNode[] = []
+  for (const t of tensorsIn(result)) {
+    found.add(t)
+    if (t.grad) found.add(t.grad)
+    if (t.gradFn) graph.push(t.gradFn)
   }
   while (graph.length > 0) {
     const node = graph.pop() as GradNode
     // What a backward pass has freed needs nothing any more: not even its constants.
     if (nodes.has(node) || node.freed) continue
     nodes.add(node)
-    for (const t of [...node.inputs, ...node.outputs, ...(node.owned ?? [])]) {
+    for (const t of [
+      ...node.inputs,
+      ...node.outputs,
+      ...(node.owned ?? []),
+      ...(node.replay?.of.inputs ?? []),
+    ]) {
       found.add(t)
       if (t.gradFn) graph.push(t.gradFn)
     }

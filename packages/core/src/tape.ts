@@ -36,6 +36,33 @@ export const noGrad = <T>(fn: () => T): T => withGrad(false, fn)
 /** Runs `fn` with recording on, also inside `noGrad`. */
 export const enableGrad = <T>(fn: () => T): T => withGrad(true, fn)
 
+/**
+ * A function whose intermediates were dropped after it ran: running it again gives the nodes of a second graph like the
+ * first. See `checkpoint`.
+ */
+export interface Replay {
+  /** What the function was called with; needed until the graph is freed. */
+  readonly inputs: readonly Tensor[]
+  /** Runs it again: its nodes in the order of recording, and every tensor made meanwhile, which is the caller's. */
+  run(): { nodes: readonly GradNode[]; made: readonly Tensor[] }
+}
+
+/** The nodes recorded since the innermost running `recordedNodes` began, or null outside of all. */
+let recorded: GradNode[] | null = null
+
+/** Runs `fn` and returns the nodes that it recorded beside its result. */
+export function recordedNodes<T>(fn: () => T): { result: T; nodes: readonly GradNode[] } {
+  const outer = recorded
+  const nodes: GradNode[] = []
+  recorded = nodes
+  try {
+    return { result: fn(), nodes }
+  } finally {
+    recorded = outer
+    if (outer) for (const node of nodes) outer.push(node)
+  }
+}
+
 /** One recorded operator: what backward needs to know of the call. */
 export class GradNode<A = unknown> {
   readonly name: string
@@ -47,6 +74,8 @@ export class GradNode<A = unknown> {
   /** Temporaries made for this node that live as long as its graph. */
   owned: readonly Tensor[] | null = null
   freed = false
+  /** Set where inputs and outputs were dropped: the node at `index` of the replay stands in for this one. */
+  replay: { readonly of: Replay; readonly index: number } | null = null
   readonly #backward: Backward<A>
   readonly #versions: readonly number[]
 
@@ -120,5 +149,6 @@ export function record<A>(
   backward: Backward<A>,
 ): void {
   const node = new GradNode(name, inputs, outputs, attrs, backward)
+  recorded?.push(node as GradNode)
   for (let i = 0; i < outputs.length; i++) if (isFloat(outputs[i].dtype)) outputs[i].gradFn = node as GradNode
 }

@@ -1,6 +1,7 @@
 import {
   argmax,
   cat,
+  checkpoint,
   crossEntropy,
   noGrad,
   rand,
@@ -39,6 +40,11 @@ export interface GPTConfig {
   tieWeights?: boolean
   /** Default 'exact'; GPT-2 itself used 'tanh'. */
   gelu?: GELUKind
+  /**
+   * While training, store each block's input only, and compute the block again in the backward pass: less memory for
+   * the time of one more forward pass. Default false. See `checkpoint`.
+   */
+  gradientCheckpointing?: boolean
 }
 
 export interface GPTOutput<L extends Tensor | null> {
@@ -138,7 +144,8 @@ export class GPT extends Module {
     }
     // Positions are 0 … T−1, so that the lookup is a slice.
     let x = this.drop.forward(this.wte.forward(idx).add(this.wpe.weight.narrow(0, 0, t)))
-    for (const block of this.h) x = block.forward(x)
+    const saves = this.training && this.config.gradientCheckpointing === true
+    for (const block of this.h) x = saves ? checkpoint((x) => block.forward(x), x) : block.forward(x)
     return this.ln_f.forward(x)
   }
 
