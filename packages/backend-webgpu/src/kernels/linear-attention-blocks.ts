@@ -16,7 +16,18 @@ import { each } from './attention-blocks.ts'
 export interface LinearAttentionAttrs {
   readonly causal: boolean
   readonly eps: number
+  readonly featureMap?: FeatureMap
 }
+
+/** φ and φ′ of a vector x. NaN stays NaN. */
+const features = {
+  elu: ['select(exp(x), x + 1.0, x > vec4f())', 'select(exp(x), vec4f(1.0), x > vec4f())'],
+  relu: ['select(x, vec4f(), x <= vec4f())', 'select(vec4f(1.0), vec4f(), x <= vec4f())'],
+  exp: ['exp(x)', 'exp(x)'],
+  identity: ['x', 'vec4f(1.0)'],
+} as const
+export type FeatureMap = keyof typeof features
+export const isFeatureMap = (name: string): boolean => name in features
 
 /** What is computed: the output, or the gradient of q, k or v. */
 export type Result = 'out' | 'q' | 'k' | 'v'
@@ -43,6 +54,7 @@ export const products: Readonly<Record<Result, Product>> = {
 /** What code depends on. */
 export interface Form {
   readonly result: Result
+  readonly feature: FeatureMap
   readonly reach: Reach
   /** There are states of chunks, besides those of segments. */
   readonly local: boolean
@@ -62,8 +74,8 @@ export interface Tile {
   readonly unroll: 1 | 4
 }
 
-export const formName = ({ result, reach, local, vectors, blockI, blockO, tile }: Form): string =>
-  `${result}:${reach}:${local}:${vectors}:${blockI}:${blockO}:${tile.tm}x${tile.tc}:${tile.unroll}`
+export const formName = ({ result, feature, reach, local, vectors, blockI, blockO, tile }: Form): string =>
+  `${result}:${feature}:${reach}:${local}:${vectors}:${blockI}:${blockO}:${tile.tm}x${tile.tc}:${tile.unroll}`
 
 export const side = 8
 export const threads = side * side
@@ -84,7 +96,13 @@ export const basis = (name: string): string => `p.${name}At + b * p.${name}Batch
  * `fn get_name(base, row, column) -> vec4f`: four numbers of an operand, zeros beyond its last row and column.
  * `lines`: how many rows come before this head's in `stat`.
  */
-export function getter(name: string, take: Take, vectors: boolean, rows: string, width: string): string {
+export function getter(
+  name: string,
+  take: Take,
+  { feature, vectors }: Form,
+  rows: string,
+  width: string,
+): string {
   const row = `min(row, ${rows} - 1)`
   const part = (e: number): string => `${name}[u32(at + min(column + ${e}, ${width} - 1) * p.${name}Step)]`
   const value = vectors
@@ -96,8 +114,8 @@ export function getter(name: string, take: Take, vectors: boolean, rows: string,
   const taken = {
     plain: 'x',
     scaled: `x * stat[u32(lines + ${row}) * 2u]`,
-    phi: 'select(exp(x), x + 1.0, x > vec4f())',
-    slope: 'select(exp(x), vec4f(1.0), x > vec4f())',
+    phi: features[feature][0],
+    slope: features[feature][1],
   }[take]
   return `fn get_${name}(lines: i32, base: i32, row: i32, column: i32) -> vec4f {
 let at = base + ${row} * p.${name}Row;

@@ -119,10 +119,10 @@ ${each(tn / 4, (h) => {
     ],
     workgroup: [threads],
     declarations: `var<workgroup> s: array<vec4f, ${all}>;
-${getter('x', x, vectors, 'p.rows', 'p.inner')}
-${causal ? getter('k', k, vectors, 'p.keys', 'p.inner') : ''}
-${causal ? getter('v', v, vectors, 'p.keys', 'p.outer') : ''}
-${factor ? getter('f', 'slope', vectors, 'p.rows', 'p.outer') : ''}`,
+${getter('x', x, form, 'p.rows', 'p.inner')}
+${causal ? getter('k', k, form, 'p.keys', 'p.inner') : ''}
+${causal ? getter('v', v, form, 'p.keys', 'p.outer') : ''}
+${factor ? getter('f', 'slope', form, 'p.rows', 'p.outer') : ''}`,
     body: `let index = wg.x + wg.y * groups.x;
 if (index >= p.count) { return; }
 ${place}

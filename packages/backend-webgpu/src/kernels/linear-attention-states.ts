@@ -90,8 +90,8 @@ z += ${extra === 'k' ? 'stat[u32(lines + min(t + i32(k), p.keys - 1)) * 2u + 1u]
     ],
     workgroup: [threads],
     declarations: `var<workgroup> s: array<vec4f, ${depth * (i4 + o4)}>;
-${getter('k', k, vectors, 'p.keys', 'p.inner')}
-${getter('v', v, vectors, 'p.keys', 'p.outer')}`,
+${getter('k', k, form, 'p.keys', 'p.inner')}
+${getter('v', v, form, 'p.keys', 'p.outer')}`,
     body: `let index = wg.x + wg.y * groups.x;
 if (index >= p.count) { return; }
 ${place}

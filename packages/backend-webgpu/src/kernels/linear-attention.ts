@@ -1,6 +1,6 @@
 /**
- * Fused linear attention with φ = elu + 1 (Katharopoulos et al. 2020), forward and backward, in time and memory linear
- * in T, deterministic and without atomics. One product computes all of it, once forward and once per gradient:
+ * Fused linear attention (Katharopoulos et al. 2020), forward and backward, in time and memory linear in T, deterministic
+ * and without atomics. One product computes all of it, once forward and once per gradient:
  *
  *   Yᵢ = Σⱼ (xᵢ · kⱼ) vⱼ     over j ≤ i ('past'), j ≥ i ('future') or all j ('all')
  *
@@ -11,7 +11,7 @@
  * | dφ(K) | [V, 1] | [dO, −δ] / n | φ(Q) | future | dK = φ′(K) ∘ dφ(K) |
  * | dV | φ(K) | φ(Q) | dO / n | future | |
  *
- * with δ = rowsum(dO ∘ O). The extra column is no column of the blocks: it is a vector beside each state, and a number
+ * with δ = rowsum(dO ∘ O), and φ elu + 1, relu, exp or the identity. The extra column is no column of the blocks: it is a vector beside each state, and a number
  * per row or column beside the scores. n, with ε in it, is saved for the backward pass.
  *
  * Three launches per product: states of chunks of 64 rows and of segments (`linear-attention-states.ts`), sums over
@@ -32,6 +32,7 @@ import { isVectors, operandWords } from './attention-blocks.ts'
 import {
   type Form,
   formName,
+  isFeatureMap,
   type LinearAttentionAttrs,
   needsStat,
   products,
@@ -43,13 +44,14 @@ import { outputsBytes, outputsShader, rowsOf, statRows, statShader } from './lin
 import { planParams, segmentsShader, statesShader } from './linear-attention-states.ts'
 
 const maxWidth = 128
-const known = new Set(['causal', 'eps', 'needs'])
+const known = new Set(['causal', 'eps', 'featureMap', 'needs'])
 
 const takes = (inputs: readonly View[], attrs: LinearAttentionAttrs): boolean => {
   const [q, k, v] = inputs as [View, View, View]
   return (
     (inputs.length === 3 || inputs.length === 6) &&
     Object.keys(attrs).every((name) => known.has(name)) &&
+    isFeatureMap(attrs.featureMap ?? 'elu') &&
     [q, k, v].every((t) => t.dtype === 'float32') &&
     [q.shape[3], v.shape[3]].every((n) => (n as number) >= 1 && (n as number) <= maxWidth)
   )
@@ -84,7 +86,8 @@ interface Call {
 
 const buffer = (view: View): GpuBuffer => view.buffer as GpuBuffer
 
-function compute(engine: Engine, call: Call, { causal, eps }: LinearAttentionAttrs, tile?: Tile): void {
+function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs, tile?: Tile): void {
+  const { causal, eps, featureMap = 'elu' } = attrs
   const { result, x, k, v, factor, stat, y, norm } = call
   const [b, h, rows, inner] = x.shape as [number, number, number, number]
   const keys = k.shape[2] as number
@@ -122,6 +125,7 @@ function compute(engine: Engine, call: Call, { causal, eps }: LinearAttentionAtt
   const views = [x, k, v, ...(factor ? [factor] : [])]
   const form: Omit<Form, 'tile'> = {
     result,
+    feature: featureMap,
     reach: !causal ? 'all' : result === 'k' || result === 'v' ? 'future' : 'past',
     local,
     vectors: views.every(isVectors),
