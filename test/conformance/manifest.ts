@@ -1,6 +1,14 @@
 import { readFileSync } from 'node:fs'
-import { type Backend, type DType, type Layout, layout, Tensor, tensor } from '@tilegrad/core'
-import { elements, readSafetensors, type Stored } from './safetensors.ts'
+import {
+  type Backend,
+  type DType,
+  type Layout,
+  layout,
+  Tensor,
+  type TypedArray,
+  tensor,
+} from '@tilegrad/core'
+import { readSafetensors, type StoredTensor, storedValues } from '@tilegrad/nn'
 
 /** A tensor of the manifest: where its data is, and how it lay in memory. Strides count elements. */
 export interface TensorEntry {
@@ -67,15 +75,15 @@ export const scalarOf = (t: Tensor): number | undefined => scalars.get(t)
 
 /** The tensors of a fixture file, and how to put them on a backend. */
 export class Tensors {
-  readonly #stored: Map<string, Stored>
+  readonly #stored: ReadonlyMap<string, StoredTensor>
   readonly #backend: Backend
 
   constructor(path: string, backend: Backend) {
-    this.#stored = readSafetensors(path)
+    this.#stored = readSafetensors(readFileSync(path)).tensors
     this.#backend = backend
   }
 
-  stored(name: string): Stored {
+  stored(name: string): StoredTensor {
     const found = this.#stored.get(name)
     if (!found) throw new Error(`the fixture has no tensor '${name}'`)
     return found
@@ -86,8 +94,13 @@ export class Tensors {
     return [...this.#stored.keys()].filter((n) => n.startsWith(prefix)).map((n) => n.slice(prefix.length))
   }
 
-  values(name: string): ReturnType<typeof elements> {
-    return elements(this.stored(name))
+  /** 64-bit integers wrap to 32 bits, as tilegrad's own sums do: agreement is modulo 2³². */
+  values(name: string): TypedArray {
+    const stored = this.stored(name)
+    if (stored.dtype !== 'I64') return storedValues(stored)
+    return Int32Array.from(new BigInt64Array(stored.bytes.slice().buffer), (v) =>
+      Number(BigInt.asIntN(32, v)),
+    )
   }
 
   /** A contiguous tensor by name. */

@@ -1,8 +1,8 @@
 // Makes a small fixture directory of a full one: tsx test/conformance/subset.ts FULL_DIR OUT_DIR
-import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { readSafetensors, type StoredTensor, writeSafetensors } from '@tilegrad/nn'
 import { type Entry, type OpCase, readJson } from './manifest.ts'
-import { readSafetensors, type Stored, writeSafetensors } from './safetensors.ts'
 
 /** Cases per operator, and what is worth keeping of each kind, in bytes of tensors. */
 const PER_OP = 4
@@ -15,10 +15,13 @@ const [from, to] = process.argv.slice(2)
 if (!from || !to) throw new Error('usage: tsx test/conformance/subset.ts FULL_DIR OUT_DIR')
 mkdirSync(to, { recursive: true })
 
-const write = (stem: string, manifest: unknown, tensors: ReadonlyMap<string, Stored>): void => {
+const write = (stem: string, manifest: unknown, tensors: ReadonlyMap<string, StoredTensor>): void => {
   writeFileSync(join(to, `${stem}.json`), `${JSON.stringify(manifest)}\n`)
-  writeSafetensors(join(to, `${stem}.safetensors`), tensors)
+  writeFileSync(join(to, `${stem}.safetensors`), writeSafetensors(tensors))
 }
+
+const tensorsOf = (stem: string): ReadonlyMap<string, StoredTensor> =>
+  readSafetensors(readFileSync(join(from, `${stem}.safetensors`))).tensors
 
 /** The tensors an entry, or anything that holds entries, names. */
 function names(e: unknown): string[] {
@@ -49,7 +52,7 @@ function topic(c: OpCase): string {
 
 function chooseOps(): void {
   const { source, cases } = readJson(join(from, 'ops.json')) as { source: string; cases: OpCase[] }
-  const stored = readSafetensors(join(from, 'ops.safetensors'))
+  const stored = tensorsOf('ops')
   const size = (c: OpCase): number =>
     names(c).reduce((n, name) => n + (stored.get(name)?.bytes.length ?? 0), 0)
   const byOp = new Map<string, OpCase[]>()
@@ -65,23 +68,21 @@ function chooseOps(): void {
     return Array.from({ length: Math.min(PER_OP, topics.length) }, (_, i) => topics[Math.floor(i * step)])
   })
   const used = [...new Set(chosen.flatMap(names))]
-  write('ops', { source, cases: chosen }, new Map(used.map((n) => [n, stored.get(n) as Stored])))
+  write('ops', { source, cases: chosen }, new Map(used.map((n) => [n, stored.get(n) as StoredTensor])))
 }
 
 function chooseAttention(): void {
   const cases = readJson(join(from, 'attention.json')) as { name: string }[]
-  const stored = [...readSafetensors(join(from, 'attention.safetensors'))]
-  const tensorsOf = (c: { name: string }) => stored.filter(([name]) => name.startsWith(`${c.name}.`))
-  const chosen = cases.filter(
-    (c) => tensorsOf(c).reduce((n, [, t]) => n + t.bytes.length, 0) <= ATTENTION_BYTES,
-  )
-  write('attention', chosen, new Map(chosen.flatMap(tensorsOf)))
+  const stored = [...tensorsOf('attention')]
+  const ofCase = (c: { name: string }) => stored.filter(([name]) => name.startsWith(`${c.name}.`))
+  const chosen = cases.filter((c) => ofCase(c).reduce((n, [, t]) => n + t.bytes.length, 0) <= ATTENTION_BYTES)
+  write('attention', chosen, new Map(chosen.flatMap(ofCase)))
 }
 
 if (existsSync(join(from, 'ops.json'))) chooseOps()
 if (existsSync(join(from, 'attention.json'))) chooseAttention()
 if (existsSync(join(from, 'trajectory.json'))) {
-  const stored = [...readSafetensors(join(from, 'trajectory.safetensors'))]
+  const stored = [...tensorsOf('trajectory')]
   const kept = stored.filter(([name, t]) => !name.startsWith('final.') || t.bytes.length <= FINAL_BYTES)
   write('trajectory', readJson(join(from, 'trajectory.json')), new Map(kept))
 }

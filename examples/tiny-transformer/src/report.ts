@@ -1,11 +1,11 @@
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import plot from 'simple-ascii-chart'
+import { saveSafetensors } from 'tilegrad'
 import * as vega from 'vega'
 import { compile, type TopLevelSpec } from 'vega-lite'
 import type { Corpus } from './corpus.ts'
 import type { Options } from './options.ts'
-import { toSafetensors } from './safetensors.ts'
 import type { Point, Run } from './train.ts'
 import { UsageError } from './usage-error.ts'
 
@@ -111,7 +111,7 @@ export async function save(
   const files: [string, string | Uint8Array, string][] = [
     ['loss.svg', await lossCurve(run, `Learning ${corpus.name}`), 'the loss curve'],
     ['sample.txt', `${sample}\n`, 'the sample'],
-    ['model.safetensors', await toSafetensors(run.model.stateDict()), 'the weights'],
+    ['model.safetensors', await saveSafetensors(run.model.stateDict()), 'the weights'],
     [
       'run.json',
       `${JSON.stringify({ corpus: corpus.name, options, alphabet: corpus.alphabet.join(''), steps: run.steps, trainSeconds: run.trainSeconds, heldOutLoss: last, bigramEntropy: run.bigramEntropy, training: run.training, validation: run.validation }, null, 1)}\n`,

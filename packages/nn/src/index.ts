@@ -44,5 +44,15 @@ export {
 export * as schedule from './optim/schedule.ts'
 export { SGD, type SGDOptions } from './optim/sgd.ts'
 export type { RopeOptions, RopeScaling } from './rope.ts'
+export {
+  loadSafetensors,
+  readSafetensors,
+  type Safetensors,
+  type StoredDType,
+  type StoredTensor,
+  saveSafetensors,
+  storedValues,
+  writeSafetensors,
+} from './safetensors.ts'
 export { type Layer, Sequential } from './sequential.ts'
 export { MLP, type MLPOptions, TransformerBlock, type TransformerBlockOptions } from './transformer.ts'

@@ -267,7 +267,7 @@ export abstract class Module {
         .map((name) => own[name]),
     )
     const missing = Object.keys(own).filter((name) => !given.has(own[name]))
-    const unexpected = Object.keys(dict).filter((name) => !own[name])
+    const unexpected = Object.keys(dict).filter((name) => !Object.hasOwn(own, name))
     const shapes: string[] = []
     for (const [name, target] of Object.entries(own)) {
       const source = dict[name]
