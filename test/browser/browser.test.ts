@@ -1,6 +1,7 @@
 /** The engine in a browser, and the harness that runs it there. */
 import { expect, test } from 'vitest'
 import { bundle, runInBrowser } from './harness.ts'
+import { run as train } from './pages/train.ts'
 
 const page = (name: string) => new URL(`./pages/${name}.ts`, import.meta.url)
 
@@ -15,10 +16,28 @@ test('a page opens the GPU, runs a shader and reads it back', async () => {
   expect(found.workgroup).toBeGreaterThan(16384)
 })
 
-test('the bundle of a page does not contain Dawn', async () => {
-  const site = await bundle(page('gpu'))
-  expect([...site.keys()].sort()).toEqual(['/', '/page.js'])
-  expect(site.get('/page.js')).not.toContain('dawn.node')
+test('a page trains a transformer on WebGPU as Node does on its CPU', async () => {
+  const steps = 12
+  const got = await runInBrowser<Awaited<ReturnType<typeof train>>>(page('train'), {
+    argument: { device: 'webgpu', steps },
+    // In software, compiling the kernels takes most of it.
+    timeout: 240_000,
+  })
+  const want = await train({ device: 'cpu', steps })
+  expect(got).toMatchObject({ device: 'webgpu', grown: 0 })
+  expect(got.adapter).not.toBe('')
+  expect(want).toMatchObject({ device: 'cpu', grown: 0 })
+  expect(want.losses[0]).toBeGreaterThan(2)
+  // The same seed, batches and dropout masks. Sums of float32 in another order, over twelve steps of AdamW, which
+  // divides small gradients by their own size: 1e-3 of a loss of about ln 13.
+  got.losses.forEach((loss, i) => expect(Math.abs(loss - (want.losses[i] as number))).toBeLessThan(1e-3))
+  expect(got.losses).toHaveLength(steps)
+}, 300_000)
+
+test.each(['gpu', 'train'])('the bundle of page %s does not contain Dawn', async (name) => {
+  const site = await bundle(page(name))
+  expect(site.get('/page.js')).toContain('requestAdapter')
+  for (const [, code] of site) expect(String(code)).not.toContain('dawn.node')
 })
 
 test.each([
