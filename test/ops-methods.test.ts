@@ -43,7 +43,7 @@ const others = new Set(
   `GradNode Tensor apply applyProgram applyProgramAll applyProgramInto applyProgramIntoEach arange backward bernoulli customFunction data
   dataSync defaultBackend defineOp enableGrad equal eye full fullLike generate geluExpr getBackend getRngState grad
   gradEnabled gradcheck gradient hostRandint hostRandom isFloat isFloatingPoint item itemSync linspace manualSeed memory
-  multinomial noGrad ones onesLike profile program promote reportPath rand randint randn randperm referenceKernels registerBackend
+  multinomial noGrad ones onesLike profile profileAsync program promote reportPath rand randint randn randperm referenceKernels registerBackend
   openDevice registerAsyncBackend resetPeakMemory scope setDefaultBackend setDevice setRngState show specialize tensor to toArray toFloat typedPostOrder withBackend
   zeros zerosLike`.split(/\s+/),
 )

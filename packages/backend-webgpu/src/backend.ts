@@ -50,6 +50,13 @@ export async function createWebGpuBackend(options: WebGpuOptions = {}): Promise<
     gpu,
     engine,
     kernels: kernelTable(engine),
+    ...(gpu.timestamps && {
+      timer: {
+        start: () => engine.startTiming(),
+        count: () => engine.timed(),
+        stop: () => engine.stopTiming(),
+      },
+    }),
     alloc: (bytes: number, dtype: DType) => {
       gpu.check('alloc')
       return engine.pool.alloc(dtype === 'bool' ? bytes : bytes / 4, dtype)

@@ -11,7 +11,7 @@
  * can write the same uniform buffer.
  */
 
-import { DeviceError } from '@tilegrad/core'
+import { DeviceError, type DeviceSpan } from '@tilegrad/core'
 import { BufferPool, type GpuBuffer, usage } from './buffers.ts'
 import type { Gpu } from './gpu.ts'
 import { type Shader, shaderCode } from './shader.ts'
@@ -25,12 +25,6 @@ export interface GpuKernel {
   readonly layoutId: number
   /** Bytes of its parameters. */
   readonly paramBytes: number
-}
-
-/** Time of one dispatch on the GPU. */
-export interface Span {
-  readonly label: string
-  readonly ms: number
 }
 
 const paramSlot = 256
@@ -69,7 +63,9 @@ export class Engine {
   #failure: Error | null = null
   readonly #offset = [0]
 
-  #spans: Span[] | null = null
+  #spans: DeviceSpan[] | null = null
+  /** When the first dispatch that was timed began, by the GPU's clock, in nanoseconds. */
+  #origin: bigint | null = null
   #timing: { set: GPUQuerySet; resolve: GPUBuffer; labels: string[] } | null = null
   readonly #timed: Promise<void>[] = []
 
@@ -229,11 +225,12 @@ export class Engine {
     this.#failure ??= new DeviceError(message)
   }
 
-  /** From now on the time of every dispatch is measured, which keeps them from overlapping. False: not possible. */
+  /** From now on the time of every dispatch is measured, which keeps them from overlapping. False: not possible now. */
   startTiming(): boolean {
-    if (!this.gpu.timestamps) return false
+    if (!this.gpu.timestamps || this.#timing) return false
     this.flush()
     this.#spans = []
+    this.#origin = null
     this.#timing = {
       set: this.device.createQuerySet({ type: 'timestamp', count: queries }),
       resolve: this.device.createBuffer({ size: 8 * queries, usage: usage.QUERY_RESOLVE | usage.COPY_SRC }),
@@ -242,8 +239,13 @@ export class Engine {
     return true
   }
 
+  /** Dispatches since `startTiming`. */
+  timed(): number {
+    return (this.#spans?.length ?? 0) + (this.#timing?.labels.length ?? 0)
+  }
+
   /** Every dispatch since `startTiming`, in order. */
-  async stopTiming(): Promise<readonly Span[]> {
+  async stopTiming(): Promise<readonly DeviceSpan[]> {
     this.flush()
     const timing = this.#timing
     this.#timing = null
@@ -258,12 +260,14 @@ export class Engine {
   async #collect(buffer: GPUBuffer, labels: readonly string[]): Promise<void> {
     const spans = this.#spans
     const first = spans?.length ?? 0
-    for (const label of labels) spans?.push({ label, ms: 0 })
+    for (const label of labels) spans?.push({ label, start: 0, ms: 0 })
     await this.gpu.answer('profile', buffer.mapAsync(1))
     const ns = new BigInt64Array(buffer.getMappedRange())
     labels.forEach((label, i) => {
-      const ms = Number((ns[2 * i + 1] as bigint) - (ns[2 * i] as bigint)) / 1e6
-      if (spans) spans[first + i] = { label, ms }
+      const [from, to] = [ns[2 * i] as bigint, ns[2 * i + 1] as bigint]
+      this.#origin ??= from
+      if (spans)
+        spans[first + i] = { label, start: Number(from - this.#origin) / 1e6, ms: Number(to - from) / 1e6 }
     })
     buffer.destroy()
   }

@@ -64,6 +64,24 @@ export type KernelTable = Primitives & { readonly foreach?: Foreach } & {
   readonly [fused: string]: KernelOf<never> | undefined
 }
 
+/** What one launch on a device took, by the device's clock. */
+export interface DeviceSpan {
+  readonly label: string
+  /** Milliseconds after the first launch that was timed. */
+  readonly start: number
+  readonly ms: number
+}
+
+/** Times by the clock of a device that computes after the call has returned; see `profileAsync`. */
+export interface DeviceTimer {
+  /** From now on launches are timed, which keeps them from overlapping. False: they are already. */
+  start(): boolean
+  /** How many launches have been timed so far. */
+  count(): number
+  /** Ends timing: all of them, in order. */
+  stop(): Promise<readonly DeviceSpan[]>
+}
+
 /** A computing device: its memory, the primitives, and whichever fused kernels it has, by operator name. */
 export interface Backend {
   /** 'reference', 'cpu', 'webgpu' …: what `tensor.device` says. */
@@ -78,4 +96,5 @@ export interface Backend {
   read(view: View): Promise<TypedArray>
   readSync?(view: View): TypedArray
   readonly kernels: KernelTable
+  readonly timer?: DeviceTimer
 }

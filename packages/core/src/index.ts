@@ -8,6 +8,8 @@ import './methods.ts'
 export type {
   Backend,
   BackendBuffer,
+  DeviceSpan,
+  DeviceTimer,
   Foreach,
   KernelOf,
   KernelTable,
@@ -83,7 +85,7 @@ export {
   elementwiseIntoEach as applyProgramIntoEach,
   type InPlaceCall,
 } from './primitives/foreach.ts'
-export { type Path, type Profile, type ProfileRow, profile, reportPath } from './profile.ts'
+export { type Path, type Profile, type ProfileRow, profile, profileAsync, reportPath } from './profile.ts'
 export {
   type Gradient,
   gradient,

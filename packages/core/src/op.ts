@@ -67,7 +67,7 @@ export function apply<A extends object>(op: Op<A>, inputs: readonly Tensor[], at
     } else for (let i = own; i < all.length; i++) all[i].dispose()
     return mine
   }
-  const start = startSpan()
+  const start = startSpan(backend)
   const recording = shouldRecord(inputs)
   const rule = op.backward
   const run = (): readonly Tensor[] => op.compose(inputs, attrs)

@@ -1,4 +1,4 @@
-import type { Backend, KernelOf, View } from './backend.ts'
+import type { Backend, DeviceSpan, DeviceTimer, KernelOf, View } from './backend.ts'
 import { info } from './dtype.ts'
 import { numel } from './layout.ts'
 import { type Kernel, typedPostOrder } from './program.ts'
@@ -13,8 +13,10 @@ export interface ProfileRow {
   readonly op: string
   readonly path: Path
   readonly backend: string
+  /** Whose clock `ms` is by: the calling thread's, or the device's own (see `profileAsync`). */
+  readonly clock: 'host' | 'device'
   calls: number
-  /** Wall time of the calls on the calling thread, in milliseconds; of composed operators, that of their parts included. */
+  /** Time of the calls in milliseconds; of composed operators, that of their parts included. */
   ms: number
   /** Arithmetic operations, where they are known: products, fused attention, elementwise expressions (a function counts as one). */
   flops: number
@@ -22,21 +24,33 @@ export interface ProfileRow {
   bytes: number
 }
 
-/** One call: when it began, in milliseconds from the profile's start, and how long it took. */
+/** One call: when it began, in milliseconds from the profile's start, and how long it took on the calling thread. */
 interface Span {
-  readonly name: string
-  readonly path: Path
+  readonly row: ProfileRow
   readonly start: number
   readonly ms: number
+  /** Its launches, among those that the device has timed. */
+  readonly first: number
+  readonly end: number
+  readonly timer: DeviceTimer | null
+}
+
+/** When a call begins. */
+interface Start {
+  readonly at: number
+  readonly first: number
 }
 
 export interface Profile<T> {
   readonly result: T
   /** The most expensive first. */
   readonly rows: ProfileRow[]
-  /** The rows as text, with GFLOP/s and GB/s. */
+  /** The rows as text, with GFLOP/s (TFLOP/s by a device's clock) and GB/s. */
   table(): string
-  /** The calls in Chrome's trace format: save as .json and open in a trace viewer. */
+  /**
+   * The calls in Chrome's trace format: save as .json and open in a trace viewer. What a device has timed is a row of
+   * its own, launch by launch.
+   */
   chromeTrace(): string
 }
 
@@ -44,20 +58,61 @@ class Recorder {
   readonly rows = new Map<string, ProfileRow>()
   readonly spans: Span[] = []
   readonly began = performance.now()
+  /** Backends by name with their timers, where device times are wanted. */
+  readonly timers = new Map<Backend, DeviceTimer | null>()
+  readonly #byDevice: boolean
 
-  add(op: string, path: Path, backend: string, start: number, flops: number, bytes: number): void {
-    const ms = performance.now() - start
-    this.spans.push({ name: op, path, start: start - this.began, ms })
-    const key = `${op}|${path}|${backend}`
+  constructor(byDevice: boolean) {
+    this.#byDevice = byDevice
+  }
+
+  #timer(backend: Backend): DeviceTimer | null {
+    if (!this.#byDevice) return null
+    let timer = this.timers.get(backend)
+    if (timer === undefined) {
+      timer = backend.timer?.start() ? backend.timer : null
+      this.timers.set(backend, timer)
+    }
+    return timer
+  }
+
+  start(backend: Backend): Start {
+    return { first: this.#timer(backend)?.count() ?? 0, at: performance.now() }
+  }
+
+  add(op: string, path: Path, backend: Backend, { at, first }: Start, flops: number, bytes: number): void {
+    const ms = performance.now() - at
+    const timer = this.#timer(backend)
+    const clock = timer ? 'device' : 'host'
+    const key = `${op}|${path}|${backend.name}|${clock}`
     let row = this.rows.get(key)
     if (!row) {
-      row = { op, path, backend, calls: 0, ms: 0, flops: 0, bytes: 0 }
+      row = { op, path, backend: backend.name, clock, calls: 0, ms: 0, flops: 0, bytes: 0 }
       this.rows.set(key, row)
     }
     row.calls++
-    row.ms += ms
+    if (!timer) row.ms += ms
     row.flops += flops
     row.bytes += bytes
+    this.spans.push({ row, start: at - this.began, ms, first, end: timer?.count() ?? 0, timer })
+  }
+
+  /** Ends the timers and books what they measured. */
+  async collect(): Promise<DeviceSpan[]> {
+    const all: DeviceSpan[] = []
+    for (const timer of this.timers.values()) {
+      if (!timer) continue
+      const times = await timer.stop()
+      all.push(...times)
+      for (const { row, first, end, timer: by } of this.spans)
+        if (by === timer) for (let i = first; i < end; i++) row.ms += times[i].ms
+    }
+    return all
+  }
+
+  profile<T>(result: T, device: readonly DeviceSpan[]): Profile<T> {
+    const rows = [...this.rows.values()].sort((a, b) => b.ms - a.ms)
+    return { result, rows, table: () => table(rows), chromeTrace: () => trace(this.spans, device) }
   }
 }
 
@@ -82,7 +137,7 @@ export function launch<A>(
 ): void {
   if (recorder === null) return kernel.run(outputs, inputs, attrs)
   taken = null
-  const start = performance.now()
+  const start = recorder.start(backend)
   kernel.run(outputs, inputs, attrs)
   let work = 0
   if (flops) work = flops(inputs, attrs)
@@ -93,7 +148,7 @@ export function launch<A>(
   let bytes = 0
   for (const v of outputs) bytes += distinctBytes(v)
   for (const v of inputs) bytes += distinctBytes(v)
-  recorder.add(op, taken ?? path, backend.name, start, work, bytes)
+  recorder.add(op, taken ?? path, backend, start, work, bytes)
 }
 
 /** @internal Arithmetic nodes of an expression, per element. */
@@ -104,17 +159,19 @@ export const expressionWork = (kernel: Kernel): number =>
 const distinctBytes = ({ shape, strides, dtype }: View): number =>
   shape.reduce((n, size, d) => (strides[d] === 0 && size > 0 ? n : n * size), info[dtype].bytes)
 
-/** @internal When a composed operator began, or NaN where nobody is profiling. */
-export const startSpan = (): number => (recorder === null ? Number.NaN : performance.now())
+/** @internal When a composed operator begins; null where nobody is profiling. */
+export const startSpan = (backend: Backend): Start | null =>
+  recorder === null ? null : recorder.start(backend)
 
 /** @internal Counts a composed operator. */
-export function endSpan(op: string, backend: Backend, start: number): void {
-  if (recorder !== null && !Number.isNaN(start)) recorder.add(op, 'composed', backend.name, start, 0, 0)
+export function endSpan(op: string, backend: Backend, start: Start | null): void {
+  if (recorder !== null && start !== null) recorder.add(op, 'composed', backend, start, 0, 0)
 }
 
 /**
  * Runs `fn` and says which operators ran, how often, for how long, by which path, and how fast in GFLOP/s and GB/s.
- * Profiles do not nest: an inner one takes over until it ends.
+ * Times are those of the calling thread: on a GPU, which computes later, they are what it took to tell it, and
+ * `profileAsync` gives those of the GPU. Profiles do not nest: an inner one takes over until it ends.
  *
  * @example
  * const { table } = profile(() => randn([64, 64]).matmul(randn([64, 64])))
@@ -122,48 +179,80 @@ export function endSpan(op: string, backend: Backend, start: number): void {
  */
 export function profile<T>(fn: () => T): Profile<T> {
   const outer = recorder
-  const mine = new Recorder()
+  const mine = new Recorder(false)
   recorder = mine
   try {
-    const result = fn()
-    const rows = [...mine.rows.values()].sort((a, b) => b.ms - a.ms)
-    return { result, rows, table: () => table(rows), chromeTrace: () => trace(mine.spans) }
+    return mine.profile(fn(), [])
   } finally {
     recorder = outer
   }
 }
 
+/**
+ * As `profile`, with times by the device's own clock where it has one: on GPUs with timestamp queries. Launches do not
+ * overlap while they are timed, so that the sum is more than a step takes otherwise. Browsers round such times, to
+ * 100 µs as a rule. `fn` may be asynchronous; whatever else runs meanwhile is counted, too.
+ *
+ * @example
+ * const { rows, table } = await profileAsync(() => randn([64, 64]).matmul(randn([64, 64])))
+ * rows.some((row) => row.op === 'matmul') // → true
+ * console.log(table())
+ */
+export async function profileAsync<T>(fn: () => T | Promise<T>): Promise<Profile<T>> {
+  const outer = recorder
+  const mine = new Recorder(true)
+  recorder = mine
+  let result: T
+  try {
+    result = await fn()
+  } catch (error) {
+    await mine.collect()
+    throw error
+  } finally {
+    recorder = outer
+  }
+  return mine.profile(result, await mine.collect())
+}
+
 function table(rows: readonly ProfileRow[]): string {
   const total = rows.reduce((s, r) => s + (r.path === 'composed' ? 0 : r.ms), 0)
-  const rate = (amount: number, ms: number): string => (amount > 0 ? (amount / ms / 1e6).toFixed(1) : '')
+  const byDevice = rows.some((r) => r.clock === 'device')
+  const rate = (amount: number, ms: number, digits = 1): string =>
+    amount > 0 && ms > 0 ? (amount / ms / 1e6).toFixed(digits) : ''
   const lines = rows.map((r) => [
     r.op,
     r.path,
     r.backend,
+    ...(byDevice ? [r.clock] : []),
     String(r.calls),
     r.ms.toFixed(3),
     r.path === 'composed' ? '' : `${((100 * r.ms) / total).toFixed(1)}%`,
-    rate(r.flops, r.ms),
+    byDevice ? rate(r.flops / 1000, r.ms, 3) : rate(r.flops, r.ms),
     rate(r.bytes, r.ms),
   ])
-  const all = [['operator', 'path', 'device', 'calls', 'ms', 'share', 'GFLOP/s', 'GB/s'], ...lines]
+  const names = ['operator', 'path', 'device', ...(byDevice ? ['clock'] : [])]
+  const all = [[...names, 'calls', 'ms', 'share', byDevice ? 'TFLOP/s' : 'GFLOP/s', 'GB/s'], ...lines]
   const widths = all[0].map((_, c) => Math.max(...all.map((row) => row[c].length)))
   return all
     .map((row) =>
-      row.map((cell, c) => (c < 3 ? cell.padEnd(widths[c]) : cell.padStart(widths[c]))).join('  '),
+      row.map((cell, c) => (c < names.length ? cell.padEnd(widths[c]) : cell.padStart(widths[c]))).join('  '),
     )
     .join('\n')
 }
 
-function trace(spans: readonly Span[]): string {
-  const events = spans.map((s) => ({
-    name: s.name,
-    cat: s.path,
+function trace(spans: readonly Span[], device: readonly DeviceSpan[]): string {
+  const event = (name: string, cat: string, start: number, ms: number, tid: number) => ({
+    name,
+    cat,
     ph: 'X',
-    ts: s.start * 1000,
-    dur: s.ms * 1000,
+    ts: start * 1000,
+    dur: ms * 1000,
     pid: 1,
-    tid: 1,
-  }))
+    tid,
+  })
+  const events = [
+    ...spans.map((s) => event(s.row.op, s.row.path, s.start, s.ms, 1)),
+    ...device.map((s) => event(s.label, 'device', s.start, s.ms, 2)),
+  ]
   return JSON.stringify({ traceEvents: events })
 }
