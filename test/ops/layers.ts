@@ -108,6 +108,19 @@ op(
   LOSS,
 )
 
+op(
+  'linearCrossEntropy',
+  2,
+  [
+    [f([4, 3]), f([5, 3]), int([4], 0, 5), { chunkSize: 3 }],
+    [f([2, 3, 2]), f([4, 2]), ints([2, 3], [0, 3, -1, 2, 1, 3]), { ignoreIndex: -1, chunkSize: 2 }],
+    [f([4, 3]), f([5, 3]), int([4], 0, 5), { reduction: 'sum', bias: f([5]), chunkSize: 2 }],
+    [f([5, 3]), f([4, 3]), int([5], 0, 4), { reduction: 'none', bias: f([4]), chunkSize: 2 }],
+    [f([70, 20]), f([300, 20]), int([70], 0, 300), { chunkSize: 33 }],
+  ],
+  LOSS,
+)
+
 // Attention.
 const attention = (b: number, h: number, hk: number, t: number, s: number, d: number): readonly Arg[] => [
   f([b, h, t, d]),
