@@ -161,6 +161,47 @@ op(
     attention(1, 2, 2, 3, 4, 2),
     [...attention(2, 1, 1, 4, 4, 2), { isCausal: true }],
     [...attention(1, 2, 2, 70, 70, 16), { isCausal: true, eps: 1e-3 }],
+    [...attention(1, 1, 1, 4, 4, 2), { isCausal: true, featureMap: 'exp', form: 'chunked', chunkSize: 2 }],
+    [f([1, 2, 3, 2], 0.1, 2), f([1, 2, 5, 2], 0.1, 2), f([1, 2, 5, 3]), { featureMap: 'identity' }],
+    [pos([1, 1, 70, 8]), pos([1, 1, 70, 8]), f([1, 1, 70, 5]), { isCausal: true, featureMap: 'relu' }],
+  ],
+  LOSS,
+)
+const gates = (shape: readonly number[]): Arg => f(shape, -1, -0.01)
+op(
+  'gatedLinearAttention',
+  2,
+  [
+    [...attention(1, 2, 2, 3, 3, 2), gates([1, 2, 3]), { returnState: true, scale: 0.5 }],
+    [...attention(1, 1, 1, 4, 4, 2), gates([1, 1, 4, 2]), { chunkSize: 2, initialState: f([1, 1, 2, 2]) }],
+    [pos([1, 1, 3, 2]), pos([1, 1, 3, 2]), f([1, 1, 3, 2]), gates([1, 1, 3, 1]), { normalize: true }],
+    [...attention(1, 2, 2, 70, 70, 16), gates([1, 2, 70, 16]), { returnState: true }],
+  ],
+  LOSS,
+)
+op(
+  'retention',
+  2,
+  [[...attention(1, 2, 2, 3, 3, 2), { decays: [0.9, 1], returnState: true }], attention(2, 2, 2, 70, 70, 16)],
+  LOSS,
+)
+op(
+  'deltaRule',
+  2,
+  [
+    [...attention(1, 2, 2, 3, 3, 2), f([1, 2, 3], 0, 1), { returnState: true }],
+    [
+      ...attention(1, 1, 1, 4, 4, 2),
+      f([1, 1, 4], 0, 1),
+      { chunkSize: 2, initialState: f([1, 1, 2, 2]), logDecay: gates([1, 1, 4]) },
+    ],
+    [
+      f([1, 2, 70, 16]),
+      f([1, 2, 70, 16], -0.25, 0.25),
+      f([1, 2, 70, 5]),
+      f([1, 2, 70], 0, 1),
+      { logDecay: gates([1, 2, 70]) },
+    ],
   ],
   LOSS,
 )

@@ -5,7 +5,9 @@
 
 import {
   backward,
+  type FeatureMap,
   type Layout,
+  type LinearAttentionAttrs,
   layout,
   linearAttention as linearAttentionOp,
   profile,
@@ -14,11 +16,7 @@ import {
 import { afterAll, describe, expect, test } from 'vitest'
 import { createCpuBackend } from '../src/backend.ts'
 import type { Engine } from '../src/engine.ts'
-import {
-  type LinearAttentionAttrs,
-  linearAttention,
-  linearAttentionBackward,
-} from '../src/kernels/linear-attention.ts'
+import { linearAttention, linearAttentionBackward } from '../src/kernels/linear-attention.ts'
 import { extent, get, integer, makeEngines, mismatch, output, pick, put, random, release } from './row-rig.ts'
 
 interface Operand {
@@ -46,11 +44,22 @@ const element = ({ layout: l, data }: Operand, b: number, h: number, t: number, 
   const [sb, sh, st, sd] = l.strides as [number, number, number, number]
   return data[l.offset + b * sb + h * sh + t * st + d * sd] as number
 }
-const phi = (x: number): number => (x > 0 ? x + 1 : Math.exp(x))
-const slope = (x: number): number => (x > 0 ? 1 : Math.exp(x))
+const phis: Record<FeatureMap, (x: number) => number> = {
+  elu: (x) => (x > 0 ? x + 1 : Math.exp(x)),
+  relu: (x) => Math.max(x, 0),
+  exp: Math.exp,
+  identity: (x) => x,
+}
+const slopes: Record<FeatureMap, (x: number) => number> = {
+  elu: (x) => (x > 0 ? 1 : Math.exp(x)),
+  relu: (x) => (x > 0 ? 1 : 0),
+  exp: Math.exp,
+  identity: () => 1,
+}
 
 /** out, sum + eps, dq, dk, dv from the quadratic form, in float64. */
 function plain({ q, k, v, dout, attrs }: Case): Float64Array[] {
+  const [phi, slope] = [phis[attrs.featureMap], slopes[attrs.featureMap]]
   const [B, H, T, D] = q.layout.shape as [number, number, number, number]
   const S = k.layout.shape[2] as number
   const Dv = v.layout.shape[3] as number
@@ -157,13 +166,18 @@ interface Sizes {
   Dv?: number
 }
 
-function make(rnd: () => number, { B = 1, H = 1, T, S = T, D = 8, Dv = D }: Sizes, causal: boolean): Case {
+function make(
+  rnd: () => number,
+  { B = 1, H = 1, T, S = T, D = 8, Dv = D }: Sizes,
+  causal: boolean,
+  featureMap: FeatureMap = 'elu',
+): Case {
   return {
     q: floats(rnd, dense(B, H, T, D)),
     k: floats(rnd, dense(B, H, S, D)),
     v: floats(rnd, dense(B, H, S, Dv)),
     dout: floats(rnd, dense(B, H, T, Dv)),
-    attrs: { causal, eps: 1e-6 },
+    attrs: { causal, eps: 1e-6, featureMap },
   }
 }
 
@@ -193,6 +207,22 @@ describe('shapes', () => {
     check(make(random(2), { T: 0, S: 4 }, false))
     check(make(random(3), { T: 4, S: 0 }, false))
   })
+})
+
+describe('other feature maps', () => {
+  // The identity's weights have either sign; positive operands keep the normaliser away from zero.
+  const positive = (x: Operand): Operand => ({ ...x, data: x.data.map((y) => Math.abs(y) + 0.1) })
+  for (const map of ['relu', 'exp', 'identity'] as const) {
+    test.each<[Sizes, boolean]>([
+      [{ T: 150, D: 16, H: 2 }, true],
+      [{ T: 65, D: 33, Dv: 15 }, true],
+      [{ T: 400, D: 9, Dv: 17 }, true],
+      [{ T: 70, S: 130, D: 20, Dv: 6 }, false],
+    ])(`${map}, %o, causal: %s`, (sizes, causal) => {
+      const c = make(random(sizes.T + 2), sizes, causal, map)
+      check(map === 'identity' ? { ...c, q: positive(c.q), k: positive(c.k) } : c)
+    })
+  }
 })
 
 test('views of a packed projection, transposed, backwards, expanded', () => {

@@ -62,11 +62,20 @@ export {
   zeros,
   zerosLike,
 } from './ops/create.ts'
+export { type DeltaRuleOptions, deltaRule } from './ops/delta-rule.ts'
+export {
+  type GatedLinearAttentionOptions,
+  gatedLinearAttention,
+  type RetentionOptions,
+  retention,
+  retentionDecays,
+} from './ops/gated-linear-attention.ts'
 export * from './ops/indexing.ts'
 export * from './ops/inplace.ts'
 export * from './ops/linalg.ts'
 export { type LinearAttrs, type LinearEpilogue, linear } from './ops/linear.ts'
 export * from './ops/linear-attention.ts'
+export type { LinearForm, LinearFormOptions, StateOptions } from './ops/linear-attention-chunks.ts'
 export { type LinearCrossEntropyOptions, linearCrossEntropy } from './ops/linear-cross-entropy.ts'
 export * from './ops/loss.ts'
 export * from './ops/norm.ts'

@@ -3,6 +3,7 @@
  * transposed, and what is done with a product's rows before they are stored.
  */
 
+import type { FeatureMap } from '@tilegrad/core'
 import { mathF32x4 } from '../math.ts'
 import {
   type Func,
@@ -13,6 +14,7 @@ import {
   i32,
   i32x4,
   type ModuleBuilder,
+  type V128,
   v128,
 } from '../wasm/index.ts'
 import type { PackFunc } from './matmul-pack.ts'
@@ -92,9 +94,25 @@ const loadParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as c
  */
 export type LoadFunc = Func<typeof loadParams, null>
 
+/** φ of a vector. In this order of operands NaN stays NaN. */
+function featureOf(f: FunctionBuilder, feature: FeatureMap): (x: V128) => V128 {
+  if (feature === 'identity') return (x) => x
+  if (feature === 'relu') return (x) => f32x4.pmax(x, ZERO)
+  if (feature === 'exp') return mathF32x4(f, ['exp']).exp
+  const { expNonPositive } = mathF32x4(f, ['expNonPositive'])
+  return (x) => f32x4.add(f32x4.pmax(x, ZERO), expNonPositive(f32x4.pmin(x, ZERO)))
+}
+
+/** y · φ′, from φ. */
+function emitSlope(feature: FeatureMap, y: V128, phi: V128): V128 {
+  if (feature === 'relu') return v128.andnot(y, f32x4.le(phi, ZERO))
+  return f32x4.mul(y, feature === 'exp' ? phi : f32x4.pmin(phi, 1))
+}
+
 /** Emits φ of rows of numbers, by whole vectors; from and to may be the same. */
 function emitPhi(
   f: FunctionBuilder,
+  feature: FeatureMap,
   from: I32,
   fromRow: I32,
   to: I32,
@@ -102,7 +120,7 @@ function emitPhi(
   rows: I32,
   columns: I32,
 ): void {
-  const { expNonPositive } = mathF32x4(f, ['expNonPositive'])
+  const phi = featureOf(f, feature)
   const source = f.let(from)
   const target = f.let(to)
   const padded = f.let(columns.add(3).and(-4))
@@ -111,8 +129,7 @@ function emitPhi(
     const q = f.let(target)
     f.strips(0, padded, [16, 4], (_, width) => {
       const xs = Array.from({ length: width / 4 }, (_, j) => f.let(v128.load(p, 16 * j)))
-      // In this order of operands NaN stays NaN.
-      const ys = xs.map((x) => f.let(f32x4.add(f32x4.pmax(x, ZERO), expNonPositive(f32x4.pmin(x, ZERO)))))
+      const ys = xs.map((x) => f.let(phi(x)))
       ys.forEach((y, j) => f.store(q, y, 16 * j))
       p.set(p.add(4 * width))
       q.set(q.add(4 * width))
@@ -126,7 +143,7 @@ const ZERO = f32x4.const(0)
 const sourceOf = { phiQ: 'q', phiK: 'k', values: 'v', gradients: 'dout', outGradients: 'dout' } as const
 
 /** Loads an operand as rows, padded to whole vectors. */
-export function rowsFunc(m: ModuleBuilder, pack: PackFunc, operand: Operand): LoadFunc {
+export function rowsFunc(m: ModuleBuilder, pack: PackFunc, operand: Operand, feature: FeatureMap): LoadFunc {
   return m.func(loadParams, (f, params, b, h, row, rows, to, toRow, spare) => {
     const word = reader(params)
     const name = sourceOf[operand]
@@ -141,7 +158,7 @@ export function rowsFunc(m: ModuleBuilder, pack: PackFunc, operand: Operand): Lo
       from.set(to)
       fromRow.set(toRow)
     })
-    if (phi) emitPhi(f, from, fromRow, to, toRow, rows, columns)
+    if (phi) emitPhi(f, feature, from, fromRow, to, toRow, rows, columns)
     else if (operand === 'values') {
       const one = f.let(to.add(columns.shl(2)))
       f.for(0, rows, 1, () => {
@@ -183,7 +200,12 @@ export function rowsFunc(m: ModuleBuilder, pack: PackFunc, operand: Operand): Lo
  * Loads an operand transposed: a row per column, of `chunk` numbers; those without a row of the operand are
  * finite.
  */
-export function columnsFunc(m: ModuleBuilder, pack: PackFunc, operand: Operand): LoadFunc {
+export function columnsFunc(
+  m: ModuleBuilder,
+  pack: PackFunc,
+  operand: Operand,
+  feature: FeatureMap,
+): LoadFunc {
   const step = 4 * chunk
   return m.func(loadParams, (f, params, b, h, row, rows, to, toRow, spare) => {
     const word = reader(params)
@@ -197,7 +219,7 @@ export function columnsFunc(m: ModuleBuilder, pack: PackFunc, operand: Operand):
     }
     transpose(name, to)
     const last = f.let(to.add(columns.mul(step)))
-    if (phi) emitPhi(f, to, toRow, to, toRow, columns, i32.const(chunk))
+    if (phi) emitPhi(f, feature, to, toRow, to, toRow, columns, i32.const(chunk))
     else if (operand === 'values') for (let i = 0; i < step; i += 16) f.store(last, f32x4.const(1), i)
     else {
       transpose('out', spare)
@@ -231,11 +253,12 @@ export function finishFunc(
   m: ModuleBuilder,
   pack: PackFunc,
   finish: Finish,
+  feature: FeatureMap,
   load: LoadFunc | undefined,
 ): LoadFunc {
   return m.func(loadParams, (f, params, b, h, row, rows, from, fromRow, spare) => {
     const word = reader(params)
-    const columns = f.let(word(load === undefined ? 'valueWidth' : 'width'))
+    const columns = f.let(word(finish === 'phiQ' || finish === 'phiK' ? 'width' : 'valueWidth'))
     const at = f.let(from)
     if (finish === 'normalise') {
       const eps = f.let(f32.load(params, wordOffset('eps')))
@@ -259,7 +282,7 @@ export function finishFunc(
       f.for(0, rows, 1, () => {
         f.for(0, columns, 4, (c) => {
           const p = f.let(at.add(c.shl(2)))
-          f.store(p, f32x4.mul(v128.load(p), f32x4.pmin(v128.load(p.add(distance)), 1)))
+          f.store(p, emitSlope(feature, v128.load(p), v128.load(p.add(distance))))
         })
         at.set(at.add(fromRow))
       })

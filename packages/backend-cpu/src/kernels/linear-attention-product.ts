@@ -17,7 +17,7 @@
  * | dφ(K) | V′ | dO′ | φ(Q) | future | dK = φ′(K) ∘ dφ(K) |
  * | dV | φ(K) | φ(Q) | dO / n | future | |
  *
- * and φ′ = min(φ, 1). So the backward pass is the forward kernel three times, without sharing X Kᵀ ∘ M, for a
+ * and φ′ = min(φ, 1); other feature maps likewise (relu: φ > 0, exp: φ, identity: 1). So the backward pass is the forward kernel three times, without sharing X Kᵀ ∘ M, for a
  * third of the code. A chunk of n rows takes 2 D² multiply-adds per row for the state and about (n + 16) D for
  * the triangle: 2.75 D² at D = 64.
  *
@@ -30,6 +30,7 @@
  * way.
  */
 
+import type { FeatureMap } from '@tilegrad/core'
 import {
   type Func,
   type FunctionBuilder,
@@ -157,15 +158,26 @@ function emitTriangle(
 }
 
 /** Builds the kernel of one product and pass. Its rows are heads (`whole`), or chunks of heads. */
-export function buildProduct(m: ModuleBuilder, tile: Tile, p: Product, pass: Pass): void {
+export function buildProduct(
+  m: ModuleBuilder,
+  tile: Tile,
+  p: Product,
+  pass: Pass,
+  feature: FeatureMap,
+): void {
   const pack = packer(m)
   const strips = Array.from({ length: tile.vectors }, (_, v) =>
     freeStripsFunc(m, narrow(tile, v + 1), 'float32'),
   )
   const parts: Parts = { tile, strips, panels: panelsFunc(m, tile, strips) }
-  const [loadX, loadK, loadV] = [rowsFunc(m, pack, p.x), columnsFunc(m, pack, p.k), rowsFunc(m, pack, p.v)]
-  const factor = p.finish === 'phiQ' || p.finish === 'phiK' ? rowsFunc(m, pack, p.finish) : undefined
-  const finish = finishFunc(m, pack, p.finish, factor)
+  const [loadX, loadK, loadV] = [
+    rowsFunc(m, pack, p.x, feature),
+    columnsFunc(m, pack, p.k, feature),
+    rowsFunc(m, pack, p.v, feature),
+  ]
+  const slope = (p.finish === 'phiQ' || p.finish === 'phiK') && feature !== 'identity'
+  const factor = slope ? rowsFunc(m, pack, p.finish as 'phiQ' | 'phiK', feature) : undefined
+  const finish = finishFunc(m, pack, p.finish, feature, factor)
 
   m.kernel('main', (f, start, end, params, thread) => {
     const word = reader(params)

@@ -1,5 +1,5 @@
 /**
- * Fused linear attention with φ = elu + 1 (Katharopoulos et al. 2020), forward and backward, in time and
+ * Fused linear attention with φ = elu + 1, relu, exp or the identity (Katharopoulos et al. 2020), forward and backward, in time and
  * memory linear in T. One product computes all of it, once forward and once per gradient: see
  * `linear-attention-product.ts`. Saved for the backward pass besides the output: n = Σⱼ φ(q) · φ(kⱼ) + ε.
  *
@@ -21,7 +21,7 @@
  * Reference: `LINEAR_ATTENTION` in core's ops/linear-attention.ts. Test: linear-attention.test.ts.
  */
 
-import type { View } from '@tilegrad/core'
+import { type FeatureMap, featureMaps, type LinearAttentionAttrs, type View } from '@tilegrad/core'
 import { align64, type Engine, f32bits, type KernelFactory } from '../engine.ts'
 import {
   chunk,
@@ -34,16 +34,11 @@ import {
 import { buildPrefix, buildProduct, padded, productScratch } from './linear-attention-product.ts'
 import { type Tile, tileFor } from './matmul-micro.ts'
 
-/** What core gives to the operator `linear_attention`. */
-export interface LinearAttentionAttrs {
-  readonly causal: boolean
-  readonly eps: number
-}
-
 /** The largest head that the states in scratch memory are meant for. */
 const maxWidth = 256
 
-const takes = ([q, k, v]: readonly View[]): boolean =>
+const takes = ([q, k, v]: readonly View[], { featureMap }: LinearAttentionAttrs): boolean =>
+  featureMap in featureMaps &&
   [q, k, v].every((t) => t.dtype === 'float32') &&
   [q.shape[3], v.shape[3]].every((n) => n >= 1 && n <= maxWidth)
 
@@ -98,7 +93,7 @@ interface Sizes {
   readonly outer: number
 }
 
-function compute(engine: Engine, set: Setter, p: Product, s: Sizes): void {
+function compute(engine: Engine, set: Setter, p: Product, feature: FeatureMap, s: Sizes): void {
   if (s.heads * s.rows === 0) return
   const tile = tileOf(tileFor(engine.features))
   const { threads } = engine.features
@@ -117,9 +112,9 @@ function compute(engine: Engine, set: Setter, p: Product, s: Sizes): void {
   set('scratch', engine.scratch(bytes))
   set('scratchStep', align64(bytes))
   const run = (pass: Pass, tasks: number): void => {
-    const key = `linearAttention:${p.x},${p.k},${p.v}:${p.reach}:${p.finish}:${pass}:${name(tile)}`
+    const key = `linearAttention:${p.x},${p.k},${p.v}:${p.reach}:${p.finish}:${feature}:${pass}:${name(tile)}`
     engine.launch(
-      engine.kernel(key, (m) => buildProduct(m, tile, p, pass)),
+      engine.kernel(key, (m) => buildProduct(m, tile, p, pass, feature)),
       tasks,
       1,
     )
@@ -157,6 +152,7 @@ export const linearAttention: KernelFactory<LinearAttentionAttrs> = (engine) => 
       engine,
       set,
       { x: 'phiQ', k: 'phiK', v: 'values', reach: attrs.causal ? 'past' : 'all', finish: 'normalise' },
+      attrs.featureMap,
       {
         heads: q.shape[0] * q.shape[1],
         rows: q.shape[2],
@@ -184,7 +180,7 @@ export const linearAttentionBackward: KernelFactory<
     const gradient = (i: number, p: Product, sizes: Omit<Sizes, 'heads'>): void => {
       if (!attrs.needs[i]) return
       writeTensor(engine, set, 'y', outputs[next++])
-      compute(engine, set, p, { heads, ...sizes })
+      compute(engine, set, p, attrs.featureMap, { heads, ...sizes })
     }
     gradient(
       0,
