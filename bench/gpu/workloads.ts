@@ -1,0 +1,270 @@
+/** The GPU's workloads; the peers' sides, with the same names and sizes, are in ../peers/torch-gpu.py. */
+import {
+  contiguous,
+  gelu,
+  grad,
+  layerNorm,
+  linear,
+  linearAttention,
+  matmul,
+  profile,
+  rand,
+  reference,
+  scaledDotProductAttention,
+  scope,
+  softmax,
+  type Tensor,
+  withBackend,
+} from '@tilegrad/core'
+import { AdamW, parameter } from '@tilegrad/nn'
+import { agree, type Target, type Work } from '../cpu/harness.ts'
+import { gptStep } from '../cpu/workloads.ts'
+import { type GPTSize, gpts, training } from '../peers/inputs.ts'
+import { check, type Prepared, type Workload } from './harness.ts'
+
+/** Uniform in [−1, 1), drawn on the device. */
+const noise = (shape: readonly number[]): Tensor => scope(() => rand(shape).mul(2).sub(1)).keep()
+
+interface Case {
+  readonly shapes: readonly (readonly number[])[]
+  readonly fn: (...xs: Tensor[]) => Tensor[]
+  /** What of inputs and of results belongs together, and is compared with float64. */
+  readonly partIn?: (x: Tensor, i: number) => Tensor
+  readonly partOut?: (y: Tensor, i: number) => Tensor
+  readonly work: Work
+}
+
+async function prepare({ shapes, fn, partIn, partOut, work }: Case): Promise<Prepared> {
+  const inputs = shapes.map(noise)
+  const run = (): void => scope(() => void fn(...inputs))
+  const [xs, ys] = scope(() => {
+    const parts = (list: readonly Tensor[], part?: (t: Tensor, i: number) => Tensor) =>
+      list.map((t, i) => contiguous(part ? part(t.detach(), i) : t.detach()))
+    return [parts(inputs, partIn), parts(fn(...inputs), partOut)] as const
+  })
+  await check(xs, ys, fn)
+  for (const t of [...xs, ...ys]) t.dispose()
+  return { run, work, dispose: () => inputs.forEach((t) => t.dispose()) }
+}
+
+const rows5 = (x: Tensor): Tensor => x.narrow(0, x.shape[0] >> 1, 5)
+
+/** a (m, k) · b (k, n). */
+const gemm = (m: number, k: number, n: number): Promise<Prepared> =>
+  prepare({
+    shapes: [
+      [m, k],
+      [k, n],
+    ],
+    fn: (a, b) => [matmul(a, b)],
+    partIn: (x, i) => (i === 0 ? rows5(x) : x),
+    partOut: rows5,
+    work: { flops: 2 * m * n * k },
+  })
+
+/** x (m, k) · wᵀ, w (n, k): a layer's forward pass; and the gradients of x and of w from dy (m, n). */
+const forward = (m: number, k: number, n: number): Promise<Prepared> =>
+  prepare({
+    shapes: [
+      [m, k],
+      [n, k],
+    ],
+    fn: (x, w) => [linear(x, w)],
+    partIn: (x, i) => (i === 0 ? rows5(x) : x),
+    partOut: rows5,
+    work: { flops: 2 * m * n * k },
+  })
+const inputGradient = (m: number, k: number, n: number): Promise<Prepared> => gemm(m, n, k)
+const weightGradient = (m: number, k: number, n: number): Promise<Prepared> =>
+  prepare({
+    shapes: [
+      [m, n],
+      [m, k],
+    ],
+    fn: (dy, x) => [matmul(dy.T, x)],
+    partIn: (x, i) => (i === 0 ? x.narrow(1, 3, 5) : x),
+    partOut: (y) => y.narrow(0, 3, 5),
+    work: { flops: 2 * m * n * k },
+  })
+
+/** Training GPT at width 384, 64 sequences of 256 tokens: its projections. */
+const tokens = 64 * 256
+const layers = [
+  ['qkv', 384, 1152],
+  ['proj', 384, 384],
+  ['up', 384, 1536],
+  ['down', 1536, 384],
+  ['head', 384, 65],
+] as const
+const within17: Target = { share: 1 / 1.7 }
+const products: Workload[] = layers.flatMap(([name, k, n]): Workload[] => [
+  [`gemm 384 ${name} forward`, within17, () => forward(tokens, k, n)],
+  [`gemm 384 ${name} dx`, within17, () => inputGradient(tokens, k, n)],
+  [`gemm 384 ${name} dw`, within17, () => weightGradient(tokens, k, n)],
+])
+
+const gradients =
+  (fn: (...xs: Tensor[]) => Tensor) =>
+  (...all: Tensor[]): Tensor[] => {
+    const g = all.at(-1) as Tensor
+    const xs = all.slice(0, -1).map((x) => {
+      const leaf = x.detach()
+      leaf.requiresGrad = true
+      return leaf
+    })
+    return grad(fn(...xs), xs, { gradOutputs: [g] })
+  }
+
+function attention(backward: boolean): Promise<Prepared> {
+  const [b, h, t, d] = [4, 12, 2048, 64]
+  const fn = (q: Tensor, k: Tensor, v: Tensor) => scaledDotProductAttention(q, k, v, { isCausal: true })
+  const part = (x: Tensor): Tensor => x.narrow(0, 2, 1).narrow(1, 7, 1)
+  return prepare({
+    shapes: Array.from({ length: backward ? 4 : 3 }, () => [b, h, t, d]),
+    fn: backward ? gradients(fn as (...xs: Tensor[]) => Tensor) : (q, k, v) => [fn(q, k, v)],
+    partIn: part,
+    partOut: part,
+    work: { flops: (backward ? 7 : 2) * b * h * t * t * d },
+  })
+}
+
+function linearTime(t: number, backward: boolean): Promise<Prepared> {
+  const [h, d] = [8, 64]
+  const fn = (q: Tensor, k: Tensor, v: Tensor) => linearAttention(q, k, v, { isCausal: true })
+  const part = (x: Tensor): Tensor => x.narrow(1, 3, 1).narrow(2, 0, backward ? t : 1500)
+  const flops = (backward ? 12 : 4) * h * t * d * d
+  return prepare({
+    shapes: Array.from({ length: backward ? 4 : 3 }, () => [1, h, t, d]),
+    fn: backward ? gradients(fn as (...xs: Tensor[]) => Tensor) : (q, k, v) => [fn(q, k, v)],
+    // Queries need no later keys; gradients need all.
+    partIn: part,
+    partOut: part,
+    work: { flops, bytes: 4 * (backward ? 8 : 4) * h * t * d },
+  })
+}
+
+/** 256 MiB. */
+const [rows, columns] = [65536, 1024]
+const streaming = (
+  fn: (...xs: Tensor[]) => Tensor[],
+  shapes: readonly (readonly number[])[],
+  arrays: number,
+  whole = false,
+): Promise<Prepared> =>
+  prepare({
+    shapes,
+    fn,
+    ...(!whole && {
+      partIn: (x) => (x.rank === 2 ? x.narrow(0, 40001, 50) : x),
+      partOut: (y) => (y.rank === 2 ? y.narrow(0, 40001, 50) : y),
+    }),
+    work: { bytes: 4 * rows * columns * arrays },
+  })
+const x = [rows, columns]
+const w = [columns]
+
+async function adamw(): Promise<Prepared> {
+  const n = rows * columns
+  const { lr, beta1, beta2, eps, decay } = training
+  const param = parameter(noise([n]))
+  const g = noise([n])
+  param.grad = g
+  const optimizer = new AdamW([param], { lr, betas: [beta1, beta2], eps, weightDecay: decay })
+  const head = async (t: Tensor): Promise<Float32Array> => {
+    const part = scope(() => contiguous(t.detach().narrow(0, n >> 1, 64)))
+    return (await part.data()) as Float32Array
+  }
+  const [p, d] = [await head(param), await head(g)]
+  optimizer.step()
+  // After the first step the moments are the gradient and its square.
+  const first = (v: number, i: number): number =>
+    v * (1 - lr * decay) - (lr * (d[i] as number)) / (Math.abs(d[i] as number) + eps)
+  agree(await head(param), Array.from(p, first))
+  return {
+    run: () => optimizer.step(),
+    work: { bytes: 4 * n * 7 },
+    dispose: () => {
+      optimizer.dispose()
+      for (const t of [param, g]) t.dispose()
+    },
+  }
+}
+
+export const wideStep: GPTSize = { layers: 6, heads: 6, width: 384, batch: 64, block: 256, vocab: 65 }
+
+async function step(size: GPTSize): Promise<Prepared> {
+  const losses = async (make: () => Tensor): Promise<number[]> => {
+    const list: number[] = []
+    for (let i = 0; i < 3; i++) {
+      const loss = make()
+      list.push(await loss.item())
+      loss.dispose()
+    }
+    return list
+  }
+  const truth = await losses(withBackend(reference, () => gptStep(gpts.tiny, 'float64')))
+  agree(await losses(gptStep(gpts.tiny)), truth)
+  const { layers, width: c, block: t, vocab, batch } = size
+  const projections = 2 * (12 * c * c * layers + c * vocab)
+  const once = gptStep(size)
+  return {
+    run: () => once().dispose(),
+    work: { flops: batch * t * (3 * projections + 7 * t * c * layers) },
+    dispose: () => {},
+  }
+}
+
+/** Operators of a step, as profiles count them. */
+export function operatorsOf(once: () => void): number {
+  return profile(once).rows.reduce((n, row) => n + (row.path === 'composed' ? 0 : row.calls), 0)
+}
+
+const tflops = (n: number, rate: number): Target => ({ ms: (2 * n ** 3) / rate / 1e9 })
+const ofCopy: Target = { share: 0.8 }
+
+export const workloads: readonly Workload[] = [
+  ['gemm 4096', tflops(4096, 44), () => gemm(4096, 4096, 4096)],
+  ['gemm 2048', {}, () => gemm(2048, 2048, 2048)],
+  ['gemm 1024', tflops(1024, 23), () => gemm(1024, 1024, 1024)],
+  ...products,
+  ['attention forward', { ms: 1 }, () => attention(false)],
+  ['attention forward + backward', { ms: 4 }, () => attention(true)],
+  ['linear attention T=131072', { ms: 3 }, () => linearTime(131072, false)],
+  ['linear attention T=16384 forward + backward', {}, () => linearTime(16384, true)],
+  ['softmax forward', ofCopy, () => streaming((a) => [softmax(a, -1)], [x], 2)],
+  [
+    'softmax forward + backward',
+    {},
+    () =>
+      streaming(
+        gradients((a) => softmax(a as Tensor, -1)),
+        [x, x],
+        5,
+      ),
+  ],
+  ['layer norm forward', ofCopy, () => streaming((a, g, b) => [layerNorm(a, [columns], g, b)], [x, w, w], 2)],
+  [
+    'layer norm forward + backward',
+    {},
+    () =>
+      streaming(
+        (...all) => gradients((a, g, b) => layerNorm(a as Tensor, [columns], g, b))(...all).slice(0, 1),
+        [x, w, w, x],
+        5,
+      ),
+  ],
+  ['GELU forward', ofCopy, () => streaming((a) => [gelu(a)], [x], 2)],
+  [
+    'GELU forward + backward',
+    {},
+    () =>
+      streaming(
+        gradients((a) => gelu(a as Tensor)),
+        [x, x],
+        5,
+      ),
+  ],
+  ['AdamW 64M', ofCopy, adamw],
+  ['training step A', { ms: 3 }, () => step(gpts['training step A'])],
+  ['training step 384', { ms: 33 }, () => step(wideStep)],
+]
