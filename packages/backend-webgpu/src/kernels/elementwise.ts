@@ -1,12 +1,14 @@
 /**
- * Any scalar expression over operands that broadcast to one shape. Threads take four consecutive elements each.
+ * Any scalar expression over operands that broadcast to one shape. Threads take four consecutive elements each, or one
+ * where the expression is long, as those of random numbers are: four copies of it take drivers seconds to minutes to
+ * compile, and arithmetic is what takes its time.
  *
  * Where every operand is contiguous or one single number, they are loaded and stored as vectors of four; else each
  * element's place is computed from its coordinates. Buffers that appear twice are bound once: a buffer that is
  * written must not be bound a second time.
  */
 
-import type { KernelOf, Primitives, View } from '@tilegrad/core'
+import { type KernelOf, type Primitives, typedPostOrder, type View } from '@tilegrad/core'
 import type { GpuBuffer } from '../buffers.ts'
 import type { Engine } from '../engine.ts'
 import { grid, type Nest, nestOf } from '../layout.ts'
@@ -26,9 +28,10 @@ export function elementwise(engine: Engine): Primitives['elementwise'] {
       if (count === 0) return
       const views = [...outputs, ...inputs]
       // Coordinates count dims of the output as they are; an index needs their order, which merging keeps.
-      const nest = nestOf(out.shape, views, usesCoords(kernel))
-      const flat = nest.sizes.length === 1 && !usesCoords(kernel)
-      const vectors = flat && isVector(views, outputs.length, nest, count)
+      const { long, coords } = traitsOf(kernel)
+      const nest = nestOf(out.shape, views, coords)
+      const flat = nest.sizes.length === 1 && !coords
+      const vectors = !long && flat && isVector(views, outputs.length, nest, count)
 
       const buffers: GpuBuffer[] = []
       const place = views.map((v) => {
@@ -42,7 +45,18 @@ export function elementwise(engine: Engine): Primitives['elementwise'] {
         : []
       const key = `e${kernel.id}:${place}:${vectors ? 'v' : flat ? 'f' : nest.sizes.length}:${steps}`
       const gpuKernel = engine.kernel(key, kernel.name, () => {
-        return shader({ kernel, params }, views, outputs.length, place, written, nest, flat, vectors, steps)
+        return shader(
+          { kernel, params },
+          views,
+          outputs.length,
+          place,
+          written,
+          nest,
+          flat,
+          vectors,
+          long,
+          steps,
+        )
       })
 
       const words: number[] = [count]
@@ -55,14 +69,30 @@ export function elementwise(engine: Engine): Primitives['elementwise'] {
         if (dtype === 'float32') floats.push([words.length, value])
         words.push(dtype === 'bool' ? Number(value !== 0) : value)
       }
-      const [x, y] = grid(Math.ceil(count / (4 * workgroup)))
+      const [x, y] = grid(Math.ceil(count / ((long ? 1 : 4) * workgroup)))
       engine.run(gpuKernel, buffers, words, x, y, 1, floats)
     },
   }
 }
 
-const usesCoords = (kernel: Attrs['kernel']): boolean => kernel.usesIndex && kernel.exprs.some(hasCoord)
-const hasCoord = (t: Attrs['kernel']['exprs'][number]): boolean => t.kind === 'coord' || t.args.some(hasCoord)
+/** Nodes of an expression from which on a thread takes one element; GELU's gradient has fewer. */
+const longest = 64
+
+interface Traits {
+  readonly long: boolean
+  /** It uses coordinates. */
+  readonly coords: boolean
+}
+const known = new WeakMap<Attrs['kernel'], Traits>()
+function traitsOf(kernel: Attrs['kernel']): Traits {
+  let traits = known.get(kernel)
+  if (!traits) {
+    const nodes = typedPostOrder(kernel.exprs)
+    traits = { long: nodes.length > longest, coords: nodes.some(({ kind }) => kind === 'coord') }
+    known.set(kernel, traits)
+  }
+  return traits
+}
 
 /** Whether vectors of four fit: also at the end, where what a last vector of outputs overwrites must be nobody's. */
 function isVector(views: readonly View[], outputs: number, nest: Nest, count: number): boolean {
@@ -84,6 +114,7 @@ function shader(
   nest: Nest,
   flat: boolean,
   vectors: boolean,
+  long: boolean,
   steps: readonly number[],
 ) {
   const rank = nest.sizes.length
@@ -106,7 +137,7 @@ function shader(
     if (node.kind === 'param') return node.dtype === 'bool' ? `(p.a${node.slot} != 0u)` : `p.a${node.slot}`
     return node.kind === 'index' ? 'i32(i)' : `c${rank + node.dim}`
   })
-  const coords = usesCoords(kernel)
+  const { coords } = traitsOf(kernel)
   const args = [
     'i: u32',
     ...inputs.map((v, k) => `x${k}: ${typeOf(v.dtype)}`),
@@ -123,7 +154,7 @@ return Out(${values.join(', ')});
   const call = (i: string, elements: readonly string[], at = ''): string =>
     `f(${[i, ...elements, ...(coords ? Array.from({ length: rank }, (_, d) => `i32(k${d}${at})`) : [])].join(', ')})`
   const lines = [
-    `let first = ((wg.x + wg.y * groups.x) * ${workgroup}u + li) * 4u;`,
+    `let first = ((wg.x + wg.y * groups.x) * ${workgroup}u + li) * ${long ? 1 : 4}u;`,
     'if (first >= p.count) { return; }',
   ]
   if (vectors) {
@@ -142,7 +173,8 @@ return Out(${values.join(', ')});
       lines.push(`b${place[o]}[(u32(p.o${o}) + first) >> 2u] = vec4(${parts.join(', ')});`)
     })
   } else {
-    lines.push('for (var j = 0u; j < 4u; j++) {', 'let i = first + j;', 'if (i >= p.count) { break; }')
+    if (long) lines.push('{', 'let i = first;')
+    else lines.push('for (var j = 0u; j < 4u; j++) {', 'let i = first + j;', 'if (i >= p.count) { break; }')
     if (!flat) {
       lines.push('var rest = i;')
       for (let d = rank - 1; d >= 0; d--) {
