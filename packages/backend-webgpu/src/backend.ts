@@ -8,7 +8,7 @@ import { kernelTable } from './kernels/table.ts'
 
 /** How a WebGPU backend is set up. */
 export interface WebGpuOptions extends GpuOptions {
-  /** Bytes of free buffers to keep for the next tensors; default 1 GiB. */
+  /** Bytes of free buffers to keep for the next tensors; default: with those in use a quarter more than ever was in use. */
   readonly maxPooledBytes?: number
 }
 
@@ -35,7 +35,7 @@ export interface WebGpuBackend extends Backend {
  * withBackend(gpu, () => randn([2, 3]).matmul(randn([3, 4])).shape) // [2, 4]
  */
 export async function createWebGpuBackend(options: WebGpuOptions = {}): Promise<WebGpuBackend> {
-  const { maxPooledBytes = 2 ** 30, ...wanted } = options
+  const { maxPooledBytes, ...wanted } = options
   const gpu = await openGpu(wanted)
   const engine = new Engine(gpu, maxPooledBytes)
   const bufferOf = (view: View): GpuBuffer => {

@@ -35,6 +35,8 @@ export interface BufferStats {
 }
 
 const minBytes = 256
+/** Kept in any case, unless told otherwise. */
+const leastPooled = 2 ** 28
 
 /** The next size of a buffer: four steps to every power of two, so that at most a fifth is wasted. */
 export function sizeClass(bytes: number): number {
@@ -47,7 +49,7 @@ export function sizeClass(bytes: number): number {
 export class BufferPool {
   readonly #gpu: Gpu
   readonly #free = new Map<number, GpuBuffer[]>()
-  readonly #maxPooled: number
+  readonly #maxPooled: number | undefined
   readonly #retire: (buffer: GpuBuffer) => void
   #used = 0
   #usedCount = 0
@@ -57,7 +59,7 @@ export class BufferPool {
   #created = 0
 
   /** `retire` destroys a buffer once nothing recorded uses it any more. */
-  constructor(gpu: Gpu, maxPooledBytes: number, retire: (buffer: GpuBuffer) => void) {
+  constructor(gpu: Gpu, maxPooledBytes: number | undefined, retire: (buffer: GpuBuffer) => void) {
     this.#gpu = gpu
     this.#maxPooled = maxPooledBytes
     this.#retire = retire
@@ -93,23 +95,33 @@ export class BufferPool {
   free(buffer: GpuBuffer): void {
     this.#used -= buffer.bytes
     this.#usedCount--
-    if (this.#pooled + buffer.bytes > this.#maxPooled) {
-      this.#retire(buffer)
-      return
-    }
-    const list = this.#free.get(buffer.bytes)
-    if (list) list.push(buffer)
-    else this.#free.set(buffer.bytes, [buffer])
+    const list = this.#free.get(buffer.bytes) ?? []
+    list.push(buffer)
+    // The last to be asked for again first: sizes that are in use stay at the end.
+    this.#free.delete(buffer.bytes)
+    this.#free.set(buffer.bytes, list)
     this.#pooled += buffer.bytes
     this.#pooledCount++
+    const most = this.#maxPooled ?? Math.max(leastPooled, 1.25 * this.#peak - this.#used)
+    if (this.#pooled > most) this.#evict(most)
+  }
+
+  /** Gives free buffers back to the device, those of the size that was used longest ago first. */
+  #evict(most: number): void {
+    for (const [bytes, list] of this.#free) {
+      while (this.#pooled > most && list.length > 0) {
+        this.#retire(list.shift() as GpuBuffer)
+        this.#pooled -= bytes
+        this.#pooledCount--
+      }
+      if (list.length === 0) this.#free.delete(bytes)
+      if (this.#pooled <= most) return
+    }
   }
 
   /** Gives all free buffers back to the device. */
   trim(): void {
-    for (const list of this.#free.values()) for (const buffer of list) this.#retire(buffer)
-    this.#free.clear()
-    this.#pooled = 0
-    this.#pooledCount = 0
+    this.#evict(0)
   }
 
   stats(): BufferStats {

@@ -69,7 +69,7 @@ export class Engine {
   #timing: { set: GPUQuerySet; resolve: GPUBuffer; labels: string[] } | null = null
   readonly #timed: Promise<void>[] = []
 
-  constructor(gpu: Gpu, maxPooledBytes: number) {
+  constructor(gpu: Gpu, maxPooledBytes: number | undefined) {
     this.gpu = gpu
     this.device = gpu.device
     this.pool = new BufferPool(gpu, maxPooledBytes, (buffer) => {
