@@ -11,6 +11,7 @@ export default defineConfig({
     alias: [
       { find: /^@tilegrad\/core\/formula$/, replacement: source('core/src/formula.ts') },
       { find: /^@tilegrad\/([\w-]+)$/, replacement: source('$1/src/index.ts') },
+      { find: /^tilegrad\/workers$/, replacement: source('tilegrad/src/workers.ts') },
       { find: /^tilegrad$/, replacement: source('tilegrad/src/index.ts') },
     ],
   },

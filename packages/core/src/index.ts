@@ -109,5 +109,24 @@ export {
 export { getRngState, hostRandint, hostRandom, manualSeed, type RngState, setRngState } from './random.ts'
 export { reference } from './reference/backend.ts'
 export { referenceKernels } from './reference/kernels.ts'
+export {
+  allGather,
+  allReduce,
+  type HostTensor,
+  type Link,
+  Mailbox,
+  type Message,
+  RankError,
+  runRanks,
+} from './ring/link.ts'
+export {
+  type RingAttention,
+  type RingAttentionOptions,
+  type RingOrder,
+  ringAttention,
+  ringPieces,
+  ringShard,
+  ringUnshard,
+} from './ring/ring-attention.ts'
 export { enableGrad, GradNode, gradEnabled, noGrad } from './tape.ts'
 export { type Hook, Tensor } from './tensor.ts'
