@@ -5,7 +5,7 @@ import { sameShape } from '../layout.ts'
 import { elementwise, fill } from '../primitives/elementwise.ts'
 import { matmulPrimitive } from '../primitives/matmul.ts'
 import { scan } from '../primitives/scan.ts'
-import { expandView, reshapeView, transposeView } from '../primitives/views.ts'
+import { contiguous, expandView, reshapeView, transposeView } from '../primitives/views.ts'
 import { program } from '../program.ts'
 import type { Tensor } from '../tensor.ts'
 import { decayedBetween, gatedScores, powerOfTwo } from './linear-attention-triangles.ts'
@@ -187,7 +187,9 @@ function series(added: Tensor, decay: Tensor | null, state: Tensor | null): Stat
   if (decay) {
     // The factor of the first is multiplied by the nothing before it.
     const moved = exp(cat([narrow(decay, 2, n - 1, 1), narrow(decay, 2, 0, n - 1)], 2))
-    before = scan('affine', [expandView('scan', moved, found.shape), found], 2, false)
+    // Dense, so that engines scan by whole vectors.
+    const factors = contiguous(expandView('scan', moved, found.shape))
+    before = scan('affine', [factors, found], 2, false)
   } else before = scan('sum', [found], 2, false)
   const last = (x: Tensor): Tensor => narrow(x, 2, n - 1, 1)
   return {
