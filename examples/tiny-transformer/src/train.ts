@@ -177,10 +177,8 @@ export async function heldOutLoss(
 export async function write(model: GPT, corpus: Corpus, length: number, prompt = '\n'): Promise<string> {
   const token = new Map(corpus.alphabet.map((c, i) => [c, i]))
   const start = [...prompt].map((c) => token.get(c) ?? 0)
-  const out = model.generate(tensor(Int32Array.from(start), [1, start.length]), {
-    maxNewTokens: length,
-    temperature: 0.8,
-  })
+  const idx = tensor(Int32Array.from(start), [1, start.length])
+  const out = await model.generate(idx, { maxNewTokens: length, temperature: 0.8 }).tensor()
   return Array.from(await out.data(), (i) => corpus.alphabet[i] ?? '')
     .join('')
     .slice(prompt.length)

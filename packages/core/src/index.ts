@@ -89,7 +89,7 @@ export {
   elementwise as applyProgram,
   elementwiseAll as applyProgramAll,
   elementwiseInto as applyProgramInto,
-  generate,
+  generate as generateProgram,
 } from './primitives/elementwise.ts'
 export {
   elementwiseIntoEach as applyProgramIntoEach,
@@ -106,7 +106,15 @@ export {
   type Typed,
   typedPostOrder,
 } from './program.ts'
-export { getRngState, hostRandint, hostRandom, manualSeed, type RngState, setRngState } from './random.ts'
+export {
+  getRngState,
+  hostRandint,
+  hostRandom,
+  manualSeed,
+  RandomGenerator,
+  type RngState,
+  setRngState,
+} from './random.ts'
 export { reference } from './reference/backend.ts'
 export { referenceKernels } from './reference/kernels.ts'
 export {

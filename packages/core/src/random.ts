@@ -57,6 +57,33 @@ export function manualSeed(seed: number | string): void {
   state = fresh(seed)
 }
 
+/**
+ * A generator beside the global one, with a seed of its own, as torch.Generator.
+ *
+ * @example
+ * const generator = new RandomGenerator(7)
+ * const noise = generator.run(() => randn([3])) // the global generator stays where it was
+ */
+export class RandomGenerator {
+  #state: State
+
+  constructor(seed: number | string) {
+    this.#state = fresh(seed)
+  }
+
+  /** Runs `fn`, which is synchronous: what it draws comes from this generator, and goes on where the last run ended. */
+  run<T>(fn: () => T): T {
+    const outer = state
+    state = this.#state
+    try {
+      return fn()
+    } finally {
+      this.#state = state
+      state = outer
+    }
+  }
+}
+
 /** The parameters of the next draw: key and draw number, as a random program expects them. @internal */
 export const nextDraw = (): [number, number, number] => [state.key[0], state.key[1], state.draw++ | 0]
 

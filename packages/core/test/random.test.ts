@@ -5,7 +5,7 @@ import {
   bernoulli,
   dataSync,
   dropout,
-  generate,
+  generateProgram,
   getRngState,
   grad,
   hostRandint,
@@ -54,7 +54,7 @@ describe('Threefry-2x32', () => {
         (_, [c]) => threefry(c, e.constant(5), e.constant(7), e.constant(9))[0],
         1,
       )
-      return dataSync(generate(p, reference, [1], 'int32', [bit]))[0]
+      return dataSync(generateProgram(p, reference, [1], 'int32', [bit]))[0]
     }
     const ones32 = (v: number): number => (v >>> 0).toString(2).replaceAll('0', '').length
     const flips = Array.from({ length: 31 }, (_, i) => ones32(word(1 << i) ^ word(0)))

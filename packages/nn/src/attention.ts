@@ -2,14 +2,17 @@ import {
   applyProgram,
   type Expr,
   expr,
+  linear,
   linearAttention,
   program,
+  ShapeError,
   scaledDotProductAttention,
   split,
   type Tensor,
   tensor,
   ValueError,
 } from '@tilegrad/core'
+import { type AttentionCache, KVCache } from './cache.ts'
 import { probability } from './dropout.ts'
 import { Linear, positive } from './linear.ts'
 import { buffer, Module } from './module.ts'
@@ -25,7 +28,9 @@ export interface AttentionModuleOptions {
   bias?: boolean
   /** Bias of the projection back to embedDim; default as `bias`. */
   outBias?: boolean
-  /** One projection for queries, keys and values; default true. The results are the same. */
+  /** Size of what keys and values are made of, for cross-attention; default embedDim. */
+  kvDim?: number
+  /** One projection for queries, keys and values; default true, if kvDim is embedDim. The results are the same. */
   packed?: boolean
   /** Rotary position embedding of queries and keys (Su et al. 2021); default false. */
   rope?: boolean | RopeOptions
@@ -46,20 +51,45 @@ export interface MultiHeadAttentionOptions extends AttentionModuleOptions {
   scale?: number
 }
 
-export interface AttentionForwardOptions {
+export interface AttentionForwardOptions<C extends AttentionCache = AttentionCache> {
   /** Of x's shape, added to the result. */
   residual?: Tensor | null
+  /** Cross-attention: keys and values are made of this, (B, S, kvDim), in place of x; its first row is position 0. */
+  context?: Tensor | null
+  /**
+   * Broadcasts to (B, H, T, S): bool, true where a query may attend to a key, or float, added to the scores. As in
+   * `scaledDotProductAttention`; PyTorch's layer has it the other way round.
+   */
+  attnMask?: Tensor | null
+  /** bool (B, S), true where a key is padding, to be ignored, as in PyTorch. */
+  keyPaddingMask?: Tensor | null
+  /**
+   * From this layer's `newCache`: x are the tokens after those it holds, and see these as well, so that S in the masks
+   * counts all of them. Only without gradients.
+   */
+  cache?: C | null
+}
+
+/** What a way to attend learns of a call beside the heads. */
+export interface AttentionCall<C extends AttentionCache = AttentionCache> {
+  /** What the layer was given, (B, T, embedDim). */
+  readonly x: Tensor
+  readonly attnMask: Tensor | null
+  readonly keyPaddingMask: Tensor | null
+  /** Takes in k and v, which come after what it holds. */
+  readonly cache: C | null
 }
 
 /**
- * Self-attention around some way to attend: projections make queries, keys and values, whose heads attend as views of
- * their outputs, and another mixes the heads.
+ * Attention around some way to attend: projections make queries, keys and values, whose heads attend as views of their
+ * outputs, and another mixes the heads. A subclass says how to attend, and which cache it wants for decoding, C.
  *
  * Parameters are GPT-2's, `c_attn` (queries, keys and values in this order: (H + 2Hk)·D outputs) and `c_proj`; with
  * `packed: false` they are Llama's, `q_proj`, `k_proj`, `v_proj` and `o_proj`. Norms are `q_norm` and `k_norm`.
  */
-export abstract class SelfAttention extends Module {
+export abstract class SelfAttention<C extends AttentionCache = AttentionCache> extends Module {
   readonly embedDim: number
+  readonly kvDim: number
   readonly numHeads: number
   readonly numKvHeads: number
   readonly headDim: number
@@ -76,10 +106,15 @@ export abstract class SelfAttention extends Module {
 
   constructor(embedDim: number, numHeads: number, options: AttentionModuleOptions = {}) {
     super()
-    const { numKvHeads = numHeads, bias = true, outBias = bias, packed = true, isCausal = false } = options
-    const { headDim = embedDim / numHeads, rope = false, qkNorm = false } = options
+    const { numKvHeads = numHeads, bias = true, outBias = bias, isCausal = false } = options
+    const { headDim = embedDim / numHeads, kvDim = embedDim, rope = false, qkNorm = false } = options
+    const { packed = kvDim === embedDim } = options
     const name = this.constructor.name
-    positive(name, { embedDim, numHeads, numKvHeads })
+    positive(name, { embedDim, numHeads, numKvHeads, kvDim })
+    if (packed && kvDim !== embedDim)
+      throw new ValueError(
+        `${name}: kvDim ${kvDim} differs from embedDim ${embedDim}, which needs packed: false`,
+      )
     if (options.headDim === undefined && embedDim % numHeads !== 0) {
       throw new ValueError(
         `${name}: embedDim ${embedDim} must be a multiple of numHeads ${numHeads}, or headDim be given`,
@@ -89,6 +124,7 @@ export abstract class SelfAttention extends Module {
     if (numHeads % numKvHeads !== 0)
       throw new ValueError(`${name}: numHeads ${numHeads} must be a multiple of numKvHeads ${numKvHeads}`)
     this.embedDim = embedDim
+    this.kvDim = kvDim
     this.numHeads = numHeads
     this.numKvHeads = numKvHeads
     this.headDim = headDim
@@ -97,8 +133,8 @@ export abstract class SelfAttention extends Module {
     if (packed) this.c_attn = new Linear(embedDim, q + 2 * kv, { bias })
     else {
       this.q_proj = new Linear(embedDim, q, { bias })
-      this.k_proj = new Linear(embedDim, kv, { bias })
-      this.v_proj = new Linear(embedDim, kv, { bias })
+      this.k_proj = new Linear(kvDim, kv, { bias })
+      this.v_proj = new Linear(kvDim, kv, { bias })
     }
     this.q_norm = qkNorm ? new RMSNorm(headDim, { eps: 1e-6 }) : null
     this.k_norm = qkNorm ? new RMSNorm(headDim, { eps: 1e-6 }) : null
@@ -113,29 +149,63 @@ export abstract class SelfAttention extends Module {
     return (this.c_proj ?? this.o_proj) as Linear
   }
 
-  /** From q (B, H, T, D), k and v (B, Hk, T, D) to (B, H, T, D). */
-  protected abstract attend(q: Tensor, k: Tensor, v: Tensor): Tensor
+  /** From q (B, H, T, D), k and v (B, Hk, S, D) to (B, H, T, D). */
+  protected abstract attend(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall<C>): Tensor
 
-  /** (B, T, embedDim) → the same shape. */
-  forward(x: Tensor, { residual = null }: AttentionForwardOptions = {}): Tensor {
-    const [q, k, v] = this.#project(x).map((part) =>
+  /**
+   * A cache for decoding `batch` sequences of up to `maxLength` tokens, for `forward`; null if this way to attend has
+   * none.
+   */
+  newCache(_batch: number, _maxLength: number): C | null {
+    return null
+  }
+
+  /**
+   * (B, T, embedDim) → the same shape.
+   *
+   * @throws ShapeError or DTypeError for what does not fit, ValueError for a context together with a cache.
+   */
+  forward(x: Tensor, options: AttentionForwardOptions<C> = {}): Tensor {
+    const { residual = null, context = null, attnMask = null, keyPaddingMask = null, cache = null } = options
+    const name = this.constructor.name
+    if (context && cache)
+      throw new ValueError(`${name}: a cache holds what x was before; with a context leave it out`)
+    const [b, s] = (context ?? x).shape
+    const padded = [b, (s as number) + (cache?.length ?? 0)]
+    if (
+      keyPaddingMask &&
+      (keyPaddingMask.dtype !== 'bool' || keyPaddingMask.shape.join() !== padded.join())
+    ) {
+      throw new ShapeError(
+        `${name}: keyPaddingMask must be bool (B, S) = [${padded.join(', ')}], got ${keyPaddingMask.dtype} [${keyPaddingMask.shape.join(', ')}]`,
+      )
+    }
+    const [q, k, v] = this.#project(x, context).map((part) =>
       part.unflatten(-1, [-1, this.headDim]).transpose(-3, -2),
     ) as [Tensor, Tensor, Tensor]
-    const heads = this.attend(this.#place(q, this.q_norm), this.#place(k, this.k_norm), v)
+    const offset = cache?.length ?? 0
+    const [query, key] = [this.#place(q, this.q_norm, offset), this.#place(k, this.k_norm, offset)]
+    const heads = this.attend(query, key, v, { x, attnMask, keyPaddingMask, cache })
     return this.outProj.forward(heads.transpose(-3, -2).flatten(-2), { residual })
   }
 
-  #project(x: Tensor): Tensor[] {
+  #project(x: Tensor, context: Tensor | null): Tensor[] {
     const { c_attn, q_proj, k_proj, v_proj, headDim, numHeads, numKvHeads } = this
-    const kv = numKvHeads * headDim
-    if (c_attn) return split(c_attn.forward(x), [numHeads * headDim, kv, kv], -1)
-    return [q_proj, k_proj, v_proj].map((projection) => (projection as Linear).forward(x))
+    const [q, kv] = [numHeads * headDim, numKvHeads * headDim]
+    if (!c_attn) {
+      const source = context ?? x
+      return [q_proj?.forward(x), k_proj?.forward(source), v_proj?.forward(source)] as Tensor[]
+    }
+    if (!context) return split(c_attn.forward(x), [q, kv, kv], -1)
+    const rows = (input: Tensor, from: number, length: number): Tensor =>
+      linear(input, c_attn.weight.narrow(0, from, length), c_attn.bias?.narrow(0, from, length))
+    return [rows(x, 0, q), ...split(rows(context, q, 2 * kv), [kv, kv], -1)]
   }
 
-  /** Heads normalised and turned by their positions, as far as this layer does that. */
-  #place(heads: Tensor, norm: RMSNorm | null): Tensor {
+  /** Heads normalised and turned by their positions from `offset` on, as far as this layer does that. */
+  #place(heads: Tensor, norm: RMSNorm | null, offset: number): Tensor {
     const normed = norm ? norm.forward(heads) : heads
-    return this.#rope ? this.#rope.turn(normed, 0) : normed
+    return this.#rope ? this.#rope.turn(normed, offset) : normed
   }
 
   override extraRepr(): string {
@@ -147,15 +217,16 @@ export abstract class SelfAttention extends Module {
 }
 
 /**
- * Multi-head self-attention (Vaswani et al. 2017), (B, T, embedDim) → (B, T, embedDim): each of the H heads computes
- * softmax(q kᵀ · scale) v.
+ * Multi-head attention (Vaswani et al. 2017), (B, T, embedDim) → (B, T, embedDim): each of the H heads computes
+ * softmax(q kᵀ · scale + mask) v, with keys and values of x itself or of a context. What sees no key at all gets zeros
+ * from its heads. Causality begins at the top left corner, position 0 of x and context, or where a cache ends.
  *
  * @throws ValueError unless sizes divide, dropout is a probability and a window is a whole number of causal attention.
  * @example
  * const attention = new MultiHeadAttention(16, 4, { numKvHeads: 2, isCausal: true, rope: true })
  * attention.forward(randn([2, 5, 16])).shape // → 2,5,16
  */
-export class MultiHeadAttention extends SelfAttention {
+export class MultiHeadAttention extends SelfAttention<KVCache> {
   /** Probability of dropping an attention weight while training. */
   readonly dropout: number
   readonly window: number
@@ -180,15 +251,61 @@ export class MultiHeadAttention extends SelfAttention {
       : null
   }
 
-  protected attend(q: Tensor, k: Tensor, v: Tensor): Tensor {
-    const [h, t, s] = [this.numHeads, q.shape[q.rank - 2] as number, k.shape[k.rank - 2] as number]
-    return scaledDotProductAttention(q, k, v, {
-      attnMask: this.slopes && applyProgram(ALIBI, [this.slopes.expand([h, t, s])]),
-      isCausal: this.isCausal,
+  /**
+   * @throws ValueError unless attention is causal, and for a maxLength of Infinity without a window.
+   * @example
+   * const attention = new MultiHeadAttention(16, 4, { isCausal: true })
+   * const cache = attention.newCache(2, 10)
+   * noGrad(() => attention.forward(randn([2, 3, 16]), { cache }))
+   * noGrad(() => attention.forward(randn([2, 1, 16]), { cache })) // the fourth token, which sees all four
+   * cache.length // → 4
+   */
+  override newCache(batch: number, maxLength: number): KVCache {
+    if (!this.isCausal) {
+      throw new ValueError(
+        'MultiHeadAttention: a cache needs isCausal: true; otherwise earlier tokens see later ones',
+      )
+    }
+    const { numKvHeads, headDim, window } = this
+    const { dtype, backend: device } = this.outProj.weight
+    return new KVCache({ batch, numKvHeads, headDim, maxLength, window, dtype, device })
+  }
+
+  protected attend(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall<KVCache>): Tensor {
+    const { keys, values } = call.cache ? call.cache.append(k, v) : { keys: k, values: v }
+    const rows = keys.shape[keys.rank - 2] as number
+    // With a window the cache may hold the last keys only.
+    const length = call.cache?.length ?? rows
+    const last = (mask: Tensor): Tensor =>
+      length > rows && mask.shape[mask.rank - 1] === length ? mask.narrow(-1, length - rows, rows) : mask
+    return scaledDotProductAttention(q, keys, values, {
+      attnMask: this.#mask(call, last, q, rows),
+      isCausal: this.isCausal && (call.cache ? 'bottom-right' : 'top-left'),
       window: this.window,
       scale: this.scale,
       dropoutP: this.training ? this.dropout : 0,
     })
+  }
+
+  #mask(
+    { attnMask, keyPaddingMask, cache }: AttentionCall<KVCache>,
+    last: (mask: Tensor) => Tensor,
+    q: Tensor,
+    s: number,
+  ): Tensor | null {
+    const t = q.shape[q.rank - 2] as number
+    let mask = attnMask && last(attnMask)
+    if (keyPaddingMask) {
+      const padding = last(keyPaddingMask).unsqueeze(1).unsqueeze(1)
+      if (!mask) mask = padding.logicalNot()
+      else
+        mask =
+          mask.dtype === 'bool' ? mask.logicalAnd(padding.logicalNot()) : mask.maskedFill(padding, -Infinity)
+    }
+    if (!this.slopes) return mask
+    const bias = applyProgram(ALIBI, [this.slopes.expand([this.numHeads, t, s])], [cache ? s - t : 0])
+    if (!mask) return bias
+    return mask.dtype === 'bool' ? bias.maskedFill(mask.logicalNot(), -Infinity) : bias.add(mask)
   }
 
   override extraRepr(): string {
@@ -197,8 +314,15 @@ export class MultiHeadAttention extends SelfAttention {
   }
 }
 
-const ALIBI = program('alibi', 1, ([slope]) =>
-  expr.neg(expr.mul(slope as Expr, expr.cast('float32', expr.abs(expr.sub(expr.coord(-2), expr.coord(-1)))))),
+/** Input: slope; param: position of the first query. */
+const ALIBI = program(
+  'alibi',
+  1,
+  ([slope], [offset]) => {
+    const distance = expr.sub(expr.add(expr.coord(-2), offset as Expr), expr.coord(-1))
+    return expr.neg(expr.mul(slope as Expr, expr.cast('float32', expr.abs(distance))))
+  },
+  1,
 )
 
 /**
@@ -238,7 +362,8 @@ export class LinearAttention extends SelfAttention {
     this.eps = eps
   }
 
-  protected attend(q: Tensor, k: Tensor, v: Tensor): Tensor {
+  protected attend(q: Tensor, k: Tensor, v: Tensor, { attnMask, keyPaddingMask }: AttentionCall): Tensor {
+    if (attnMask || keyPaddingMask) throw new ValueError('LinearAttention: takes no masks')
     const [keys, values] = [this.#served(k), this.#served(v)]
     return linearAttention(q, keys, values, { isCausal: this.isCausal, eps: this.eps })
   }

@@ -1,29 +1,20 @@
-import {
-  argmax,
-  cat,
-  checkpoint,
-  crossEntropy,
-  noGrad,
-  rand,
-  ShapeError,
-  scope,
-  type Tensor,
-  topk,
-  ValueError,
-} from '@tilegrad/core'
+import { checkpoint, crossEntropy, ShapeError, type Tensor } from '@tilegrad/core'
 import type { GELUKind } from './activation.ts'
+import type { AttentionCache } from './cache.ts'
 import { Dropout } from './dropout.ts'
 import { Embedding } from './embedding.ts'
+import { type GenerateOptions, type Generation, generate, type LanguageModel } from './generate.ts'
 import * as init from './init.ts'
 import { Linear, positive } from './linear.ts'
 import { Module } from './module.ts'
 import { LayerNorm } from './norm.ts'
+import type { RopeOptions } from './rope.ts'
 import { TransformerBlock } from './transformer.ts'
 
 export interface GPTConfig {
   /** Number of different tokens, V. */
   vocabSize: number
-  /** Longest sequence the model can see, in tokens. */
+  /** Longest sequence the model can see, in tokens, where positions are learned. */
   blockSize: number
   numLayers: number
   numHeads: number
@@ -36,6 +27,14 @@ export interface GPTConfig {
   bias?: boolean
   /** Default 'softmax'. */
   attention?: 'softmax' | 'linear'
+  /** Rotary positions in place of learned ones; default false. */
+  rope?: boolean | RopeOptions
+  /** ALiBi in place of learned positions; default false. */
+  alibi?: boolean
+  /** Each position sees the last `window` ones only, itself among them. Default 0: all. */
+  window?: number
+  /** RMSNorm of each head's queries and keys; default false. */
+  qkNorm?: boolean
   /** The head shares the token embedding's weight; default true. */
   tieWeights?: boolean
   /** Default 'exact'; GPT-2 itself used 'tanh'. */
@@ -52,14 +51,6 @@ export interface GPTOutput<L extends Tensor | null> {
   logits: Tensor
   /** Mean cross-entropy in nats, a scalar; null without targets. */
   loss: L
-}
-
-export interface GenerateOptions {
-  maxNewTokens: number
-  /** Divides the logits; 0 takes the likeliest token. Default 1. */
-  temperature?: number
-  /** Choose among the k likeliest tokens only. Default: all. */
-  topK?: number
 }
 
 /**
@@ -87,10 +78,11 @@ export interface GenerateOptions {
  * })
  * Math.abs((await loss.item()) - Math.log(11)) < 0.5 // → true
  */
-export class GPT extends Module {
+export class GPT extends Module implements LanguageModel {
   readonly config: Readonly<GPTConfig>
   wte: Embedding
-  wpe: Embedding
+  /** Null with `rope` or `alibi`. */
+  wpe: Embedding | null
   drop: Dropout
   h: TransformerBlock[]
   ln_f: LayerNorm
@@ -100,12 +92,14 @@ export class GPT extends Module {
     super()
     const { vocabSize, blockSize, numLayers, numHeads, embedDim, tieWeights = true } = config
     const { dropout = 0, bias = true, attention = 'softmax', gelu = 'exact', numKvHeads = numHeads } = config
+    const { rope = false, alibi = false, window = 0, qkNorm = false } = config
     positive('GPT', { vocabSize, blockSize, numLayers, numHeads, embedDim })
     this.config = { ...config }
     this.wte = new Embedding(vocabSize, embedDim)
-    this.wpe = new Embedding(blockSize, embedDim)
+    this.wpe = rope || alibi ? null : new Embedding(blockSize, embedDim)
     this.drop = new Dropout(dropout)
-    const block = { dropout, bias, attention, gelu, numKvHeads, isCausal: true }
+    const positions = { rope, alibi, window, qkNorm }
+    const block = { dropout, bias, attention, gelu, numKvHeads, ...positions, isCausal: true }
     this.h = Array.from({ length: numLayers }, () => new TransformerBlock(embedDim, numHeads, block))
     this.ln_f = new LayerNorm(embedDim, { bias })
     this.lm_head = new Linear(embedDim, vocabSize, { bias: false })
@@ -133,19 +127,28 @@ export class GPT extends Module {
     }
   }
 
-  /** Token indices (B, T) → what the head sees, (B, T, embedDim). */
-  #hidden(idx: Tensor): Tensor {
+  /** blockSize, or Infinity where positions are not learned. */
+  get maxLength(): number {
+    return this.wpe ? this.config.blockSize : Infinity
+  }
+
+  /** Token indices (B, T), after those of the cache → what the head sees, (B, T, embedDim). */
+  #hidden(idx: Tensor, cache: readonly AttentionCache[] | null): Tensor {
     const [, t] = idx.shape
-    const { blockSize } = this.config
-    if (t === undefined || idx.rank !== 2 || t > blockSize) {
+    const before = cache?.[0]?.length ?? 0
+    if (t === undefined || idx.rank !== 2 || before + t > this.maxLength) {
       throw new ShapeError(
-        `GPT: idx must be (B, T) with T ≤ blockSize = ${blockSize}, got [${idx.shape.join(', ')}]`,
+        `GPT: idx must be (B, T) with T ≤ blockSize = ${this.maxLength}, got [${idx.shape.join(', ')}]${before ? ` after ${before} tokens` : ''}`,
       )
     }
-    // Positions are 0 … T−1, so that the lookup is a slice.
-    let x = this.drop.forward(this.wte.forward(idx).add(this.wpe.weight.narrow(0, 0, t)))
+    const tokens = this.wte.forward(idx)
+    // Positions follow each other, so that the lookup is a slice.
+    let x = this.drop.forward(this.wpe ? tokens.add(this.wpe.weight.narrow(0, before, t)) : tokens)
     const saves = this.training && this.config.gradientCheckpointing === true
-    for (const block of this.h) x = saves ? checkpoint((x) => block.forward(x), x) : block.forward(x)
+    for (const [i, block] of this.h.entries()) {
+      const run = (x: Tensor): Tensor => block.forward(x, { cache: cache?.[i] ?? null })
+      x = saves ? checkpoint(run, x) : run(x)
+    }
     return this.ln_f.forward(x)
   }
 
@@ -166,7 +169,7 @@ export class GPT extends Module {
   forward(idx: Tensor, targets: Tensor): GPTOutput<Tensor>
   forward(idx: Tensor, targets?: Tensor): GPTOutput<Tensor | null>
   forward(idx: Tensor, targets?: Tensor): GPTOutput<Tensor | null> {
-    const logits = this.lm_head.forward(this.#hidden(idx))
+    const logits = this.lm_head.forward(this.#hidden(idx, null))
     if (!targets) return { logits, loss: null }
     if (targets.shape.join() !== idx.shape.join()) {
       throw new ShapeError(
@@ -181,67 +184,40 @@ export class GPT extends Module {
   }
 
   /**
-   * Continues sequences token by token, drawing from `manualSeed`'s generator, in evaluation mode and untaped. Each
-   * token is computed from the last blockSize tokens anew. Nothing is read back: sampling runs on the device, by
-   * adding Gumbel noise to the logits and taking the largest.
+   * Caches for decoding `batch` sequences of up to `maxLength` tokens, one for each block; null with attention that has
+   * none.
+   */
+  newCache(batch: number, maxLength = this.config.blockSize): AttentionCache[] | null {
+    const caches: AttentionCache[] = []
+    for (const { attn } of this.h) {
+      const cache = attn.newCache(batch, maxLength)
+      if (!cache) return null
+      caches.push(cache)
+    }
+    return caches
+  }
+
+  /**
+   * Logits (B, V) of the token after the last of idx.
    *
-   * @param idx int32 tokens (B, T), T ≥ 1; longer than blockSize is cropped for computing only.
-   * @returns int32 (B, T + maxNewTokens), beginning with idx; a tensor of the caller's scope.
-   * @throws ValueError for a negative temperature, a topK below 1 or a maxNewTokens that is no whole number.
+   * @param idx int32 tokens (B, T); with a cache, those after what it holds, which it takes in.
+   * @throws ShapeError if the sequences become longer than `maxLength`.
+   */
+  nextLogits(idx: Tensor, cache: readonly AttentionCache[] | null = null): Tensor {
+    return this.lm_head.forward(this.#hidden(idx, cache).select(1, -1))
+  }
+
+  /**
+   * Continues sequences: see `generate`.
+   *
    * @example
    * manualSeed(1)
    * const model = new GPT({ vocabSize: 11, blockSize: 8, numLayers: 1, numHeads: 2, embedDim: 16 })
    * const start = tensor([[1, 2, 3]], { dtype: 'int32' })
-   * const tokens = model.generate(start, { maxNewTokens: 5, temperature: 0.8, topK: 4 })
+   * const tokens = await model.generate(start, { maxNewTokens: 5, temperature: 0.8, topK: 4 }).tensor()
    * tokens.shape // → 1,8
    */
-  generate(idx: Tensor, { maxNewTokens, temperature = 1, topK }: GenerateOptions): Tensor {
-    if (!Number.isInteger(maxNewTokens) || maxNewTokens < 0) {
-      throw new ValueError(`GPT.generate: maxNewTokens must be a whole number, got ${maxNewTokens}`)
-    }
-    if (!(temperature >= 0)) throw new ValueError(`GPT.generate: temperature must be ≥ 0, got ${temperature}`)
-    if (topK !== undefined) positive('GPT.generate', { topK })
-    if (idx.rank !== 2 || idx.shape[1] === 0) {
-      throw new ShapeError(
-        `GPT.generate: idx must be (B, T) with at least one token, got [${idx.shape.join(', ')}]`,
-      )
-    }
-    const { blockSize, vocabSize } = this.config
-    const modes = this.modules().map((module) => [module, module.training] as const)
-    this.eval()
-    try {
-      let tokens = noGrad(() => scope(() => idx.clone()))
-      for (let n = 0; n < maxNewTokens; n++) {
-        const before = tokens
-        tokens = noGrad(() =>
-          scope(() => {
-            const length = before.shape[1] as number
-            const seen = Math.min(length, blockSize)
-            const hidden = this.#hidden(before.narrow(1, length - seen, seen))
-            const logits = this.lm_head.forward(hidden.select(1, seen - 1))
-            const next = sample(logits, temperature, Math.min(topK ?? vocabSize, vocabSize))
-            return cat([before, next], 1)
-          }),
-        )
-        before.dispose()
-      }
-      return tokens
-    } finally {
-      for (const [module, mode] of modes) module.training = mode
-    }
+  generate(idx: Tensor, options: GenerateOptions): Generation {
+    return generate(this, idx, options)
   }
-}
-
-/** One token per row of logits (B, V), (B, 1): from softmax(logits / temperature) restricted to the k largest. */
-function sample(logits: Tensor, temperature: number, k: number): Tensor {
-  if (temperature === 0) return argmax(logits, 1, { keepdim: true })
-  let allowed = logits
-  if (k < (logits.shape[1] as number)) {
-    const least = topk(logits, k, 1)[0].narrow(1, k - 1, 1)
-    allowed = logits.maskedFill(logits.lt(least), -Infinity)
-  }
-  // The largest of logit + Gumbel noise is distributed as the softmax (Gumbel 1954; Maddison et al. 2014).
-  const uniform = rand(logits.shape, { device: logits.backend, dtype: logits.dtype })
-  const gumbel = uniform.log().neg().log().neg()
-  return argmax(allowed.div(temperature).add(gumbel), 1, { keepdim: true })
 }

@@ -6,6 +6,7 @@
 
 export { GELU, type GELUKind, ReLU, Sigmoid, SiLU, Tanh } from './activation.ts'
 export {
+  type AttentionCall,
   type AttentionForwardOptions,
   type AttentionModuleOptions,
   alibiSlopes,
@@ -15,9 +16,11 @@ export {
   type MultiHeadAttentionOptions,
   SelfAttention,
 } from './attention.ts'
+export { AttentionCache, KVCache, type KVCacheOptions } from './cache.ts'
 export { Dropout } from './dropout.ts'
 export { Embedding, type EmbeddingOptions } from './embedding.ts'
-export { type GenerateOptions, GPT, type GPTConfig, type GPTOutput } from './gpt.ts'
+export { type GenerateOptions, Generation, generate, type LanguageModel } from './generate.ts'
+export { GPT, type GPTConfig, type GPTOutput } from './gpt.ts'
 export * as init from './init.ts'
 export { Linear, type LinearOptions } from './linear.ts'
 export { buffer, type LoadResult, Module, parameter, type StateDict } from './module.ts'

@@ -1,6 +1,12 @@
-import type { Tensor } from '@tilegrad/core'
+import { type Tensor, ValueError } from '@tilegrad/core'
 import { GELU, type GELUKind } from './activation.ts'
-import { LinearAttention, MultiHeadAttention } from './attention.ts'
+import {
+  LinearAttention,
+  MultiHeadAttention,
+  type MultiHeadAttentionOptions,
+  type SelfAttention,
+} from './attention.ts'
+import type { AttentionCache } from './cache.ts'
 import { Dropout } from './dropout.ts'
 import { Linear } from './linear.ts'
 import { Module } from './module.ts'
@@ -41,13 +47,9 @@ export class MLP extends Module {
   }
 }
 
-export interface TransformerBlockOptions extends MLPOptions {
-  /** Default 'softmax'; 'linear' takes time linear in the length. */
+export interface TransformerBlockOptions extends MLPOptions, MultiHeadAttentionOptions {
+  /** Default 'softmax'; 'linear' takes time linear in the length, but no window, ALiBi or scale. */
   attention?: 'softmax' | 'linear'
-  /** Fewer key-value heads than query heads, a divisor of them. Default numHeads. */
-  numKvHeads?: number
-  /** Each position sees itself and earlier ones only; default false. */
-  isCausal?: boolean
   /** Probability of dropping attention weights (softmax only) and elements of both residual branches; default 0. */
   dropout?: number
 }
@@ -71,30 +73,29 @@ export class TransformerBlock extends Module {
 
   constructor(embedDim: number, numHeads: number, options: TransformerBlockOptions = {}) {
     super()
-    const { attention = 'softmax', numKvHeads = numHeads, isCausal = false, dropout = 0, ...mlp } = options
-    const { bias = true } = mlp
-    const shared = { numKvHeads, isCausal, bias }
+    const { attention = 'softmax', bias = true, dropout = 0, window, alibi, scale } = options
+    if (attention === 'linear' && (window || alibi || scale !== undefined))
+      throw new ValueError('TransformerBlock: linear attention takes no window, alibi or scale')
     this.ln_1 = new LayerNorm(embedDim, { bias })
     this.attn =
       attention === 'linear'
-        ? new LinearAttention(embedDim, numHeads, shared)
-        : new MultiHeadAttention(embedDim, numHeads, { ...shared, dropout })
+        ? new LinearAttention(embedDim, numHeads, options)
+        : new MultiHeadAttention(embedDim, numHeads, options)
     this.ln_2 = new LayerNorm(embedDim, { bias })
-    this.mlp = new MLP(embedDim, mlp)
+    this.mlp = new MLP(embedDim, options)
     this.drop = new Dropout(dropout)
   }
 
-  forward(x: Tensor): Tensor {
-    return this.#add(this.#add(x, this.attn, this.ln_1), this.mlp, this.ln_2)
+  /** `cache`: of `attn.newCache`; then x are the tokens after those it holds. */
+  forward(x: Tensor, { cache = null }: { cache?: AttentionCache | null } = {}): Tensor {
+    const attn: SelfAttention = this.attn
+    const y = this.#add(x, this.ln_1, (z, residual) => attn.forward(z, { residual: residual ?? null, cache }))
+    return this.#add(y, this.ln_2, (z, residual) => this.mlp.forward(z, residual))
   }
 
   /** x + drop(branch(norm(x))). Without dropout in between the branch's last projection adds x itself. */
-  #add(x: Tensor, branch: MultiHeadAttention | LinearAttention | MLP, norm: LayerNorm): Tensor {
+  #add(x: Tensor, norm: LayerNorm, branch: (z: Tensor, residual?: Tensor) => Tensor): Tensor {
     const drops = this.training && this.drop.p > 0
-    return drops
-      ? x.add(this.drop.forward(branch.forward(norm.forward(x))))
-      : branch instanceof MLP
-        ? branch.forward(norm.forward(x), x)
-        : branch.forward(norm.forward(x), { residual: x })
+    return drops ? x.add(this.drop.forward(branch(norm.forward(x)))) : branch(norm.forward(x), x)
   }
 }

@@ -1,4 +1,4 @@
-import { manualSeed, randn, type Tensor } from '@tilegrad/core'
+import { gradcheck, manualSeed, randn, type Tensor, tensor, zeros } from '@tilegrad/core'
 import { alibiSlopes, type Linear, MultiHeadAttention, type MultiHeadAttentionOptions } from '@tilegrad/nn'
 import { beforeEach, describe, expect, it } from 'vitest'
 import { expectNumbers, gradcheckModule, values } from './helpers.ts'
@@ -169,9 +169,104 @@ it('shows what it does', () => {
   )
 })
 
+describe.each([
+  ['packed', { numKvHeads: 2 }, 16],
+  ['separate', { numKvHeads: 2, packed: false }, 16],
+  ['of another width', { headDim: 6, kvDim: 5 }, 5],
+] as const)('a context, %s', (_, options, width) => {
+  it.each([
+    [1, 7],
+    [7, 1],
+    [63, 20],
+    [5, 127],
+  ])('of another length: T = %d, S = %d', (t, s) => {
+    const { isCausal, rope } = { isCausal: true, rope: true }
+    for (const more of [{}, { isCausal }, { rope }]) {
+      const layer = layerOf({ ...options, ...more })
+      const separate = layerOf({ ...options, ...more, packed: false })
+      if (layer.c_attn) unpack(layer, separate)
+      else separate.loadStateDict(layer.stateDict())
+      const [x, context] = [input(t), input(s, width)]
+      const told = {
+        causal: more === undefined || 'isCausal' in more,
+        frequencies: 'rope' in more ? powers(10000, layer.headDim) : [],
+      }
+      expectNumbers(
+        values(layer.forward(x, { context })),
+        writtenAttention(separate, x, context, told),
+        CLOSE,
+      )
+    }
+  })
+
+  it('has gradients that agree with finite differences', () => {
+    const layer = new MultiHeadAttention(16, 4, { bias: false, ...options })
+    // The layer's own parameters are checked without a context; here what flows into the context.
+    layer.requiresGrad_(false).to('float64')
+    const [x, context] = [input(3, 16, 1), input(2, width, 1)]
+    expect(gradcheck((a, c) => layer.forward(a, { context: c }), [x, context])).toBe(true)
+  })
+})
+
+describe('masks', () => {
+  const [t, s] = [6, 9]
+  const x = (): Tensor => input(t)
+  // Query 4 sees nothing at all, and key 8 is seen by nobody.
+  const sees = (i: number, j: number): boolean => i !== 4 && j !== 8 && (i * 7 + j * 5) % 3 !== 0
+  // The second sequence has no keys but padding.
+  const padded = (b: number, j: number): boolean => b === 1 || j < 2
+  const flags = (shape: number[], f: (...at: number[]) => boolean): Tensor => {
+    const [n, m] = shape
+    const list = Array.from({ length: n * m }, (_, i) => f(Math.floor(i / m), i % m))
+    return tensor(Uint8Array.from(list, Number)).reshape(shape).to('bool')
+  }
+  const attnMask = flags([t, s], sees)
+  const keyPaddingMask = flags([2, s], padded)
+  const additive = zeros([t, s], { dtype: 'float64' }).maskedFill(attnMask.logicalNot(), -Infinity)
+  const both = (b: number, i: number, j: number): boolean => sees(i, j) && !padded(b, j)
+
+  it.each([
+    ['attnMask, true: may attend', { attnMask }, (_: number, i: number, j: number) => sees(i, j)],
+    ['a float attnMask', { attnMask: additive }, (_: number, i: number, j: number) => sees(i, j)],
+    ['keyPaddingMask, true: ignored', { keyPaddingMask }, (b: number, _: number, j: number) => !padded(b, j)],
+    ['both', { attnMask, keyPaddingMask }, both],
+    ['both, one of them float', { attnMask: additive, keyPaddingMask }, both],
+  ])('%s; heads are zero where nothing is seen', (_, options, seen) => {
+    const slopes = [0.25, 0.0625, 0.015625, 0.00390625]
+    for (const [alibi, told] of [
+      [false, {}],
+      [true, { slopes }],
+    ] as const) {
+      const layer = layerOf({ packed: false, alibi })
+      const [q, context] = [x(), input(s)]
+      const out = layer.forward(q, { context, ...options })
+      expectNumbers(values(out), writtenAttention(layer, q, context, { ...told, sees: seen }), CLOSE)
+    }
+  })
+
+  it('keep gradients finite in rows that see nothing', () => {
+    const layer = layerOf({})
+    const [a, context] = [x(), input(s)]
+    for (const input of [a, context]) input.requiresGrad = true
+    layer.forward(a, { context, attnMask, keyPaddingMask }).square().sum().backward()
+    for (const p of [a, context, ...layer.parameters()])
+      expect(values(p.grad).every(Number.isFinite)).toBe(true)
+    expect(values(a.grad?.select(0, 1)).every((v) => v === 0)).toBe(true)
+  })
+
+  it('must fit', () => {
+    const layer = layerOf({})
+    expect(() => layer.forward(x(), { keyPaddingMask })).toThrow(
+      /keyPaddingMask must be bool \(B, S\) = \[2, 6\], got bool \[2, 9\]/,
+    )
+    expect(() => layer.forward(x(), { attnMask })).toThrow(/mask \[6, 9\] does not broadcast/)
+  })
+})
+
 describe('errors', () => {
   const bad: [string, MultiHeadAttentionOptions, RegExp][] = [
     ['head size', { headDim: 0 }, /headDim must be a positive integer, got 0/],
+    ['kvDim', { kvDim: 5, packed: true }, /kvDim 5 differs from embedDim 16, which needs packed: false/],
     ['window', { window: 1.5, isCausal: true }, /window must be a whole number ≥ 0, got 1.5/],
     ['window without an end', { window: 4 }, /a window needs isCausal: true/],
     ['scale', { scale: Number.NaN }, /scale must be finite, got NaN/],

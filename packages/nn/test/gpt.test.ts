@@ -16,6 +16,7 @@ import {
   AdamW,
   clipGradNorm,
   decayGroups,
+  type Embedding,
   GPT,
   type GPTConfig,
   type Linear,
@@ -56,7 +57,7 @@ describe('GPT', () => {
     const model = new GPT({ ...tiny, tieWeights: false })
     const idx = randint(0, 7, [2, 5])
     const targets = randint(0, 7, [2, 5])
-    let x = model.wte.forward(idx).add(model.wpe.forward(arange(5)))
+    let x = model.wte.forward(idx).add((model.wpe as Embedding).forward(arange(5)))
     for (const block of model.h) x = block.forward(x)
     const logits = matmul(model.ln_f.forward(x), model.lm_head.weight.T)
     const out = model.forward(idx, targets)
@@ -186,108 +187,5 @@ describe('training', () => {
     expect(losses[0]).toBeGreaterThan(1.5)
     // Eighteen tokens are learned by heart, up to what the first positions cannot know.
     expect(losses[79]).toBeLessThan(0.3)
-  })
-})
-
-describe('generate', () => {
-  const start = tensor(
-    [
-      [1, 2],
-      [3, 4],
-    ],
-    int,
-  )
-
-  it('at temperature 0 takes the likeliest token of the last blockSize tokens', () => {
-    const model = new GPT(tiny)
-    // Initial weights are small; larger ones make choices clear.
-    for (const p of model.parameters()) p.detach().mul_(20)
-    let expected = [
-      [1, 2],
-      [3, 4],
-    ]
-    for (let n = 0; n < 8; n++) {
-      const seen = expected.map((row) => row.slice(-6))
-      const last = model.forward(tensor(seen, int)).logits.select(1, seen[0].length - 1)
-      const next = values(last.argmax(1))
-      expected = expected.map((row, b) => [...row, next[b]])
-    }
-    const out = model.generate(start, { maxNewTokens: 8, temperature: 0 })
-    expect([out.dtype, out.shape]).toEqual(['int32', [2, 10]])
-    expect(values(out)).toEqual(expected.flat())
-    // The likeliest token is all that topK 1 leaves.
-    expect(values(model.generate(start, { maxNewTokens: 8, topK: 1 }))).toEqual(expected.flat())
-  })
-
-  it.each([
-    [1, 7],
-    [0.5, 7],
-    [2, 3],
-  ])('samples from softmax(logits / %d) of the %d likeliest tokens', (temperature, topK) => {
-    const model = new GPT(tiny)
-    for (const p of model.parameters()) p.detach().mul_(6)
-    const rows = 4000
-    const prompt = tensor([[1, 5]], int)
-      .expand([rows, 2])
-      .contiguous()
-    const drawn = values(model.generate(prompt, { maxNewTokens: 1, temperature, topK }).select(1, 2))
-    const logits = values(model.forward(tensor([[1, 5]], int)).logits.select(1, 1))
-    const least = [...logits].sort((a, b) => b - a)[topK - 1]
-    const weights = logits.map((l) => (l >= least ? Math.exp(l / temperature) : 0))
-    const total = weights.reduce((a, b) => a + b)
-    weights.forEach((w, token) => {
-      const p = w / total
-      const share = drawn.filter((t) => t === token).length / rows
-      // A proportion of 4000 has a deviation of √(p(1−p)/4000); four of them, and none where p is 0.
-      expect(Math.abs(share - p)).toBeLessThanOrEqual(4 * Math.sqrt((p * (1 - p)) / rows))
-    })
-    expect(new Set(drawn).size).toBeGreaterThan(1)
-  })
-
-  it('follows the seed', () => {
-    const model = new GPT(tiny)
-    const draw = (seed: number): number[] => {
-      manualSeed(seed)
-      return values(model.generate(start, { maxNewTokens: 6 }))
-    }
-    expect(draw(1)).toEqual(draw(1))
-    expect(draw(1)).not.toEqual(draw(2))
-  })
-
-  it('runs without dropout, restores each module’s mode, records nothing and leaves no temporaries', () => {
-    const model = new GPT({ ...tiny, dropout: 0.5 })
-    model.h[0].eval()
-    const before = memory().tensors
-    const draw = (): Tensor => model.generate(start, { maxNewTokens: 7, temperature: 0 })
-    const [a, b] = [draw(), draw()]
-    expect(memory().tensors - before).toBe(2)
-    expect(values(a)).toEqual(values(b))
-    expect(a.requiresGrad).toBe(false)
-    expect([model.training, model.drop.training, model.h[0].training, model.h[1].training]).toEqual([
-      true,
-      true,
-      false,
-      true,
-    ])
-    expect(start.disposed).toBe(false)
-  })
-
-  it('may be asked for nothing, and says what does not fit', () => {
-    const model = new GPT(tiny)
-    const same = model.generate(start, { maxNewTokens: 0 })
-    expect(same).not.toBe(start)
-    expect(values(same)).toEqual(values(start))
-    expect(() => model.generate(start, { maxNewTokens: -1 })).toThrow(
-      /maxNewTokens must be a whole number, got -1/,
-    )
-    expect(() => model.generate(start, { maxNewTokens: 1, temperature: -1 })).toThrow(
-      /temperature must be ≥ 0, got -1/,
-    )
-    expect(() => model.generate(start, { maxNewTokens: 1, topK: 0 })).toThrow(
-      /topK must be a positive integer, got 0/,
-    )
-    expect(() => model.generate(zeros([1, 0], int), { maxNewTokens: 1 })).toThrow(
-      /at least one token, got \[1, 0\]/,
-    )
   })
 })

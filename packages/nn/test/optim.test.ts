@@ -293,7 +293,7 @@ describe('Optimizer', () => {
 
   it('decayGroups: matrices decay, vectors and frozen parameters do not', () => {
     const model = new GPT({ vocabSize: 5, blockSize: 4, numLayers: 1, numHeads: 1, embedDim: 4 })
-    model.wpe.weight.requiresGrad = false
+    model.wte.weight.requiresGrad = false
     const [matrices, vectors] = decayGroups(model, 0.1)
     expect([matrices.weightDecay, vectors.weightDecay]).toEqual([0.1, 0])
     expect(matrices.params.every((p) => p.rank === 2) && vectors.params.every((p) => p.rank === 1)).toBe(true)
@@ -364,7 +364,7 @@ describe('clipping', () => {
   })
 })
 
-it('a training step reads nothing from the device', () => {
+it('a training step and generation read nothing from the device', async () => {
   const refuse = (): never => {
     throw new Error('read')
   }
@@ -377,7 +377,7 @@ it('a training step reads nothing from the device', () => {
     readSync: refuse,
     kernels: reference.kernels,
   }
-  const norm = withBackend(blind, () => {
+  const { norm, model, start } = withBackend(blind, () => {
     const model = new GPT({
       vocabSize: 5,
       blockSize: 4,
@@ -395,9 +395,9 @@ it('a training step reads nothing from the device', () => {
     const total = clipGradNorm(model.parameters(), 1)
     clipGradValue(model.parameters(), 0.5)
     for (const optimizer of optimizers) optimizer.step()
-    model.generate(tensor([[0, 1]], { dtype: 'int32' }), { maxNewTokens: 3, topK: 2 })
-    return total
+    return { norm: total, model, start: tensor([[0, 1]], { dtype: 'int32' }) }
   })
-  expect(norm.device).toBe('blind')
+  const tokens = await model.generate(start, { maxNewTokens: 3, topK: 3, topP: 0.9, minP: 0.1 }).tensor()
+  expect([norm.device, tokens.device]).toEqual(['blind', 'blind'])
   expect(() => norm.itemSync()).toThrow('read')
 })

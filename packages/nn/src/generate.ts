@@ -1,0 +1,269 @@
+import {
+  amax,
+  argmax,
+  cat,
+  cumsum,
+  noGrad,
+  RandomGenerator,
+  rand,
+  ShapeError,
+  scope,
+  softmax,
+  type Tensor,
+  tensor,
+  topk,
+  ValueError,
+  where,
+  zeros,
+} from '@tilegrad/core'
+import type { AttentionCache } from './cache.ts'
+import { positive } from './linear.ts'
+import type { Module } from './module.ts'
+
+/** What `generate` needs of a model. */
+export interface LanguageModel {
+  /** Longest sequence its positions allow; Infinity where they do not end. */
+  readonly maxLength: number
+  modules(): Module[]
+  /** A cache for each attention layer, for sequences of up to `maxLength` tokens; null if the model has none. */
+  newCache(batch: number, maxLength: number): readonly AttentionCache[] | null
+  /**
+   * Logits (B, V) of the token after the last of idx, int32 (B, T). With caches idx comes after what they hold, and
+   * they take it in.
+   */
+  nextLogits(idx: Tensor, cache: readonly AttentionCache[] | null): Tensor
+}
+
+export interface GenerateOptions {
+  /** How many tokens each sequence gets; Infinity where the model's caches have an end of their own, as windows do. */
+  maxNewTokens: number
+  /** Divides the logits; 0 takes the likeliest token. Default 1. */
+  temperature?: number
+  /** Choose among the k likeliest tokens only. Default: all. */
+  topK?: number
+  /** Choose among the fewest likeliest tokens whose probabilities reach topP (Holtzman et al. 2020). Default 1: all. */
+  topP?: number
+  /** Choose among tokens at least minP times as likely as the likeliest (Nguyen et al. 2024). Default 0: all. */
+  minP?: number
+  /** Tokens that end a sequence. They are part of it, and repeated while other sequences go on. */
+  stop?: readonly number[]
+  /** Draws from a generator of this seed's own. Default: from `manualSeed`'s. */
+  seed?: number | string
+  /** Keep keys and values, so that each token is computed from the one before; default true. */
+  useCache?: boolean
+}
+
+/**
+ * Tokens to come. Nothing happens before they are asked for, and each `for await` and each `tensor()` generates anew.
+ */
+export class Generation implements AsyncIterable<Int32Array> {
+  readonly #model: LanguageModel
+  readonly #idx: Tensor
+  readonly #options: GenerateOptions
+
+  /** @internal */
+  constructor(model: LanguageModel, idx: Tensor, options: GenerateOptions) {
+    check(idx, options)
+    this.#model = model
+    this.#idx = idx
+    this.#options = options
+  }
+
+  /** One token of each sequence after the other, (B), as soon as it is known. */
+  async *[Symbol.asyncIterator](): AsyncGenerator<Int32Array, void, undefined> {
+    const run = new Run(this.#model, this.#idx, this.#options)
+    try {
+      while (run.step()) yield await run.read()
+    } finally {
+      run.dispose()
+    }
+  }
+
+  /**
+   * All tokens, int32 (B, T + n), beginning with idx. Reads nothing from the device, unless there are stop tokens.
+   *
+   * @throws ValueError if maxNewTokens is Infinity.
+   */
+  async tensor(): Promise<Tensor> {
+    const { maxNewTokens, stop = [] } = this.#options
+    if (maxNewTokens === Infinity)
+      throw new ValueError('generate: tensor() needs an end; give maxNewTokens, or use for await')
+    const [b, t] = this.#idx.shape as [number, number]
+    const run = new Run(this.#model, this.#idx, this.#options)
+    const out = zeros([b, t + maxNewTokens], { dtype: 'int32', device: this.#idx.backend })
+    const write = (from: number, tokens: Tensor): void =>
+      scope(() => {
+        out.narrow(1, from, tokens.shape[1] as number).copy_(tokens)
+      })
+    try {
+      write(0, this.#idx)
+      while (run.step()) {
+        write(t + run.tokens - 1, run.last as Tensor)
+        if (stop.length > 0) await run.read()
+      }
+      if (run.tokens === maxNewTokens) return out
+      const short = scope(() => out.narrow(1, 0, t + run.tokens).clone())
+      out.dispose()
+      return short
+    } catch (error) {
+      out.dispose()
+      throw error
+    } finally {
+      run.dispose()
+    }
+  }
+}
+
+/**
+ * Continues sequences token by token, in evaluation mode and untaped. The prompt runs through the model once and each
+ * new token alone, where the model has caches and its positions do not end; beyond, each token is computed from the last
+ * `model.maxLength` tokens anew. Sampling runs on the device: Gumbel noise is added to the logits and the largest taken
+ * (Gumbel 1954; Maddison et al. 2014); temperature comes first, then topK, topP and minP.
+ *
+ * @param idx int32 tokens (B, T), T ≥ 1; keep it until the tokens are there.
+ * @returns new tokens as they come, by `for await`, or all by `tensor()`.
+ * @throws ShapeError for an idx that is not (B, T), ValueError for options out of range.
+ * @example
+ * const model = new GPT({ vocabSize: 11, blockSize: 8, numLayers: 1, numHeads: 2, embedDim: 16 })
+ * const start = tensor([[1, 2, 3]], { dtype: 'int32' })
+ * for await (const [token] of generate(model, start, { maxNewTokens: 2, topP: 0.9 })) console.log(token)
+ * const tokens = await generate(model, start, { maxNewTokens: 5, temperature: 0.8, seed: 1 }).tensor()
+ * tokens.shape // → 1,8
+ */
+export const generate = (model: LanguageModel, idx: Tensor, options: GenerateOptions): Generation =>
+  new Generation(model, idx, options)
+
+function check(idx: Tensor, options: GenerateOptions): void {
+  const { maxNewTokens, temperature = 1, topK, topP = 1, minP = 0, stop = [] } = options
+  if (!(maxNewTokens === Infinity || Number.isInteger(maxNewTokens)) || maxNewTokens < 0)
+    throw new ValueError(`generate: maxNewTokens must be a whole number or Infinity, got ${maxNewTokens}`)
+  if (!(temperature >= 0)) throw new ValueError(`generate: temperature must be ≥ 0, got ${temperature}`)
+  if (topK !== undefined) positive('generate', { topK })
+  if (!(topP > 0 && topP <= 1)) throw new ValueError(`generate: topP must lie within (0, 1], got ${topP}`)
+  if (!(minP >= 0 && minP <= 1)) throw new ValueError(`generate: minP must lie within [0, 1], got ${minP}`)
+  for (const token of stop) {
+    if (!Number.isInteger(token)) throw new ValueError(`generate: stop must list tokens, got ${token}`)
+  }
+  if (idx.rank !== 2 || idx.shape[0] === 0 || idx.shape[1] === 0) {
+    throw new ShapeError(
+      `generate: idx must be (B, T) with at least one token, got [${idx.shape.join(', ')}]`,
+    )
+  }
+}
+
+/** One way through a generation: what is alive between two tokens. */
+class Run {
+  readonly #model: LanguageModel
+  readonly #options: GenerateOptions
+  readonly #modules: readonly Module[]
+  readonly #generator: RandomGenerator | null
+  readonly #stop: Tensor | null
+  #cache: readonly AttentionCache[] | null
+  /** The last tokens, as many as the model can see, where they may have to be computed anew; else null. */
+  #seen: Tensor | null
+  /** What the model has not taken in yet. */
+  #next: Tensor
+  #stopped = false
+  /** The newest token of each sequence, (B, 1). */
+  last: Tensor | null = null
+  /** How many new tokens there are. */
+  tokens = 0
+
+  constructor(model: LanguageModel, idx: Tensor, options: GenerateOptions) {
+    const { maxNewTokens, stop = [], seed, useCache = true } = options
+    const [b, t] = idx.shape as [number, number]
+    this.#model = model
+    this.#options = options
+    this.#modules = model.modules()
+    this.#generator = seed === undefined ? null : new RandomGenerator(seed)
+    this.#stop = stop.length > 0 ? tensor(Int32Array.from(stop), { device: idx.backend }) : null
+    const whole = t + maxNewTokens - 1
+    const cached = useCache && t < model.maxLength && maxNewTokens > 1
+    this.#cache = cached ? model.newCache(b, Math.min(whole, model.maxLength)) : null
+    const seen = Math.min(t, model.maxLength)
+    this.#next = scope(() => idx.narrow(1, t - seen, seen).clone())
+    this.#seen = this.#cache && whole <= model.maxLength ? null : scope(() => this.#next.clone())
+  }
+
+  /** Makes one more token; false if there is none to come. */
+  step(): boolean {
+    if (this.#stopped || this.tokens >= this.#options.maxNewTokens) return false
+    const modes = this.#modules.map((module) => module.training)
+    for (const module of this.#modules) module.training = false
+    try {
+      if (this.#generator) this.#generator.run(() => this.#advance())
+      else this.#advance()
+    } finally {
+      for (const [i, module] of this.#modules.entries()) module.training = modes[i] as boolean
+    }
+    this.tokens++
+    return true
+  }
+
+  #advance(): void {
+    const { maxLength } = this.#model
+    // Positions have come to their end: from here on they begin elsewhere for each token.
+    if (this.#cache?.[0] && this.#cache[0].length + 1 > maxLength) this.#forget()
+    const { next, seen } = noGrad(() =>
+      scope(() => {
+        const input = this.#cache ? this.#next : (this.#seen as Tensor)
+        const drawn = sample(this.#model.nextLogits(input, this.#cache), this.#options)
+        const next = this.#stop && this.last ? where(isOneOf(this.last, this.#stop), this.last, drawn) : drawn
+        if (!this.#seen) return { next, seen: null }
+        const all = cat([this.#seen, next], 1)
+        const length = all.shape[1] as number
+        return { next, seen: length > maxLength ? all.narrow(1, length - maxLength, maxLength).clone() : all }
+      }),
+    )
+    this.#next.dispose()
+    this.#seen?.dispose()
+    this.#next = next
+    this.#seen = seen
+    this.last = next
+  }
+
+  /** The newest tokens; notices when all sequences have stopped. */
+  async read(): Promise<Int32Array> {
+    const tokens = Int32Array.from(await (this.last as Tensor).data())
+    const { stop = [] } = this.#options
+    this.#stopped = tokens.every((token) => stop.includes(token))
+    return tokens
+  }
+
+  #forget(): void {
+    for (const cache of this.#cache ?? []) cache.dispose()
+    this.#cache = null
+  }
+
+  dispose(): void {
+    this.#forget()
+    for (const t of [this.#next, this.#seen, this.#stop]) t?.dispose()
+  }
+}
+
+/** Is each of x (B, 1) among the tokens (S)? bool (B, 1). */
+const isOneOf = (x: Tensor, tokens: Tensor): Tensor => x.eq(tokens).any(1, { keepdim: true })
+
+/** One token per row of logits (B, V): int32 (B, 1). */
+function sample(logits: Tensor, { temperature = 1, topK, topP = 1, minP = 0 }: GenerateOptions): Tensor {
+  if (temperature === 0) return argmax(logits, 1, { keepdim: true })
+  const size = logits.shape[1] as number
+  let scores = logits.div(temperature)
+  let tokens: Tensor | null = null
+  if ((topK ?? size) < size || topP < 1) {
+    ;[scores, tokens] = topk(scores, Math.min(topK ?? size, size), 1)
+    if (topP < 1) {
+      const p = softmax(scores, 1)
+      // What comes before a token sums to less than topP; nothing comes before the first.
+      scores = scores.maskedFill(cumsum(p, 1).sub(p).ge(topP), -Infinity)
+    }
+  }
+  if (minP > 0) {
+    const least = amax(scores, 1, { keepdim: true }).add(Math.log(minP))
+    scores = scores.maskedFill(scores.lt(least), -Infinity)
+  }
+  // Never 0 nor, rounded, 1, so that no token is forced or excluded by its noise.
+  const uniform = rand(scores.shape, { device: scores.backend, dtype: scores.dtype, low: 2 ** -26 })
+  const choice = argmax(scores.add(uniform.log().neg().log().neg()), 1, { keepdim: true })
+  return tokens ? tokens.gather(1, choice) : choice
+}
