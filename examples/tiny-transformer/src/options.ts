@@ -1,5 +1,8 @@
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
+import type { AttentionKind } from 'tilegrad'
 import { UsageError } from './usage-error.ts'
+
+const attentions: readonly AttentionKind[] = ['softmax', 'linear', 'retention', 'gla', 'gatedDelta']
 
 export interface Options {
   data?: string
@@ -7,7 +10,7 @@ export interface Options {
   seed: number
   threads?: number
   backend: 'cpu' | 'webgpu' | 'reference'
-  attention: 'softmax' | 'linear'
+  attention: AttentionKind
   layers: number
   heads: number
   width: number
@@ -60,9 +63,7 @@ export function command(): Command {
         .choices(['cpu', 'webgpu', 'reference'])
         .default('cpu'),
     )
-    .addOption(
-      new Option('--attention <kind>', 'kind of attention').choices(['softmax', 'linear']).default('softmax'),
-    )
+    .addOption(new Option('--attention <kind>', 'kind of attention').choices(attentions).default('softmax'))
     .option('--layers <n>', 'transformer blocks', whole(1), 4)
     .option('--heads <n>', 'attention heads per block', whole(1), 4)
     .option('--width <n>', 'size of a token’s vector, a multiple of --heads', whole(1), 128)

@@ -3,7 +3,6 @@ import {
   type Expr,
   expr,
   linear,
-  linearAttention,
   program,
   ShapeError,
   scaledDotProductAttention,
@@ -338,41 +337,4 @@ export function alibiSlopes(numHeads: number): number[] {
   const power = 2 ** Math.floor(Math.log2(numHeads))
   const between = geometric(2 * power).filter((_, i) => i % 2 === 0)
   return [...geometric(power), ...between.slice(0, numHeads - power)]
-}
-
-export interface LinearAttentionOptions extends AttentionModuleOptions {
-  /** Added to the normaliser; default 1e-6. */
-  eps?: number
-}
-
-/**
- * Multi-head self-attention in time and memory linear in T (Katharopoulos et al. 2020), with MultiHeadAttention's
- * parameters: φ(q)·φ(k) with φ(x) = elu(x) + 1 takes the place of exp(q·k / √D). (B, T, embedDim) → the same shape.
- *
- * @throws ValueError unless numHeads divides embedDim and numKvHeads divides numHeads.
- * @example
- * const attention = new LinearAttention(16, 4, { isCausal: true })
- * attention.forward(randn([2, 5, 16])).shape // → 2,5,16
- */
-export class LinearAttention extends SelfAttention {
-  readonly eps: number
-
-  constructor(embedDim: number, numHeads: number, { eps = 1e-6, ...options }: LinearAttentionOptions = {}) {
-    super(embedDim, numHeads, options)
-    this.eps = eps
-  }
-
-  protected attend(q: Tensor, k: Tensor, v: Tensor, { attnMask, keyPaddingMask }: AttentionCall): Tensor {
-    if (attnMask || keyPaddingMask) throw new ValueError('LinearAttention: takes no masks')
-    const [keys, values] = [this.#served(k), this.#served(v)]
-    return linearAttention(q, keys, values, { isCausal: this.isCausal, eps: this.eps })
-  }
-
-  /** (B, Hk, T, D) → (B, H, T, D): each key-value head repeated for the query heads it serves. */
-  #served(x: Tensor): Tensor {
-    const groups = this.numHeads / this.numKvHeads
-    if (groups === 1) return x
-    const [b, hk, t, d] = x.shape as [number, number, number, number]
-    return x.unsqueeze(2).expand([b, hk, groups, t, d]).flatten(1, 2)
-  }
 }

@@ -9,7 +9,7 @@ import { Linear, positive } from './linear.ts'
 import { Module } from './module.ts'
 import { LayerNorm } from './norm.ts'
 import type { RopeOptions } from './rope.ts'
-import { TransformerBlock } from './transformer.ts'
+import { type AttentionFactory, type AttentionKind, TransformerBlock } from './transformer.ts'
 
 export interface GPTConfig {
   /** Number of different tokens, V. */
@@ -26,7 +26,7 @@ export interface GPTConfig {
   /** Biases in projections and norms (the head never has one); default true. */
   bias?: boolean
   /** Default 'softmax'. */
-  attention?: 'softmax' | 'linear'
+  attention?: AttentionKind | AttentionFactory
   /** Rotary positions in place of learned ones; default false. */
   rope?: boolean | RopeOptions
   /** ALiBi in place of learned positions; default false. */

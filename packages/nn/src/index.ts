@@ -10,8 +10,6 @@ export {
   type AttentionForwardOptions,
   type AttentionModuleOptions,
   alibiSlopes,
-  LinearAttention,
-  type LinearAttentionOptions,
   MultiHeadAttention,
   type MultiHeadAttentionOptions,
   SelfAttention,
@@ -23,6 +21,16 @@ export { type GenerateOptions, Generation, generate, type LanguageModel } from '
 export { GPT, type GPTConfig, type GPTOutput } from './gpt.ts'
 export * as init from './init.ts'
 export { Linear, type LinearOptions } from './linear.ts'
+export {
+  GatedDeltaNet,
+  GatedLinearAttention,
+  type GatedLinearAttentionLayerOptions,
+  LinearAttention,
+  type LinearAttentionOptions,
+  Retention,
+  type RetentionLayerOptions,
+  StateAttention,
+} from './linear-attention.ts'
 export { buffer, type LoadResult, Module, parameter, type StateDict } from './module.ts'
 export {
   GroupNorm,
@@ -58,4 +66,12 @@ export {
   writeSafetensors,
 } from './safetensors.ts'
 export { type Layer, Sequential } from './sequential.ts'
-export { MLP, type MLPOptions, TransformerBlock, type TransformerBlockOptions } from './transformer.ts'
+export { type Memory, StateCache, type StateCacheOptions } from './state-cache.ts'
+export {
+  type AttentionFactory,
+  type AttentionKind,
+  MLP,
+  type MLPOptions,
+  TransformerBlock,
+  type TransformerBlockOptions,
+} from './transformer.ts'

@@ -1,14 +1,10 @@
 import { type Tensor, ValueError } from '@tilegrad/core'
 import { GELU, type GELUKind } from './activation.ts'
-import {
-  LinearAttention,
-  MultiHeadAttention,
-  type MultiHeadAttentionOptions,
-  type SelfAttention,
-} from './attention.ts'
+import { MultiHeadAttention, type MultiHeadAttentionOptions, type SelfAttention } from './attention.ts'
 import type { AttentionCache } from './cache.ts'
 import { Dropout } from './dropout.ts'
 import { Linear } from './linear.ts'
+import { GatedDeltaNet, GatedLinearAttention, LinearAttention, Retention } from './linear-attention.ts'
 import { Module } from './module.ts'
 import { LayerNorm } from './norm.ts'
 
@@ -47,9 +43,28 @@ export class MLP extends Module {
   }
 }
 
+const attentions = {
+  softmax: MultiHeadAttention,
+  linear: LinearAttention,
+  retention: Retention,
+  gla: GatedLinearAttention,
+  gatedDelta: GatedDeltaNet,
+}
+/** The name of a way to attend. */
+export type AttentionKind = keyof typeof attentions
+/** Makes a block's attention of a kind of your own; called with the block's options. */
+export type AttentionFactory = (
+  embedDim: number,
+  numHeads: number,
+  options: MultiHeadAttentionOptions,
+) => SelfAttention
+
 export interface TransformerBlockOptions extends MLPOptions, MultiHeadAttentionOptions {
-  /** Default 'softmax'; 'linear' takes time linear in the length, but no window, ALiBi or scale. */
-  attention?: 'softmax' | 'linear'
+  /**
+   * 'softmax' (default), or in time linear in the length and without window, ALiBi or scale: 'linear', 'retention',
+   * 'gla' (GatedLinearAttention), 'gatedDelta' (GatedDeltaNet); or a function that makes one.
+   */
+  attention?: AttentionKind | AttentionFactory
   /** Probability of dropping attention weights (softmax only) and elements of both residual branches; default 0. */
   dropout?: number
 }
@@ -66,7 +81,7 @@ export interface TransformerBlockOptions extends MLPOptions, MultiHeadAttentionO
  */
 export class TransformerBlock extends Module {
   ln_1: LayerNorm
-  attn: MultiHeadAttention | LinearAttention
+  attn: SelfAttention
   ln_2: LayerNorm
   mlp: MLP
   drop: Dropout
@@ -74,13 +89,17 @@ export class TransformerBlock extends Module {
   constructor(embedDim: number, numHeads: number, options: TransformerBlockOptions = {}) {
     super()
     const { attention = 'softmax', bias = true, dropout = 0, window, alibi, scale } = options
-    if (attention === 'linear' && (window || alibi || scale !== undefined))
-      throw new ValueError('TransformerBlock: linear attention takes no window, alibi or scale')
+    if (typeof attention === 'string' && !(attention in attentions))
+      throw new ValueError(
+        `TransformerBlock: attention '${attention}' is not one of ${Object.keys(attentions).join(', ')}`,
+      )
+    if (typeof attention === 'string' && attention !== 'softmax' && (window || alibi || scale !== undefined))
+      throw new ValueError(`TransformerBlock: ${attention} attention takes no window, alibi or scale`)
     this.ln_1 = new LayerNorm(embedDim, { bias })
     this.attn =
-      attention === 'linear'
-        ? new LinearAttention(embedDim, numHeads, options)
-        : new MultiHeadAttention(embedDim, numHeads, options)
+      typeof attention === 'function'
+        ? attention(embedDim, numHeads, options)
+        : new attentions[attention](embedDim, numHeads, options)
     this.ln_2 = new LayerNorm(embedDim, { bias })
     this.mlp = new MLP(embedDim, options)
     this.drop = new Dropout(dropout)
@@ -88,8 +107,9 @@ export class TransformerBlock extends Module {
 
   /** `cache`: of `attn.newCache`; then x are the tokens after those it holds. */
   forward(x: Tensor, { cache = null }: { cache?: AttentionCache | null } = {}): Tensor {
-    const attn: SelfAttention = this.attn
-    const y = this.#add(x, this.ln_1, (z, residual) => attn.forward(z, { residual: residual ?? null, cache }))
+    const y = this.#add(x, this.ln_1, (z, residual) =>
+      this.attn.forward(z, { residual: residual ?? null, cache }),
+    )
     return this.#add(y, this.ln_2, (z, residual) => this.mlp.forward(z, residual))
   }
 

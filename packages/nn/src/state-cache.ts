@@ -1,0 +1,62 @@
+import { type Backend, type DType, noGrad, type Tensor, zeros } from '@tilegrad/core'
+import { AttentionCache } from './cache.ts'
+import { positive } from './linear.ts'
+
+export interface StateCacheOptions {
+  batch: number
+  numHeads: number
+  headDim: number
+  /** Columns of a head's state: headDim, and one more with a normaliser. */
+  columns: number
+  dtype?: DType
+  device?: Backend | string
+}
+
+/** What a recurrence starts from and is asked for: options of core's linearAttention and its relatives. */
+export interface Memory {
+  readonly initialState: Tensor | null
+  readonly returnState: true
+}
+
+/**
+ * The state of a linear recurrence, (B, H, D, columns): all that it remembers of any number of tokens, written in place.
+ *
+ * @example
+ * const cache = new StateCache({ batch: 1, numHeads: 2, headDim: 4, columns: 5 })
+ * const qkv = randn([1, 2, 3, 4])
+ * cache.advance(3, [qkv], (memory) => linearAttention(qkv, qkv, qkv, { isCausal: true, ...memory })).shape // → 1,2,3,4
+ */
+export class StateCache extends AttentionCache {
+  readonly state: Tensor
+
+  constructor({ batch, numHeads, headDim, columns, dtype = 'float32', device }: StateCacheOptions) {
+    super(batch, Number.POSITIVE_INFINITY)
+    positive('StateCache', { numHeads, headDim, columns })
+    const where = device === undefined ? { dtype } : { dtype, device }
+    this.state = zeros([batch, numHeads, headDim, columns], where)
+  }
+
+  /**
+   * Takes in `tokens` more: `step` computes their outputs from what is remembered and returns what is to be.
+   *
+   * @param made what the outputs are made of.
+   * @throws GradError if one of `made` needs a gradient.
+   */
+  advance(
+    tokens: number,
+    made: readonly Tensor[],
+    step: (memory: Memory) => readonly [Tensor, Tensor | null],
+  ): Tensor {
+    const initialState = this.length > 0 ? this.state : null
+    this.admit(tokens, made)
+    return noGrad(() => {
+      const [out, state] = step({ initialState, returnState: true })
+      if (state) this.state.copy_(state)
+      return out
+    })
+  }
+
+  dispose(): void {
+    this.state.dispose()
+  }
+}
