@@ -36,14 +36,13 @@ import type { Kernel } from '../pool.ts'
 import type { Epilogue } from './matmul-epilogue.ts'
 import { type Number32, type Tile, tileFor } from './matmul-micro.ts'
 import {
+  buildPanels,
   buildRows,
   buildRowsSum,
-  rowsDepth,
-  rowsLeast,
   rowsMost,
   rowsParts,
+  rowsPlan,
   rowsScratch,
-  rowsTile,
 } from './matmul-rows.ts'
 import {
   buildDots,
@@ -125,13 +124,12 @@ const takesDots = (engine: Engine, p: Problem): boolean =>
 
 /** Where nothing is left over at the edges, and two halves of k are worth two tasks. */
 const takesRows = (engine: Engine, p: Problem): boolean =>
-  p.m >= rowsLeast(engine.features) &&
   p.m <= rowsMost &&
   p.items === 1 &&
   p.aK === 4 &&
   p.bColumn === 4 &&
   p.outColumn === 4 &&
-  p.n % (4 * rowsTile(engine.features, p.m).vectors) === 0 &&
+  p.n % (4 * rowsPlan(engine.features, p.m).vectors) === 0 &&
   p.n >= rowsColumns &&
   p.k >= rowsParts &&
   p.n * p.k >= rowsWork
@@ -243,20 +241,23 @@ function sweep(engine: Engine, p: Problem, out: View, type: Number32): void {
 }
 
 function fewRows(engine: Engine, p: Problem, out: View, type: Number32): void {
-  const tile = rowsTile(engine.features, p.m)
-  const width = 4 * tile.vectors
-  const depth = rowsDepth(engine.features, p.m)
-  const key = `matmul:rows:${tile.rows}x${width}:${depth}:${type}`
-  const product = engine.kernel(key, (m) => buildRows(m, tile, depth, type))
-  const sum = engine.kernel(`matmul:rows-sum:${type}`, (m) => buildRowsSum(m, type))
+  const plan = rowsPlan(engine.features, p.m)
+  const { tile, depth, vectors } = plan
   const { threads } = engine.pool
   // As wide as can be: every run of columns is a jump for the prefetcher.
-  const columns = roundUp(Math.max(rowsColumns, p.n / Math.ceil(threads / rowsParts)), width)
+  const width = roundUp(Math.max(rowsColumns, p.n / Math.ceil(threads / rowsParts)), 4 * vectors)
+  const columns = Math.min(width, p.n)
+  const ahead = plan.ahead === true && columns === p.n && p.bK === 4 * p.n
+  const key = `matmul:rows:${tile ? '' : p.m}:${ahead}:${type}`
+  const product = engine.kernel(key, (m) =>
+    tile ? buildPanels(m, tile, depth, type) : buildRows(m, p.m, { ...plan, ahead }, type),
+  )
+  const sum = engine.kernel(`matmul:rows-sum:${vectors}:${type}`, (m) => buildRowsSum(m, vectors, type))
   launch(engine, product, p, out, {
     rows: p.m,
-    columns: Math.min(columns, p.n),
+    columns,
     step: Math.ceil(p.k / rowsParts),
-    scratch: Math.ceil(rowsScratch(p.m, p.n) / threads),
+    scratch: rowsScratch(p.m, p.n, threads),
     parts: rowsParts,
   })
   engine.launch(sum, p.m, Math.ceil(taskWork / p.n))
