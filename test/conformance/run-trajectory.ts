@@ -72,7 +72,7 @@ function build({ model: m }: Trajectory, tensors: Tensors): GPT {
     numHeads: m.heads,
     embedDim: m.embed,
     tieWeights: !names.includes('lm_head.weight'),
-    gelu: m.gelu === 'erf' ? 'exact' : 'tanh',
+    activation: m.gelu === 'erf' ? 'gelu' : 'gelu_tanh',
   })
   scope(() => {
     const weights: StateDict = {}

@@ -39,6 +39,7 @@ export type { Layout } from './layout.ts'
 export * as layout from './layout.ts'
 export { type MemoryInfo, memory, resetPeakMemory, scope } from './memory.ts'
 export { apply, defineOp, type Op, type TensorSpec } from './op.ts'
+export type { Activation } from './ops/activations.ts'
 export * from './ops/attention.ts'
 export {
   arange,

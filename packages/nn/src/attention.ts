@@ -62,6 +62,8 @@ export interface AttentionForwardOptions<C extends AttentionCache = AttentionCac
   attnMask?: Tensor | null
   /** bool (B, S), true where a key is padding, to be ignored, as in PyTorch. */
   keyPaddingMask?: Tensor | null
+  /** int32 (B, T), where `rope` puts x's rows; default one after the other, after those of the cache. */
+  positions?: Tensor | null
   /**
    * From this layer's `newCache`: x are the tokens after those it holds, and see these as well, so that S in the masks
    * counts all of them. Only without gradients.
@@ -166,6 +168,7 @@ export abstract class SelfAttention<C extends AttentionCache = AttentionCache> e
    */
   forward(x: Tensor, options: AttentionForwardOptions<C> = {}): Tensor {
     const { residual = null, context = null, attnMask = null, keyPaddingMask = null, cache = null } = options
+    const { positions = null } = options
     const name = this.constructor.name
     if (context && cache)
       throw new ValueError(`${name}: a cache holds what x was before; with a context leave it out`)
@@ -182,8 +185,11 @@ export abstract class SelfAttention<C extends AttentionCache = AttentionCache> e
     const [q, k, v] = this.#project(x, context).map((part) =>
       part.unflatten(-1, [-1, this.headDim]).transpose(-3, -2),
     ) as [Tensor, Tensor, Tensor]
-    const offset = cache?.length ?? 0
-    const [query, key] = [this.#place(q, this.q_norm, offset), this.#place(k, this.k_norm, offset)]
+    const place = (heads: Tensor, norm: RMSNorm | null): Tensor => {
+      const normed = norm ? norm.forward(heads) : heads
+      return this.#rope ? this.#rope.turn(normed, cache?.length ?? 0, positions) : normed
+    }
+    const [query, key] = [place(q, this.q_norm), place(k, this.k_norm)]
     const heads = this.attend(query, key, v, { x, attnMask, keyPaddingMask, cache })
     return this.outProj.forward(heads.transpose(-3, -2).flatten(-2), { residual })
   }
@@ -199,12 +205,6 @@ export abstract class SelfAttention<C extends AttentionCache = AttentionCache> e
     const rows = (input: Tensor, from: number, length: number): Tensor =>
       linear(input, c_attn.weight.narrow(0, from, length), c_attn.bias?.narrow(0, from, length))
     return [rows(x, 0, q), ...split(rows(context, q, 2 * kv), [kv, kv], -1)]
-  }
-
-  /** Heads normalised and turned by their positions from `offset` on, as far as this layer does that. */
-  #place(heads: Tensor, norm: RMSNorm | null, offset: number): Tensor {
-    const normed = norm ? norm.forward(heads) : heads
-    return this.#rope ? this.#rope.turn(normed, offset) : normed
   }
 
   override extraRepr(): string {

@@ -29,9 +29,9 @@ export interface LanguageModel {
   newCache(batch: number, maxLength: number): readonly AttentionCache[] | null
   /**
    * Logits (B, V) of the token after the last of idx, int32 (B, T). With caches idx comes after what they hold, and
-   * they take it in.
+   * they take it in. The mask, bool (B, S), is true for padding among the tokens of caches and idx.
    */
-  nextLogits(idx: Tensor, cache: readonly AttentionCache[] | null): Tensor
+  nextLogits(idx: Tensor, cache: readonly AttentionCache[] | null, keyPaddingMask: Tensor | null): Tensor
 }
 
 export interface GenerateOptions {
@@ -51,6 +51,11 @@ export interface GenerateOptions {
   seed?: number | string
   /** Keep keys and values, so that each token is computed from the one before; default true. */
   useCache?: boolean
+  /**
+   * bool (B, T), true where a token of idx is padding, which no token sees and positions do not count: on the left of
+   * prompts that are shorter than others.
+   */
+  keyPaddingMask?: Tensor | null
 }
 
 /**
@@ -149,6 +154,12 @@ function check(idx: Tensor, options: GenerateOptions): void {
       `generate: idx must be (B, T) with at least one token, got [${idx.shape.join(', ')}]`,
     )
   }
+  const { keyPaddingMask: mask } = options
+  if (mask && (mask.dtype !== 'bool' || mask.shape.join() !== idx.shape.join())) {
+    throw new ShapeError(
+      `generate: keyPaddingMask must be bool of idx's shape [${idx.shape.join(', ')}], got ${mask.dtype} [${mask.shape.join(', ')}]`,
+    )
+  }
 }
 
 /** One way through a generation: what is alive between two tokens. */
@@ -161,6 +172,8 @@ class Run {
   #cache: readonly AttentionCache[] | null
   /** The last tokens, as many as the model can see, where they may have to be computed anew; else null. */
   #seen: Tensor | null
+  /** What is padding of all that the model can see. */
+  #padding: Tensor | null
   /** What the model has not taken in yet. */
   #next: Tensor
   #stopped = false
@@ -170,7 +183,7 @@ class Run {
   tokens = 0
 
   constructor(model: LanguageModel, idx: Tensor, options: GenerateOptions) {
-    const { maxNewTokens, stop = [], seed, useCache = true } = options
+    const { maxNewTokens, stop = [], seed, useCache = true, keyPaddingMask = null } = options
     const [b, t] = idx.shape as [number, number]
     this.#model = model
     this.#options = options
@@ -181,7 +194,9 @@ class Run {
     const cached = useCache && t < model.maxLength && maxNewTokens > 1
     this.#cache = cached ? model.newCache(b, Math.min(whole, model.maxLength)) : null
     const seen = Math.min(t, model.maxLength)
-    this.#next = scope(() => idx.narrow(1, t - seen, seen).clone())
+    const visible = (x: Tensor): Tensor => scope(() => x.narrow(1, t - seen, seen).clone())
+    this.#next = visible(idx)
+    this.#padding = keyPaddingMask && visible(keyPaddingMask)
     this.#seen = this.#cache && whole <= model.maxLength ? null : scope(() => this.#next.clone())
   }
 
@@ -204,21 +219,26 @@ class Run {
     const { maxLength } = this.#model
     // Positions have come to their end: from here on they begin elsewhere for each token.
     if (this.#cache?.[0] && this.#cache[0].length + 1 > maxLength) this.#forget()
-    const { next, seen } = noGrad(() =>
+    const { next, seen, padding } = noGrad(() =>
       scope(() => {
         const input = this.#cache ? this.#next : (this.#seen as Tensor)
-        const drawn = sample(this.#model.nextLogits(input, this.#cache), this.#options)
+        const drawn = sample(this.#model.nextLogits(input, this.#cache, this.#padding), this.#options)
         const next = this.#stop && this.last ? where(isOneOf(this.last, this.#stop), this.last, drawn) : drawn
-        if (!this.#seen) return { next, seen: null }
-        const all = cat([this.#seen, next], 1)
-        const length = all.shape[1] as number
-        return { next, seen: length > maxLength ? all.narrow(1, length - maxLength, maxLength).clone() : all }
+        const grow = (x: Tensor | null, by: Tensor): Tensor | null => {
+          if (!x) return null
+          const all = cat([x, by], 1)
+          const length = all.shape[1] as number
+          return length > maxLength ? all.narrow(1, length - maxLength, maxLength).clone() : all
+        }
+        return { next, seen: grow(this.#seen, next), padding: grow(this.#padding, next.ne(next)) }
       }),
     )
     this.#next.dispose()
     this.#seen?.dispose()
+    this.#padding?.dispose()
     this.#next = next
     this.#seen = seen
+    this.#padding = padding
     this.last = next
   }
 
@@ -237,7 +257,7 @@ class Run {
 
   dispose(): void {
     this.#forget()
-    for (const t of [this.#next, this.#seen, this.#stop]) t?.dispose()
+    for (const t of [this.#next, this.#seen, this.#padding, this.#stop]) t?.dispose()
   }
 }
 

@@ -48,11 +48,11 @@ export class Rope {
     this.#frequencies = Array.from({ length: dim / 2 }, (_, i) => slow(base ** ((-2 * i) / dim)))
   }
 
-  /** x (…, T, D), whose first row stands at position `offset`. */
-  turn(x: Tensor, offset: number): Tensor {
+  /** x (B, H, T, D), whose first row stands at position `offset`, or whose rows stand at positions (B, T). */
+  turn(x: Tensor, offset: number, positions: Tensor | null): Tensor {
     return rotaryEmbedding(x, {
       frequencies: this.#frequencies,
-      offset,
+      ...(positions ? { positions: positions.unsqueeze(1) } : { offset }),
       interleaved: this.#interleaved,
       rotaryDim: this.#dim,
     })

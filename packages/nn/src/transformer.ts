@@ -1,6 +1,10 @@
-import { type Tensor, ValueError } from '@tilegrad/core'
-import { GELU, type GELUKind } from './activation.ts'
-import { MultiHeadAttention, type MultiHeadAttentionOptions, type SelfAttention } from './attention.ts'
+import { type Activation, type Tensor, ValueError } from '@tilegrad/core'
+import {
+  type AttentionForwardOptions,
+  MultiHeadAttention,
+  type MultiHeadAttentionOptions,
+  type SelfAttention,
+} from './attention.ts'
 import type { AttentionCache } from './cache.ts'
 import { Dropout } from './dropout.ts'
 import { Linear } from './linear.ts'
@@ -8,40 +12,117 @@ import { GatedDeltaNet, GatedLinearAttention, LinearAttention, Retention } from 
 import { Module } from './module.ts'
 import { LayerNorm } from './norm.ts'
 
+/** What a block hands on to its attention. */
+export type BlockForwardOptions = Pick<AttentionForwardOptions, 'cache' | 'keyPaddingMask' | 'positions'>
+
+/**
+ * x + drop(branch(norm(x))), the half of a pre-norm block. Without dropout in between the branch's last projection
+ * adds x itself. @internal
+ */
+export function addBranch(
+  x: Tensor,
+  norm: { forward(x: Tensor): Tensor },
+  branch: (normed: Tensor, options: { residual: Tensor | null }) => Tensor,
+  drop: Dropout | null = null,
+): Tensor {
+  const normed = norm.forward(x)
+  return drop?.training && drop.p > 0
+    ? x.add(drop.forward(branch(normed, { residual: null })))
+    : branch(normed, { residual: x })
+}
+
 export interface MLPOptions {
   /** Default 4 · embedDim. */
   hiddenDim?: number
   /** Biases in both layers; default true. */
   bias?: boolean
-  /** Default 'exact'. */
-  gelu?: GELUKind
+  /** Default 'gelu', the exact one; GPT-2 itself used 'gelu_tanh'. */
+  activation?: Activation
 }
 
 /**
- * The position-wise layers of a transformer: c_proj(gelu(c_fc(x))), (…, embedDim) → (…, embedDim) by way of
+ * The position-wise layers of a transformer: c_proj(act(c_fc(x))), (…, embedDim) → (…, embedDim) by way of
  * (…, hiddenDim).
  *
  * @example
- * new MLP(8, { gelu: 'tanh' }).forward(randn([2, 5, 8])).shape // → 2,5,8
+ * new MLP(8, { activation: 'gelu_tanh' }).forward(randn([2, 5, 8])).shape // → 2,5,8
  */
 export class MLP extends Module {
+  readonly activation: Activation
   c_fc: Linear
-  act: GELU
   c_proj: Linear
 
-  constructor(embedDim: number, { hiddenDim = 4 * embedDim, bias = true, gelu = 'exact' }: MLPOptions = {}) {
+  constructor(embedDim: number, options: MLPOptions = {}) {
     super()
+    const { hiddenDim = 4 * embedDim, bias = true, activation = 'gelu' } = options
+    this.activation = activation
     this.c_fc = new Linear(embedDim, hiddenDim, { bias })
-    this.act = new GELU(gelu)
     this.c_proj = new Linear(hiddenDim, embedDim, { bias })
   }
 
   /** `residual`, of x's shape, is added to the result. */
-  forward(x: Tensor, residual?: Tensor): Tensor {
-    const activation = this.act.kind === 'tanh' ? 'gelu_tanh' : 'gelu'
+  forward(x: Tensor, { residual = null }: { residual?: Tensor | null } = {}): Tensor {
+    const { activation } = this
     return this.c_proj.forward(this.c_fc.forward(x, { activation }), { residual })
   }
+
+  override extraRepr(): string {
+    return this.activation
+  }
 }
+
+/**
+ * Position-wise layers with a gate, by default SwiGLU (Shazeer 2020): down_proj(act(gate_proj(x)) · up_proj(x)),
+ * (…, embedDim) → (…, embedDim) by way of (…, hiddenDim). Parameter names are Llama's.
+ *
+ * @param options.hiddenDim default ⅔ of an MLP's, which makes as many parameters, rounded up.
+ * @param options.bias biases in all three layers; default false.
+ * @param options.activation default 'silu'.
+ * @example
+ * new GatedMLP(6).forward(randn([2, 5, 6])).shape // → 2,5,6
+ */
+export class GatedMLP extends Module {
+  readonly activation: Activation
+  gate_proj: Linear
+  up_proj: Linear
+  down_proj: Linear
+
+  constructor(embedDim: number, options: MLPOptions = {}) {
+    super()
+    const { hiddenDim = Math.ceil((8 / 3) * embedDim), bias = false, activation = 'silu' } = options
+    this.activation = activation
+    this.gate_proj = new Linear(embedDim, hiddenDim, { bias })
+    this.up_proj = new Linear(embedDim, hiddenDim, { bias })
+    this.down_proj = new Linear(hiddenDim, embedDim, { bias })
+  }
+
+  /** `residual`, of x's shape, is added to the result. */
+  forward(x: Tensor, { residual = null }: { residual?: Tensor | null } = {}): Tensor {
+    const { activation } = this
+    const gate = this.gate_proj.forward(x, { activation })
+    return this.down_proj.forward(gate.mul(this.up_proj.forward(x)), { residual })
+  }
+
+  override extraRepr(): string {
+    return this.activation
+  }
+}
+
+/** Probabilities of dropping, each 0 by default; a number alone stands for all. */
+export interface DropoutRates {
+  /** Attention weights; softmax attention only. */
+  attention?: number
+  /** Elements of what attention and MLP add to the residual stream. */
+  residual?: number
+  /** Elements of the sum of embeddings. */
+  embedding?: number
+}
+
+/** @internal */
+export const dropoutRates = (rates: number | DropoutRates): Required<DropoutRates> =>
+  typeof rates === 'number'
+    ? { attention: rates, residual: rates, embedding: rates }
+    : { attention: 0, residual: 0, embedding: 0, ...rates }
 
 const attentions = {
   softmax: MultiHeadAttention,
@@ -59,14 +140,16 @@ export type AttentionFactory = (
   options: MultiHeadAttentionOptions,
 ) => SelfAttention
 
-export interface TransformerBlockOptions extends MLPOptions, MultiHeadAttentionOptions {
+export interface TransformerBlockOptions extends MLPOptions, Omit<MultiHeadAttentionOptions, 'dropout'> {
   /**
    * 'softmax' (default), or in time linear in the length and without window, ALiBi or scale: 'linear', 'retention',
    * 'gla' (GatedLinearAttention), 'gatedDelta' (GatedDeltaNet); or a function that makes one.
    */
   attention?: AttentionKind | AttentionFactory
-  /** Probability of dropping attention weights (softmax only) and elements of both residual branches; default 0. */
-  dropout?: number
+  /** Default 0. */
+  dropout?: number | DropoutRates
+  /** Added to the norms' variances; default 1e-5. */
+  normEps?: number
 }
 
 /**
@@ -88,34 +171,32 @@ export class TransformerBlock extends Module {
 
   constructor(embedDim: number, numHeads: number, options: TransformerBlockOptions = {}) {
     super()
-    const { attention = 'softmax', bias = true, dropout = 0, window, alibi, scale } = options
+    const { attention = 'softmax', bias = true, normEps: eps = 1e-5, window, alibi, scale } = options
     if (typeof attention === 'string' && !(attention in attentions))
       throw new ValueError(
         `TransformerBlock: attention '${attention}' is not one of ${Object.keys(attentions).join(', ')}`,
       )
     if (typeof attention === 'string' && attention !== 'softmax' && (window || alibi || scale !== undefined))
       throw new ValueError(`TransformerBlock: ${attention} attention takes no window, alibi or scale`)
-    this.ln_1 = new LayerNorm(embedDim, { bias })
+    const rates = dropoutRates(options.dropout ?? 0)
+    const shared = { ...options, dropout: rates.attention }
+    this.ln_1 = new LayerNorm(embedDim, { bias, eps })
     this.attn =
       typeof attention === 'function'
-        ? attention(embedDim, numHeads, options)
-        : new attentions[attention](embedDim, numHeads, options)
-    this.ln_2 = new LayerNorm(embedDim, { bias })
+        ? attention(embedDim, numHeads, shared)
+        : new attentions[attention](embedDim, numHeads, shared)
+    this.ln_2 = new LayerNorm(embedDim, { bias, eps })
     this.mlp = new MLP(embedDim, options)
-    this.drop = new Dropout(dropout)
+    this.drop = new Dropout(rates.residual)
   }
 
-  /** `cache`: of `attn.newCache`; then x are the tokens after those it holds. */
-  forward(x: Tensor, { cache = null }: { cache?: AttentionCache | null } = {}): Tensor {
-    const y = this.#add(x, this.ln_1, (z, residual) =>
-      this.attn.forward(z, { residual: residual ?? null, cache }),
-    )
-    return this.#add(y, this.ln_2, (z, residual) => this.mlp.forward(z, residual))
+  newCache(batch: number, maxLength: number): AttentionCache | null {
+    return this.attn.newCache(batch, maxLength)
   }
 
-  /** x + drop(branch(norm(x))). Without dropout in between the branch's last projection adds x itself. */
-  #add(x: Tensor, norm: LayerNorm, branch: (z: Tensor, residual?: Tensor) => Tensor): Tensor {
-    const drops = this.training && this.drop.p > 0
-    return drops ? x.add(this.drop.forward(branch(norm.forward(x)))) : branch(norm.forward(x), x)
+  /** `cache`: of `newCache`; then x are the tokens after those it holds. */
+  forward(x: Tensor, options: BlockForwardOptions = {}): Tensor {
+    const y = addBranch(x, this.ln_1, (z, add) => this.attn.forward(z, { ...options, ...add }), this.drop)
+    return addBranch(y, this.ln_2, (z, add) => this.mlp.forward(z, add), this.drop)
   }
 }

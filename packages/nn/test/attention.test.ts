@@ -164,14 +164,14 @@ describe('TransformerBlock', () => {
       numKvHeads: 2,
       bias: false,
       dropout: 0.3,
-      gelu: 'tanh',
+      activation: 'gelu_tanh',
     })
     expect(block.attn).toBeInstanceOf(LinearAttention)
-    expect([block.attn.numKvHeads, block.attn.isCausal, block.drop.p, block.mlp.act.kind]).toEqual([
+    expect([block.attn.numKvHeads, block.attn.isCausal, block.drop.p, block.mlp.activation]).toEqual([
       2,
       false,
       0.3,
-      'tanh',
+      'gelu_tanh',
     ])
     expect(block.namedParameters().filter(([name]) => name.endsWith('bias'))).toEqual([])
     const softmaxed = new TransformerBlock(8, 4, { dropout: 0.3 }).attn as MultiHeadAttention

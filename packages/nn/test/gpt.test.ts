@@ -145,7 +145,7 @@ describe('GPT', () => {
       numKvHeads: 1,
       bias: false,
       dropout: 0.1,
-      gelu: 'tanh',
+      activation: 'gelu_tanh',
     })
     expect(model.h[0].attn).toBeInstanceOf(LinearAttention)
     expect(model.namedParameters().some(([name]) => name.endsWith('bias'))).toBe(false)

@@ -143,7 +143,7 @@ describe('forward is the composition written out', () => {
   })
 
   it('MLP', () => {
-    const mlp = new MLP(3, { hiddenDim: 5, gelu: 'tanh' })
+    const mlp = new MLP(3, { hiddenDim: 5, activation: 'gelu_tanh' })
     const x = randn([2, 3])
     const hidden = x
       .matmul(mlp.c_fc.weight.T)

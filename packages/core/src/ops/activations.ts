@@ -3,6 +3,7 @@ import * as e from '../expr.ts'
 /** Activations as expressions: for operators of their own, and for fusing into others. */
 export const activations = {
   relu: (x: e.Expr): e.Expr => e.select(e.le(x, 0), 0, x),
+  tanh: (x: e.Expr): e.Expr => e.tanh(x),
   silu: (x: e.Expr): e.Expr => e.mul(x, e.sigmoid(x)),
   /** x · Φ(x), Φ the normal distribution function. */
   gelu: (x: e.Expr): e.Expr => e.mul(e.mul(x, 0.5), e.add(1, e.erf(e.mul(x, Math.SQRT1_2)))),

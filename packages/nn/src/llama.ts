@@ -1,0 +1,133 @@
+import type { Activation, Tensor } from '@tilegrad/core'
+import { MultiHeadAttention, type SelfAttention } from './attention.ts'
+import type { AttentionCache } from './cache.ts'
+import { CausalLM, type CausalLMConfig } from './causal-lm.ts'
+import { Embedding } from './embedding.ts'
+import { Linear, positive } from './linear.ts'
+import { Module } from './module.ts'
+import { RMSNorm } from './norm.ts'
+import type { RopeOptions } from './rope.ts'
+import { addBranch, type BlockForwardOptions, GatedMLP } from './transformer.ts'
+
+export interface LlamaConfig extends CausalLMConfig {
+  numLayers: number
+  numHeads: number
+  /** Fewer key-value heads than query heads, a divisor of them. Default numHeads. */
+  numKvHeads?: number
+  /** D, the size of a head; default embedDim / numHeads. */
+  headDim?: number
+  embedDim: number
+  /** Size of the gated MLPs between; default ⌈8/3 · embedDim⌉. */
+  hiddenDim?: number
+  /** Default 'silu', which makes the MLPs SwiGLU. */
+  activation?: Activation
+  /** Base and scaling of the rotary embedding's frequencies. */
+  rope?: RopeOptions
+  /** Added to the norms' mean squares; default 1e-6. */
+  normEps?: number
+  /** Biases in the attention's projections; default false. */
+  attentionBias?: boolean
+  /** Biases in the MLPs; default false. */
+  mlpBias?: boolean
+  /** Probability of dropping an attention weight while training; default 0. */
+  dropout?: number
+  /** The head shares the token embedding's weight; default false. */
+  tieWeights?: boolean
+  /** Standard deviation of the initial weights; default 0.02. */
+  initStd?: number
+}
+
+/** A block of Llama: attention with rotary positions and a gated MLP, each after an RMSNorm. */
+export class LlamaBlock extends Module {
+  input_layernorm: RMSNorm
+  self_attn: MultiHeadAttention
+  post_attention_layernorm: RMSNorm
+  mlp: GatedMLP
+
+  constructor(config: LlamaConfig) {
+    super()
+    const { embedDim, numHeads, attentionBias = false, mlpBias = false, normEps: eps = 1e-6 } = config
+    this.input_layernorm = new RMSNorm(embedDim, { eps })
+    const { rope = true, ...sizes } = config
+    this.self_attn = new MultiHeadAttention(embedDim, numHeads, {
+      ...sizes,
+      rope,
+      bias: attentionBias,
+      packed: false,
+      isCausal: true,
+    })
+    this.post_attention_layernorm = new RMSNorm(embedDim, { eps })
+    this.mlp = new GatedMLP(embedDim, { ...config, bias: mlpBias })
+  }
+
+  newCache(batch: number, maxLength: number): AttentionCache | null {
+    return this.self_attn.newCache(batch, maxLength)
+  }
+
+  forward(x: Tensor, options: BlockForwardOptions = {}): Tensor {
+    const attn: SelfAttention = this.self_attn
+    const y = addBranch(x, this.input_layernorm, (z, add) => attn.forward(z, { ...options, ...add }))
+    return addBranch(y, this.post_attention_layernorm, (z, add) => this.mlp.forward(z, add))
+  }
+}
+
+/**
+ * A Llama style language model (Touvron et al. 2023; Grattafiori et al. 2024): token embeddings, pre-norm blocks of
+ * grouped-query attention with rotary positions and of SwiGLU, RMSNorm throughout, and a linear head. Parameter names
+ * are Hugging Face's: `model.embed_tokens.weight`, `model.layers.0.self_attn.q_proj.weight`, `model.norm.weight`,
+ * `lm_head.weight`. Initialised with weights normal of deviation initStd, norms ones and biases zero.
+ *
+ * @throws ValueError for sizes that are not positive integers or do not divide.
+ * @example
+ * const sizes = { vocabSize: 11, blockSize: 8, numLayers: 2, numHeads: 4, numKvHeads: 2, embedDim: 16 }
+ * const model = new Llama({ ...sizes, rope: { base: 500_000 } })
+ * const tokens = randint(0, 11, [3, 9])
+ * const { logits, loss } = model.forward(tokens.narrow(1, 0, 8), tokens.narrow(1, 1, 8))
+ * logits.shape // → 3,8,11
+ * (await model.generate(tokens, { maxNewTokens: 5 }).tensor()).shape // → 3,14
+ */
+export class Llama extends CausalLM {
+  readonly config: Readonly<LlamaConfig>
+  model: { embed_tokens: Embedding; layers: LlamaBlock[]; norm: RMSNorm }
+  lm_head: Linear
+
+  constructor(config: LlamaConfig) {
+    super()
+    const { vocabSize, blockSize, numLayers, embedDim, normEps: eps = 1e-6, tieWeights = false } = config
+    positive('Llama', { vocabSize, blockSize, numLayers })
+    this.config = { ...config }
+    this.model = {
+      embed_tokens: new Embedding(vocabSize, embedDim),
+      layers: Array.from({ length: numLayers }, () => new LlamaBlock(config)),
+      norm: new RMSNorm(embedDim, { eps }),
+    }
+    this.lm_head = new Linear(embedDim, vocabSize, { bias: false })
+    if (tieWeights) {
+      this.lm_head.weight.dispose()
+      this.lm_head.weight = this.model.embed_tokens.weight
+    }
+    this.resetParameters()
+  }
+
+  /** Draws the initial values again. */
+  resetParameters(): void {
+    this.drawParameters(this.config.initStd ?? 0.02)
+  }
+
+  /** Rotary positions do not end; quality does, beyond blockSize. */
+  get maxLength(): number {
+    return Infinity
+  }
+
+  protected get blocks(): readonly LlamaBlock[] {
+    return this.model.layers
+  }
+
+  protected embed(idx: Tensor): Tensor {
+    return this.model.embed_tokens.forward(idx)
+  }
+
+  protected finish(x: Tensor): Tensor {
+    return this.model.norm.forward(x)
+  }
+}
