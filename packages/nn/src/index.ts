@@ -15,10 +15,17 @@ export {
   SelfAttention,
 } from './attention.ts'
 export { AttentionCache, KVCache, type KVCacheOptions } from './cache.ts'
+export {
+  type CausalBlock,
+  CausalLM,
+  type CausalLMConfig,
+  type CausalLMOutput,
+  type TokenPlaces,
+} from './causal-lm.ts'
 export { Dropout } from './dropout.ts'
 export { Embedding, type EmbeddingOptions } from './embedding.ts'
 export { type GenerateOptions, Generation, generate, type LanguageModel } from './generate.ts'
-export { GPT, type GPTConfig, type GPTOutput } from './gpt.ts'
+export { GPT, type GPTConfig } from './gpt.ts'
 export * as init from './init.ts'
 export { Linear, type LinearOptions } from './linear.ts'
 export {
@@ -31,6 +38,7 @@ export {
   type RetentionLayerOptions,
   StateAttention,
 } from './linear-attention.ts'
+export { Llama, type LlamaBlock, type LlamaConfig } from './llama.ts'
 export { buffer, type LoadResult, Module, parameter, type StateDict } from './module.ts'
 export {
   GroupNorm,
@@ -54,6 +62,8 @@ export {
 } from './optim/optimizer.ts'
 export * as schedule from './optim/schedule.ts'
 export { SGD, type SGDOptions } from './optim/sgd.ts'
+export { loadPretrained, type Pretrained, savePretrained } from './pretrained.ts'
+export type { PretrainedConfig } from './pretrained-config.ts'
 export type { RopeOptions, RopeScaling } from './rope.ts'
 export {
   loadSafetensors,
@@ -70,6 +80,9 @@ export { type Memory, StateCache, type StateCacheOptions } from './state-cache.t
 export {
   type AttentionFactory,
   type AttentionKind,
+  type BlockForwardOptions,
+  type DropoutRates,
+  GatedMLP,
   MLP,
   type MLPOptions,
   TransformerBlock,
