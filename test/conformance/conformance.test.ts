@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { createCpuBackend } from '@tilegrad/backend-cpu'
+import { createWebGpuBackend } from '@tilegrad/backend-webgpu'
 import { type Backend, reference } from '@tilegrad/core'
 import { afterAll, describe, expect, test } from 'vitest'
 import { main } from './cli.ts'
@@ -13,6 +14,8 @@ import { torchOpNames } from './torch-ops.ts'
 const fixtures = fileURLToPath(new URL('../fixtures/conformance', import.meta.url))
 const cpu = createCpuBackend()
 afterAll(() => cpu.close())
+
+const OPERATORS = /^(?!attention|trajectory|gpt2|llama)/
 
 /** Runs what matches; the tolerances are those of `compare.ts`. */
 async function failures(backend: Backend, only: RegExp): Promise<{ failed: string[]; passed: number }> {
@@ -26,7 +29,7 @@ async function failures(backend: Backend, only: RegExp): Promise<{ failed: strin
 
 describe.each([['reference', reference] as const, ['cpu', cpu] as const])('PyTorch and %s', (_, backend) => {
   test('operators', async () => {
-    const { failed, passed } = await failures(backend, /^(?!attention|trajectory)/)
+    const { failed, passed } = await failures(backend, OPERATORS)
     expect(failed).toEqual([])
     expect(passed).toBeGreaterThan(400)
   })
@@ -36,6 +39,24 @@ describe.each([['reference', reference] as const, ['cpu', cpu] as const])('PyTor
     expect(failed).toEqual([])
     expect(passed).toBeGreaterThan(3)
   })
+})
+
+describe('checkpoints', () => {
+  test.each([['reference', reference] as const, ['cpu', cpu] as const])('%s', async (_, backend) => {
+    // Eight models: logits, loss and gradients, greedy tokens.
+    expect(await failures(backend, /^(gpt2|llama)/)).toEqual({ failed: [], passed: 24 })
+  })
+
+  test('webgpu', async () => {
+    const webgpu = await createWebGpuBackend()
+    try {
+      // A software adapter takes minutes for the rest: pnpm conformance runs it.
+      const some = /^(gpt2_scales|llama_biases)\.(logits|loss)/
+      expect(await failures(webgpu, some)).toEqual({ failed: [], passed: 4 })
+    } finally {
+      webgpu.close()
+    }
+  }, 180_000)
 })
 
 // On the reference backend it takes a minute: pnpm conformance runs it there.
@@ -91,7 +112,7 @@ describe('the command line', () => {
     }
     const wrong = async (change: (c: Record<string, never>) => void): Promise<string> => {
       edit(([c]) => change(c))
-      const { code, lines } = await run('--fixtures', copy, '--only', '^(?!attention|trajectory)')
+      const { code, lines } = await run('--fixtures', copy, '--only', OPERATORS.source)
       expect(code).toBe(1)
       expect(lines.at(-1)).toBe('0 passed, 1 failed, 0 skipped')
       return lines.find((line) => line.startsWith('FAIL')) ?? ''

@@ -1,8 +1,9 @@
-import { existsSync, readdirSync, statSync } from 'node:fs'
+import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Backend } from '@tilegrad/core'
 import { Report } from './report.ts'
 import { runAttention } from './run-attention.ts'
+import { modelsIn, runModels } from './run-models.ts'
 import { runOps } from './run-ops.ts'
 import { runTrajectory } from './run-trajectory.ts'
 
@@ -22,19 +23,20 @@ export async function runConformance(
   { only = /(?:)/, print = console.log }: { only?: RegExp; print?: (line: string) => void } = {},
 ): Promise<Report> {
   const report = new Report(print)
-  const stems = Object.keys(KINDS).filter((stem) => existsSync(join(dir, `${stem}.json`)))
-  if (stems.length === 0)
+  const kinds: [string, Runner][] = Object.entries(KINDS).filter(([stem]) =>
+    existsSync(join(dir, `${stem}.json`)),
+  )
+  if (modelsIn(dir).length > 0) kinds.push(['models', runModels])
+  if (kinds.length === 0)
     throw new Error(
       `${dir} holds none of ${Object.keys(KINDS)
         .map((stem) => `${stem}.json`)
-        .join(', ')}`,
+        .join(', ')}, and no folder with a checkpoint and golden.safetensors`,
     )
-  const unknown = readdirSync(dir).filter((name) => statSync(join(dir, name)).isDirectory())
-  if (unknown.length > 0) print(`not read: ${unknown.join(', ')}`)
-  for (const stem of stems) {
+  for (const [stem, runner] of kinds) {
     const start = performance.now()
     const before = report.passed + report.failed + report.skipped
-    await KINDS[stem](dir, backend, only, report)
+    await runner(dir, backend, only, report)
     const n = report.passed + report.failed + report.skipped - before
     print(`${stem}: ${n} cases on ${backend.name}, ${((performance.now() - start) / 1000).toFixed(1)} s`)
   }

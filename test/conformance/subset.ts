@@ -1,8 +1,9 @@
 // Makes a small fixture directory of a full one: tsx test/conformance/subset.ts FULL_DIR OUT_DIR
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { readSafetensors, type StoredTensor, writeSafetensors } from '@tilegrad/nn'
 import { type Entry, type OpCase, readJson } from './manifest.ts'
+import { modelsIn } from './run-models.ts'
 
 /** Cases per operator, and what is worth keeping of each kind, in bytes of tensors. */
 const PER_OP = 4
@@ -10,6 +11,9 @@ const OP_BYTES = 7_000
 const ATTENTION_BYTES = 100_000
 /** Of the final weights: all that led there is checked by the losses before. */
 const FINAL_BYTES = 10_000
+
+/** Of a model's gradients: models made here have them all. */
+const GRAD_BYTES = 1_000
 
 const [from, to] = process.argv.slice(2)
 if (!from || !to) throw new Error('usage: tsx test/conformance/subset.ts FULL_DIR OUT_DIR')
@@ -85,4 +89,14 @@ if (existsSync(join(from, 'trajectory.json'))) {
   const stored = [...tensorsOf('trajectory')]
   const kept = stored.filter(([name, t]) => !name.startsWith('final.') || t.bytes.length <= FINAL_BYTES)
   write('trajectory', readJson(join(from, 'trajectory.json')), new Map(kept))
+}
+
+for (const name of modelsIn(from)) {
+  mkdirSync(join(to, name), { recursive: true })
+  for (const file of ['config.json', 'model.safetensors'])
+    copyFileSync(join(from, name, file), join(to, name, file))
+  const kept = [...tensorsOf(join(name, 'golden'))].filter(
+    ([tensor, t]) => !tensor.startsWith('grad.') || t.bytes.length <= GRAD_BYTES,
+  )
+  writeFileSync(join(to, name, 'golden.safetensors'), writeSafetensors(kept))
 }
