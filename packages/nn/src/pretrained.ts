@@ -109,7 +109,8 @@ function check(
  * const trained = new GPT({ vocabSize: 11, blockSize: 8, numLayers: 1, numHeads: 2, embedDim: 16 })
  * const { config, weights } = await savePretrained(trained)
  * const model = loadPretrained(config, weights).eval()
- * model.generate(tensor([[1, 2, 3]], { dtype: 'int32' }), { maxNewTokens: 5 }).shape // → 1,8
+ * const start = tensor([[1, 2, 3]], { dtype: 'int32' })
+ * (await model.generate(start, { maxNewTokens: 5 }).tensor()).shape // → 1,8
  */
 export function loadPretrained(
   config: PretrainedConfig,
