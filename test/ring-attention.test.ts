@@ -4,14 +4,17 @@
  */
 
 import {
+  allReduce,
   type Backend,
   createCpuBackend,
   createWebGpuBackend,
   type Link,
+  linearAttention,
   profile,
   RankError,
   reference,
   ringAttention,
+  ringLinearAttention,
   ringPieces,
   ringShard,
   ringUnshard,
@@ -68,20 +71,35 @@ function onOne(data: readonly [Float64Array, number[]][], { isCausal = false, sc
   return [out, q?.grad, k?.grad, v?.grad].map((t) => [...(t as Tensor).dataSync()])
 }
 
+/** Linear attention on one device, in float64. */
+function linearOnOne(data: readonly [Float64Array, number[]][], isCausal: boolean): number[][] {
+  const [q, k, v, dout] = data.map(([x, shape]) =>
+    tensor(x, shape, { dtype: 'float64', device: reference }),
+  ) as [Tensor, Tensor, Tensor, Tensor]
+  for (const t of [q, k, v]) t.requiresGrad = true
+  const out = linearAttention(q, k, v, { isCausal })
+  out.backward({ gradient: dout })
+  return [out, q.grad, k.grad, v.grad].map((t) => [...(t as Tensor).dataSync()])
+}
+
 /** The same on ranks, one per device, each with its shard; put together again. */
 async function onRanks(
   devices: readonly Backend[],
   data: readonly [Float64Array, number[]][],
   { isCausal = false, scale }: Case,
   dtype: 'float32' | 'float64' = 'float32',
+  kind: 'softmax' | 'linear' = 'softmax',
 ): Promise<number[][]> {
-  const order = isCausal ? 'zigzag' : 'contiguous'
+  const order = isCausal && kind === 'softmax' ? 'zigzag' : 'contiguous'
   const parts = await runRanks(devices.length, async (link) => {
     const device = devices[link.rank] as Backend
     const [q, k, v, dout] = data.map(([x, shape]) =>
       ringShard(tensor(x, shape, { dtype, device }), 2, link, order),
     ) as [Tensor, Tensor, Tensor, Tensor]
-    const { out, backward } = await ringAttention(link, q, k, v, { isCausal, scale: scale ?? null })
+    const { out, backward } =
+      kind === 'softmax'
+        ? await ringAttention(link, q, k, v, { isCausal, scale: scale ?? null })
+        : await ringLinearAttention(link, q, k, v, { isCausal })
     const { dq, dk, dv } = await backward(dout)
     return Promise.all(
       [out, dq, dk, dv].map(async (t) => {
@@ -149,6 +167,85 @@ test('CPU backends run the fused kernels', async () => {
   await block.result
   rows = block.rows
   expect(rows.filter((r) => r.op.startsWith('scaled_dot')).every((r) => r.path === 'fused')).toBe(true)
+})
+
+describe.each([1, 2, 3])('linear attention on %i ranks', (size) => {
+  const linear: Case[] = [
+    { T: 37, isCausal: true },
+    { T: 131, isCausal: true, B: 2, Dv: 5 },
+    { T: 20 },
+    { T: 9, S: 20 },
+    { T: 2, isCausal: true },
+  ]
+  test.each(linear)('%o', async (c) => {
+    const data = operands(c)
+    const want = linearOnOne(data, c.isCausal ?? false)
+    const references = Array(size).fill(reference)
+    expectClose(await onRanks(references, data, c, 'float64', 'linear'), want, 1e-12)
+    // Float32: sums of up to 131 terms, and quotients of them.
+    expectClose(await onRanks(cpus.slice(0, size), data, c, 'float32', 'linear'), want, 1e-5)
+  })
+
+  test('states of other shapes are refused on every rank', async () => {
+    if (size === 1) return
+    const messages: string[] = []
+    await runRanks(size, async (link) => {
+      const t = tensor(numbers(24), [1, 1, link.rank === 1 ? 4 : 6, link.rank === 1 ? 6 : 4], {
+        device: reference,
+      })
+      await ringLinearAttention(link, t, t, t).catch((e: Error) => messages.push(e.message))
+    })
+    expect(messages.length).toBe(size)
+    expect(new Set(messages).size).toBe(1)
+    expect(messages[0]).toContain('rank 1 has a state [1, 1, 6, 7], rank 0 [1, 1, 4, 5]')
+  })
+})
+
+test('what made q, k and v trains with it: gradients of shared parameters, summed, are those on one device', async () => {
+  const [T, D] = [11, 6]
+  const [x, w, target] = [numbers(T * D), numbers(3 * D * D), numbers(T * D)]
+  const device = reference
+  const place = (data: Float64Array, shape: number[]): Tensor =>
+    tensor(data, shape, { dtype: 'float64', device })
+  const project = (x: Tensor, weight: Tensor): [Tensor, Tensor, Tensor] => {
+    const qkv = x.linear(weight).reshape([1, 1, x.shape[0] as number, 3 * D])
+    return [0, 1, 2].map((i) => qkv.narrow(3, i * D, D)) as [Tensor, Tensor, Tensor]
+  }
+  const loss = (out: Tensor, target: Tensor): Tensor => out.reshape([-1, D]).sub(target).square().sum()
+  const weight = place(w, [3 * D, D])
+  weight.requiresGrad = true
+  const [q, k, v] = project(place(x, [T, D]), weight)
+  loss(scaledDotProductAttention(q, k, v, { isCausal: true }), place(target, [T, D])).backward()
+  const totals = await runRanks(3, async (link) => {
+    const mine = place(w, [3 * D, D])
+    mine.requiresGrad = true
+    const shard = (data: Float64Array): Tensor => ringShard(place(data, [T, D]), 0, link, 'zigzag')
+    const [q, k, v] = project(shard(x), mine)
+    const { out, backward } = await ringAttention(link, q, k, v, { isCausal: true })
+    out.requiresGrad = true
+    loss(out, shard(target)).backward()
+    const { dq, dk, dv } = await backward(out.grad as Tensor)
+    q.mul(dq).sum().add(k.mul(dk).sum()).add(v.mul(dv).sum()).backward()
+    return (await allReduce(link, [mine.grad as Tensor]))[0] as Tensor
+  })
+  for (const total of totals)
+    expectClose([[...total.dataSync()]], [[...(weight.grad as Tensor).dataSync()]], 1e-12)
+})
+
+test('sums over ranks are the same bits everywhere', async () => {
+  const sums = await runRanks(3, async (link) => {
+    const mine = tensor(numbers(10), [10], { device: cpus[link.rank] as Backend })
+    const [total] = (await allReduce(link, [mine])) as [Tensor]
+    return [await mine.data(), await total.data()] as const
+  })
+  const want = Array.from({ length: 10 }, (_, i) => sums.reduce((s, [mine]) => s + (mine[i] as number), 0))
+  for (const [, total] of sums) {
+    expect(total).toEqual(sums[0]?.[1])
+    expectClose([[...total]], [want], 1e-6)
+  }
+  await expect(
+    runRanks(2, (link) => allReduce(link, [tensor(numbers(2 + link.rank), [2 + link.rank])])),
+  ).rejects.toThrow('allReduce: rank 0 brought [[2]], rank 1 [[3]]')
 })
 
 describe('ranks in workers', () => {

@@ -16,6 +16,7 @@ export interface Options {
   width: number
   block: number
   batch: number
+  accumulate: number
   dropout: number
   bias: boolean
   lr: number
@@ -69,6 +70,7 @@ export function command(): Command {
     .option('--width <n>', 'size of a token’s vector, a multiple of --heads', whole(1), 128)
     .option('--block <n>', 'characters of context', whole(1), 64)
     .option('--batch <n>', 'windows per step', whole(1), 12)
+    .option('--accumulate <n>', 'batches whose gradients make one step', whole(1), 1)
     .option('--dropout <p>', 'share of activations dropped while training', real(0, 1), 0)
     .option('--bias', 'biases in linear and norm layers', false)
     .option('--lr <x>', 'highest learning rate', real(0), 2e-3)

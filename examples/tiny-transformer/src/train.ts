@@ -52,7 +52,7 @@ export async function train(
   stopped = (): boolean => false,
 ): Promise<Run> {
   manualSeed(options.seed)
-  const { batch, block } = options
+  const { batch, block, accumulate } = options
   const model = new GPT({
     vocabSize: corpus.alphabet.length,
     blockSize: block,
@@ -96,7 +96,7 @@ export async function train(
       const step = training.length + 1
       training.push({ step, loss })
       const ms = milliseconds + performance.now() - start
-      listener.step?.(step, loss, (done * batch * block) / (ms / 1000))
+      listener.step?.(step, loss, (done * accumulate * batch * block) / (ms / 1000))
       if (!Number.isFinite(loss))
         throw new Error(`the loss became ${loss} at step ${step}; try a smaller --lr`)
     }
@@ -104,11 +104,18 @@ export async function train(
 
   await validate(0)
   start = performance.now()
+  // Gradients add up in `.grad`; a scope for each batch, so that only one batch's activations exist.
+  const backward = (): Tensor =>
+    scope(() => {
+      const { inputs, targets } = randomBatch(corpus.train, batch, block)
+      const loss = model.forward(inputs, targets).loss.div(accumulate)
+      loss.backward()
+      return loss.detach()
+    })
   while (done < options.steps && !stopped()) {
     const loss = scope(() => {
-      const { inputs, targets } = randomBatch(corpus.train, batch, block)
-      const { loss } = model.forward(inputs, targets)
-      loss.backward()
+      let loss = backward()
+      for (let i = 1; i < accumulate; i++) loss = loss.add(backward())
       if (options.clip > 0) clipGradNorm(params, options.clip)
       optimizer.lr = rate(done)
       optimizer.step()

@@ -180,6 +180,20 @@ describe('a run', () => {
     gpu.forEach(({ loss }, i) => expect(Math.abs(loss - (cpu[i]?.loss ?? 0))).toBeLessThan(1e-3))
   }, 300_000)
 
+  it('takes a step on several batches as on one of their size', async () => {
+    const losses = async (...sizes: string[]): Promise<number[]> => {
+      const { code } = await start([...small, '--steps', '7', '--seed', '3', ...sizes]).ended
+      expect(code).toBe(0)
+      const run = JSON.parse(readFileSync(join(out, 'run.json'), 'utf8')) as { training: { loss: number }[] }
+      return run.training.map(({ loss }) => loss)
+    }
+    const one = await losses('--batch', '12')
+    const several = await losses('--batch', '4', '--accumulate', '3')
+    expect(several).toHaveLength(7)
+    // The same windows of the text: only the order of float32 sums differs, over 7 steps of AdamW.
+    several.forEach((loss, i) => expect(Math.abs(loss - (one[i] ?? 0))).toBeLessThan(1e-4))
+  })
+
   it('keeps what was learned when it is interrupted', async () => {
     rmSync(out, { recursive: true, force: true })
     const { child, ended } = start([...small, '--steps', '30000'])

@@ -137,5 +137,6 @@ export {
   ringShard,
   ringUnshard,
 } from './ring/ring-attention.ts'
+export { type RingLinearAttentionOptions, ringLinearAttention } from './ring/ring-linear-attention.ts'
 export { enableGrad, GradNode, gradEnabled, noGrad } from './tape.ts'
 export { type Hook, Tensor } from './tensor.ts'
