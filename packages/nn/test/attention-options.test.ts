@@ -259,7 +259,7 @@ describe('masks', () => {
     expect(() => layer.forward(x(), { keyPaddingMask })).toThrow(
       /keyPaddingMask must be bool \(B, S\) = \[2, 6\], got bool \[2, 9\]/,
     )
-    expect(() => layer.forward(x(), { attnMask })).toThrow(/mask \[6, 9\] does not broadcast/)
+    expect(() => layer.forward(x(), { attnMask })).toThrow(/\[6, 9\] and \[2, 4, 6, 6\] do not broadcast/)
   })
 })
 

@@ -1,0 +1,89 @@
+import {
+  type Backend,
+  createCpuBackend,
+  GPT,
+  type GPTConfig,
+  manualSeed,
+  memory,
+  noGrad,
+  profile,
+  reference,
+  scope,
+  tensor,
+  withBackend,
+} from 'tilegrad'
+import { afterAll, describe, expect, it } from 'vitest'
+import { gpus } from '../packages/backend-webgpu/test/support/gpus.ts'
+
+const backends: [string, Backend][] = [
+  ['cpu', createCpuBackend({ threads: 2 })],
+  ...gpus.slice(0, 1).map(({ name, gpu }): [string, Backend] => [`webgpu with ${name}`, gpu]),
+]
+afterAll(async () => {
+  for (const [, backend] of backends) await (backend as Partial<{ close(): Promise<void> }>).close?.()
+})
+
+const configs: [string, Partial<GPTConfig>][] = [
+  ['learned positions', {}],
+  ['grouped heads, rope, a window', { numKvHeads: 2, rope: true, window: 9, qkNorm: true }],
+  ['ALiBi', { alibi: true }],
+]
+
+/** Weights drawn on the reference, larger than initial ones so that choices are clear. */
+function make(config: Partial<GPTConfig>): GPT {
+  return withBackend(reference, () => {
+    manualSeed(41)
+    const model = new GPT({
+      vocabSize: 31,
+      blockSize: 48,
+      numLayers: 2,
+      numHeads: 4,
+      embedDim: 32,
+      ...config,
+    })
+    for (const p of model.parameters()) p.detach().mul_(8)
+    return model
+  })
+}
+
+const prompt = new Int32Array([1, 2, 3, 4, 5, 30, 29, 28, 27, 26])
+
+describe.each(backends)('on %s', (_, backend) => {
+  it.each(configs)('decoding with %s writes what the reference writes', async (_, config) => {
+    const options = { maxNewTokens: 16, temperature: 0 }
+    const model = make(config)
+    const expected = await model.generate(tensor(prompt, [2, 5], { device: reference }), options).tensor()
+    const moved = model.to(backend)
+    const start = tensor(prompt, [2, 5], { device: backend })
+    const tokens = await moved.generate(start, options).tensor()
+    expect(await tokens.toArray()).toEqual(await expected.toArray())
+    const anew = await moved.generate(start, { ...options, useCache: false }).tensor()
+    expect(await anew.toArray()).toEqual(await expected.toArray())
+    for (const t of [expected, start, tokens, anew, moved]) t.dispose()
+  })
+
+  it.each(configs)(
+    'a step with %s runs fused kernels and allocates nothing that stays',
+    async (_, config) => {
+      const model = make(config).to(backend)
+      const cache = model.newCache(1, 40) ?? []
+      const step = (...ids: number[]): void =>
+        noGrad(() =>
+          scope(() => {
+            model.nextLogits(tensor(Int32Array.from(ids), [1, ids.length], { device: backend }), cache)
+          }),
+        )
+      step(1, 2, 3)
+      // Tables of rotary angles are remembered, the last few of them.
+      for (let i = 0; i < 6; i++) step(4)
+      const before = memory()
+      for (let i = 0; i < 20; i++) step(i)
+      expect([memory().tensors, memory().bytes]).toEqual([before.tensors, before.bytes])
+      const { rows } = profile(() => step(5))
+      const paths = rows.filter((row) => row.op === 'scaled_dot_product_attention').map((row) => row.path)
+      expect(paths).toEqual(['fused'])
+
+      for (const t of [...cache, model]) t.dispose()
+    },
+  )
+})
