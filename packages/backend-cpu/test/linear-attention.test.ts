@@ -5,12 +5,17 @@
 
 import {
   backward,
+  deltaRule,
   type FeatureMap,
+  gatedLinearAttention,
   type Layout,
   type LinearAttentionAttrs,
   layout,
   linearAttention as linearAttentionOp,
   profile,
+  retention,
+  scope,
+  type Tensor,
   tensor,
 } from '@tilegrad/core'
 import { afterAll, describe, expect, test } from 'vitest'
@@ -315,5 +320,38 @@ describe('through the operator', () => {
     const taken = backend.stats().peakBytes - before
     expect(taken).toBeGreaterThan(4 * bytes)
     expect(taken).toBeLessThan(6 * bytes + 2 ** 20)
+  })
+
+  /** Bytes taken at the peak by a forward and a backward pass over T steps. */
+  const peak = (T: number, run: (q: Tensor, k: Tensor, v: Tensor, gates: Tensor) => Tensor): number => {
+    const rnd = random(T)
+    const some = (low: number): Tensor => {
+      const x = tensor(
+        Float32Array.from({ length: 16 * T }, () => rnd() + low),
+        { device: backend },
+      ).reshape([1, 1, T, 16])
+      x.requiresGrad = true
+      return x
+    }
+    const [q, k, v, gates] = [some(-0.5), some(-0.5), some(-0.5), some(-1)] as const
+    const before = backend.stats().liveBytes
+    backend.engine.memory.resetPeak()
+    scope(() => backward(run(q, k, v, gates).sum()))
+    const taken = backend.stats().peakBytes - before
+    for (const x of [q, k, v, gates]) x.dispose()
+    return taken
+  }
+
+  test.each<[string, (q: Tensor, k: Tensor, v: Tensor, gates: Tensor) => Tensor]>([
+    ['chunks', (q, k, v) => linearAttentionOp(q, k, v, { isCausal: true, form: 'chunked' })],
+    ['retention', (q, k, v) => retention(q, k, v)],
+    ['gates', (q, k, v, gates) => gatedLinearAttention(q, k, v, gates)],
+    ['the delta rule', (q, k, v, gates) => deltaRule(q, k, v, gates.select(3, 0).neg())],
+  ])('so does that of the composition of %s', (_, run) => {
+    peak(2048, run)
+    const [short, long] = [peak(2048, run), peak(8192, run)]
+    // Four times the steps: 4 where linear, 16 where quadratic. 1 MiB: pages of scratch memory.
+    expect(long).toBeGreaterThan(3 * short)
+    expect(long).toBeLessThan(4.5 * short + 2 ** 20)
   })
 })
