@@ -1,4 +1,12 @@
-import { dropout, manualSeed, type Tensor } from '@tilegrad/core'
+import {
+  createBlockMask,
+  dropout,
+  manualSeed,
+  scaledDotProductAttention,
+  type Tensor,
+  tensor,
+  topkBlocks,
+} from '@tilegrad/core'
 import { type Arg, away, bool, f, int, ints, pos } from '../samples.ts'
 import { FUNCTION, LONG, op } from './row.ts'
 
@@ -138,9 +146,43 @@ op(
     [...attention(1, 2, 2, 3, 4, 2), { attnMask: bool([2, 1, 4]) }],
     [f([3, 2]), f([4, 2]), f([4, 3])],
     [...attention(2, 4, 2, 40, 40, 16), { isCausal: 'bottom-right' }],
+    [...attention(1, 1, 1, 6, 6, 2), { isCausal: true, window: 2, globalTokens: 1 }],
+    [...attention(1, 2, 2, 40, 50, 16), { window: 5, globalTokens: 20 }],
   ],
   LOSS,
 )
+// Options that are tensors without a gradient, made where q is. The same seed drops the same weights each time.
+op('scaledDotProductAttention', 2, [attention(1, 2, 1, 3, 4, 2), attention(2, 2, 2, 70, 40, 16)], {
+  ...LOSS,
+  run: (q: Tensor, k: Tensor, v: Tensor) => {
+    manualSeed(7)
+    const slopes = Float64Array.of(0.5, 0.25)
+    const alibi = tensor(slopes, { device: q.backend, dtype: q.dtype })
+    return scaledDotProductAttention(q, k, v, { alibi, dropoutP: 0.3, isCausal: 'bottom-right' })
+  },
+})
+op('scaledDotProductAttention', 2, [attention(1, 1, 1, 20, 33, 2), attention(2, 2, 1, 70, 70, 16)], {
+  ...LOSS,
+  run: (q: Tensor, k: Tensor, v: Tensor) => {
+    const lengths = { qLen: q.shape[2] as number, kvLen: k.shape[2] as number, device: q.backend }
+    const blockMask = createBlockMask((i, j) => (i + j) % 3 !== 1, { blockSize: 16, ...lengths })
+    return scaledDotProductAttention(q, k, v, { blockMask })
+  },
+})
+op('topkBlocks', 0, [attention(1, 2, 1, 100, 70, 8).slice(0, 2), attention(2, 4, 2, 70, 70, 8).slice(0, 2)], {
+  method: false,
+  run: (q: Tensor, k: Tensor) => {
+    const mask = topkBlocks(q, k, { blockSize: 16, keep: 2, isCausal: true })
+    return [mask.visible, mask.kvNumBlocks, mask.kvIndices, mask.qNumBlocks, mask.qIndices]
+  },
+})
+op('createBlockMask', 0, [[bool([5, 7])], [bool([2, 3, 4, 4])]], {
+  method: false,
+  run: (visible: Tensor) => {
+    const mask = createBlockMask(visible)
+    return [mask.visible, mask.kvNumBlocks, mask.kvIndices, mask.qNumBlocks, mask.qIndices]
+  },
+})
 op(
   'rotaryEmbedding',
   2,

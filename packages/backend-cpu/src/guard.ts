@@ -17,6 +17,7 @@ import {
   embedding,
   enableGrad,
   gather,
+  getRngState,
   grad,
   type KernelOf,
   type KernelTable,
@@ -33,6 +34,7 @@ import {
   scaledDotProductAttention,
   scatterAdd,
   scope,
+  setRngState,
   softmax,
   type Tensor,
   type TypedArray,
@@ -119,7 +121,14 @@ const forward: Readonly<Record<string, Family>> = {
   embedding: { shapes: matrix, run: ([w]) => embedding(indices(w, [3, 0, 3, 1], [4]), w) },
   scaled_dot_product_attention: {
     shapes: heads,
-    run: ([q, k, v]) => scaledDotProductAttention(q, k, v, { isCausal: true }),
+    // Plain, and with everything that adds code of its own; both runs must drop the same weights.
+    run: ([q, k, v]) => {
+      const state = getRngState()
+      const alibi = tensor(Float32Array.of(0.5, 0.25), { device: q.backend })
+      const y = scaledDotProductAttention(q, k, v, { isCausal: true, window: 5, alibi, dropoutP: 0.3 })
+      setRngState(state)
+      return [scaledDotProductAttention(q, k, v, { isCausal: true }), y]
+    },
   },
   linear_attention: { shapes: heads, run: ([q, k, v]) => linearAttention(q, k, v, { isCausal: true }) },
 }

@@ -42,6 +42,14 @@ export { apply, defineOp, type Op, type TensorSpec } from './op.ts'
 export type { Activation } from './ops/activations.ts'
 export * from './ops/attention.ts'
 export {
+  type BlockMask,
+  type BlockMaskOptions,
+  type BlockTensor,
+  createBlockMask,
+  type TopkBlocksOptions,
+  topkBlocks,
+} from './ops/block-mask.ts'
+export {
   arange,
   data,
   dataSync,

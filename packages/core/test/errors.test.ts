@@ -259,6 +259,63 @@ const cases: readonly (readonly [
     '2 key and 2 value heads do not serve 3 query heads; expected equal numbers that divide it',
   ],
   [
+    'global tokens without a window',
+    () => tg.scaledDotProductAttention(zeros([2, 2]), zeros([2, 2]), zeros([2, 2]), { globalTokens: 1 }),
+    ValueError,
+    'globalTokens are exceptions from a window; give one, such as window: 256',
+  ],
+  [
+    'ALiBi slopes',
+    () => tg.scaledDotProductAttention(zeros([2, 2]), zeros([2, 2]), zeros([2, 2]), { alibi: zeros([2]) }),
+    ShapeError,
+    'alibi must be one float slope per head, [1], got float32 [2]',
+  ],
+  [
+    'a block mask of another length',
+    () =>
+      tg.scaledDotProductAttention(zeros([65, 2]), zeros([65, 2]), zeros([65, 2]), {
+        blockMask: tg.createBlockMask([[true]]),
+      }),
+    ShapeError,
+    'the block mask has 1 × 1 blocks of 64; 65 queries and 65 keys need 2 × 2',
+  ],
+  [
+    'a block size',
+    () => tg.createBlockMask([[true]], { blockSize: 24 }),
+    ValueError,
+    'create_block_mask: blockSize must be a multiple of 16, got 24',
+  ],
+  [
+    'a predicate without lengths',
+    () => tg.createBlockMask(() => true, { qLen: 3 }),
+    ValueError,
+    'create_block_mask: a predicate needs the lengths qLen and kvLen',
+  ],
+  [
+    'a block mask of numbers',
+    () => tg.createBlockMask(zeros([2, 2])),
+    DTypeError,
+    'create_block_mask: takes a bool tensor, not float32',
+  ],
+  [
+    'a block mask with too few dims',
+    () => tg.createBlockMask([true, false]),
+    ShapeError,
+    'create_block_mask: expected (nQ, nK), (H, nQ, nK) or (B, H, nQ, nK), got [2]',
+  ],
+  [
+    'no blocks to keep',
+    () => tg.topkBlocks(zeros([1, 1, 2, 2]), zeros([1, 1, 2, 2]), { keep: 0 }),
+    ValueError,
+    'topk_blocks: keep must be at least 1, got 0',
+  ],
+  [
+    'heads of block selection',
+    () => tg.topkBlocks(zeros([1, 3, 2, 2]), zeros([1, 2, 2, 2]), { keep: 1 }),
+    ShapeError,
+    'topk_blocks: q [1, 3, 2, 2] and k [1, 2, 2, 2] do not fit',
+  ],
+  [
     'causal linear attention',
     () =>
       tg.linearAttention(zeros([1, 1, 2, 2]), zeros([1, 1, 3, 2]), zeros([1, 1, 3, 2]), { isCausal: true }),

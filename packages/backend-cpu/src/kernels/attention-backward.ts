@@ -23,23 +23,18 @@ import {
   type I32,
   i32,
   type ModuleBuilder,
+  type Var,
   v128,
 } from '../wasm/index.ts'
 import {
-  blockStart,
   eachRow,
+  type Form,
   gatherFunc,
   keyBlock,
-  loadMask,
-  type MaskType,
-  maskFunc,
-  queryBlock,
-  queryTask,
   reader,
   rowOf,
   scoresFunc,
   sparse,
-  visible,
   wordOffset,
 } from './attention-blocks.ts'
 import {
@@ -50,7 +45,8 @@ import {
   storeQueries,
   weightStep,
 } from './attention-queries.ts'
-import type { Tile } from './matmul-micro.ts'
+import { adjusts, hideFunc, keepFactors, loadMask, weightNumber } from './attention-scores.ts'
+import { chunk, eachKeyChunk, eachQueryChunk, queryTask, visible } from './attention-visits.ts'
 import { packer } from './matmul-pack.ts'
 import { least, most, panelFunc } from './matmul-panels.ts'
 import { expBelow } from './softmax.ts'
@@ -59,7 +55,7 @@ export type BackwardMode = 'both' | 'queries' | 'keys'
 
 const passParams = ['i32', 'i32', 'i32'] as const
 type PassFunc = Func<typeof passParams, null>
-const gradientsParams = [...passParams, 'i32'] as const
+const gradientsParams = [...passParams, 'i32', 'i32'] as const
 
 /** Scores → P in place: scores, number of keys, lse. */
 function weightsFunc(m: ModuleBuilder, vectors: number): PassFunc {
@@ -73,20 +69,27 @@ function weightsFunc(m: ModuleBuilder, vectors: number): PassFunc {
   })
 }
 
-/** dP → dS in place: P, `distance` bytes before dP; number of keys; δ; the address of the scale. */
+/**
+ * dP → dS in place, and with dropout P → P · keep: P, `distance` bytes before dP; number of keys; δ; parameter block;
+ * number of the first weight. With dropout dP = keep · (dO Vᵀ), and δ, the sum of dO ∘ O, holds as it is.
+ */
 function gradientsFunc(
   m: ModuleBuilder,
-  vectors: number,
+  { tile: { vectors }, dropout }: Form,
   distance: number,
 ): Func<typeof gradientsParams, null> {
-  return m.func(gradientsParams, (f, weights, keys, delta, scaleAt) => {
-    const scale = f.let(v128.load32Splat(scaleAt))
+  return m.func(gradientsParams, (f, weights, keys, delta, params, first) => {
+    const scale = f.let(v128.load32Splat(params, wordOffset('scale')))
     const deltas = Array.from({ length: vectors }, (_, j) => f.let(v128.load(delta, 16 * j)))
+    const factors = dropout && keepFactors(f, dropout, vectors, reader(params), first)
     eachRow(f, keys, weights, weightStep, (at) => {
+      const keep = factors?.()
       const changes = deltas.map((d, j) => {
-        const change = f32x4.sub(v128.load(at, distance + 16 * j), d)
+        const dp = v128.load(at, distance + 16 * j)
+        const change = f32x4.sub(keep ? f32x4.mul(dp, keep[j]) : dp, d)
         return f.let(f32x4.mul(f32x4.mul(v128.load(at, 16 * j), scale), change))
       })
+      keep?.forEach((factor, j) => f.store(at, f32x4.mul(v128.load(at, 16 * j), factor), 16 * j))
       changes.forEach((x, j) => f.store(at, x, distance + 16 * j))
     })
   })
@@ -106,9 +109,9 @@ function clearRows(f: FunctionBuilder, vectors: number, at: I32, rows: I32, dist
   })
 }
 
-const pairParams = [...blockParams, 'i32', 'i32'] as const
+const pairParams = [...blockParams, 'i32', 'i32', 'i32'] as const
 /**
- * Like `BlockFunc`, then the first key of the block and which gradients to add to: 1 for dQ, 2 for dK and dV.
+ * Like `BlockFunc`, then the first key of the block, its end, and which gradients to add to: 1 for dQ, 2 for dK and dV.
  */
 type PairFunc = Func<typeof pairParams, null>
 
@@ -123,16 +126,15 @@ function pairFunc(m: ModuleBuilder, c: Context): PairFunc {
   const gather = gatherFunc(m, tile, weightStep, false)
   const product = panelFunc(m, pack, tile, 'float32')
   const toWeights = weightsFunc(m, vectors)
-  const toGradients = gradientsFunc(m, vectors, distance)
-  const hide = maskFunc(m, vectors, weightStep, mask !== 'none')
-  return m.func(pairParams, (f, params, scratch, b, h, q0, rows, j0, wanted) => {
+  const toGradients = gradientsFunc(m, c, distance)
+  const hide = hideFunc(m, c, weightStep)
+  return m.func(pairParams, (f, params, scratch, b, h, q0, rows, j0, j1, wanted) => {
     const word = reader(params)
     const at = locate(f, c, word, scratch)
     const [depth, valueDepth] = [f.let(word('width')), f.let(word('valueWidth'))]
     const kv = f.let(h.divU(word('group')))
-    const all = visible(word, q0, q0.add(rows).sub(1))
-    const start = f.let(most(all.from, j0))
-    const count = f.let(least(all.to, j0.add(keyBlock)).sub(start))
+    const { from: start, to: stop } = visible(f, word, q0, q0.add(rows).sub(1), j0, j1)
+    const count = f.let(stop.sub(start))
     const [k, v] = [f.let(rowOf(word, 'k', b, kv, start)), f.let(rowOf(word, 'v', b, kv, start))]
     const [kRow, vRow] = [f.let(word('kRow')), f.let(word('vRow'))]
     f.if(
@@ -150,42 +152,46 @@ function pairFunc(m: ModuleBuilder, c: Context): PairFunc {
       v.set(at.v)
       vRow.set(valueDepth.shl(2))
     })
-    const changes = f.let(
-      word('needQ')
-        .and(wanted)
-        .or(word('needK').and(wanted.shrU(1))),
-    )
+    // With dropout, P for dV is made on the way.
+    const changes = c.dropout
+      ? 1
+      : f.let(
+          word('needQ')
+            .and(wanted)
+            .or(word('needK').and(wanted.shrU(1))),
+        )
 
     f.for(0, rows, lanes, (i) => {
       const first = f.let(q0.add(i))
       const last = f.let(q0.add(least(i.add(lanes), rows)).sub(1))
-      const seen = visible(word, first, last)
-      const from = f.let(least(most(seen.from, start), start.add(count)))
-      const n = f.let(most(least(seen.to, start.add(count)).sub(from), 0))
+      const seen = visible(f, word, first, last, start, stop)
+      const from = f.let(least(seen.from, stop))
+      const n = f.let(most(seen.to.sub(from), 0))
       const skip = f.let(from.sub(start))
       const column = f.let(at.weights.add(i.shl(2)))
       const weights = f.let(column.add(skip.mul(weightStep)))
       f.call(scoresOf, depth, k.add(skip.mul(kRow)), kRow, n, at.q.add(i.mul(depth).shl(2)), weights)
-      const low = f.let(first.add(word('low')))
-      const high = f.let(first.add(word('high')))
       const limited = f.let(
         from
           .add(n)
           .sub(1)
-          .gtS(high)
+          .gtS(first.add(word('high')))
           .or(from.leS(last.add(word('low')))),
       )
       if (mask !== 'none') {
         const place = rowOf(word, 'mask', b, h, first).add(from.mul(word('maskStep')))
         const have = f.let(last.sub(first).add(1))
         loadMask(f, { pack, type: mask, vectors }, at.mask, place, word('maskRow'), word('maskStep'), n, have)
-        f.call(hide, weights, n, from, limited, low, high, at.mask)
-      } else f.if(limited, () => f.call(hide, weights, n, from, 1, low, high, 0))
+      }
+      f.if(adjusts(c) ? 1 : limited, () => {
+        f.call(hide, params, weights, n, from, first, h, limited, at.mask)
+      })
       f.call(toWeights, weights, n, at.lse.add(i.shl(2)))
       f.if(changes, () => {
         const panel = at.dout.add(i.mul(valueDepth).shl(2))
         f.call(scoresOf, valueDepth, v.add(skip.mul(vRow)), vRow, n, panel, weights.add(distance))
-        f.call(toGradients, weights, n, at.delta.add(i.shl(2)), params.add(wordOffset('scale')))
+        const number = weightNumber(word, b, h, first, from)
+        f.call(toGradients, weights, n, at.delta.add(i.shl(2)), params, number)
       })
       f.if(wanted.and(word('needQ')), () => {
         const dq = at.dq.add(i.mul(depth).shl(2))
@@ -200,11 +206,18 @@ function pairFunc(m: ModuleBuilder, c: Context): PairFunc {
     })
 
     // Where every query sees every key, all keys at once; else by strips, with the queries that see any of one.
-    const whole = start
-      .add(count)
+    const whole = stop
       .sub(1)
       .leS(q0.add(word('high')))
-      .and(q0.add(rows).sub(1).add(word('low')).ltS(start))
+      .and(
+        q0
+          .add(rows)
+          .sub(1)
+          .add(word('low'))
+          .ltS(start)
+          .or(stop.leS(word('globalKeys')))
+          .or(q0.add(rows).leS(word('globalQueries'))),
+      )
     const stripStep = f.let(i32.select(whole, keyBlock, keyStrip))
     const add = (name: 'dk' | 'dv', columns: I32, weights: I32, panels: I32): void => {
       const row = f.let(word(`${name}Row`))
@@ -212,7 +225,9 @@ function pairFunc(m: ModuleBuilder, c: Context): PairFunc {
       f.for(0, count, stripStep, (s) => {
         const n = f.let(least(count.sub(s), stripStep))
         const first = f.let(most(start.add(s).sub(word('high')).sub(q0), 0))
-        const k = f.let(least(start.add(s).add(n).sub(1).sub(word('low')).sub(q0), rows).sub(first))
+        const last = f.let(most(start.add(s).add(n).sub(1).sub(word('low')), word('globalQueries')).sub(q0))
+        f.if(start.add(s).ltS(word('globalKeys')), () => last.set(rows))
+        const k = f.let(least(last, rows).sub(first))
         f.if(k.gtS(0), () => {
           const a = f.let(weights.add(s.mul(weightStep)).add(first.shl(2)))
           const panel = f.let(panels.add(first.mul(step)))
@@ -234,8 +249,9 @@ function pairFunc(m: ModuleBuilder, c: Context): PairFunc {
 }
 
 /** Builds the kernel of one way through the pairs. */
-export function buildBackward(m: ModuleBuilder, tile: Tile, mask: MaskType, mode: BackwardMode): void {
-  const c: Context = { tile, mask, pack: packer(m) }
+export function buildBackward(m: ModuleBuilder, form: Form, mode: BackwardMode): void {
+  const { tile, mask } = form
+  const c: Context = { ...form, pack: packer(m) }
   const load = loadQueries(m, c)
   const pair = pairFunc(m, c)
   const store = storeQueries(m, c)
@@ -246,7 +262,6 @@ export function buildBackward(m: ModuleBuilder, tile: Tile, mask: MaskType, mode
       const at = locate(f, c, word, scratch)
       f.fill(at.mask, 0, 16 * tile.vectors * keyBlock)
     }
-    const queries = f.let(word('queries'))
     const clear = (b: I32, kv: I32, first: I32, rows: I32): void => {
       for (const [name, need] of [
         ['dk', 'needK'],
@@ -255,22 +270,17 @@ export function buildBackward(m: ModuleBuilder, tile: Tile, mask: MaskType, mode
         f.if(word(need), () => f.fill(rowOf(word, name, b, kv, first), 0, rows.mul(word(`${name}Row`))))
       }
     }
-    /** All key blocks that a block of queries sees. */
-    const eachKeyBlock = (b: I32, h: I32, q0: I32, rows: I32, wanted: number): void => {
-      const all = visible(word, q0, q0.add(rows).sub(1))
-      const stop = f.let(all.to)
-      const first = f.let(all.from)
-      f.if(first.ltS(stop), () => {
-        f.for(blockStart(first), stop, keyBlock, (j0) => {
-          f.call(pair, params, scratch, b, h, q0, rows, j0, wanted)
-        })
+    /** All keys that a chunk of queries sees. */
+    const meetKeys = (b: I32, h: I32, q0: I32, rows: I32, wanted: number): void => {
+      f.call(load, params, scratch, b, h, q0, rows)
+      eachKeyChunk(f, word, form, [b, h], q0, f.let(q0.add(rows).sub(1)), (j0, j1) => {
+        f.call(pair, params, scratch, b, h, q0, rows, j0, j1, wanted)
       })
     }
     f.for(start, end, 1, (task) => {
       if (mode === 'queries') {
-        const { b, h, first, rows } = queryTask(f, word, task)
-        f.call(load, params, scratch, b, h, first, rows)
-        eachKeyBlock(b, h, first, rows, 1)
+        const { b, h, first, rows } = queryTask(f, word, form, task)
+        meetKeys(b, h, first, rows, 1)
         f.call(store, params, scratch, b, h, first, rows)
         return
       }
@@ -278,24 +288,26 @@ export function buildBackward(m: ModuleBuilder, tile: Tile, mask: MaskType, mode
       const head = f.let(task.divU(blocks))
       const keyHeads = f.let(word('heads').divU(word('group')))
       const [b, kv] = [f.let(head.divU(keyHeads)), f.let(head.remU(keyHeads))]
-      const j0 = f.let(task.remU(blocks).mul(keyBlock))
-      const keys = mode === 'keys' ? least(word('keys').sub(j0), keyBlock) : word('keys')
-      clear(b, kv, j0, f.let(keys))
-      f.for(0, word('group'), 1, (g) => {
-        const h = f.let(kv.mul(word('group')).add(g))
-        f.for(0, queries, queryBlock, (q0) => {
-          const rows = f.let(least(queries.sub(q0), queryBlock))
-          if (mode === 'both') {
-            f.call(load, params, scratch, b, h, q0, rows)
-            eachKeyBlock(b, h, q0, rows, 3)
-            f.if(word('needQ'), () => f.call(store, params, scratch, b, h, q0, rows))
-            return
-          }
-          const all = visible(word, q0, q0.add(rows).sub(1))
-          f.if(most(all.from, j0).ltS(least(all.to, j0.add(keyBlock))), () => {
-            f.call(load, params, scratch, b, h, q0, rows)
-            f.call(pair, params, scratch, b, h, q0, rows, j0, 2)
+      const eachHead = (body: (h: Var<'i32'>) => void): void =>
+        f.for(0, word('group'), 1, (g) => body(f.let(kv.mul(word('group')).add(g))))
+      if (mode === 'both') {
+        clear(b, kv, i32.const(0), word('keys'))
+        eachHead((h) => {
+          f.for(0, word('queryChunks'), 1, (i) => {
+            const queries = chunk(f, word, form, 'queries', i)
+            const rows = f.let(queries.end.sub(queries.start))
+            meetKeys(b, h, queries.start, rows, 3)
+            f.if(word('needQ'), () => f.call(store, params, scratch, b, h, queries.start, rows))
           })
+        })
+        return
+      }
+      const keys = chunk(f, word, form, 'keys', f.let(task.remU(blocks)))
+      clear(b, kv, keys.start, keys.end.sub(keys.start))
+      eachHead((h) => {
+        eachQueryChunk(f, word, form, [b, h], keys.start, keys.end, (q0, rows) => {
+          f.call(load, params, scratch, b, h, q0, rows)
+          f.call(pair, params, scratch, b, h, q0, rows, keys.start, keys.end, 2)
         })
       })
     })

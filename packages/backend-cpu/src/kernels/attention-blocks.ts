@@ -1,6 +1,6 @@
 /**
- * What the forward and the backward kernel of attention share: parameters, which keys a query sees, and the
- * steps on one *panel* of queries and one block of keys.
+ * What the forward and the backward kernel of attention share: parameters, and the products of one *panel* of queries
+ * and one block of keys. Which blocks meet: attention-visits.ts. What else happens to scores: attention-scores.ts.
  *
  * A panel is as many queries as a tile has columns (8 or 16), and they lie in the lanes: scores are computed
  * as Sᵀ, a row per key. So rows of k and v are read where they are, one number at a time, as the splat
@@ -8,39 +8,52 @@
  * vertical, without a single shuffle; and only the panel of queries is transposed, once.
  */
 
+import type { Kernel } from '@tilegrad/core'
 import {
   type Func,
   type FunctionBuilder,
   f32x4,
   type I32,
   i32,
-  i32x4,
   type ModuleBuilder,
-  type V128,
   type Var,
   v128,
 } from '../wasm/index.ts'
 import { multiply, type Tile } from './matmul-micro.ts'
-import type { PackFunc } from './matmul-pack.ts'
-import { least, most } from './matmul-panels.ts'
 
 /** Keys per block: with 64 queries their scores take 24 KB; a multiple of the rows of every tile. */
 export const keyBlock = 96
 /** Queries per block, of which k and v are read once: a multiple of every panel. */
 export const queryBlock = 64
 
-/** What stands in for "no limit" in positions of keys. */
-export const far = 1 << 29
-
 /** The mask's type is built into kernels. */
 export type MaskType = 'none' | 'float32' | 'bool'
+
+/** What is built into kernels. */
+export interface Form {
+  readonly tile: Tile
+  readonly mask: MaskType
+  /** Is there a block mask? */
+  readonly blocks: boolean
+  readonly alibi: boolean
+  /** Dropout's expression for its params. */
+  readonly dropout: Kernel | null
+}
+
+/** For the names of kernels. */
+export const formName = ({ tile, mask, blocks, alibi, dropout }: Form): string =>
+  `${tile.rows}x${tile.vectors}:${mask}${blocks ? ':blocks' : ''}${alibi ? ':alibi' : ''}${dropout ? `:dropout${dropout.id}` : ''}`
 
 const operandWords = ['Ptr', 'Batch', 'Head', 'Row', 'Step'] as const
 type OperandWord<N extends string> = `${N}${(typeof operandWords)[number]}`
 /**
  * Operands with strides over batch, head, row and along the row, in bytes. For the mask, rows are queries.
  */
-export const operands = ['q', 'k', 'v', 'mask', 'out', 'dout', 'dq', 'dk', 'dv'] as const
+export const operands = [
+  ...(['q', 'k', 'v', 'mask', 'out', 'dout', 'dq', 'dk', 'dv'] as const),
+  // A block mask's: rows are blocks of queries, and for the last two blocks of keys.
+  ...(['kvNumBlocks', 'kvIndices', 'qNumBlocks', 'qIndices'] as const),
+] as const
 type OperandName = (typeof operands)[number]
 
 const scalars = [
@@ -57,12 +70,33 @@ const scalars = [
   /** Query i sees keys j with i + low < j ≤ i + high. */
   'low',
   'high',
+  /** Up to these, keys are seen and queries see whatever `low` says. */
+  'globalKeys',
+  'globalQueries',
+  /** From the number of a query to that of the key at its place. */
+  'offset',
+  /** Of a block mask, and how it is cut into chunks. */
+  'blockSize',
+  'keyStep',
+  'queriesPerBlock',
+  'keysPerBlock',
+  /** ALiBi's slopes, per head. */
+  'slopesPtr',
+  'slopesStep',
+  /** The params of dropout's expression. */
+  'drop0',
+  'drop1',
+  'drop2',
+  'drop3',
+  'drop4',
   /** (B, H, T), contiguous. */
   'lsePtr',
   'scratch',
   'scratchStep',
-  /** Blocks of queries, or of keys, per head: tasks are numbered (b, head, block). */
+  /** Chunks of queries, or of keys, per head: tasks are numbered (b, head, chunk). */
   'blocks',
+  /** Chunks of queries per head. */
+  'queryChunks',
   /** 1 where a gradient is wanted. */
   'needQ',
   'needK',
@@ -93,42 +127,6 @@ export function rowOf(word: ReturnType<typeof reader>, name: OperandName, b: I32
     .add(h.mul(word(`${name}Head`)))
     .add(row.mul(word(`${name}Row`)))
 }
-
-/** A task's place: batch item, head, first query and number of queries. */
-export function queryTask(
-  f: FunctionBuilder,
-  word: ReturnType<typeof reader>,
-  task: I32,
-): Record<'b' | 'h' | 'first' | 'rows', Var<'i32'>> {
-  const blocks = f.let(word('blocks'))
-  const head = f.let(task.divU(blocks))
-  // Under a causal mask late queries see more: last, first, second last, second …, so that neighbours even
-  // out.
-  const i = f.let(task.sub(head.mul(blocks)))
-  const half = f.let(i.shrU(1))
-  const block = i32.select(i.and(1), half, blocks.sub(1).sub(half))
-  const first = f.let(block.mul(queryBlock))
-  return {
-    b: f.let(head.divU(word('heads'))),
-    h: f.let(head.remU(word('heads'))),
-    first,
-    rows: f.let(least(word('queries').sub(first), queryBlock)),
-  }
-}
-
-/** The keys that queries first … last see: [from, to), empty where to ≤ from. */
-export function visible(word: ReturnType<typeof reader>, first: I32, last: I32): { from: I32; to: I32 } {
-  return {
-    from: most(first.add(word('low')).add(1), 0),
-    to: least(last.add(word('high')).add(1), word('keys')),
-  }
-}
-
-/** The first key of the block that a key is in. */
-export const blockStart = (key: Var<'i32'>): I32 => key.sub(key.remU(keyBlock))
-
-/** Consecutive numbers in the lanes of the vectors of a panel. */
-const lanes = (vector: number): V128 => i32x4.const(...[0, 1, 2, 3].map((l) => 4 * vector + l))
 
 const scoresParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as const
 export type ScoresFunc = Func<typeof scoresParams, null>
@@ -213,74 +211,4 @@ export function eachRow(
     row(at, r)
     at.set(at.add(step))
   })
-}
-
-const maskParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as const
-export type MaskFunc = Func<typeof maskParams, null>
-
-/**
- * Adds the mask to scores and hides what queries do not see. Parameters: scores, number of keys, number of
- * the first key; 1 if some query of the panel does not see some key; limits `low` and `high` of the first
- * query; then the mask's scratch panel, and the distance of its rows is that of scores.
- */
-export function maskFunc(m: ModuleBuilder, vectors: number, step: number, masked: boolean): MaskFunc {
-  return m.func(maskParams, (f, scores, keys, firstKey, limited, low, high, mask) => {
-    const hidden = f.let(f32x4.const(-Infinity))
-    if (masked) {
-      const other = f.let(mask)
-      eachRow(f, keys, scores, step, (at) => {
-        for (let j = 0; j < vectors; j++) {
-          f.store(at, f32x4.add(v128.load(at, 16 * j), v128.load(other, 16 * j)), 16 * j)
-        }
-        other.set(other.add(16 * vectors))
-      })
-    }
-    f.if(limited, () => {
-      const lows = Array.from({ length: vectors }, (_, j) => f.let(i32x4.add(i32x4.splat(low), lanes(j))))
-      const highs = Array.from({ length: vectors }, (_, j) => f.let(i32x4.add(i32x4.splat(high), lanes(j))))
-      eachRow(f, keys, scores, step, (at, r) => {
-        const key = f.let(i32x4.splat(r.add(firstKey)))
-        for (let j = 0; j < vectors; j++) {
-          const seen = v128.andnot(i32x4.gtS(key, lows[j]), i32x4.gtS(key, highs[j]))
-          f.store(at, v128.bitselect(v128.load(at, 16 * j), hidden, seen), 16 * j)
-        }
-      })
-    })
-  })
-}
-
-/** What `loadMask` needs. */
-export interface MaskPlace {
-  readonly pack: PackFunc
-  readonly type: MaskType
-  readonly vectors: number
-}
-
-/**
- * Emits: mask[query][key] for a panel → rows of keys in scratch memory, as numbers to add (0 or −∞ for a
- * bool). Lanes without a query keep whatever they hold: nothing of theirs is used, but they must not slow
- * others down, so the panel is zeroed when it is set up.
- */
-export function loadMask(
-  f: FunctionBuilder,
-  { pack, type, vectors }: MaskPlace,
-  to: I32,
-  from: I32,
-  rowStep: I32,
-  keyStep: I32,
-  keys: I32,
-  queries: I32,
-): void {
-  if (type === 'float32') f.call(pack, to, 16 * vectors, from, keyStep, rowStep, keys, queries)
-  else if (type === 'bool') {
-    f.for(0, queries, 1, (q) => {
-      const p = f.let(from.add(q.mul(rowStep)))
-      const out = f.let(to.add(q.shl(2)))
-      f.for(0, keys, 1, () => {
-        f.store(out, i32.load8U(p).eqz().mul(0xff800000))
-        p.set(p.add(keyStep))
-        out.set(out.add(16 * vectors))
-      })
-    })
-  }
 }

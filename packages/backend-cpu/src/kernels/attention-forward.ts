@@ -7,33 +7,31 @@
  *   P = exp(S − m′),  l = l · exp(m − m′) + Σ P
  *   Oᵀ = exp(m − m′) Oᵀ + Vᵀ · P   columns of v from memory
  *
- * at the end O / l and lse = m + log l. Blocks of keys lie at multiples of 96, panels at multiples of their
- * width: results do not depend on how queries were dealt to tasks. Masked blocks are skipped, and in a block
- * of the diagonal every panel stops at its own last key.
+ * at the end O / l and lse = m + log l. l sums all weights, and dropout, if any, comes before O. Blocks of keys lie at
+ * multiples of 96, panels at multiples of their width: results do not depend on how queries were dealt to tasks.
+ * Hidden blocks are skipped (attention-visits.ts), and in a block of the diagonal every panel stops at its own last key.
  */
 
 import { mathF32x4 } from '../math.ts'
 import { type Func, f32x4, type ModuleBuilder, v128 } from '../wasm/index.ts'
 import {
-  blockStart,
   eachRow,
+  type Form,
   gatherFunc,
   keyBlock,
-  loadMask,
   type MaskType,
-  maskFunc,
   queryBlock,
-  queryTask,
   reader,
   rowOf,
   scoresFunc,
   sparse,
-  visible,
   wordOffset,
 } from './attention-blocks.ts'
+import { adjusts, dropFunc, hideFunc, loadMask, weightNumber } from './attention-scores.ts'
+import { eachKeyChunk, queryTask, visible } from './attention-visits.ts'
 import type { Tile } from './matmul-micro.ts'
 import { type PackFunc, packer } from './matmul-pack.ts'
-import { least, most } from './matmul-panels.ts'
+import { least } from './matmul-panels.ts'
 import { expBelow } from './softmax.ts'
 
 /** Bytes of scratch memory per panel: q, the output, and per query m, l and exp(m − m′). */
@@ -112,7 +110,8 @@ function finishFunc(m: ModuleBuilder, pack: PackFunc, vectors: number): Func<typ
 }
 
 /** Builds the kernel. */
-export function buildForward(m: ModuleBuilder, tile: Tile, mask: MaskType): void {
+export function buildForward(m: ModuleBuilder, form: Form): void {
+  const { tile, mask } = form
   const { vectors } = tile
   const lanes = 4 * vectors
   const step = 16 * vectors
@@ -121,7 +120,8 @@ export function buildForward(m: ModuleBuilder, tile: Tile, mask: MaskType): void
   const gather = gatherFunc(m, tile, step, true)
   const soften = softenFunc(m, vectors)
   const finish = finishFunc(m, pack, vectors)
-  const hide = maskFunc(m, vectors, step, mask !== 'none')
+  const hide = hideFunc(m, form, step)
+  const dropWeights = form.dropout && dropFunc(m, form.dropout, vectors, step)
 
   m.kernel('main', (f, start, end, params, thread) => {
     const word = reader(params)
@@ -140,7 +140,7 @@ export function buildForward(m: ModuleBuilder, tile: Tile, mask: MaskType): void
     const scale = f.let(v128.load32Splat(params, wordOffset('scale')))
 
     f.for(start, end, 1, (task) => {
-      const { b, h, first: q0, rows } = queryTask(f, word, task)
+      const { b, h, first: q0, rows } = queryTask(f, word, form, task)
       const kv = f.let(h.divU(word('group')))
       const q = f.let(rowOf(word, 'q', b, h, q0))
       const panel = f.let(scratch)
@@ -156,10 +156,7 @@ export function buildForward(m: ModuleBuilder, tile: Tile, mask: MaskType): void
         panel.set(panel.add(panelSize))
       })
 
-      const all = visible(word, q0, q0.add(rows).sub(1))
-      const stop = f.let(all.to)
-      f.for(blockStart(f.let(all.from)), stop, keyBlock, (j0) => {
-        const j1 = f.let(least(j0.add(keyBlock), word('keys')))
+      eachKeyChunk(f, word, form, [b, h], q0, f.let(q0.add(rows).sub(1)), (j0, j1) => {
         const k = f.let(rowOf(word, 'k', b, kv, j0))
         const v = f.let(rowOf(word, 'v', b, kv, j0))
         const kStep = f.let(kRow)
@@ -185,19 +182,15 @@ export function buildForward(m: ModuleBuilder, tile: Tile, mask: MaskType): void
           const first = f.let(q0.add(i))
           const have = f.let(least(rows.sub(i), lanes))
           const last = f.let(first.add(have).sub(1))
-          const seen = visible(word, first, last)
-          const from = f.let(most(seen.from, j0))
-          const to = f.let(least(seen.to, j1))
+          const { from, to } = visible(f, word, first, last, j0, j1)
           f.if(from.ltS(to), () => {
             const n = f.let(to.sub(from))
             const skip = f.let(from.sub(j0))
             f.call(scoresOf, depth, k.add(skip.mul(kStep)), kStep, n, panel, scores)
-            const low = f.let(first.add(word('low')))
-            const high = f.let(first.add(word('high')))
             const limited = f.let(
               to
                 .sub(1)
-                .gtS(high)
+                .gtS(first.add(word('high')))
                 .or(from.leS(last.add(word('low')))),
             )
             if (mask !== 'none') {
@@ -212,10 +205,13 @@ export function buildForward(m: ModuleBuilder, tile: Tile, mask: MaskType): void
                 n,
                 have,
               )
-              f.call(hide, scores, n, from, limited, low, high, maskPanel)
-            } else f.if(limited, () => f.call(hide, scores, n, from, 1, low, high, 0))
+            }
+            f.if(adjusts(form) ? 1 : limited, () => {
+              f.call(hide, params, scores, n, from, first, h, limited, maskPanel)
+            })
             const state = f.let(panel.add(toState))
             f.call(soften, scores, n, state)
+            if (dropWeights) f.call(dropWeights, params, scores, n, weightNumber(word, b, h, first, from))
             f.call(
               gather,
               n,

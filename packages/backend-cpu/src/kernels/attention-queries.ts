@@ -15,6 +15,7 @@ import {
 } from '../wasm/index.ts'
 import {
   eachRow,
+  type Form,
   keyBlock,
   type MaskType,
   queryBlock,
@@ -79,9 +80,7 @@ export function backwardScratch(tile: Tile, mask: MaskType, width: number, value
   }).end
 }
 
-export interface Context {
-  readonly tile: Tile
-  readonly mask: MaskType
+export interface Context extends Form {
   readonly pack: PackFunc
 }
 

@@ -2,11 +2,11 @@
  * Fused softmax attention, forward and backward (FlashAttention-2, Dao 2023): `softmax(scale · q kᵀ + mask)
  * v` by blocks of 64 queries and 96 keys, so that no T×S matrix is ever stored. This file decides which
  * kernel runs and with what; the kernels are in `attention-forward.ts` and `attention-backward.ts`, their
- * common steps in `attention-blocks.ts`.
+ * common steps in `attention-blocks.ts`, which blocks they visit in `attention-visits.ts`.
  *
  * Takes float32 operands with any strides, D and Dv up to 256, grouped heads, a mask to add or to keep by
- * (any strides), causality from either corner, windows. Declines dropout and the gradient of a mask: the
- * composition takes over. Results are the same bits on any number of threads. A query that sees no key gives
+ * (any strides), causality from either corner, windows, global tokens, masks of blocks, ALiBi and dropout.
+ * Declines the gradient of a mask: the composition takes over. Results are the same bits on any number of threads. A query that sees no key gives
  * zeros, lse = −∞, and no gradient.
  *
  * The ladder, causal, B1 H8 T1024 D64, q, k and v views of one packed projection; ms on one core of a Zen 4,
@@ -32,43 +32,54 @@
  * Reference: `ATTENTION` in core's ops/attention.ts. Test: attention.test.ts.
  */
 
-import type { View } from '@tilegrad/core'
+import {
+  type AttentionAttrs,
+  attentionOperands,
+  dropoutFactors,
+  dropoutParams,
+  specialize,
+  type View,
+} from '@tilegrad/core'
 import { align64, type Engine, f32bits, type KernelFactory } from '../engine.ts'
 import { type BackwardMode, buildBackward } from './attention-backward.ts'
-import {
-  far,
-  keyBlock,
-  type MaskType,
-  type operands,
-  queryBlock,
-  type Word,
-  wordNames,
-} from './attention-blocks.ts'
+import { type Form, formName, type operands, queryBlock, type Word, wordNames } from './attention-blocks.ts'
 import { buildForward, forwardScratch } from './attention-forward.ts'
 import { backwardScratch } from './attention-queries.ts'
+import { dropWord } from './attention-scores.ts'
+import { chunksOf, chunksPerBlock, far, keyStep } from './attention-visits.ts'
 import { narrow, type Tile, tileFor } from './matmul-micro.ts'
-
-/** What core gives to the operator `scaled_dot_product_attention`. */
-export interface AttentionAttrs {
-  readonly causal: 'none' | 'top-left' | 'bottom-right'
-  readonly window: number
-  readonly scale: number
-  readonly hasMask: boolean
-  readonly dropout: number
-}
 
 /** The largest head that the blocks' scratch memory is meant for. */
 const maxWidth = 256
 
-const takes = (inputs: readonly View[], { dropout, hasMask }: AttentionAttrs): boolean => {
-  const [q, k, v, mask] = inputs
+const takes = (inputs: readonly View[], attrs: AttentionAttrs): boolean => {
+  const { q, k, v, mask, slopes } = attentionOperands(inputs, attrs)
   const widths = [q.shape[3], v.shape[3]]
   return (
-    dropout === 0 &&
-    [q, k, v].every((t) => t.dtype === 'float32') &&
-    (!hasMask || mask.dtype === 'float32' || mask.dtype === 'bool') &&
+    [q, k, v, ...(slopes ? [slopes] : [])].every((t) => t.dtype === 'float32') &&
+    (mask === null || mask.dtype === 'float32' || mask.dtype === 'bool') &&
     widths.every((n) => n >= 1 && n <= maxWidth)
   )
+}
+
+/** Dropout's numbers, and its expression for them. */
+function dropoutOf({ dropout, draw }: AttentionAttrs): Pick<Form, 'dropout'> & { params: readonly number[] } {
+  if (dropout === 0) return { dropout: null, params: [] }
+  const params = dropoutParams(dropout, draw)
+  return { dropout: specialize(dropoutFactors, [], params, ['float32']), params }
+}
+
+/** What kernels are built for. */
+function formOf(engine: Engine, inputs: readonly View[], attrs: AttentionAttrs): Form {
+  const { q, mask, blocks, slopes } = attentionOperands(inputs, attrs)
+  const { blockSize } = attrs
+  return {
+    tile: tileOf(tileFor(engine.features), blockSize > 0 ? Math.min(blockSize, q.shape[2]) : q.shape[2]),
+    mask: mask === null ? 'none' : (mask.dtype as 'float32' | 'bool'),
+    blocks: blocks !== null,
+    alibi: slopes !== null,
+    dropout: dropoutOf(attrs).dropout,
+  }
 }
 
 /** A tile whose columns are not many more than the queries. */
@@ -94,7 +105,7 @@ function writeOperand(
   view: View,
 ): void {
   const bytes = view.dtype === 'bool' ? 1 : 4
-  const [b, h, row, step] = view.strides
+  const [b, h, row, step = 0] = view.strides
   set(`${name}Ptr`, engine.address(view))
   set(`${name}Batch`, b * bytes)
   set(`${name}Head`, h * bytes)
@@ -108,55 +119,68 @@ function writeCommon(
   attrs: AttentionAttrs,
 ): ReturnType<typeof writer> {
   const set = writer(engine)
-  const [q, k, v, mask] = inputs
+  const { q, k, v, mask, blocks, slopes } = attentionOperands(inputs, attrs)
+  const { causal, window, globalTokens, blockSize } = attrs
+  const [queries, keys] = [q.shape[2], k.shape[2]]
   set('heads', q.shape[1])
   set('group', q.shape[1] / k.shape[1])
-  set('queries', q.shape[2])
-  set('keys', k.shape[2])
+  set('queries', queries)
+  set('keys', keys)
   set('width', q.shape[3])
   set('valueWidth', v.shape[3])
   set('scale', f32bits(attrs.scale))
-  const offset = attrs.causal === 'bottom-right' ? k.shape[2] - q.shape[2] : 0
-  set('high', attrs.causal === 'none' ? far : offset)
-  set('low', attrs.window > 0 ? offset - Math.min(attrs.window, far) : -far)
+  const offset = causal === 'bottom-right' ? keys - queries : 0
+  set('offset', offset)
+  set('high', causal === 'none' ? far : offset)
+  set('low', window > 0 ? offset - Math.min(window, far) : -far)
+  const globals = window > 0 ? Math.min(globalTokens, far) : 0
+  set('globalKeys', globals)
+  set('globalQueries', globals > 0 ? globals - offset : 0)
+  set('queryChunks', chunksOf(queries, queryBlock, blockSize))
   writeOperand(engine, set, 'q', q)
   writeOperand(engine, set, 'k', k)
   writeOperand(engine, set, 'v', v)
-  if (attrs.hasMask) writeOperand(engine, set, 'mask', mask)
+  if (mask) writeOperand(engine, set, 'mask', mask)
+  if (blocks) {
+    const step = keyStep(blockSize)
+    set('blockSize', blockSize)
+    set('keyStep', step)
+    set('queriesPerBlock', chunksPerBlock(queryBlock, blockSize))
+    set('keysPerBlock', chunksPerBlock(step, blockSize))
+    for (const name of ['kvNumBlocks', 'kvIndices', 'qNumBlocks', 'qIndices'] as const)
+      writeOperand(engine, set, name, blocks[name])
+  }
+  if (slopes) {
+    set('slopesPtr', engine.address(slopes))
+    set('slopesStep', 4 * slopes.strides[0])
+  }
+  const { dropout, params } = dropoutOf(attrs)
+  dropout?.params.forEach(({ source, dtype }, slot) => {
+    set(dropWord(slot), dtype === 'int32' ? params[source] | 0 : f32bits(params[source]))
+  })
   return set
 }
-
-const maskOf = (inputs: readonly View[], { hasMask }: AttentionAttrs): MaskType =>
-  hasMask ? (inputs[3].dtype as 'float32' | 'bool') : 'none'
 
 export const attention: KernelFactory<AttentionAttrs> = (engine) => ({
   supports: takes,
   run([out, lse], inputs, attrs) {
-    const [q, k, v] = inputs
+    const { q, k, v } = attentionOperands(inputs, attrs)
     const [b, h, t, d] = q.shape
     const dv = v.shape[3]
     if (b * h * t === 0) return
-    const tile = tileOf(tileFor(engine.features), t)
-    const mask = maskOf(inputs, attrs)
-    const kernel = engine.kernel(`attention:${tile.rows}x${tile.vectors}:${mask}`, (m) =>
-      buildForward(m, tile, mask),
-    )
-    const bytes = forwardScratch(
-      tile,
-      d,
-      dv,
-      k.strides[3] !== 1 || v.strides[3] !== 1 || v.strides[2] !== dv,
-      mask,
-    )
+    const form = formOf(engine, inputs, attrs)
+    const kernel = engine.kernel(`attention:${formName(form)}`, (m) => buildForward(m, form))
+    const copies = k.strides[3] !== 1 || v.strides[3] !== 1 || v.strides[2] !== dv
+    const bytes = forwardScratch(form.tile, d, dv, copies, form.mask)
     const scratch = engine.scratch(bytes)
     const set = writeCommon(engine, inputs, attrs)
     writeOperand(engine, set, 'out', out)
     set('lsePtr', engine.address(lse))
     set('scratch', scratch)
     set('scratchStep', align64(bytes))
-    const blocks = Math.ceil(t / queryBlock)
-    set('blocks', blocks)
-    engine.launch(kernel, b * h * blocks, 1)
+    const chunks = chunksOf(t, queryBlock, attrs.blockSize)
+    set('blocks', chunks)
+    engine.launch(kernel, b * h * chunks, 1)
   },
 })
 
@@ -165,14 +189,13 @@ export const attentionBackward: KernelFactory<AttentionAttrs & { readonly needs:
 ) => ({
   supports: (inputs, attrs) => takes(inputs, attrs) && !(attrs.hasMask && attrs.needs[3]),
   run(outputs, inputs, attrs) {
-    const [q, k, v] = inputs
+    const { q, k, v, rest } = attentionOperands(inputs, attrs)
     const [b, h, t, d] = q.shape
     const [keyHeads, s, dv] = [k.shape[1], k.shape[2], v.shape[3]]
-    const [out, lse, dout] = inputs.slice(attrs.hasMask ? 4 : 3)
+    const [out, lse, dout] = rest
     const [needQ, needK, needV] = attrs.needs
-    const tile = tileOf(tileFor(engine.features), t)
-    const mask = maskOf(inputs, attrs)
-    const bytes = backwardScratch(tile, mask, d, dv)
+    const form = formOf(engine, inputs, attrs)
+    const bytes = backwardScratch(form.tile, form.mask, d, dv)
     const scratch = engine.scratch(bytes)
     const set = writeCommon(engine, inputs, attrs)
     writeOperand(engine, set, 'out', out)
@@ -189,21 +212,22 @@ export const attentionBackward: KernelFactory<AttentionAttrs & { readonly needs:
     set('lsePtr', engine.address(lse))
     set('scratch', scratch)
     set('scratchStep', align64(bytes))
-    const run = (mode: BackwardMode, items: number, blocks: number): void => {
-      if (items * blocks === 0) return
-      const key = `attentionBackward:${mode}:${tile.rows}x${tile.vectors}:${mask}`
-      const kernel = engine.kernel(key, (m) => buildBackward(m, tile, mask, mode))
-      set('blocks', blocks)
-      engine.launch(kernel, items * blocks, 1)
+    const run = (mode: BackwardMode, items: number, chunks: number): void => {
+      if (items * chunks === 0) return
+      const key = `attentionBackward:${mode}:${formName(form)}`
+      const kernel = engine.kernel(key, (m) => buildBackward(m, form, mode))
+      set('blocks', chunks)
+      engine.launch(kernel, items * chunks, 1)
     }
+    const queryChunks = chunksOf(t, queryBlock, attrs.blockSize)
     const { threads } = engine.features
     const whole = b * keyHeads
     const even = whole % threads === 0 || whole >= 4 * threads
-    if (!needK && !needV) run('queries', b * h, Math.ceil(t / queryBlock))
+    if (!needK && !needV) run('queries', b * h, queryChunks)
     else if (even || threads === 1) run('both', whole, 1)
     else {
-      run('keys', whole, Math.ceil(s / keyBlock))
-      if (needQ) run('queries', b * h, Math.ceil(t / queryBlock))
+      run('keys', whole, chunksOf(s, keyStep(attrs.blockSize), attrs.blockSize))
+      if (needQ) run('queries', b * h, queryChunks)
     }
   },
 })

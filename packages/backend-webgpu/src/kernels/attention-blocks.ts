@@ -23,6 +23,10 @@ export interface AttentionAttrs {
   readonly scale: number
   readonly hasMask: boolean
   readonly dropout: number
+  /** What the kernels do not do yet. */
+  readonly globalTokens?: number
+  readonly blockSize?: number
+  readonly hasAlibi?: boolean
 }
 
 /** How a workgroup shares a block of scores: ty × tx threads with rm rows and kn (a multiple of 4) columns each. */

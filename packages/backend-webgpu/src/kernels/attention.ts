@@ -4,8 +4,8 @@
  * `attention-forward.ts` and `attention-backward.ts`, their common steps in `attention-blocks.ts`.
  *
  * Takes float32 operands with any strides, D and Dv up to 128, grouped heads, a mask to add or to keep by (any
- * strides), causality from either corner, windows. Declines dropout and the gradient of a mask: the composition takes
- * over. A query that sees no key gives zeros, lse = −∞, and no gradient.
+ * strides), causality from either corner, windows. Declines dropout, global tokens, masks of blocks, ALiBi and the
+ * gradient of a mask: the composition takes over. A query that sees no key gives zeros, lse = −∞, and no gradient.
  *
  * Not yet measured on a GPU; tiles with several rows per thread have not run yet, as SwiftShader cannot compile them in
  * reasonable time and takes those with one.
@@ -51,10 +51,16 @@ const backwardTiles: readonly Tile[] = [
   { ty: 8, rm: 1, tx: 2, kn: 4 },
 ]
 
-const takes = (inputs: readonly View[], { dropout, hasMask }: AttentionAttrs): boolean => {
+const takes = (
+  inputs: readonly View[],
+  { dropout, hasMask, globalTokens = 0, blockSize = 0, hasAlibi = false }: AttentionAttrs,
+): boolean => {
   const [q, k, v, mask] = inputs as [View, View, View, View]
   return (
     dropout === 0 &&
+    globalTokens === 0 &&
+    blockSize === 0 &&
+    !hasAlibi &&
     [q, k, v].every((t) => t.dtype === 'float32') &&
     (!hasMask || mask.dtype === 'float32' || mask.dtype === 'bool') &&
     [q.shape[3], v.shape[3]].every((n) => (n as number) >= 1 && (n as number) <= maxWidth)

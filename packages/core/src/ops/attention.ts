@@ -8,9 +8,11 @@ import { matmulPrimitive } from '../primitives/matmul.ts'
 import { reduce } from '../primitives/reduce.ts'
 import { expandView, reshapeView, transposeView } from '../primitives/views.ts'
 import { program } from '../program.ts'
+import { nextDraw } from '../random.ts'
 import type { Tensor } from '../tensor.ts'
+import { type BlockMask, type BlockTensor, blockTensors, spreadBlocks } from './block-mask.ts'
 import { add, div, exp, mul, sub, where } from './pointwise.ts'
-import { dropout as drop } from './random.ts'
+import { dropWith } from './random.ts'
 
 /** Which keys a query sees: all; j ≤ i from the top left corner (PyTorch's is_causal); or from the bottom right (a key-value cache's). */
 export type Causal = 'none' | 'top-left' | 'bottom-right'
@@ -19,32 +21,80 @@ export interface AttentionAttrs {
   causal: Causal
   /** Query i sees key j only if i − window < j (with the causal offset); 0: no window. */
   window: number
+  /** With a window: keys j < globalTokens are seen from everywhere, queries i < globalTokens see all. */
+  globalTokens: number
   scale: number
   hasMask: boolean
+  /** Rows and columns of the blocks of a block mask; 0: none. */
+  blockSize: number
+  /** The share of visible blocks, as far as it is known: for profiles. */
+  density: number
+  hasAlibi: boolean
   dropout: number
+  /** Which numbers decide what is dropped: the draw's key and number. */
+  draw: readonly [number, number, number]
 }
 
-/** Is key `coord(-1)` hidden from query `coord(-2)`? Params: offset of the diagonal, window. */
+/** The operator's inputs by name, and what follows them. */
+export interface AttentionOperands<T> {
+  q: T
+  k: T
+  v: T
+  /** (B, H, T, S), bool or float. */
+  mask: T | null
+  /** The tensors of a `BlockMask`, with all of (B, H, …). */
+  blocks: Readonly<Record<BlockTensor, T>> | null
+  /** ALiBi's slopes, (H). */
+  slopes: T | null
+  rest: readonly T[]
+}
+
+/** Takes the operator's inputs apart: the one place that knows their order. */
+export function attentionOperands<T>(
+  inputs: readonly T[],
+  { hasMask, blockSize, hasAlibi }: Pick<AttentionAttrs, 'hasMask' | 'blockSize' | 'hasAlibi'>,
+): AttentionOperands<T> {
+  const [q, k, v, ...rest] = inputs
+  const mask = hasMask ? (rest.shift() as T) : null
+  const tensors = blockSize > 0 ? rest.splice(0, blockTensors.length) : null
+  const blocks = tensors
+    ? (Object.fromEntries(blockTensors.map((name, i) => [name, tensors[i]])) as Record<BlockTensor, T>)
+    : null
+  const slopes = hasAlibi ? (rest.shift() as T) : null
+  return { q, k, v, mask, blocks, slopes, rest }
+}
+
+/** Is key `coord(-1)` hidden from query `coord(-2)`? Params: offset of the diagonal, window, causal, global tokens. */
 const HIDE = program(
   'attention.hide',
   1,
-  ([s], [offset, window, causal]) => {
-    const ahead = e.sub(e.sub(e.coord(-1), e.coord(-2)), offset)
+  ([s], [offset, window, causal, globals]) => {
+    const position = e.add(e.coord(-2), offset)
+    const ahead = e.sub(e.coord(-1), position)
     const future = e.and(e.gt(ahead, 0), e.ne(causal, 0))
-    const past = e.and(e.le(ahead, e.neg(window)), e.ne(window, 0))
+    const local = e.or(e.lt(e.coord(-1), globals), e.lt(position, globals))
+    const past = e.and(e.and(e.le(ahead, e.neg(window)), e.ne(window, 0)), e.not(local))
     return e.select(e.or(future, past), -Infinity, s)
   },
-  3,
+  4,
+)
+/** Inputs: scores, slopes; param: offset of the diagonal. */
+const ALIBI = program(
+  'attention.alibi',
+  2,
+  ([s, slope], [offset]) => e.sub(s, e.mul(slope, e.abs(e.sub(e.add(e.coord(-2), offset), e.coord(-1))))),
+  1,
 )
 const ALL_HIDDEN = program('attention.all_hidden', 1, ([m]) => e.eq(m, -Infinity))
 
 const ATTENTION: Op<AttentionAttrs> = {
   name: 'scaled_dot_product_attention',
-  flops: ([q, k, v], { causal, window }) => {
+  flops: ([q, k, v], { causal, window, globalTokens, density }) => {
     const [b, h, t, d] = q.shape
     const s = k.shape[2]
-    const pairs = window > 0 ? t * Math.min(window, s) : causal === 'none' ? t * s : (t * s) / 2
-    return 2 * b * h * pairs * (d + v.shape[3])
+    const all = causal === 'none' ? t * s : (t * s) / 2
+    const near = window > 0 ? t * Math.min(window + globalTokens, s) + globalTokens * s : all
+    return 2 * b * h * Math.min(all, near, density * t * s) * (d + v.shape[3])
   },
   infer: ([q, , v]) => {
     const [b, h, t] = q.shape
@@ -53,23 +103,27 @@ const ATTENTION: Op<AttentionAttrs> = {
       { shape: [b, h, t], dtype: q.dtype },
     ]
   },
-  compose: ([q, k, v, mask], { causal, window, scale, dropout }) => {
+  compose: (inputs, attrs) => {
+    const { causal, window, globalTokens, scale, blockSize, dropout, draw } = attrs
+    const { q, k, v, mask, blocks, slopes } = attentionOperands(inputs, attrs)
     const groups = q.shape[1] / k.shape[1]
     const keys = repeatHeads(k, groups)
     const values = repeatHeads(v, groups)
+    const offset = causal === 'bottom-right' ? k.shape[2] - q.shape[2] : 0
     let s = mul(matmulPrimitive('scaled_dot_product_attention', q, transposeView(keys, 2, 3)), scale)
+    if (slopes) s = elementwise(ALIBI, [s, reshapeView(slopes, [q.shape[1], 1, 1])], [offset])
     if (mask) s = mask.dtype === 'bool' ? where(mask, s, -Infinity) : add(s, mask)
-    if (causal !== 'none' || window > 0) {
-      const offset = causal === 'bottom-right' ? k.shape[2] - q.shape[2] : 0
-      s = elementwise(HIDE, [s], [offset, window, Number(causal !== 'none')])
-    }
+    if (blocks) s = where(spreadBlocks(blocks.visible, blockSize, s.shape), s, -Infinity)
+    if (causal !== 'none' || window > 0)
+      s = elementwise(HIDE, [s], [offset, window, Number(causal !== 'none'), globalTokens])
     if (k.shape[2] === 0) return [matmulPrimitive('scaled_dot_product_attention', s, values)]
     const top = reduce('max', s.detach(), [3], true)
     // A row with no key at all gives zeros: exp(−∞ − 0) = 0 everywhere, and 0 / 1.
     const hidden = elementwise(ALL_HIDDEN, [top])
     const p = exp(sub(s, where(hidden, 0, top)))
     const weights = div(p, where(hidden, 1, reduce('sum', p, [3], true)))
-    return [matmulPrimitive('scaled_dot_product_attention', drop(weights, dropout), values)]
+    const kept = dropout > 0 ? dropWith(weights, dropout, draw) : weights
+    return [matmulPrimitive('scaled_dot_product_attention', kept, values)]
   },
 }
 
@@ -94,6 +148,15 @@ export interface AttentionOptions {
   isCausal?: boolean | Causal
   /** Query i sees the last `window` keys up to its own position. */
   window?: number
+  /**
+   * With a window: the first so many keys are seen from everywhere and the first so many queries see all keys, both
+   * still subject to causality (Beltagy et al. 2020; Zaheer et al. 2020).
+   */
+  globalTokens?: number
+  /** Only its visible blocks are computed; causality, windows and masks hold inside of them. */
+  blockMask?: BlockMask | null
+  /** One slope per head, (H): adds −slope · |i − j| to the scores (ALiBi, Press et al. 2022). It gets no gradient. */
+  alibi?: Tensor | null
   /** Default 1 / √D. */
   scale?: number | null
   /** Allow fewer key-value heads than query heads (a divisor); always on here, accepted for familiarity. */
@@ -115,7 +178,7 @@ export function scaledDotProductAttention(
   v: Tensor,
   options: AttentionOptions = {},
 ): Tensor {
-  const { attnMask, dropoutP = 0, isCausal = false, window = 0, scale } = options
+  const { attnMask, blockMask, alibi, dropoutP = 0, isCausal = false, window = 0, globalTokens = 0 } = options
   const op = 'scaled_dot_product_attention'
   for (const t of [q, k, v]) {
     if (!isFloat(t.dtype)) throw new DTypeError(`${op}: takes floating tensors, not ${t.dtype}`)
@@ -125,6 +188,10 @@ export function scaledDotProductAttention(
     throw new ValueError(`${op}: dropoutP must lie within 0 … 1, got ${dropoutP}`)
   if (!Number.isInteger(window) || window < 0)
     throw new ValueError(`${op}: window must be a whole number ≥ 0, got ${window}`)
+  if (!Number.isInteger(globalTokens) || globalTokens < 0)
+    throw new ValueError(`${op}: globalTokens must be a whole number ≥ 0, got ${globalTokens}`)
+  if (globalTokens > 0 && window === 0)
+    throw new ValueError(`${op}: globalTokens are exceptions from a window; give one, such as window: 256`)
   const [d, s, dv] = [q.shape[q.rank - 1], k.shape[k.rank - 2], v.shape[v.rank - 1]]
   if (k.shape[k.rank - 1] !== d || v.shape[v.rank - 2] !== s) {
     throw new ShapeError(
@@ -134,25 +201,49 @@ export function scaledDotProductAttention(
   const causal: Causal = isCausal === true ? 'top-left' : isCausal === false ? 'none' : isCausal
   const { batch, query, key, value, heads } = canonical(op, q, k, v)
   const t = q.shape[q.rank - 2]
-  let mask: Tensor | null = null
-  if (attnMask) {
-    const full = [...q.shape.slice(0, -1), s]
-    if (!sameShape(broadcastShapes(op, [attnMask.shape, full]), full))
-      throw new ShapeError(`${op}: mask ${show(attnMask.shape)} does not broadcast to ${show(full)}`)
-    // Leading dims beyond four are one batch; a mask that varies in them has to follow.
-    mask =
-      q.rank === 4
-        ? expandView(op, attnMask, full)
-        : reshapeView(expandView(op, attnMask, full), [query.shape[0], heads, t, s])
+  /** (…, H, `tail`), as far as it is there, as (B, H, `tail`). */
+  const spread = (what: string, x: Tensor, tail: readonly number[]): Tensor => {
+    const full = [...batch, ...tail]
+    if (!sameShape(broadcastShapes(op, [x.shape, full]), full))
+      throw new ShapeError(`${op}: ${what} ${show(x.shape)} does not broadcast to ${show(full)}`)
+    const all = expandView(op, x, full)
+    return batch.length === 2 ? all : reshapeView(all, [query.shape[0], heads, ...tail])
+  }
+  const inputs = [query, key, value]
+  if (attnMask) inputs.push(spread('mask', attnMask, [t, s]))
+  if (blockMask) {
+    const { blockSize } = blockMask
+    const [nq, nk] = [Math.ceil(t / blockSize), Math.ceil(s / blockSize)]
+    if (blockMask.queryBlocks !== nq || blockMask.keyBlocks !== nk) {
+      throw new ShapeError(
+        `${op}: the block mask has ${blockMask.queryBlocks} × ${blockMask.keyBlocks} blocks of ${blockSize}; ${t} queries and ${s} keys need ${nq} × ${nk}`,
+      )
+    }
+    for (const name of blockTensors) {
+      const x = blockMask[name]
+      inputs.push(spread(`block mask's ${name}`, x, x.shape.slice(name.endsWith('Blocks') ? -1 : -2)))
+    }
+  }
+  if (alibi) {
+    if (!isFloat(alibi.dtype) || !sameShape(alibi.shape, [heads]))
+      throw new ShapeError(
+        `${op}: alibi must be one float slope per head, [${heads}], got ${alibi.dtype} ${show(alibi.shape)}`,
+      )
+    inputs.push(alibi.detach())
   }
   const attrs: AttentionAttrs = {
     causal,
     window,
-    scale: scale ?? 1 / Math.sqrt(d),
-    hasMask: mask !== null,
+    globalTokens,
+    scale: options.scale ?? 1 / Math.sqrt(d),
+    hasMask: Boolean(attnMask),
+    blockSize: blockMask?.blockSize ?? 0,
+    density: blockMask?.density ?? 1,
+    hasAlibi: Boolean(alibi),
     dropout: dropoutP,
+    draw: dropoutP > 0 ? nextDraw() : [0, 0, 0],
   }
-  const out = apply(ATTENTION, mask ? [query, key, value, mask] : [query, key, value], attrs)[0]
+  const out = apply(ATTENTION, inputs, attrs)[0]
   return reshapeView(out, [...batch, t, dv])
 }
 

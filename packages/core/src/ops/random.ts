@@ -104,12 +104,25 @@ export function multinomial(weights: ArrayLike<number>, numSamples = 1): Tensor 
   return tensor(new Int32Array(picks))
 }
 
-const DROPOUT = program(
-  'dropout',
-  1,
-  ([x], p) => e.select(e.ge(uniform01(threefry(e.index, p[2], p[0], p[1])[0]), p[3]), e.mul(x, p[4]), 0),
-  5,
-)
+const kept = (p: readonly e.Expr[]): e.Expr => e.ge(uniform01(word(p)[0]), p[3])
+const DROPOUT = program('dropout', 1, ([x], p) => e.select(kept(p), e.mul(x, p[4]), 0), 5)
+
+/**
+ * What dropout multiplies element `index` by: 0 with probability p, else 1 / (1 − p). For fused kernels that drop as
+ * they go. @internal
+ */
+export const dropoutFactors = program('dropout.factors', 0, (_, p) => e.select(kept(p), p[4], 0), 5)
+
+/** Its params: the draw; p as a float32, so that every dtype compares with the same number; 1 / (1 − p). @internal */
+export const dropoutParams = (p: number, draw: readonly number[]): readonly number[] => [
+  ...draw,
+  Math.fround(p),
+  p === 1 ? 0 : 1 / (1 - p),
+]
+
+/** Drops by the numbers of a given draw. @internal */
+export const dropWith = (x: Tensor, p: number, draw: readonly number[]): Tensor =>
+  elementwise(DROPOUT, [x], dropoutParams(p, draw), x.dtype)
 
 /**
  * While training, each element becomes 0 with probability p and is divided by 1 − p otherwise, so that the expectation
@@ -118,5 +131,5 @@ const DROPOUT = program(
 export function dropout(x: Tensor, p = 0.5, training = true): Tensor {
   if (!(p >= 0 && p <= 1)) throw new ValueError(`dropout: p must lie within 0 … 1, got ${p}`)
   if (!training || p === 0) return x
-  return elementwise(DROPOUT, [x], [...nextDraw(), p, p === 1 ? 0 : 1 / (1 - p)], x.dtype)
+  return dropWith(x, p, nextDraw())
 }
