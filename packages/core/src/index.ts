@@ -89,7 +89,17 @@ export { type LinearCrossEntropyOptions, linearCrossEntropy } from './ops/linear
 export * from './ops/loss.ts'
 export * from './ops/norm.ts'
 export * from './ops/pointwise.ts'
-export * from './ops/random.ts'
+export {
+  bernoulli,
+  dropout,
+  dropoutFactors,
+  dropoutParams,
+  multinomial,
+  rand,
+  randint,
+  randn,
+  randperm,
+} from './ops/random.ts'
 export * from './ops/reduction.ts'
 export * from './ops/rotary.ts'
 export * from './ops/shape.ts'
