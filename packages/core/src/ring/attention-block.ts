@@ -90,9 +90,14 @@ export interface AttentionBlockOptions {
 const attrsOf = ({ scale, isCausal }: AttentionBlockOptions): AttentionAttrs => ({
   causal: isCausal ? 'top-left' : 'none',
   window: 0,
+  globalTokens: 0,
   scale,
   hasMask: false,
+  blockSize: 0,
+  density: 1,
+  hasAlibi: false,
   dropout: 0,
+  draw: [0, 0, 0],
 })
 
 /**
