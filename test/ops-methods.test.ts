@@ -42,7 +42,7 @@ test('methods keep their types in the package as users see it', () => {
 const others = new Set(
   `GradNode RandomGenerator Tensor apply applyProgram applyProgramAll applyProgramInto applyProgramIntoEach arange backward bernoulli customFunction data
   dataSync defaultBackend defineOp enableGrad equal eye full fullLike geluExpr generateProgram getBackend getRngState grad
-  gradEnabled gradcheck gradient hostRandint hostRandom isFloat isFloatingPoint item itemSync linspace manualSeed memory
+  gradEnabled gradcheck gradient hostRandint hostRandom isFloat isFloatingPoint item itemSync largestHolders linspace manualSeed memory
   multinomial noGrad ones onesLike profile profileAsync program promote reportPath rand randint randn randperm referenceKernels registerBackend
   openDevice registerAsyncBackend resetPeakMemory scope setDefaultBackend setDevice setRngState show specialize tensor to toArray toFloat typedPostOrder withBackend
   zeros zerosLike

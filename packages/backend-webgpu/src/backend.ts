@@ -1,6 +1,14 @@
 /** A GPU as a tilegrad backend: buffers, kernels compiled on first use, commands recorded and submitted in batches. */
 
-import { type Backend, DeviceError, type DType, layout, type TypedArray, type View } from '@tilegrad/core'
+import {
+  type Backend,
+  DeviceError,
+  type DType,
+  largestHolders,
+  layout,
+  type TypedArray,
+  type View,
+} from '@tilegrad/core'
 import { type BufferStats, GpuBuffer } from './buffers.ts'
 import { Engine } from './engine.ts'
 import { type Gpu, type GpuOptions, openGpu } from './gpu.ts'
@@ -37,12 +45,12 @@ export interface WebGpuBackend extends Backend {
 export async function createWebGpuBackend(options: WebGpuOptions = {}): Promise<WebGpuBackend> {
   const { maxPooledBytes, ...wanted } = options
   const gpu = await openGpu(wanted)
-  const engine = new Engine(gpu, maxPooledBytes)
+  const engine = new Engine(gpu, maxPooledBytes, () => largestHolders(backend))
   const bufferOf = (view: View): GpuBuffer => {
     if (view.buffer instanceof GpuBuffer) return view.buffer
     throw new DeviceError('webgpu: got a buffer of another backend')
   }
-  return {
+  const backend: WebGpuBackend = {
     name: 'webgpu',
     get closed() {
       return gpu.lostInfo !== undefined
@@ -87,6 +95,7 @@ export async function createWebGpuBackend(options: WebGpuOptions = {}): Promise<
     finished: () => engine.finished(),
     close: () => gpu.close(),
   }
+  return backend
 }
 
 type Words = Uint32Array<ArrayBuffer> | Int32Array<ArrayBuffer> | Float32Array<ArrayBuffer>

@@ -1,6 +1,6 @@
 /** GPU memory: one buffer per storage, recycled by size. */
 
-import { DeviceError, type DType, DTypeError } from '@tilegrad/core'
+import { DeviceError, type DType, DTypeError, OutOfMemoryError } from '@tilegrad/core'
 import type { Gpu } from './gpu.ts'
 
 /** This backend's piece of memory. Elements are 4 bytes each, bools too; an empty tensor has 4 bytes as well. */
@@ -45,12 +45,22 @@ export function sizeClass(bytes: number): number {
   return Math.ceil(bytes / step) * step
 }
 
+/** What a pool needs of the engine. */
+export interface PoolOwner {
+  /** Destroys a buffer once nothing recorded uses it any more. */
+  retire(buffer: GpuBuffer): void
+  /** Told, some time after a buffer was made, that the device had no memory for it. */
+  exhausted(error: OutOfMemoryError): void
+  /** Who holds most, as text. */
+  holders(): string
+}
+
 /** Hands out buffers, and keeps those that come back for the next ones of their size. */
 export class BufferPool {
   readonly #gpu: Gpu
   readonly #free = new Map<number, GpuBuffer[]>()
   readonly #maxPooled: number | undefined
-  readonly #retire: (buffer: GpuBuffer) => void
+  readonly #owner: PoolOwner
   #used = 0
   #usedCount = 0
   #pooled = 0
@@ -58,11 +68,10 @@ export class BufferPool {
   #peak = 0
   #created = 0
 
-  /** `retire` destroys a buffer once nothing recorded uses it any more. */
-  constructor(gpu: Gpu, maxPooledBytes: number | undefined, retire: (buffer: GpuBuffer) => void) {
+  constructor(gpu: Gpu, maxPooledBytes: number | undefined, owner: PoolOwner) {
     this.#gpu = gpu
     this.#maxPooled = maxPooledBytes
-    this.#retire = retire
+    this.#owner = owner
   }
 
   /** A buffer for `count` elements. Throws DTypeError, or DeviceError if the device has no buffers of that size. */
@@ -110,7 +119,7 @@ export class BufferPool {
   #evict(most: number): void {
     for (const [bytes, list] of this.#free) {
       while (this.#pooled > most && list.length > 0) {
-        this.#retire(list.shift() as GpuBuffer)
+        this.#owner.retire(list.shift() as GpuBuffer)
         this.#pooled -= bytes
         this.#pooledCount--
       }
@@ -137,7 +146,22 @@ export class BufferPool {
 
   #create(bytes: number): GpuBuffer {
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST
-    return new GpuBuffer(this.#gpu.device.createBuffer({ size: bytes, usage }), this.#created++, bytes)
+    const { device } = this.#gpu
+    device.pushErrorScope('out-of-memory')
+    const buffer = new GpuBuffer(device.createBuffer({ size: bytes, usage }), this.#created++, bytes)
+    const used = this.#used
+    // Asked now, as the device answers when scopes may have ended; of small ones nobody wants to know.
+    const holders = bytes >= 2 ** 20 ? this.#owner.holders() : ''
+    device.popErrorScope().then(
+      (refused) => {
+        if (!refused) return
+        const error = new OutOfMemoryError(bytes, used, Number.POSITIVE_INFINITY)
+        if (holders) error.message += `. Of what running scopes and their graphs held, ${holders}`
+        this.#owner.exhausted(error)
+      },
+      () => {}, // The device is lost, which is told elsewhere.
+    )
+    return buffer
   }
 }
 

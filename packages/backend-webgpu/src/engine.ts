@@ -56,12 +56,17 @@ export class Engine {
   #pass: GPUComputePassEncoder | null = null
   #batch = 0
   #inBatch = 0
+  /** The operators of the batch. */
+  #labels = new Set<string>()
   #batchSize = firstBatch
   #scheduled = false
   /** To be destroyed when the batch has been submitted. */
   #retired: GpuBuffer[] = []
   #failure: Error | null = null
+  /** Up to this batch, commands use a buffer that there was no memory for: they are invalid, and that is known. */
+  #brokenUntil = -1
   readonly #offset = [0]
+  readonly #maxGroups: number
 
   #spans: DeviceSpan[] | null = null
   /** When the first dispatch that was timed began, by the GPU's clock, in nanoseconds. */
@@ -69,12 +74,23 @@ export class Engine {
   #timing: { set: GPUQuerySet; resolve: GPUBuffer; labels: string[] } | null = null
   readonly #timed: Promise<void>[] = []
 
-  constructor(gpu: Gpu, maxPooledBytes: number | undefined) {
+  /** `holders` says who holds the memory when there is no more. */
+  constructor(gpu: Gpu, maxPooledBytes: number | undefined, holders: () => string) {
     this.gpu = gpu
     this.device = gpu.device
-    this.pool = new BufferPool(gpu, maxPooledBytes, (buffer) => {
-      if (buffer.batch === this.#batch && this.#encoder) this.#retired.push(buffer)
-      else this.#destroy(buffer)
+    this.#maxGroups = gpu.limits.maxComputeWorkgroupsPerDimension
+    this.pool = new BufferPool(gpu, maxPooledBytes, {
+      retire: (buffer) => {
+        if (buffer.batch === this.#batch && this.#encoder) this.#retired.push(buffer)
+        else this.#destroy(buffer)
+      },
+      exhausted: (error) => {
+        // What is kept for later may be all that is missing.
+        this.pool.trim()
+        this.#brokenUntil = this.#batch
+        this.#failure ??= error
+      },
+      holders,
     })
     this.#paramBuffer = this.device.createBuffer({ size: paramSpace, usage: usage.UNIFORM | usage.COPY_DST })
   }
@@ -104,6 +120,10 @@ export class Engine {
   ): void {
     if (x === 0 || y === 0 || z === 0) return
     this.check(kernel.label)
+    if (x > this.#maxGroups || y > this.#maxGroups || z > this.#maxGroups)
+      throw new DeviceError(
+        `${kernel.label}: needs ${x} × ${y} × ${z} workgroups; ${this.gpu.adapterName} allows ${this.#maxGroups} along each dim. Split its input`,
+      )
     const slot = Math.max(paramSlot, Math.ceil(kernel.paramBytes / paramSlot) * paramSlot)
     if (this.#inBatch >= this.#batchSize || this.#paramEnd + slot > paramSpace) {
       this.flush()
@@ -122,6 +142,7 @@ export class Engine {
     pass.dispatchWorkgroups(x, y, z)
     for (let i = 0; i < buffers.length; i++) (buffers[i] as GpuBuffer).batch = this.#batch
     this.#inBatch++
+    this.#labels.add(kernel.label)
     this.counts.dispatches++
     if (this.#timing) this.#close()
     if (!this.#scheduled) {
@@ -192,7 +213,13 @@ export class Engine {
     }
     if (this.#paramEnd > 0)
       this.device.queue.writeBuffer(this.#paramBuffer, 0, this.#paramBytes, 0, this.#paramEnd)
+    this.device.pushErrorScope('validation')
     this.device.queue.submit([encoder.finish()])
+    const labels = this.#labels
+    this.#labels = new Set()
+    this.#popErrors(
+      (message) => `${[...labels].join(' or ')}: invalid on ${this.gpu.adapterName}: ${message}`,
+    )
     this.#encoder = null
     this.#paramEnd = 0
     this.#inBatch = 0
@@ -272,6 +299,17 @@ export class Engine {
     buffer.destroy()
   }
 
+  /** Ends an error scope: what it caught is told to whoever comes next. */
+  #popErrors(describe: (message: string) => string): void {
+    const batch = this.#batch
+    this.device.popErrorScope().then(
+      (error) => {
+        if (error && batch > this.#brokenUntil) this.fail(describe(error.message))
+      },
+      () => {}, // The device is lost, which is told elsewhere.
+    )
+  }
+
   #record(): GPUCommandEncoder {
     this.#encoder ??= this.device.createCommandEncoder()
     return this.#encoder
@@ -311,6 +349,7 @@ export class Engine {
         this.#bindGroups = new Map([...this.#bindGroups].slice(maxBindGroups / 2))
       }
       const size = Math.max(16, kernel.paramBytes)
+      this.device.pushErrorScope('validation')
       group = this.device.createBindGroup({
         label: kernel.label,
         layout: kernel.layout,
@@ -319,6 +358,7 @@ export class Engine {
           ...buffers.map((buffer, i) => ({ binding: i + 1, resource: { buffer: buffer.gpu } })),
         ],
       })
+      this.#popErrors((message) => `${kernel.label}: its buffers are invalid: ${message}`)
       this.#bindGroups.set(key, group)
       this.counts.bindGroups++
     }
@@ -340,11 +380,7 @@ export class Engine {
       layout: layout.pipeline,
       compute: { module, entryPoint: 'main' },
     })
-    this.device.popErrorScope().then(
-      (error) =>
-        error && this.fail(`${label}: its kernel is invalid on ${this.gpu.adapterName}: ${error.message}`),
-      () => {}, // The device is lost, which is told elsewhere.
-    )
+    this.#popErrors((message) => `${label}: its kernel is invalid on ${this.gpu.adapterName}: ${message}`)
     return { label, pipeline, layout: layout.layout, layoutId: layout.id, paramBytes }
   }
 

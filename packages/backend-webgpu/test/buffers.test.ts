@@ -8,9 +8,19 @@ function make(maxPooledBytes?: number) {
   const gpu = {
     adapterName: 'none',
     limits: { maxBufferSize: 2 ** 31, maxStorageBufferBindingSize: 2 ** 31 },
-    device: { createBuffer: ({ size }: { size: number }) => ({ size }) },
+    device: {
+      createBuffer: ({ size }: { size: number }) => ({ size }),
+      pushErrorScope() {},
+      popErrorScope: async () => null,
+    },
   } as unknown as Gpu
-  const pool = new BufferPool(gpu, maxPooledBytes, (buffer) => retired.push(buffer.bytes))
+  const pool = new BufferPool(gpu, maxPooledBytes, {
+    retire: (buffer) => retired.push(buffer.bytes),
+    exhausted: (error) => {
+      throw error
+    },
+    holders: () => '',
+  })
   return { pool, retired, floats: (count: number): GpuBuffer => pool.alloc(count, 'float32') }
 }
 const MiB = 2 ** 20

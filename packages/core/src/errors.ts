@@ -47,9 +47,12 @@ export class OutOfMemoryError extends TilegradError {
   readonly liveBytes: number
   readonly limitBytes: number
 
+  /** `limitBytes`: Infinity where the device does not say. */
   constructor(requestedBytes: number, liveBytes: number, limitBytes: number) {
+    const limit = Number.isFinite(limitBytes) ? ` of at most ${showBytes(limitBytes)} are` : ' are'
+    const refused = Number.isFinite(limitBytes) ? '' : 'the device has no more, and '
     super(
-      `memory: ${showBytes(requestedBytes)} asked for, but ${showBytes(liveBytes)} of at most ${showBytes(limitBytes)} are in use; ` +
+      `memory: ${showBytes(requestedBytes)} asked for, but ${refused}${showBytes(liveBytes)}${limit} in use; ` +
         'free tensors (scope(), dispose()), or use smaller batches',
     )
     this.requestedBytes = requestedBytes
