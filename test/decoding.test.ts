@@ -29,6 +29,13 @@ const configs: [string, Partial<GPTConfig>][] = [
   ['ALiBi', { alibi: true }],
 ]
 
+/** Layers that remember a state of constant size. */
+const states: [string, Partial<GPTConfig>][] = [
+  ['linear attention', { attention: 'linear' }],
+  ['retention', { attention: 'retention', rope: true }],
+  ['gated linear attention', { attention: 'gla' }],
+]
+
 /** Weights drawn on the reference, larger than initial ones so that choices are clear. */
 function make(config: Partial<GPTConfig>): GPT {
   return withBackend(reference, () => {
@@ -49,7 +56,7 @@ function make(config: Partial<GPTConfig>): GPT {
 const prompt = new Int32Array([1, 2, 3, 4, 5, 30, 29, 28, 27, 26])
 
 describe.each(backends)('on %s', (_, backend) => {
-  it.each(configs)('decoding with %s writes what the reference writes', async (_, config) => {
+  it.each([...configs, ...states])('decoding with %s writes what the reference writes', async (_, config) => {
     const options = { maxNewTokens: 16, temperature: 0 }
     const model = make(config)
     const expected = await model.generate(tensor(prompt, [2, 5], { device: reference }), options).tensor()
