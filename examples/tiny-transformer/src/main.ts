@@ -81,7 +81,7 @@ async function finish(run: Run, corpus: Corpus, options: Options): Promise<void>
   if (curve) console.log(`\n${curve}`)
   const below = run.bigramEntropy - last
   console.log(
-    `${early ? `Stopped after ${run.steps} of ${options.steps} steps` : `${run.steps} steps`} in ${duration(run.trainSeconds)}. ` +
+    `${early ? `Stopped after ${run.steps} of ${options.steps} steps` : `${run.steps} steps`} in ${duration(run.trainSeconds)}, with up to ${(run.peakBytes / 2 ** 20).toFixed(0)} MiB of tensors. ` +
       `Held-out loss ${last.toFixed(3)} nats per character; ` +
       `knowing only pairs of characters would give ${run.bigramEntropy.toFixed(3)}${below > 0 ? '.' : ': not learned more than that yet.'}`,
   )

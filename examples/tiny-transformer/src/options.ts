@@ -1,8 +1,6 @@
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
-import type { AttentionKind } from 'tilegrad'
+import { type AttentionKind, attentionKinds } from 'tilegrad'
 import { UsageError } from './usage-error.ts'
-
-const attentions: readonly AttentionKind[] = ['softmax', 'linear', 'retention', 'gla', 'gatedDelta']
 
 export interface Options {
   data?: string
@@ -11,6 +9,7 @@ export interface Options {
   threads?: number
   backend: 'cpu' | 'webgpu' | 'reference'
   attention: AttentionKind
+  window?: number
   layers: number
   heads: number
   width: number
@@ -64,7 +63,12 @@ export function command(): Command {
         .choices(['cpu', 'webgpu', 'reference'])
         .default('cpu'),
     )
-    .addOption(new Option('--attention <kind>', 'kind of attention').choices(attentions).default('softmax'))
+    .addOption(new Option('--attention <name>', 'how to attend').choices(attentionKinds).default('softmax'))
+    .option(
+      '--window <n>',
+      'positions that attention window sees, and dynamic beside its own 16 (default: a quarter of --block)',
+      whole(1),
+    )
     .option('--layers <n>', 'transformer blocks', whole(1), 4)
     .option('--heads <n>', 'attention heads per block', whole(1), 4)
     .option('--width <n>', 'size of a token’s vector, a multiple of --heads', whole(1), 128)
@@ -102,6 +106,8 @@ export function parseOptions(args: readonly string[]): Options {
   const options = program.opts<Options>()
   if (options.width % options.heads !== 0)
     throw new UsageError(`--width ${options.width} must be a multiple of --heads ${options.heads}`)
+  if (options.window !== undefined && options.attention !== 'window' && options.attention !== 'dynamic')
+    throw new UsageError(`--window is for --attention window or dynamic, not ${options.attention}`)
   if (options.minLr > options.lr)
     throw new UsageError(`--min-lr ${options.minLr} must not be above --lr ${options.lr}`)
   return options

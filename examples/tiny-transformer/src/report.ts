@@ -114,7 +114,7 @@ export async function save(
     ['model.safetensors', await saveSafetensors(run.model.stateDict()), 'the weights'],
     [
       'run.json',
-      `${JSON.stringify({ corpus: corpus.name, options, alphabet: corpus.alphabet.join(''), steps: run.steps, trainSeconds: run.trainSeconds, heldOutLoss: last, bigramEntropy: run.bigramEntropy, training: run.training, validation: run.validation }, null, 1)}\n`,
+      `${JSON.stringify({ corpus: corpus.name, options, alphabet: corpus.alphabet.join(''), steps: run.steps, trainSeconds: run.trainSeconds, peakBytes: run.peakBytes, heldOutLoss: last, bigramEntropy: run.bigramEntropy, training: run.training, validation: run.validation }, null, 1)}\n`,
       'options, alphabet and losses',
     ],
   ]

@@ -4,9 +4,13 @@ import {
   clipGradNorm,
   decayGroups,
   defaultBackend,
+  fixedBlocks,
   GPT,
+  type GPTConfig,
   manualSeed,
+  memory,
   noGrad,
+  resetPeakMemory,
   schedule,
   scope,
   stack,
@@ -31,12 +35,23 @@ export interface Run {
   readonly steps: number
   /** Time in training steps alone. */
   readonly trainSeconds: number
+  /** The most bytes of tensors alive at once: parameters, optimiser, activations, gradients. */
+  readonly peakBytes: number
 }
 
 /** What a run tells while it goes on; of steps on a GPU, some steps later. */
 export interface Listener {
   step?(done: number, loss: number, tokensPerSecond: number): void
   validated?(point: Point): void
+}
+
+/** How far the kinds of attention that do not look at everything see, in a context as short as the example's. */
+function sight({ attention, block, window = Math.ceil(block / 4) }: Options): Partial<GPTConfig> {
+  const blockSize = 16
+  if (attention === 'window') return { window }
+  if (attention === 'blocks') return { blocks: { blockSize, visible: fixedBlocks(4) } }
+  if (attention === 'dynamic') return { blocks: { blockSize, keep: 1 + Math.ceil(window / blockSize) } }
+  return {}
 }
 
 /**
@@ -52,6 +67,7 @@ export async function train(
   stopped = (): boolean => false,
 ): Promise<Run> {
   manualSeed(options.seed)
+  resetPeakMemory()
   const { batch, block, accumulate } = options
   const model = new GPT({
     vocabSize: corpus.alphabet.length,
@@ -62,6 +78,7 @@ export async function train(
     dropout: options.dropout,
     bias: options.bias,
     attention: options.attention,
+    ...sight(options),
   })
   const optimizer = new AdamW(decayGroups(model, options.weightDecay), {
     lr: options.lr,
@@ -151,6 +168,7 @@ export async function train(
     bigramEntropy: bigramEntropy(corpus.train, corpus.alphabet.length),
     steps: done,
     trainSeconds: milliseconds / 1000,
+    peakBytes: memory().peakBytes,
   }
 }
 

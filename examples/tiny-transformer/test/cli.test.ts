@@ -3,6 +3,7 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { attentionKinds } from 'tilegrad'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 
 // The program as users run it: the build (`npm test` builds first; otherwise `pnpm build`).
@@ -80,7 +81,12 @@ describe('bad input: one clear line, exit code 2', () => {
     ['an unknown option', ['--stepz', '3'], /unknown option '--stepz'/],
     ['a word for a number', ['--steps', 'many'], /--steps.*whole number/],
     ['no steps', ['--steps', '0'], /at least 1/],
-    ['an unknown attention', ['--attention', 'flash'], /softmax, linear/],
+    [
+      'an unknown attention',
+      ['--attention', 'flash'],
+      /'flash' is invalid.*softmax, window, alibi, blocks, dynamic, linear, retention, gla, gatedDelta/,
+    ],
+    ['a window for all of it', ['--window', '8'], /--window is for --attention window or dynamic/],
     ['heads that do not divide the width', ['--width', '10', '--heads', '4'], /multiple of --heads/],
     [
       'a folder that cannot be written',
@@ -144,9 +150,19 @@ describe('a run', () => {
     for (const file of ['model.safetensors', 'sample.txt']) expect(existsSync(join(out, file))).toBe(true)
   })
 
-  it('learns with linear attention too', async () => {
-    const { code } = await start([...small, '--steps', '3', '--attention', 'linear']).ended
+  it.each(attentionKinds)('trains and writes with %s attention', async (attention) => {
+    const folder = join(out, attention)
+    const args = [...small, '--block', '48', '--steps', '12', '--warmup', '2', '--lr', '1e-2']
+    const { code, stdout, stderr } = await start([...args, '--out', folder, '--attention', attention]).ended
+    expect(stderr).toBe('')
     expect(code).toBe(0)
+    expect(stdout).toContain('What it writes now')
+    const run = JSON.parse(readFileSync(join(folder, 'run.json'), 'utf8'))
+    expect(run.options.attention).toBe(attention)
+    expect(run.training).toHaveLength(12)
+    expect(run.peakBytes).toBeGreaterThan(1e5)
+    expect(run.training.at(-1).loss).toBeLessThan(run.training[0].loss - 0.1)
+    expect(readFileSync(join(folder, 'sample.txt'), 'utf8').length).toBeGreaterThan(15)
   })
 
   it('trains on a GPU, names it, and learns what the CPU does', async () => {

@@ -1,9 +1,5 @@
 import {
-  applyProgram,
-  type Expr,
-  expr,
   linear,
-  program,
   ShapeError,
   scaledDotProductAttention,
   split,
@@ -11,6 +7,7 @@ import {
   tensor,
   ValueError,
 } from '@tilegrad/core'
+import { type AttentionBlocks, BlockChooser } from './block-attention.ts'
 import { type AttentionCache, KVCache } from './cache.ts'
 import { probability } from './dropout.ts'
 import { Linear, positive } from './linear.ts'
@@ -44,6 +41,13 @@ export interface MultiHeadAttentionOptions extends AttentionModuleOptions {
   dropout?: number
   /** Each position sees the last `window` ones only, itself among them; for causal attention. Default 0: all. */
   window?: number
+  /** With a window: the first so many positions are seen from everywhere all the same. Default 0. */
+  globalTokens?: number
+  /**
+   * Blocks of keys that blocks of queries see, the only ones that are computed. Default: all. Where they are chosen
+   * from the input (`keep`), the choice depends on all queries of a block, later ones too, and there is no cache.
+   */
+  blocks?: AttentionBlocks | null
   /** Adds −slope · distance to the scores, a slope for each head: see `alibiSlopes`. Default false. */
   alibi?: boolean
   /** Factor of the scores; default 1 / √D. */
@@ -229,28 +233,37 @@ export class MultiHeadAttention extends SelfAttention<KVCache> {
   /** Probability of dropping an attention weight while training. */
   readonly dropout: number
   readonly window: number
+  readonly globalTokens: number
   readonly scale: number
-  /** ALiBi's slopes (H, 1, 1). */
+  /** ALiBi's slopes (H). */
   slopes: Tensor | null
+  readonly #blocks: BlockChooser | null
 
   constructor(embedDim: number, numHeads: number, options: MultiHeadAttentionOptions = {}) {
     super(embedDim, numHeads, options)
-    const { dropout = 0, window = 0, alibi = false, scale = 1 / Math.sqrt(this.headDim) } = options
+    const { dropout = 0, window = 0, globalTokens = 0, blocks, alibi = false } = options
+    const { scale = 1 / Math.sqrt(this.headDim) } = options
     this.dropout = probability('MultiHeadAttention', dropout)
     if (!Number.isInteger(window) || window < 0)
       throw new ValueError(`MultiHeadAttention: window must be a whole number ≥ 0, got ${window}`)
     if (window > 0 && !this.isCausal)
       throw new ValueError('MultiHeadAttention: a window needs isCausal: true; it ends at each position')
+    if (!Number.isInteger(globalTokens) || globalTokens < 0 || (globalTokens > 0 && window === 0))
+      throw new ValueError(
+        `MultiHeadAttention: globalTokens must be a whole number ≥ 0, of attention with a window, got ${globalTokens}`,
+      )
     if (!Number.isFinite(scale))
       throw new ValueError(`MultiHeadAttention: scale must be finite, got ${scale}`)
     this.window = window
+    this.globalTokens = globalTokens
     this.scale = scale
-    this.slopes = alibi
-      ? buffer(tensor(alibiSlopes(numHeads), [numHeads, 1, 1]), { persistent: false })
-      : null
+    this.slopes = alibi ? buffer(tensor(alibiSlopes(numHeads)), { persistent: false }) : null
+    this.#blocks = blocks ? new BlockChooser('MultiHeadAttention', blocks) : null
   }
 
   /**
+   * Null where blocks are chosen from the input.
+   *
    * @throws ValueError unless attention is causal, and for a maxLength of Infinity without a window.
    * @example
    * const attention = new MultiHeadAttention(16, 4, { isCausal: true })
@@ -259,70 +272,66 @@ export class MultiHeadAttention extends SelfAttention<KVCache> {
    * noGrad(() => attention.forward(randn([2, 1, 16]), { cache })) // the fourth token, which sees all four
    * cache.length // → 4
    */
-  override newCache(batch: number, maxLength: number): KVCache {
+  override newCache(batch: number, maxLength: number): KVCache | null {
     if (!this.isCausal) {
       throw new ValueError(
         'MultiHeadAttention: a cache needs isCausal: true; otherwise earlier tokens see later ones',
       )
     }
-    const { numKvHeads, headDim, window } = this
+    if (this.#blocks?.dynamic) return null
+    const { numKvHeads, headDim } = this
+    // Global tokens stay in sight, so that nothing may go.
+    const window = this.globalTokens > 0 ? 0 : this.window
     const { dtype, backend: device } = this.outProj.weight
     return new KVCache({ batch, numKvHeads, headDim, maxLength, window, dtype, device })
   }
 
   protected attend(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall<KVCache>): Tensor {
-    const { keys, values } = call.cache ? call.cache.append(k, v) : { keys: k, values: v }
+    const { cache } = call
+    const { keys, values } = cache ? cache.append(k, v) : { keys: k, values: v }
     const rows = keys.shape[keys.rank - 2] as number
     // With a window the cache may hold the last keys only.
-    const length = call.cache?.length ?? rows
+    const length = cache?.length ?? rows
     const last = (mask: Tensor): Tensor =>
       length > rows && mask.shape[mask.rank - 1] === length ? mask.narrow(-1, length - rows, rows) : mask
+    let mask = this.#mask(call, last)
+    if (cache && this.#blocks) {
+      const queries = q.shape[q.rank - 2] as number
+      const places = { firstQuery: length - queries, queries, firstKey: length - rows, keys: rows }
+      const seen = this.#blocks.rows(places, q)
+      mask = mask ? both(mask, seen) : seen
+    }
     return scaledDotProductAttention(q, keys, values, {
-      attnMask: this.#mask(call, last, q, rows),
-      isCausal: this.isCausal && (call.cache ? 'bottom-right' : 'top-left'),
+      attnMask: mask,
+      blockMask: cache || !this.#blocks ? null : this.#blocks.mask(q, k, this.isCausal),
+      alibi: this.slopes,
+      isCausal: this.isCausal && (cache ? 'bottom-right' : 'top-left'),
       window: this.window,
+      globalTokens: this.globalTokens,
       scale: this.scale,
       dropoutP: this.training ? this.dropout : 0,
     })
   }
 
-  #mask(
-    { attnMask, keyPaddingMask, cache }: AttentionCall<KVCache>,
-    last: (mask: Tensor) => Tensor,
-    q: Tensor,
-    s: number,
-  ): Tensor | null {
-    const t = q.shape[q.rank - 2] as number
-    let mask = attnMask && last(attnMask)
-    if (keyPaddingMask) {
-      const padding = last(keyPaddingMask).unsqueeze(1).unsqueeze(1)
-      if (!mask) mask = padding.logicalNot()
-      else
-        mask =
-          mask.dtype === 'bool' ? mask.logicalAnd(padding.logicalNot()) : mask.maskedFill(padding, -Infinity)
-    }
-    if (!this.slopes) return mask
-    const bias = applyProgram(ALIBI, [this.slopes.expand([this.numHeads, t, s])], [cache ? s - t : 0])
-    if (!mask) return bias
-    return mask.dtype === 'bool' ? bias.maskedFill(mask.logicalNot(), -Infinity) : bias.add(mask)
+  #mask({ attnMask, keyPaddingMask }: AttentionCall<KVCache>, last: (mask: Tensor) => Tensor): Tensor | null {
+    const mask = attnMask && last(attnMask)
+    if (!keyPaddingMask) return mask
+    const real = last(keyPaddingMask).unsqueeze(1).unsqueeze(1).logicalNot()
+    return mask ? both(mask, real) : real
   }
 
   override extraRepr(): string {
-    const { window, slopes } = this
-    return `${super.extraRepr()}${window > 0 ? `, window: ${window}` : ''}${slopes ? ', alibi' : ''}`
+    const { window, globalTokens, slopes } = this
+    const near = window > 0 ? `, window: ${window}` : ''
+    const far = globalTokens > 0 ? `, globalTokens: ${globalTokens}` : ''
+    const blocks = this.#blocks ? (this.#blocks.dynamic ? ', chosen blocks' : ', blocks') : ''
+    return `${super.extraRepr()}${near}${far}${blocks}${slopes ? ', alibi' : ''}`
   }
 }
 
-/** Input: slope; param: position of the first query. */
-const ALIBI = program(
-  'alibi',
-  1,
-  ([slope], [offset]) => {
-    const distance = expr.sub(expr.add(expr.coord(-2), offset as Expr), expr.coord(-1))
-    return expr.neg(expr.mul(slope as Expr, expr.cast('float32', expr.abs(distance))))
-  },
-  1,
-)
+/** A mask, bool or float, and a bool one: what both let through. */
+const both = (mask: Tensor, seen: Tensor): Tensor =>
+  mask.dtype === 'bool' ? mask.logicalAnd(seen) : mask.maskedFill(seen.logicalNot(), -Infinity)
 
 /**
  * Slopes of attention with linear biases, one for each head (Press et al. 2022): 2^(−8i/H), i = 1 … H, where H is a

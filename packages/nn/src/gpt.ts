@@ -1,4 +1,6 @@
 import type { Activation, Tensor } from '@tilegrad/core'
+import type { AttentionFactory, AttentionKind } from './attention-kinds.ts'
+import type { AttentionBlocks } from './block-attention.ts'
 import { CausalLM, type CausalLMConfig, type TokenPlaces } from './causal-lm.ts'
 import { Dropout } from './dropout.ts'
 import { Embedding } from './embedding.ts'
@@ -6,13 +8,7 @@ import * as init from './init.ts'
 import { Linear, positive } from './linear.ts'
 import { LayerNorm } from './norm.ts'
 import type { RopeOptions } from './rope.ts'
-import {
-  type AttentionFactory,
-  type AttentionKind,
-  type DropoutRates,
-  dropoutRates,
-  TransformerBlock,
-} from './transformer.ts'
+import { type DropoutRates, dropoutRates, TransformerBlock } from './transformer.ts'
 
 export interface GPTConfig extends CausalLMConfig {
   numLayers: number
@@ -30,10 +26,14 @@ export interface GPTConfig extends CausalLMConfig {
   attention?: AttentionKind | AttentionFactory
   /** Rotary positions in place of learned ones; default false. */
   rope?: boolean | RopeOptions
-  /** ALiBi in place of learned positions; default false. */
+  /** ALiBi in place of learned positions; default: with attention 'alibi'. */
   alibi?: boolean
   /** Each position sees the last `window` ones only, itself among them. Default 0: all. */
   window?: number
+  /** With a window: the first so many positions are seen from everywhere. Default 0. */
+  globalTokens?: number
+  /** Blocks of keys that blocks of queries see; default: all. */
+  blocks?: AttentionBlocks
   /** RMSNorm of each head's queries and keys; default false. */
   qkNorm?: boolean
   /** Divide attention scores by √D; default true. */
@@ -78,7 +78,7 @@ export interface GPTConfig extends CausalLMConfig {
 export class GPT extends CausalLM {
   readonly config: Readonly<GPTConfig>
   wte: Embedding
-  /** Null with `rope` or `alibi`. */
+  /** Null with rotary positions or ALiBi. */
   wpe: Embedding | null
   drop: Dropout
   h: TransformerBlock[]
@@ -88,12 +88,12 @@ export class GPT extends CausalLM {
   constructor(config: GPTConfig) {
     super()
     const { vocabSize, blockSize, numLayers, numHeads, embedDim, tieWeights = true } = config
-    const { dropout = 0, bias = true, normEps: eps = 1e-5, rope = false, alibi = false } = config
+    const { dropout = 0, bias = true, normEps: eps = 1e-5, rope = false, alibi } = config
     const { scaleAttention = true, scaleByLayer = false, ...options } = config
     positive('GPT', { vocabSize, blockSize, numLayers, numHeads, embedDim })
     this.config = { ...config }
     this.wte = new Embedding(vocabSize, embedDim)
-    this.wpe = rope || alibi ? null : new Embedding(blockSize, embedDim)
+    this.wpe = rope || (alibi ?? config.attention === 'alibi') ? null : new Embedding(blockSize, embedDim)
     this.drop = new Dropout(dropoutRates(dropout).embedding)
     this.h = Array.from({ length: numLayers }, (_, i) => {
       const scale = (scaleAttention ? 1 / Math.sqrt(embedDim / numHeads) : 1) / (scaleByLayer ? i + 1 : 1)

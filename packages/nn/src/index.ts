@@ -14,6 +14,8 @@ export {
   type MultiHeadAttentionOptions,
   SelfAttention,
 } from './attention.ts'
+export { type AttentionFactory, type AttentionKind, attentionKinds } from './attention-kinds.ts'
+export { type AttentionBlocks, fixedBlocks } from './block-attention.ts'
 export { AttentionCache, KVCache, type KVCacheOptions } from './cache.ts'
 export {
   type CausalBlock,
@@ -78,8 +80,6 @@ export {
 export { type Layer, Sequential } from './sequential.ts'
 export { type Memory, StateCache, type StateCacheOptions } from './state-cache.ts'
 export {
-  type AttentionFactory,
-  type AttentionKind,
   type BlockForwardOptions,
   type DropoutRates,
   GatedMLP,

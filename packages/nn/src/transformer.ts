@@ -1,14 +1,9 @@
-import { type Activation, type Tensor, ValueError } from '@tilegrad/core'
-import {
-  type AttentionForwardOptions,
-  MultiHeadAttention,
-  type MultiHeadAttentionOptions,
-  type SelfAttention,
-} from './attention.ts'
+import type { Activation, Tensor } from '@tilegrad/core'
+import type { AttentionForwardOptions, MultiHeadAttentionOptions, SelfAttention } from './attention.ts'
+import { type AttentionFactory, type AttentionKind, makeAttention } from './attention-kinds.ts'
 import type { AttentionCache } from './cache.ts'
 import { Dropout } from './dropout.ts'
 import { Linear } from './linear.ts'
-import { GatedDeltaNet, GatedLinearAttention, LinearAttention, Retention } from './linear-attention.ts'
 import { Module } from './module.ts'
 import { LayerNorm } from './norm.ts'
 
@@ -124,27 +119,8 @@ export const dropoutRates = (rates: number | DropoutRates): Required<DropoutRate
     ? { attention: rates, residual: rates, embedding: rates }
     : { attention: 0, residual: 0, embedding: 0, ...rates }
 
-const attentions = {
-  softmax: MultiHeadAttention,
-  linear: LinearAttention,
-  retention: Retention,
-  gla: GatedLinearAttention,
-  gatedDelta: GatedDeltaNet,
-}
-/** The name of a way to attend. */
-export type AttentionKind = keyof typeof attentions
-/** Makes a block's attention of a kind of your own; called with the block's options. */
-export type AttentionFactory = (
-  embedDim: number,
-  numHeads: number,
-  options: MultiHeadAttentionOptions,
-) => SelfAttention
-
 export interface TransformerBlockOptions extends MLPOptions, Omit<MultiHeadAttentionOptions, 'dropout'> {
-  /**
-   * 'softmax' (default), or in time linear in the length and without window, ALiBi or scale: 'linear', 'retention',
-   * 'gla' (GatedLinearAttention), 'gatedDelta' (GatedDeltaNet); or a function that makes one.
-   */
+  /** A name (see `AttentionKind`), or a function that makes one; default 'softmax'. */
   attention?: AttentionKind | AttentionFactory
   /** Default 0. */
   dropout?: number | DropoutRates
@@ -171,20 +147,10 @@ export class TransformerBlock extends Module {
 
   constructor(embedDim: number, numHeads: number, options: TransformerBlockOptions = {}) {
     super()
-    const { attention = 'softmax', bias = true, normEps: eps = 1e-5, window, alibi, scale } = options
-    if (typeof attention === 'string' && !(attention in attentions))
-      throw new ValueError(
-        `TransformerBlock: attention '${attention}' is not one of ${Object.keys(attentions).join(', ')}`,
-      )
-    if (typeof attention === 'string' && attention !== 'softmax' && (window || alibi || scale !== undefined))
-      throw new ValueError(`TransformerBlock: ${attention} attention takes no window, alibi or scale`)
+    const { attention = 'softmax', bias = true, normEps: eps = 1e-5 } = options
     const rates = dropoutRates(options.dropout ?? 0)
-    const shared = { ...options, dropout: rates.attention }
     this.ln_1 = new LayerNorm(embedDim, { bias, eps })
-    this.attn =
-      typeof attention === 'function'
-        ? attention(embedDim, numHeads, shared)
-        : new attentions[attention](embedDim, numHeads, shared)
+    this.attn = makeAttention(attention, embedDim, numHeads, { ...options, dropout: rates.attention })
     this.ln_2 = new LayerNorm(embedDim, { bias, eps })
     this.mlp = new MLP(embedDim, options)
     this.drop = new Dropout(rates.residual)

@@ -185,7 +185,7 @@ it('padding and masks count the cached keys', () => {
     .to('bool')
   const mask = randn([12, 12], { dtype: 'float64' })
   const whole = noGrad(() => layer.forward(x, { keyPaddingMask: padding, attnMask: mask }))
-  const cache: AttentionCache = layer.newCache(2, 12)
+  const cache = layer.newCache(2, 12) as AttentionCache
   for (let t = 0; t < 12; t++) {
     const options = {
       cache: cache as KVCache,
