@@ -6,6 +6,7 @@
 import { grad, profile, reference, scaledDotProductAttention, type Tensor, tensor } from '@tilegrad/core'
 import { afterAll, describe, expect, test } from 'vitest'
 import { createWebGpuBackend, type WebGpuBackend } from '../src/index.ts'
+import { attention, attentionBackward } from '../src/kernels/attention.ts'
 
 type Options = Parameters<typeof scaledDotProductAttention>[3]
 
@@ -13,6 +14,14 @@ const gpus: [string, WebGpuBackend][] = [
   ['all limits', await createWebGpuBackend()],
   ['default limits', await createWebGpuBackend({ limits: 'default', features: 'default' })],
 ]
+/** What larger GPUs do: rows and values are read where they lie. */
+const inPlace = await createWebGpuBackend()
+const small = { ty: 16, rm: 1, tx: 4, kn: 4 }
+Object.assign(inPlace.kernels, {
+  scaled_dot_product_attention: attention(inPlace.engine, [{ ...small, inPlace: 'rows and values' }]),
+  scaled_dot_product_attentionBackward: attentionBackward(inPlace.engine, [{ ...small, inPlace: 'rows' }]),
+})
+gpus.push(['in place', inPlace])
 afterAll(() => {
   for (const [, gpu] of gpus) gpu.close()
 })

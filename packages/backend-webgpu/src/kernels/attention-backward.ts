@@ -24,11 +24,13 @@ import {
   power,
   putWeights,
   rowSwizzle,
+  rowsInMemory,
   rowsOf,
   scores,
   store,
   sums,
   threadsOf,
+  times,
   unit,
   zeroScores,
   zeroSums,
@@ -37,29 +39,29 @@ import {
 /** Which gradients a kernel computes. */
 export type Gradients = 'q' | 'k' | 'v' | 'kv'
 
-/** Vectors of the tile that holds V and then weights. */
-const sharedTile = ({ tile, dv }: Form, gradients: Gradients): number => {
+/** Floats of workgroup memory by name. Weights take the place of a block of values, or have one of their own. */
+function tilesOf({ tile, dq, dv, rowsInPlace }: Form, gradients: Gradients): Record<string, number> {
   const [rows, cols] = [rowsOf(tile), colsOf(tile)]
-  return gradients === 'q'
-    ? Math.max(cols * dv, rows * cols) / 4
-    : Math.max(rows * dv, rows * cols * gradients.length) / 4
+  const weights = rows * cols
+  if (gradients === 'q') {
+    const streamed = { tk: cols * dq, tv: Math.max(cols * dv, weights) }
+    return rowsInPlace ? streamed : { tq: rows * dq, tg: rows * dv, ...streamed }
+  }
+  const streamed = { tq: cols * dq, tg: cols * dv }
+  return rowsInPlace
+    ? { tv: weights, ...streamed }
+    : { tk: rows * dq, tv: Math.max(rows * dv, weights), ...streamed }
 }
 
 /** Bytes of workgroup memory. */
-export function backwardBytes(form: Form, gradients: Gradients): number {
-  const { tile, dq, dv } = form
-  const [rows, cols] = [rowsOf(tile), colsOf(tile)]
-  const other = gradients === 'q' ? rows * dv : cols * dv
-  return 4 * (rows * dq + cols * dq + other) + 16 * sharedTile(form, gradients)
-}
+export const backwardBytes = (form: Form, gradients: Gradients): number =>
+  Object.values(tilesOf(form, gradients)).reduce((sum, floats) => sum + 4 * floats, 0)
 
 export function backwardShader(form: Form, gradients: Gradients): Shader {
-  const { tile, dq, dv, vectors, mask } = form
-  const [rows, cols, threads] = [rowsOf(tile), colsOf(tile), threadsOf(tile)]
+  const { tile, vectors, mask } = form
   const item = vectors ? 'vec4<f32>' : 'f32'
   const ofQueries = gradients === 'q'
   const own = ofQueries ? ['dq'] : [...gradients].map((g) => `d${g}`)
-  const shared = sharedTile(form, gradients)
   return {
     params: [
       ...commonParams,
@@ -76,11 +78,10 @@ export function backwardShader(form: Form, gradients: Gradients): Shader {
       ...(mask === 'none' ? [] : [{ name: 'mask', item: mask === 'bool' ? 'u32' : 'f32' } as const]),
       ...own.map((name) => ({ name, item, write: true }) as const),
     ],
-    workgroup: [threads],
-    declarations: `var<workgroup> tq: array<vec4f, ${((ofQueries ? rows : cols) * dq) / 4}>;
-var<workgroup> tg: array<vec4f, ${((ofQueries ? rows : cols) * dv) / 4}>;
-var<workgroup> tk: array<vec4f, ${((ofQueries ? cols : rows) * dq) / 4}>;
-var<workgroup> tv: array<vec4f, ${shared}>;`,
+    workgroup: [threadsOf(tile)],
+    declarations: Object.entries(tilesOf(form, gradients))
+      .map(([name, floats]) => `var<workgroup> ${name}: array<vec4f, ${floats / 4}>;`)
+      .join('\n'),
     body: `let index = wg.x + wg.y * groups.x;
 if (index >= p.count) { return; }
 ${place(tile)}
@@ -89,7 +90,7 @@ ${ofQueries ? queriesBody(form) : keysBody(form, gradients)}`,
 }
 
 /** Loads of tiles of rows and of columns. */
-function loads({ tile, dq, dv, vectors, mask }: Form, ofQueries: boolean) {
+function loads({ tile, dq, dv, vectors, mask, rowsInPlace }: Form, ofQueries: boolean) {
   const common = { threads: threadsOf(tile), vectors }
   const held = { ...common, rows: rowsOf(tile), swizzle: rowSwizzle(tile) }
   const streamed = { ...common, rows: colsOf(tile), swizzle: columnSwizzle }
@@ -102,12 +103,23 @@ function loads({ tile, dq, dv, vectors, mask }: Form, ofQueries: boolean) {
     { width4: dq / 4, width: 'p.width' },
     { width4: dv / 4, width: 'p.valueWidth' },
   ]
-  const times = `(p.scale * ${unit(mask)})`
+  const get = (of: typeof ofQuery, name: string, size: typeof narrow, more = {}): string =>
+    rowsInPlace && (of === ofQuery) === ofQueries
+      ? rowsInMemory(tile, name, `${name}Base`, of.first, of.limit)
+      : load({
+          ...(of === ofQuery ? queries : keys),
+          ...of,
+          ...size,
+          to: `t${name}`,
+          from: name,
+          base: `${name}Base`,
+          ...more,
+        })
   return {
-    q: load({ ...queries, ...ofQuery, ...narrow, to: 'tq', from: 'q', base: 'qBase', times }),
-    g: load({ ...queries, ...ofQuery, ...wide, to: 'tg', from: 'g', base: 'gBase' }),
-    k: load({ ...keys, ...ofKey, ...narrow, to: 'tk', from: 'k', base: 'kBase' }),
-    v: load({ ...keys, ...ofKey, ...wide, to: 'tv', from: 'v', base: 'vBase' }),
+    q: get(ofQuery, 'q', narrow, { times: times(mask) }),
+    g: get(ofQuery, 'g', wide),
+    k: get(ofKey, 'k', narrow),
+    v: get(ofKey, 'v', wide),
   }
 }
 
@@ -119,7 +131,7 @@ let firstRow = (b * i32(p.heads) + h) * p.queries;
 ${mask === 'none' ? '' : 'let maskBase = p.maskAt + b * p.maskBatch + h * p.maskHead;'}`
 
 function queriesBody(form: Form): string {
-  const { tile, dq, dv, mask } = form
+  const { tile, dq, dv, mask, rowsInPlace } = form
   const { rm, kn } = tile
   const [rows, cols] = [rowsOf(tile), colsOf(tile)]
   const [q4, v4] = [dq / 4, dv / 4]
@@ -141,7 +153,8 @@ ${get.k}
 ${get.v}
 workgroupBarrier();
 ${zeroScores(tile, 's')}
-${scores(tile, 's', 'tq', 'tk', q4)}
+${scores(tile, 's', rowsInPlace ? 'q' : 'tq', 'tk', q4, 'p.width', rowsInPlace)}
+${rowsInPlace ? each(rm, (i) => each(kn, (j) => `s${i}_${j} *= ${times(mask)};`)) : ''}
 ${mask === 'none' ? `if (k0 + ${cols - 1} - q0 > p.high || k0 - q0 - ${rows - 1} <= p.low || k0 + ${cols} > p.keys)` : ''} {
 ${hide(
   form,
@@ -151,25 +164,24 @@ ${hide(
 )}
 }
 ${zeroScores(tile, 'd')}
-${scores(tile, 'd', 'tg', 'tv', v4)}
+${scores(tile, 'd', rowsInPlace ? 'g' : 'tg', 'tv', v4, 'p.valueWidth', rowsInPlace)}
 ${each(rm, (i) => each(kn, (j) => `s${i}_${j} = ${power(`s${i}_${j} - e${i}`, mask)} * (d${i}_${j} - t${i});`))}
 workgroupBarrier();
 ${putWeights(tile, 's', 'tv')}
 workgroupBarrier();
-${sums(tile, 'o', 'tv', 'tk', q4, true)}
+${sums(tile, 'o', 'tv', 'tk', q4, true, 'end - k0')}
 workgroupBarrier();
 }
 ${store(form, 'dq', q4, 'p.width', 'q0', 'p.queries', 'p.dqAt + firstRow * p.width', (i, c) => `o${i}_${c} * p.scale`)}`
 }
 
 function keysBody(form: Form, gradients: Gradients): string {
-  const { tile, dq, dv, mask } = form
+  const { tile, dq, dv, mask, rowsInPlace } = form
   const { rm, kn } = tile
   const [rows, cols] = [rowsOf(tile), colsOf(tile)]
   const [q4, v4] = [dq / 4, dv / 4]
   const get = loads(form, false)
   const [needK, needV] = [gradients.includes('k'), gradients.includes('v')]
-  const second = needV ? (rows * cols) / 4 : 0
   return `let k0 = i32(index % p.blocks) * ${rows};
 let head = index / p.blocks;
 let keyHeads = p.heads / p.group;
@@ -178,6 +190,7 @@ ${keyBases}
 let begin = max(0, k0 - p.high) / ${cols} * ${cols};
 let end = min(p.queries, min(k0 + ${rows}, p.keys) - 1 - p.low);
 ${get.k}
+${rowsInPlace && needK ? get.v : ''}
 ${needK ? zeroSums(tile, 'x', q4) : ''}
 ${needV ? zeroSums(tile, 'y', v4) : ''}
 for (var h = hk * i32(p.group); h < (hk + 1) * i32(p.group); h++) {
@@ -185,12 +198,12 @@ ${queryBases(mask)}
 for (var q0 = begin; q0 < end; q0 += ${cols}) {
 ${get.q}
 ${get.g}
-${needK ? get.v : ''}
+${needK && !rowsInPlace ? get.v : ''}
 ${each(kn, (j) => `let z${j} = u32(firstRow + min(q0 + i32(tx) * 4 + ${column(tile, j)}, p.queries - 1)) * 2u;`)}
 ${each(kn, (j) => `let e${j} = stat[z${j}]; let t${j} = stat[z${j} + 1u];`)}
 workgroupBarrier();
 ${zeroScores(tile, 's')}
-${scores(tile, 's', 'tk', 'tq', q4)}
+${scores(tile, 's', rowsInPlace ? 'k' : 'tk', 'tq', q4, 'p.width', rowsInPlace)}
 ${mask === 'none' ? `if (k0 + ${rows - 1} - q0 > p.high || k0 - q0 - ${cols - 1} <= p.low || q0 + ${cols} > p.queries)` : ''} {
 ${hide(
   form,
@@ -200,14 +213,12 @@ ${hide(
 )}
 }
 ${each(rm, (i) => each(kn, (j) => `s${i}_${j} = ${power(`s${i}_${j} - e${j}`, mask)};`))}
-${needK ? `${zeroScores(tile, 'd')}\n${scores(tile, 'd', 'tv', 'tg', v4)}` : ''}
-workgroupBarrier();
-${needV ? putWeights(tile, 's', 'tv') : ''}
+${needK ? `${zeroScores(tile, 'd')}\n${scores(tile, 'd', rowsInPlace ? 'v' : 'tv', 'tg', v4, 'p.valueWidth', rowsInPlace)}` : ''}
+${rowsInPlace ? '' : 'workgroupBarrier();'}
+${needV ? `${putWeights(tile, 's', 'tv')}\nworkgroupBarrier();\n${sums(tile, 'y', 'tv', 'tg', v4, true, 'end - q0')}` : ''}
 ${needK ? each(rm, (i) => each(kn, (j) => `d${i}_${j} = s${i}_${j} * (d${i}_${j} - t${j});`)) : ''}
-${needK ? putWeights(tile, 'd', 'tv', second) : ''}
-workgroupBarrier();
-${needV ? sums(tile, 'y', 'tv', 'tg', v4, true) : ''}
-${needK ? sums(tile, 'x', 'tv', 'tq', q4, true, second) : ''}
+${needK && needV ? 'workgroupBarrier();' : ''}
+${needK ? `${putWeights(tile, 'd', 'tv')}\nworkgroupBarrier();\n${sums(tile, 'x', 'tv', 'tq', q4, true, 'end - q0')}` : ''}
 workgroupBarrier();
 }
 }

@@ -35,6 +35,8 @@ export interface Tile {
   readonly rm: number
   readonly tx: number
   readonly kn: number
+  /** What is read where it lies, through the cache, if it lies in vectors of four, instead of from workgroup memory. */
+  readonly inPlace?: 'rows' | 'rows and values'
 }
 
 export const rowsOf = ({ ty, rm }: Tile): number => ty * rm
@@ -53,12 +55,25 @@ export interface Form {
   /** All operands can be read as vectors of four. */
   readonly vectors: boolean
   readonly mask: MaskKind
+  /** Blocks of rows are read in place. */
+  readonly rowsInPlace: boolean
+  /** So are values in the forward pass. */
+  readonly valuesInPlace: boolean
   /** Threads of a row exchange numbers by shuffles instead of workgroup memory. */
   readonly shuffle: boolean
 }
 
-export const formName = ({ tile, dq, dv, vectors, mask, shuffle }: Form): string =>
-  `${tileName(tile)}:${dq},${dv}:${vectors}:${mask}:${shuffle}`
+export const formName = ({
+  tile,
+  dq,
+  dv,
+  vectors,
+  mask,
+  shuffle,
+  rowsInPlace,
+  valuesInPlace,
+}: Form): string =>
+  `${tileName(tile)}:${dq},${dv}:${vectors}:${mask}:${shuffle}:${rowsInPlace}:${valuesInPlace}`
 
 export const padded = (width: number): number => Math.ceil(width / 32) * 32
 
@@ -128,6 +143,7 @@ export function commonWords(
 
 /** Scores are kept in units of log 2, so that e^x is 2^x; with a mask to add, whose −3·10³⁸ must stay finite, as is. */
 export const unit = (mask: MaskKind): string => (mask === 'float32' ? '1.0' : '1.4426950408889634')
+export const times = (mask: MaskKind): string => `(p.scale * ${unit(mask)})`
 export const power = (x: string, mask: MaskKind): string =>
   mask === 'float32' ? `exp2((${x}) * 1.4426950408889634)` : `exp2(${x})`
 
@@ -195,18 +211,60 @@ let sa = ty & 7u; let sb = tx & 7u;`
 export const zeroScores = ({ rm, kn }: Tile, name: string): string =>
   each(rm, (i) => each(kn, (j) => `var ${name}${i}_${j} = 0.0;`))
 
-/** name[i][j] += A[row i] · B[column j]. */
-export function scores(tile: Tile, name: string, a: string, b: string, width4: number): string {
+/** `{name}Row{i}`: where a thread's rows begin in memory, in vectors of four; for `inPlace`. */
+export const rowsInMemory = (
+  { rm }: Tile,
+  name: string,
+  base: string,
+  first: string,
+  limit: string,
+): string =>
+  each(
+    rm,
+    (i) =>
+      `let ${name}Row${i} = u32(${base} + min(${first} + i32(ty) * ${rm} + ${i}, ${limit} - 1) * p.${name}Row);`,
+  )
+
+/**
+ * name[i][j] += A[row i] · B[column j]. The loop's end is a number that the compiler does not know, so that it does not
+ * unroll further. `inPlace`: A is what `rowsInMemory` prepared.
+ */
+export function scores(
+  tile: Tile,
+  name: string,
+  a: string,
+  b: string,
+  width4: number,
+  width: string,
+  inPlace = false,
+): string {
   const { rm, kn } = tile
-  return `for (var c = 0u; c < ${width4}u; c++) {
-let ia = ty * ${rm * width4}u + (c ^ sa);
-let ib = tx * ${4 * width4}u + (c ^ sb);
-${each(rm, (i) => `let a${i} = ${a}[ia + ${i * width4}u];`)}
-${each(
-  kn,
-  (j) => `let b${j} = ${b}[ib + ${column(tile, j) * width4}u];
-${['x', 'y', 'z', 'w'].map((e) => each(rm, (i) => `${name}${i}_${j} = fma(a${i}.${e}, b${j}.${e}, ${name}${i}_${j});`)).join('\n')}`,
-)}
+  // Into registers of one set, of which each is loaded while the other is multiplied.
+  const load = (set: string, c: string): string => `{
+let ia = ${inPlace ? c : `ty * ${rm * width4}u + (${c} ^ sa)`}; let ib = tx * ${4 * width4}u + (${c} ^ sb);
+${each(rm, (i) => `a${set}${i} = ${a}[${inPlace ? `${a}Row${i} + ia` : `ia + ${i * width4}u`}];`)}
+${each(kn, (j) => `b${set}${j} = ${b}[ib + ${column(tile, j) * width4}u];`)}
+}`
+  const declare = (set: string): string =>
+    `${each(rm, (i) => `var a${set}${i}: vec4f;`)}\n${each(kn, (j) => `var b${set}${j}: vec4f;`)}`
+  const multiply = (set: string): string =>
+    each(kn, (j) =>
+      ['x', 'y', 'z', 'w']
+        .map((e) =>
+          each(rm, (i) => `${name}${i}_${j} = fma(a${set}${i}.${e}, b${set}${j}.${e}, ${name}${i}_${j});`),
+        )
+        .join('\n'),
+    )
+  return `{ let end = u32(${width} + 7) / 8u * 2u;
+${declare('p')}
+${declare('q')}
+${load('p', '0u')}
+for (var c = 0u; c < end; c += 2u) {
+${load('q', '(c + 1u)')}
+${multiply('p')}
+${load('p', 'min(c + 2u, end - 1u)')}
+${multiply('q')}
+}
 }`
 }
 
@@ -214,13 +272,13 @@ ${['x', 'y', 'z', 'w'].map((e) => each(rm, (i) => `${name}${i}_${j} = fma(a${i}.
 const weightAt = ({ rm }: Tile, cols: number, v: string): string =>
   `ty * ${(rm * cols) / 4}u + (${v} ^ (sa & ${Math.min(8, cols / 4) - 1}u))`
 
-/** Writes a thread's weights where others find them, from `offset` (in vectors) on. */
-export function putWeights(tile: Tile, name: string, to: string, offset = 0): string {
+/** Writes a thread's weights where others find them. */
+export function putWeights(tile: Tile, name: string, to: string): string {
   const { rm, kn, tx } = tile
   const cols = colsOf(tile)
   return each(kn / 4, (v) => {
     const parts = (i: number): string => [0, 1, 2, 3].map((e) => `${name}${i}_${4 * v + e}`).join(', ')
-    return `{ let at = ${offset}u + ${weightAt(tile, cols, `(tx + ${v * tx}u)`)};
+    return `{ let at = ${weightAt(tile, cols, `(tx + ${v * tx}u)`)};
 ${each(rm, (i) => `${to}[at + ${(i * cols) / 4}u] = vec4f(${parts(i)});`)} }`
   })
 }
@@ -228,7 +286,10 @@ ${each(rm, (i) => `${to}[at + ${(i * cols) / 4}u] = vec4f(${parts(i)});`)} }`
 export const zeroSums = ({ rm, tx }: Tile, name: string, width4: number): string =>
   each(rm, (i) => each(width4 / tx, (c) => `var ${name}${i}_${c} = vec4f();`))
 
-/** name[i][…] += W[row i] · B[…]; `swizzled`: B is a tile of columns that is. */
+/**
+ * name[i][…] += W[row i] · B[…]; `swizzled`: B is a tile of columns that is. `count`: columns from here on that count.
+ * `row`: B lies in memory, and this is where the row of a column of the block begins, in vectors.
+ */
 export function sums(
   tile: Tile,
   name: string,
@@ -236,7 +297,8 @@ export function sums(
   b: string,
   width4: number,
   swizzled: boolean,
-  offset = 0,
+  count: string,
+  row?: (column: string) => string,
 ): string {
   const { rm, tx } = tile
   const cols = colsOf(tile)
@@ -245,17 +307,40 @@ export function sums(
     if (!swizzled) return `tx + ${tx * c}u`
     return tx >= 8 ? `(tx ^ ks) + ${tx * c}u` : `((tx + ${tx * c}u) ^ ks)`
   }
-  return `for (var k = 0u; k < ${cols / 4}u; k++) {
-let iw = ${offset}u + ${weightAt(tile, cols, 'k')};
-${swizzled ? 'let ks = k & 7u;' : ''}
-${each(rm, (i) => `let w${i} = ${w}[iw + ${(i * cols) / 4}u];`)}
+  const load = (set: string, k: string): string => `{
+let at = ${k}; let iw = ${weightAt(tile, cols, 'at')};
+${swizzled ? 'let ks = at & 7u;' : ''}
+${each(rm, (i) => `w${set}${i} = ${w}[iw + ${(i * cols) / 4}u];`)}
 ${each(4, (e) =>
-  each(
-    own,
-    (c) => `{ let b = ${b}[(k * 4u + ${e}u) * ${width4}u + ${at(c)}];
-${each(rm, (i) => `${name}${i}_${c} = fma(vec4f(w${i}[${e}]), b, ${name}${i}_${c});`)} }`,
-  ),
+  each(own, (c) => {
+    const place = row
+      ? `${row(`at * 4u + ${e}u`)} + min(tx + ${tx * c}u, last)`
+      : `(at * 4u + ${e}u) * ${width4}u + ${at(c)}`
+    return `b${set}${e}_${c} = ${b}[${place}];`
+  }),
 )}
+}`
+  const declare = (set: string): string =>
+    `${each(rm, (i) => `var w${set}${i}: vec4f;`)}\n${each(4, (e) => each(own, (c) => `var b${set}${e}_${c}: vec4f;`))}`
+  const multiply = (set: string): string =>
+    each(4, (e) =>
+      each(own, (c) =>
+        each(
+          rm,
+          (i) => `${name}${i}_${c} = fma(vec4f(w${set}${i}[${e}]), b${set}${e}_${c}, ${name}${i}_${c});`,
+        ),
+      ),
+    )
+  return `{ let end = u32(min(${cols}, ${count}) + 7) / 8u * 2u;
+${declare('p')}
+${declare('q')}
+${load('p', '0u')}
+for (var k = 0u; k < end; k += 2u) {
+${load('q', 'k + 1u')}
+${multiply('p')}
+${load('p', 'min(k + 2u, end - 1u)')}
+${multiply('q')}
+}
 }`
 }
 

@@ -21,20 +21,22 @@ import {
   power,
   putWeights,
   rowSwizzle,
+  rowsInMemory,
   rowsOf,
   scores,
   store,
   sums,
   threadsOf,
-  unit,
+  times,
   zeroScores,
   zeroSums,
 } from './attention-blocks.ts'
 
 /** Bytes of workgroup memory. */
-export function forwardBytes({ tile, dq, dv, shuffle }: Form): number {
+export function forwardBytes({ tile, dq, dv, shuffle, rowsInPlace, valuesInPlace }: Form): number {
   const [rows, cols] = [rowsOf(tile), colsOf(tile)]
-  return 4 * (rows * dq + Math.max(cols * dq, rows * cols) + cols * dv + (shuffle ? 0 : rows * tile.tx))
+  const blocks = (rowsInPlace ? 0 : rows * dq) + (valuesInPlace ? 0 : cols * dv)
+  return 4 * (blocks + Math.max(cols * dq, rows * cols) + (shuffle ? 0 : rows * tile.tx))
 }
 
 /** Combines a number per row over the threads of the row: `name` + i; `and` is max or +. */
@@ -63,12 +65,13 @@ ${each(rm, (i) => {
 }
 
 export function forwardShader(form: Form): Shader {
-  const { tile, dq, dv, vectors, mask, shuffle } = form
+  const { tile, dq, dv, vectors, mask, shuffle, rowsInPlace, valuesInPlace } = form
   const { rm, kn, tx } = tile
   const [rows, cols, threads] = [rowsOf(tile), colsOf(tile), threadsOf(tile)]
   const [q4, v4] = [dq / 4, dv / 4]
   const item = vectors ? 'vec4<f32>' : 'f32'
   const common = { threads, vectors }
+  const value = (column: string): string => `u32(vBase + min(k0 + i32(${column}), p.keys - 1) * p.vRow)`
   const body = `let index = wg.x + wg.y * groups.x;
 if (index >= p.count) { return; }
 ${place(tile)}
@@ -82,15 +85,17 @@ let vBase = p.vAt + b * p.vBatch + hk * p.vHead;
 ${mask === 'none' ? '' : 'let maskBase = p.maskAt + b * p.maskBatch + h * p.maskHead;'}
 let begin = max(0, q0 + p.low + 1) / ${cols} * ${cols};
 let end = min(p.keys, min(q0 + ${rows}, p.queries) + p.high);
-${load({ ...common, to: 'tq', width4: q4, rows, from: 'q', base: 'qBase', first: 'q0', limit: 'p.queries', width: 'p.width', swizzle: rowSwizzle(tile), times: `(p.scale * ${unit(mask)})` })}
+${rowsInPlace ? rowsInMemory(tile, 'q', 'qBase', 'q0', 'p.queries') : load({ ...common, to: 'tq', width4: q4, rows, from: 'q', base: 'qBase', first: 'q0', limit: 'p.queries', width: 'p.width', swizzle: rowSwizzle(tile), times: times(mask) })}
+${valuesInPlace ? 'let last = u32(p.valueWidth / 4 - 1);' : ''}
 ${zeroSums(tile, 'o', v4)}
 ${each(rm, (i) => `var m${i} = p.ninf; var l${i} = 0.0;`)}
 for (var k0 = begin; k0 < end; k0 += ${cols}) {
 ${load({ ...common, to: 'tk', width4: q4, rows: cols, from: 'k', base: 'kBase', first: 'k0', limit: 'p.keys', width: 'p.width', swizzle: columnSwizzle })}
-${load({ ...common, to: 'tv', width4: v4, rows: cols, from: 'v', base: 'vBase', first: 'k0', limit: 'p.keys', width: 'p.valueWidth' })}
+${valuesInPlace ? '' : load({ ...common, to: 'tv', width4: v4, rows: cols, from: 'v', base: 'vBase', first: 'k0', limit: 'p.keys', width: 'p.valueWidth' })}
 workgroupBarrier();
 ${zeroScores(tile, 's')}
-${scores(tile, 's', 'tq', 'tk', q4)}
+${scores(tile, 's', rowsInPlace ? 'q' : 'tq', 'tk', q4, 'p.width', rowsInPlace)}
+${rowsInPlace ? each(rm, (i) => each(kn, (j) => `s${i}_${j} *= ${times(mask)};`)) : ''}
 ${mask === 'none' ? `if (k0 + ${cols - 1} - q0 > p.high || k0 - q0 - ${rows - 1} <= p.low || k0 + ${cols} > p.keys)` : ''} {
 ${hide(
   form,
@@ -115,7 +120,7 @@ ${each(v4 / tx, (c) => `o${i}_${c} *= f${i};`)}`,
 ${shuffle ? 'workgroupBarrier();' : ''}
 ${putWeights(tile, 's', 'tk')}
 workgroupBarrier();
-${sums(tile, 'o', 'tk', 'tv', v4, false)}
+${sums(tile, 'o', 'tk', valuesInPlace ? 'v' : 'tv', v4, false, 'end - k0', valuesInPlace ? value : undefined)}
 workgroupBarrier();
 }
 ${combine(form, 'l', (a, c) => `(${a} + ${c})`)}
@@ -146,9 +151,9 @@ ${store(form, 'o', v4, 'p.valueWidth', 'q0', 'p.queries', 'p.oAt + oBase * p.val
     ],
     workgroup: [threads],
     ...(shuffle && { enables: ['subgroups'] }),
-    declarations: `var<workgroup> tq: array<vec4f, ${rows * q4}>;
+    declarations: `${rowsInPlace ? '' : `var<workgroup> tq: array<vec4f, ${rows * q4}>;`}
 var<workgroup> tk: array<vec4f, ${Math.max(cols * q4, (rows * cols) / 4)}>;
-var<workgroup> tv: array<vec4f, ${cols * v4}>;
+${valuesInPlace ? '' : `var<workgroup> tv: array<vec4f, ${cols * v4}>;`}
 ${shuffle ? '' : `var<workgroup> tr: array<f32, ${rows * tx}>;`}`,
     body,
   }
