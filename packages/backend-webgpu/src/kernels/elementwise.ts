@@ -3,8 +3,8 @@
  * where the expression is long, as those of random numbers are: four copies of it take drivers seconds to minutes to
  * compile, and arithmetic is what takes its time.
  *
- * Where every operand is contiguous or one single number, they are loaded and stored as vectors of four; else each
- * element's place is computed from its coordinates. Buffers that appear twice are bound once: a buffer that is
+ * Where every operand is contiguous or one single number, or at least its rows are, they are loaded and stored as vectors
+ * of four; else each element's place is computed from its coordinates. Buffers that appear twice are bound once: a buffer that is
  * written must not be bound a second time.
  */
 
@@ -31,7 +31,8 @@ export function elementwise(engine: Engine): Primitives['elementwise'] {
       const { long, coords } = traitsOf(kernel)
       const nest = nestOf(out.shape, views, coords)
       const flat = nest.sizes.length === 1 && !coords
-      const vectors = !long && flat && isVector(views, outputs.length, nest, count)
+      const rows = !long && !flat && !coords && haveVectors(views, outputs.length, nest)
+      const vectors = rows || (!long && flat && isVector(views, outputs.length, nest, count))
 
       const buffers: GpuBuffer[] = []
       const place = views.map((v) => {
@@ -40,10 +41,11 @@ export function elementwise(engine: Engine): Primitives['elementwise'] {
         return at >= 0 ? at : buffers.push(buffer) - 1
       })
       const written = buffers.map((_, i) => place.indexOf(i) < outputs.length)
-      const steps = flat
-        ? (nest.strides[0] as readonly number[]).map((s) => (s === 1 ? 1 : s === 0 ? 0 : 2))
-        : []
-      const key = `e${kernel.id}:${place}:${vectors ? 'v' : flat ? 'f' : nest.sizes.length}:${steps}`
+      const steps =
+        flat || rows
+          ? (nest.strides.at(-1) as readonly number[]).map((s) => (s === 1 ? 1 : s === 0 ? 0 : 2))
+          : []
+      const key = `e${kernel.id}:${place}:${vectors ? 'v' : 'f'}${flat ? '' : nest.sizes.length}:${steps}`
       const gpuKernel = engine.kernel(key, kernel.name, () => {
         return shader(
           { kernel, params },
@@ -103,6 +105,16 @@ function isVector(views: readonly View[], outputs: number, nest: Nest, count: nu
     return strides[i] === 1 && v.offset % 4 === 0 && alone
   })
 }
+/** Whether the innermost dim is vectors of four in every operand, or one number per row. */
+function haveVectors(views: readonly View[], outputs: number, { sizes, strides }: Nest): boolean {
+  const last = sizes.length - 1
+  if ((sizes[last] as number) % 4 !== 0) return false
+  return views.every((v, i) => {
+    const own = strides.map((s) => s[i] as number)
+    if (own[last] === 0) return i >= outputs
+    return own[last] === 1 && v.offset % 4 === 0 && own.slice(0, last).every((s) => s % 4 === 0)
+  })
+}
 const bytesOf = (v: View): number => (v.buffer as GpuBuffer).bytes
 
 function shader(
@@ -158,11 +170,25 @@ return Out(${values.join(', ')});
     'if (first >= p.count) { return; }',
   ]
   if (vectors) {
+    // The first element's coordinates, of which only the innermost one moves within a vector.
+    if (!flat) {
+      lines.push('var rest = first;')
+      for (let d = rank - 1; d >= 0; d--) {
+        if (d > 0) lines.push(`let k${d} = i32(rest % p.n${d}); rest = rest / p.n${d};`)
+        else lines.push('let k0 = i32(rest);')
+      }
+    }
+    const at = (i: number): string => {
+      const moves = steps[i] === 1
+      if (flat) return moves ? `u32(p.o${i}) + first` : `u32(p.o${i})`
+      const dims = Array.from({ length: moves ? rank : rank - 1 }, (_, d) => ` + k${d} * p.s${d}_${i}`)
+      return `u32(p.o${i}${dims.join('')})`
+    }
     inputs.forEach((_, k) => {
       const name = `b${place[outputs + k]}`
-      const o = `u32(p.o${outputs + k})`
-      if (steps[outputs + k] === 0) lines.push(`let w${k} = vec4(${name}[${o} >> 2u][${o} & 3u]);`)
-      else lines.push(`let w${k} = ${name}[(${o} + first) >> 2u];`)
+      lines.push(`let at${k} = ${at(outputs + k)};`)
+      if (steps[outputs + k] === 0) lines.push(`let w${k} = vec4(${name}[at${k} >> 2u][at${k} & 3u]);`)
+      else lines.push(`let w${k} = ${name}[at${k} >> 2u];`)
     })
     for (let j = 0; j < 4; j++) {
       const elements = inputs.map((v, k) => loaded(`w${k}[${j}]`, v.dtype))
@@ -170,7 +196,7 @@ return Out(${values.join(', ')});
     }
     kernel.exprs.forEach((t, o) => {
       const parts = [0, 1, 2, 3].map((j) => stored(`r${j}.r${o}`, t.dtype))
-      lines.push(`b${place[o]}[(u32(p.o${o}) + first) >> 2u] = vec4(${parts.join(', ')});`)
+      lines.push(`b${place[o]}[(${at(o)}) >> 2u] = vec4(${parts.join(', ')});`)
     })
   } else {
     if (long) lines.push('{', 'let i = first;')

@@ -1,0 +1,41 @@
+/** Operands of every layout: contiguous, rows of vectors, and none of these. */
+import { add, cat, mul, rand, randn, type Tensor, where } from '@tilegrad/core'
+import { describe, expect, test } from 'vitest'
+import { agree } from './support/agree.ts'
+import { gpus } from './support/gpus.ts'
+
+// One rounding per operator.
+const exact = { atol: 1e-6, rtol: 1e-6 }
+
+const cases: Readonly<Record<string, () => Tensor | readonly Tensor[]>> = {
+  'heads swapped with positions, as attention does': () => rand([2, 5, 3, 8]).transpose(1, 2).contiguous(),
+  'rows in steps of a packed projection': () => {
+    const packed = rand([6, 24])
+    return [0, 1, 2].map((i) => packed.narrow(1, 8 * i, 8).mul(2))
+  },
+  'rows that begin in the middle of a vector': () => rand([6, 24]).narrow(1, 2, 8).mul(2),
+  'rows whose distance is no whole vector': () => rand([6, 10]).narrow(1, 0, 8).add(1),
+  'one number per row, and one row for all': () => add(mul(rand([3, 4, 12]), rand([3, 4, 1])), rand([12])),
+  'a matrix and its transpose': () => add(rand([8, 8]), rand([8, 8]).T),
+  'rows backwards': () => rand([5, 8]).flip([0]).mul(3),
+  'numbers of a row backwards': () => rand([5, 8]).flip([1]).mul(3),
+  'bools and int32': () => where(rand([4, 3, 8]).transpose(0, 1).gt(0.5), rand([3, 4, 1]), rand([8])),
+  'written in place into rows': () => {
+    const x = rand([4, 16])
+    x.narrow(1, 4, 8).mul_(2)
+    return x
+  },
+  'put together along rows': () => cat([rand([3, 8]), rand([3, 4]), rand([3, 12])], 1),
+}
+
+describe.each(gpus)('$name', ({ gpu }) => {
+  test.each(Object.entries(cases))('%s', async (_, make) => {
+    await agree(gpu, make, exact)
+  })
+
+  test('random numbers, longer than a thread takes four of', async () => {
+    // Near its zeros the cosine is off by some 10⁻⁷, times a radius of up to 6.
+    await agree(gpu, () => randn([1003]), { atol: 5e-6, rtol: 5e-6 })
+    expect(gpu.engine.counts.dispatches).toBeGreaterThan(0)
+  })
+})
