@@ -4,8 +4,8 @@
  * pnpm bench:cpu [--json FILE] [--only REGEX] [--threads N] [--runs N] [--peer-runs N] [--no-peers] [--python FILE] [--install-peers]
  */
 import { execFile, execSync } from 'node:child_process'
-import { readFileSync, writeFileSync } from 'node:fs'
-import { arch, availableParallelism, cpus, loadavg, totalmem, type } from 'node:os'
+import { writeFileSync } from 'node:fs'
+import { availableParallelism, loadavg } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { parseArgs, promisify } from 'node:util'
 import { createCpuBackend, createPeaks, type FeatureLevel } from '@tilegrad/backend-cpu'
@@ -13,6 +13,7 @@ import { scope, setDefaultBackend } from '@tilegrad/core'
 import { figures, nanogpt } from './cpu/figures.ts'
 import { deviation, median, type Target, type Timing, timed } from './cpu/harness.ts'
 import { workloads } from './cpu/workloads.ts'
+import { digits, machineName } from './machine.ts'
 
 const { values: options } = parseArgs({
   options: {
@@ -84,7 +85,6 @@ interface Row {
   error?: string
 }
 const rows: Row[] = []
-const digits = (x: number): string => (x >= 100 ? x.toFixed(0) : x >= 10 ? x.toFixed(1) : x.toPrecision(3))
 const cells = (list: readonly string[]): string =>
   list.map((c, i) => (i === 0 ? c.padEnd(40) : c.padStart(i === 4 ? 24 : 10))).join(' ')
 
@@ -127,20 +127,8 @@ setDefaultBackend(backend)
 const context = { backend, peaks: createPeaks(backend), runs: Number(options.runs) }
 const sample = (measure: () => number): string => digits(median(Array.from({ length: 9 }, measure)))
 const wide = backend.level === 'revectorized'
-/** The model as the system names it; hypervisors often hide it, but not what the processor can do. */
-function cpuName(): string {
-  const model = cpus()[0]?.model.trim() ?? ''
-  if (model !== '' && model !== 'unknown') return model
-  let text = ''
-  try {
-    text = readFileSync('/proc/cpuinfo', 'utf8')
-  } catch {}
-  const value = (name: string): string => new RegExp(`^${name}\\s*: (.*)$`, 'm').exec(text)?.[1] ?? '?'
-  const widest = ['amx_tile', 'avx512f', 'avx2'].find((flag) => value('flags').includes(flag)) ?? ''
-  return `${value('vendor_id')} family ${value('cpu family')} model ${value('model')} ${widest} (${arch()})`
-}
 const machine = {
-  machine: `${cpus().length} × ${cpuName()}, ${(totalmem() / 2 ** 30).toFixed(0)} GiB, ${type()}, Node ${process.versions.node}`,
+  machine: machineName(),
   engine: `${backend.threads} threads, ${backend.level} (${wide ? 256 : 128} bits)`,
   'GFLOP/s': sample(() => context.peaks.flops()),
   'GB/s of a copy': sample(() => context.peaks.copy(2 ** 28)),

@@ -15,6 +15,7 @@ import { median, type Target, type Timing } from './cpu/harness.ts'
 import { gptStep } from './cpu/workloads.ts'
 import { createGpuPeaks, timed } from './gpu/harness.ts'
 import { operatorsOf, workloads } from './gpu/workloads.ts'
+import { digits } from './machine.ts'
 import { gpts } from './peers/inputs.ts'
 
 const { values: options } = parseArgs({
@@ -68,7 +69,6 @@ interface Row {
   error?: string
 }
 const rows: Row[] = []
-const digits = (x: number): string => (x >= 100 ? x.toFixed(0) : x >= 10 ? x.toFixed(1) : x.toPrecision(3))
 const cells = (list: readonly string[]): string =>
   list.map((c, i) => (i === 0 ? c.padEnd(44) : c.padStart(i === 4 || i === 5 ? 18 : 10))).join(' ')
 
