@@ -1,8 +1,9 @@
 /**
  * What every GPU kernel works with: pipelines by key, parameters, and the order of things.
  *
- * Kernels are recorded into one command encoder and submitted in batches: a submission costs tens of microseconds, a
- * recorded dispatch two to four. A batch ends when it is full, when something is read, when the host writes to a
+ * Kernels are recorded and submitted in batches: a submission costs tens of microseconds. The calls of WebGPU that a
+ * dispatch takes are made where the batch ends, in one loop: among other code, which takes the caches for itself, they
+ * cost twice as much. A batch ends when it is full, when something is read, when the host writes to a
  * buffer that the batch uses (the queue would write before the batch runs), and when the program gives its event
  * loop a turn. Batches start small after every read, so that the GPU soon has work.
  *
@@ -14,24 +15,13 @@
 import { DeviceError, type DeviceSpan } from '@tilegrad/core'
 import { BufferPool, type GpuBuffer, usage } from './buffers.ts'
 import type { Gpu } from './gpu.ts'
-import { type Shader, shaderCode } from './shader.ts'
-
-/** A compiled kernel. */
-export interface GpuKernel {
-  readonly label: string
-  readonly pipeline: GPUComputePipeline
-  readonly layout: GPUBindGroupLayout
-  /** Tells bind groups of different layouts apart. */
-  readonly layoutId: number
-  /** Bytes of its parameters. */
-  readonly paramBytes: number
-}
+import { type GpuKernel, Pipelines } from './pipelines.ts'
+import type { Shader } from './shader.ts'
 
 const paramSlot = 256
 const paramSpace = 65536
 const firstBatch = 16
 const largestBatch = 256
-const maxBindGroups = 4096
 const queries = 2 * largestBatch
 
 export class Engine {
@@ -39,25 +29,23 @@ export class Engine {
   readonly device: GPUDevice
   readonly pool: BufferPool
   /** Dispatches and submissions so far. */
-  readonly counts = { dispatches: 0, submits: 0, bindGroups: 0 }
+  readonly counts = { dispatches: 0, submits: 0 }
 
-  readonly #kernels = new Map<string, GpuKernel>()
-  readonly #layouts = new Map<
-    string,
-    { layout: GPUBindGroupLayout; pipeline: GPUPipelineLayout; id: number }
-  >()
-  #bindGroups = new Map<string, GPUBindGroup>()
+  readonly #pipelines: Pipelines
   readonly #paramBuffer: GPUBuffer
   readonly #paramBytes = new ArrayBuffer(paramSpace)
   readonly #u32 = new Uint32Array(this.#paramBytes)
   readonly #f32 = new Float32Array(this.#paramBytes)
   #paramEnd = 0
   #encoder: GPUCommandEncoder | null = null
-  #pass: GPUComputePassEncoder | null = null
   #batch = 0
   #inBatch = 0
-  /** The operators of the batch. */
-  #labels = new Set<string>()
+  /** The dispatches of the batch: kernel, bind group, and four numbers each: where its parameters lie, x, y, z. */
+  #kernels: GpuKernel[] = []
+  readonly #groups: GPUBindGroup[] = []
+  readonly #numbers = new Uint32Array(4 * (paramSpace / paramSlot))
+  /** So many of them the encoder has. */
+  #encoded = 0
   #batchSize = firstBatch
   #scheduled = false
   /** To be destroyed when the batch has been submitted. */
@@ -81,7 +69,7 @@ export class Engine {
     this.#maxGroups = gpu.limits.maxComputeWorkgroupsPerDimension
     this.pool = new BufferPool(gpu, maxPooledBytes, {
       retire: (buffer) => {
-        if (buffer.batch === this.#batch && this.#encoder) this.#retired.push(buffer)
+        if (buffer.batch === this.#batch) this.#retired.push(buffer)
         else this.#destroy(buffer)
       },
       exhausted: (error) => {
@@ -93,16 +81,17 @@ export class Engine {
       holders,
     })
     this.#paramBuffer = this.device.createBuffer({ size: paramSpace, usage: usage.UNIFORM | usage.COPY_DST })
+    this.#pipelines = new Pipelines(gpu, this.#paramBuffer, (describe) => this.#popErrors(describe))
   }
 
   /** The compiled kernel for `key`; `build` says on first use what it is. `label` names the operator in errors. */
   kernel(key: string, label: string, build: () => Shader): GpuKernel {
-    let kernel = this.#kernels.get(key)
-    if (!kernel) {
-      kernel = this.#compile(label, build())
-      this.#kernels.set(key, kernel)
-    }
-    return kernel
+    return this.#pipelines.kernel(key, label, build)
+  }
+
+  /** Bind groups made so far: flat in a loop that repeats itself. */
+  get bindGroups(): number {
+    return this.#pipelines.bindGroups
   }
 
   /**
@@ -135,16 +124,17 @@ export class Engine {
     for (let i = 0; i < params.length; i++) this.#u32[word + i] = params[i] as number
     if (floats) for (const [i, value] of floats) this.#f32[word + i] = value
 
-    const pass = this.#open(kernel.label)
-    pass.setPipeline(kernel.pipeline)
-    this.#offset[0] = at
-    pass.setBindGroup(0, this.#bindGroup(kernel, buffers), this.#offset)
-    pass.dispatchWorkgroups(x, y, z)
-    for (let i = 0; i < buffers.length; i++) (buffers[i] as GpuBuffer).batch = this.#batch
+    const i = this.#kernels.length
+    this.#groups[i] = this.#pipelines.bindGroup(kernel, buffers)
+    this.#kernels.push(kernel)
+    this.#numbers[4 * i] = at
+    this.#numbers[4 * i + 1] = x
+    this.#numbers[4 * i + 2] = y
+    this.#numbers[4 * i + 3] = z
+    for (let j = 0; j < buffers.length; j++) (buffers[j] as GpuBuffer).batch = this.#batch
     this.#inBatch++
-    this.#labels.add(kernel.label)
     this.counts.dispatches++
-    if (this.#timing) this.#close()
+    this.#timing?.labels.push(kernel.label)
     if (!this.#scheduled) {
       this.#scheduled = true
       queueMicrotask(() => {
@@ -157,8 +147,7 @@ export class Engine {
   /** Copies bytes between buffers; offsets and size are multiples of 4. */
   copy(from: GpuBuffer, fromByte: number, to: GpuBuffer, toByte: number, bytes: number): void {
     this.check('copy')
-    this.#close()
-    this.#record().copyBufferToBuffer(from.gpu, fromByte, to.gpu, toByte, bytes)
+    this.#encode().copyBufferToBuffer(from.gpu, fromByte, to.gpu, toByte, bytes)
     from.batch = to.batch = this.#batch
     this.#inBatch++
   }
@@ -166,7 +155,7 @@ export class Engine {
   /** Host to GPU, in order with what is recorded. */
   write(buffer: GpuBuffer, byte: number, data: ArrayBufferView<ArrayBuffer>): void {
     this.check('write')
-    if (buffer.batch === this.#batch && this.#encoder) this.flush()
+    if (buffer.batch === this.#batch) this.flush()
     this.device.queue.writeBuffer(buffer.gpu, byte, data.buffer, data.byteOffset, data.byteLength)
   }
 
@@ -175,8 +164,7 @@ export class Engine {
     this.check('read')
     const size = Math.max(16, 2 ** Math.ceil(Math.log2(bytes)))
     const staging = this.#staging.get(size)?.pop() ?? this.#newStaging(size)
-    this.#close()
-    this.#record().copyBufferToBuffer(buffer.gpu, byte, staging, 0, bytes)
+    this.#encode().copyBufferToBuffer(buffer.gpu, byte, staging, 0, bytes)
     this.flush()
     this.#batchSize = firstBatch
     await this.gpu.answer('read', staging.mapAsync(1, 0, bytes))
@@ -198,9 +186,8 @@ export class Engine {
 
   /** Submits what was recorded. */
   flush(): void {
-    const encoder = this.#encoder
-    if (!encoder) return
-    this.#close()
+    if (!this.#encoder && this.#kernels.length === 0) return
+    const encoder = this.#encode()
     const timing = this.#timing
     let pending: { buffer: GPUBuffer; labels: string[] } | null = null
     if (timing && timing.labels.length > 0) {
@@ -215,11 +202,13 @@ export class Engine {
       this.device.queue.writeBuffer(this.#paramBuffer, 0, this.#paramBytes, 0, this.#paramEnd)
     this.device.pushErrorScope('validation')
     this.device.queue.submit([encoder.finish()])
-    const labels = this.#labels
-    this.#labels = new Set()
-    this.#popErrors(
-      (message) => `${[...labels].join(' or ')}: invalid on ${this.gpu.adapterName}: ${message}`,
-    )
+    const kernels = this.#kernels
+    this.#kernels = []
+    this.#encoded = 0
+    this.#popErrors((message) => {
+      const labels = new Set(kernels.map(({ label }) => label))
+      return `${[...labels].join(' or ')}: invalid on ${this.gpu.adapterName}: ${message}`
+    })
     this.#encoder = null
     this.#paramEnd = 0
     this.#inBatch = 0
@@ -310,102 +299,43 @@ export class Engine {
     )
   }
 
-  #record(): GPUCommandEncoder {
+  /** The batch's encoder, with all dispatches so far. */
+  #encode(): GPUCommandEncoder {
     this.#encoder ??= this.device.createCommandEncoder()
-    return this.#encoder
-  }
-
-  #open(label: string): GPUComputePassEncoder {
-    if (this.#pass) return this.#pass
+    const encoder = this.#encoder
     const timing = this.#timing
-    if (timing) {
-      const i = 2 * timing.labels.push(label) - 2
-      const timestampWrites = {
-        querySet: timing.set,
-        beginningOfPassWriteIndex: i,
-        endOfPassWriteIndex: i + 1,
+    const numbers = this.#numbers
+    let pass: GPUComputePassEncoder | null = null
+    let pipeline: GPUComputePipeline | null = null
+    for (let i = this.#encoded; i < this.#kernels.length; i++) {
+      const kernel = this.#kernels[i] as GpuKernel
+      if (timing) {
+        pass?.end()
+        pass = encoder.beginComputePass({
+          label: kernel.label,
+          timestampWrites: {
+            querySet: timing.set,
+            beginningOfPassWriteIndex: 2 * i,
+            endOfPassWriteIndex: 2 * i + 1,
+          },
+        })
+        pipeline = null
       }
-      this.#pass = this.#record().beginComputePass({ label, timestampWrites })
-    } else this.#pass = this.#record().beginComputePass()
-    return this.#pass
-  }
-
-  #close(): void {
-    this.#pass?.end()
-    this.#pass = null
+      pass ??= encoder.beginComputePass()
+      if (kernel.pipeline !== pipeline) {
+        pipeline = kernel.pipeline
+        pass.setPipeline(pipeline)
+      }
+      this.#offset[0] = numbers[4 * i] as number
+      pass.setBindGroup(0, this.#groups[i] as GPUBindGroup, this.#offset)
+      pass.dispatchWorkgroups(numbers[4 * i + 1] as number, numbers[4 * i + 2], numbers[4 * i + 3])
+    }
+    pass?.end()
+    this.#encoded = this.#kernels.length
+    return encoder
   }
 
   #destroy(buffer: GpuBuffer): void {
     buffer.gpu.destroy()
-  }
-
-  #bindGroup(kernel: GpuKernel, buffers: readonly GpuBuffer[]): GPUBindGroup {
-    let key = `${kernel.layoutId}`
-    for (let i = 0; i < buffers.length; i++) key += `,${(buffers[i] as GpuBuffer).id}`
-    let group = this.#bindGroups.get(key)
-    if (!group) {
-      // Old ones go first: buffers that are gone would be held by them.
-      if (this.#bindGroups.size >= maxBindGroups) {
-        this.#bindGroups = new Map([...this.#bindGroups].slice(maxBindGroups / 2))
-      }
-      const size = Math.max(16, kernel.paramBytes)
-      this.device.pushErrorScope('validation')
-      group = this.device.createBindGroup({
-        label: kernel.label,
-        layout: kernel.layout,
-        entries: [
-          { binding: 0, resource: { buffer: this.#paramBuffer, size } },
-          ...buffers.map((buffer, i) => ({ binding: i + 1, resource: { buffer: buffer.gpu } })),
-        ],
-      })
-      this.#popErrors((message) => `${kernel.label}: its buffers are invalid: ${message}`)
-      this.#bindGroups.set(key, group)
-      this.counts.bindGroups++
-    }
-    return group
-  }
-
-  #compile(label: string, shader: Shader): GpuKernel {
-    const paramBytes = 16 * Math.max(1, Math.ceil(shader.params.length / 4))
-    const most = this.gpu.limits.maxStorageBuffersPerShaderStage
-    if (shader.bindings.length > most)
-      throw new DeviceError(
-        `${label}: needs ${shader.bindings.length} buffers at once; this GPU allows ${most}`,
-      )
-    const layout = this.#layout(paramBytes, shader.bindings.map((b) => (b.write ? 'w' : 'r')).join(''))
-    this.device.pushErrorScope('validation')
-    const module = this.device.createShaderModule({ label, code: shaderCode(shader) })
-    const pipeline = this.device.createComputePipeline({
-      label,
-      layout: layout.pipeline,
-      compute: { module, entryPoint: 'main' },
-    })
-    this.#popErrors((message) => `${label}: its kernel is invalid on ${this.gpu.adapterName}: ${message}`)
-    return { label, pipeline, layout: layout.layout, layoutId: layout.id, paramBytes }
-  }
-
-  #layout(paramBytes: number, access: string) {
-    const key = `${paramBytes}${access}`
-    let known = this.#layouts.get(key)
-    if (!known) {
-      const layout = this.device.createBindGroupLayout({
-        entries: [
-          {
-            binding: 0,
-            visibility: 4,
-            buffer: { type: 'uniform', hasDynamicOffset: true, minBindingSize: paramBytes },
-          },
-          ...[...access].map((a, i) => ({
-            binding: i + 1,
-            visibility: 4,
-            buffer: { type: a === 'w' ? ('storage' as const) : ('read-only-storage' as const) },
-          })),
-        ],
-      })
-      const pipeline = this.device.createPipelineLayout({ bindGroupLayouts: [layout] })
-      known = { layout, pipeline, id: this.#layouts.size }
-      this.#layouts.set(key, known)
-    }
-    return known
   }
 }
