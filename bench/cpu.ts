@@ -114,10 +114,13 @@ function judge(target: Target, { ms, floorMs }: Timing, theirs: Row['peers']): P
   if (target.share) parts.push([`≥ ${100 * target.share} % of floor`, (floorMs ?? 0) / ms >= target.share])
   for (const [peer, factor] of Object.entries(target.peers ?? {})) {
     const time = theirs[peer]
-    if (typeof time === 'number') parts.push([`≤ ${peer} / ${1 / factor}`, ms <= factor * time])
+    const bound = factor < 1 ? `${peer} / ${1 / factor}` : `${factor.toFixed(1)} × ${peer}`
+    if (typeof time === 'number') parts.push([`≤ ${bound}`, ms <= factor * time])
   }
   const met = parts.length === 0 ? null : parts.every(([, met]) => met)
-  return { target: parts.map(([text]) => text).join(', '), met }
+  // Of several, which of them it is that misses.
+  const text = parts.map(([text, met]) => (parts.length > 1 && !met ? `✗ ${text}` : text))
+  return { target: text.join(', '), met }
 }
 
 const level = options.level as FeatureLevel | undefined

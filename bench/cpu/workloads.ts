@@ -233,10 +233,17 @@ export const workloads: readonly Workload[] = [
   ['AdamW 10M', () => ({ share: 0.7 }), adamw],
   [
     'training step A',
-    (wide) => ({ ms: (wide ? 1 : 1.6) * 38.7, peers: { 'jax-js': 1 / 4, tfjs: 1 / 12 } }),
+    (wide) => {
+      const factor = wide ? 1 : 1.6
+      return { ms: factor * 38.7, peers: { torch: factor, 'jax-js': 1 / 4, tfjs: 1 / 12 } }
+    },
     () => training3('training step A'),
   ],
-  ['training step B', (wide) => ({ ms: (wide ? 1.1 : 1.9) * 1480 }), () => training3('training step B')],
+  [
+    'training step B',
+    (wide) => ({ ms: (wide ? 1.1 : 1.9) * 1480, peers: { torch: wide ? 1.1 : 1.9 } }),
+    () => training3('training step B'),
+  ],
   ['tiny add', () => ({ ms: 0.003 }), () => tiny([[16], [16]], (a, b) => a.add(b))],
   ['tiny matmul', () => ({ ms: 0.003 }), () => tiny([square, square], matmul)],
   [
