@@ -75,7 +75,7 @@ export function hoistConstants(
 type Code = (f: FunctionBuilder, k: Constants, x: V128) => V128
 
 /** c[0] + c[1]·x + c[2]·x² + … by Horner's rule. */
-function polynomial(k: Constants, x: V128, c: readonly number[]): V128 {
+export function polynomial(k: Constants, x: V128, c: readonly number[]): V128 {
   let sum = k.f32(c[c.length - 1] as number)
   for (let i = c.length - 2; i >= 0; i--) sum = f32x4.madd(sum, x, k.f32(c[i] as number))
   return sum
@@ -124,6 +124,22 @@ const expNonPositive: Code = (f, k, argument) => {
   const { r, bits } = reduceExp(f, k, x, 127)
   const y = f32x4.mul(polynomial(k, r, [1, 1, ...expTail]), i32x4.shl(bits, 23))
   return v128.andnot(y, f32x4.lt(x, k.f32(-87.33654)))
+}
+
+/** 2^−g − 1 over −g for |g| ≤ ½: relative error of 1 − g·P below 9.4e-8 (minimax, Lawson's algorithm). */
+const exp2Tail = [
+  0.6931470036506653, -0.24022246897220612, 0.0555071085691452, -0.009671293199062347, 0.0013269565533846617,
+]
+
+/**
+ * 2^(scale · x) for a product in [−127.5, 0] or NaN; 0 below about −126.5. Of few instructions: without fused
+ * multiply-add the product is rounded, and its rounding error multiplied.
+ */
+export function exp2Below(f: FunctionBuilder, k: Constants, x: V128, scale: number): V128 {
+  const magic = k.f32(magic32 + 127)
+  const bits = f.let(f32x4.madd(x, k.f32(scale), magic))
+  const g = f.let(f32x4.nmadd(x, k.f32(scale), f32x4.sub(bits, magic)))
+  return f32x4.mul(f32x4.nmadd(polynomial(k, g, exp2Tail), g, k.f32(1)), i32x4.shl(bits, 23))
 }
 
 const expm1: Code = (f, k, argument) => {

@@ -4,6 +4,7 @@
  */
 
 import { type Typed, typedPostOrder, UnsupportedOpError } from '@tilegrad/core'
+import { type Gaussian, gaussian } from './gaussian.ts'
 import { type Constants, type MathName, mathCode, pow } from './math.ts'
 import { type FunctionBuilder, f32x4, i32x4, type V128, v128 } from './wasm/index.ts'
 
@@ -29,10 +30,22 @@ export function lowerNodes(
   leaf: (node: Leaf) => V128,
   powers: Powers,
 ): void {
+  const gaussians = new Map<Typed, Gaussian | undefined>()
+  for (const t of nodes) {
+    const u = gaussianOf(t)
+    if (u !== undefined) gaussians.set(u, undefined)
+  }
+  /** For an argument whose exponential is asked for: 1 + erf then comes with it. */
+  const gaussianAt = (u: Typed | undefined): Gaussian | undefined => {
+    if (u === undefined || !gaussians.has(u)) return undefined
+    const known = gaussians.get(u) ?? gaussian(f, k, values.get(u) as V128)
+    gaussians.set(u, known)
+    return known
+  }
   for (const t of nodes) {
     if (values.has(t)) continue
     const [a, b, c] = t.args.map((arg) => values.get(arg) as V128) as [V128, V128, V128]
-    const value = lower(t)
+    const value = gaussianAt(gaussianOf(t))?.density ?? gaussianAt(cumulativeOf(t))?.cumulative() ?? lower(t)
     values.set(t, t.kind === 'const' ? value : f.let(value))
 
     function lower(t: Typed): V128 {
@@ -43,7 +56,7 @@ export function lowerNodes(
           if (t.dtype === 'int32') return (ints1[t.op] ?? unsupported(t))(k, a)
           return t.op in floats1
             ? floats1[t.op as keyof typeof floats1](k, a)
-            : mathCode(isGaussian(t) ? 'expNonPositive' : (t.op as MathName), f, k, a)
+            : mathCode(t.op as MathName, f, k, a)
         case 'binary':
           return binary(f, k, t, a, b, powers.get(t))
         case 'select':
@@ -57,18 +70,22 @@ export function lowerNodes(
   }
 }
 
-/** exp(−a·a), as in the derivative of erf: the argument cannot be positive. */
-function isGaussian(t: Extract<Typed, { kind: 'unary' }>): boolean {
-  const minus = t.args[0] as Typed
-  const square = minus.args[0]
-  return (
-    t.op === 'exp' &&
-    minus.kind === 'unary' &&
-    minus.op === 'neg' &&
-    square?.kind === 'binary' &&
-    square.op === 'mul' &&
-    square.args[0] === square.args[1]
-  )
+/** The u of exp(−u·u), as in the derivative of erf. */
+function gaussianOf(t: Typed): Typed | undefined {
+  const square = t.args[0]?.args[0]
+  const [minus] = t.args
+  if (t.kind !== 'unary' || t.op !== 'exp' || minus?.kind !== 'unary' || minus.op !== 'neg') return undefined
+  if (square?.kind !== 'binary' || square.op !== 'mul' || square.dtype !== 'float32') return undefined
+  return square.args[0] === square.args[1] ? square.args[0] : undefined
+}
+
+/** The u of 1 + erf(u), as in GELU. */
+function cumulativeOf(t: Typed): Typed | undefined {
+  if (t.kind !== 'binary' || t.op !== 'add' || t.dtype !== 'float32') return undefined
+  const [one, erf] = t.args as readonly [Typed, Typed]
+  return one.kind === 'const' && one.value === 1 && erf.kind === 'unary' && erf.op === 'erf'
+    ? erf.args[0]
+    : undefined
 }
 
 /** Emits all of some expressions; their values. */

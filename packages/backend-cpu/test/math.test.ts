@@ -6,10 +6,11 @@
  * Where results below 2⁻¹²⁶ may be flushed, 0 counts as right for them.
  */
 
-import { expr as e, program, reference, specialize } from '@tilegrad/core'
+import { expr as e, gelu, grad, program, reference, specialize, tensor, withBackend } from '@tilegrad/core'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { gaussian } from '../src/gaussian.ts'
 import { type CpuBackend, createCpuBackend } from '../src/index.ts'
-import { hoistConstants, type MathName, mathF32x4, pow } from '../src/math.ts'
+import { type Constants, hoistConstants, type MathName, mathF32x4, pow } from '../src/math.ts'
 import { type FunctionBuilder, i32, type V128, v128 } from '../src/wasm/index.ts'
 import { spacing } from './elementwise-rig.ts'
 import { random } from './row-rig.ts'
@@ -115,6 +116,12 @@ function erfOf(x: number): number {
   reference.kernels.elementwise.run([output!], [input!], { kernel: erfKernel, params: [] })
   return reference.readSync!(output!)[0]!
 }
+/** 1 − erf(x) for x ≥ 1, by its continued fraction. */
+function erfcOf(x: number): number {
+  let fraction = x
+  for (let n = 60; n > 0; n--) fraction = x + n / 2 / fraction
+  return Math.exp(-x * x) / Math.sqrt(Math.PI) / fraction
+}
 const wide = new Float64Array(1)
 const wideOut = new Float64Array(1)
 const erfKernel = specialize(
@@ -184,6 +191,62 @@ describe.each(levels)('%s', (level) => {
       if (bounded) expect(got.every((y) => !(Math.abs(y) > 1))).toBe(true)
     },
   )
+
+  it('the Gaussian and 1 + erf are within their bounds everywhere', () => {
+    const relative = (got: number, exact: number): number =>
+      exact === 0 ? Math.abs(got) : Math.abs(got / exact - 1)
+    const exponent = backends[level].level === 'simd' ? 1.35e-7 : 7.4e-8
+    const [density, cumulative] = [false, true].map((both) =>
+      evaluate(
+        level,
+        `gaussian ${both}`,
+        (f) => {
+          const code = (f: FunctionBuilder, k: Constants, x: V128): V128 => {
+            const { density, cumulative } = gaussian(f, k, x)
+            return both ? cumulative() : density
+          }
+          const k = hoistConstants(f, code)
+          return (x) => code(f, k, x)
+        },
+        xs,
+        xs,
+      ),
+    ) as [Float32Array, Float32Array]
+    let [most, mostBoth] = [0, 0]
+    xs.forEach((u, i) => {
+      const [e, both] = [density[i]!, cumulative[i]!]
+      if (Number.isNaN(u)) {
+        expect([e, both]).toEqual([Number.NaN, Number.NaN])
+      } else if (Math.abs(u) > 9.3) {
+        // What is left of them there is below 10⁻³⁷.
+        expect(e).toBeLessThan(1e-37)
+        expect(Math.abs(both - (u > 0 ? 2 : 0))).toBeLessThan(1e-37)
+      } else {
+        const grown = exponent * u * u
+        const off = relative(e, Math.exp(-u * u)) - grown
+        const exact = u > -1 ? 1 + erfOf(u) : erfcOf(-u)
+        const offBoth = relative(both, exact) - (u < 0 ? grown : 0)
+        most = Math.max(most, off)
+        mostBoth = Math.max(mostBoth, offBoth - (u < -4.6 ? 3e-5 : 0))
+      }
+    })
+    expect(most).toBeLessThan(1.6e-7)
+    expect(mostBoth).toBeLessThan(4e-7)
+    expect(mostBoth).toBeGreaterThan(3e-8)
+  })
+
+  it("GELU's gradient is right where 1 plus a rounded erf would keep nothing", () => {
+    const inputs = Float32Array.from({ length: 64 }, (_, i) => -3 - i / 16)
+    const got = withBackend(backends[level], () => {
+      const x = tensor(inputs, [64], { requiresGrad: true })
+      return grad(gelu(x).sum(), [x])[0]!.dataSync()
+    })
+    inputs.forEach((x, i) => {
+      const density = Math.exp((-x * x) / 2) / Math.sqrt(2 * Math.PI)
+      const exact = erfcOf(-x / Math.SQRT2) / 2 + x * density
+      expect(Math.abs(got[i]! / exact - 1)).toBeLessThan(5e-5)
+    })
+  })
 
   const power = (f: FunctionBuilder): ((x: V128, y: V128) => V128) => {
     const k = hoistConstants(f, (trial, constants, x, y) => {

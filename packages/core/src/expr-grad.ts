@@ -39,32 +39,47 @@ export function derive(root: Expr, adjoint: Expr): Map<number, Expr> {
 
 type Give = (to: Expr, d: Expr) => void
 
+/** The constant factor of an expression, and the rest; null where there is none. */
+function factors(x: Expr): [number, Expr | null] {
+  if (x.kind === 'const') return [x.value, null]
+  if (x.kind !== 'binary' || x.op !== 'mul') return [1, x]
+  if (x.b.kind === 'const') return [x.b.value, x.a]
+  return x.a.kind === 'const' ? [x.a.value, x.b] : [1, x]
+}
+
+/** a · b with the constants of both as one factor behind it: a chain of rules would multiply by each. */
+function times(a: Expr, b: Expr): Expr {
+  const [[c, x], [d, y]] = [factors(a), factors(b)]
+  const rest = x && y ? e.mul(x, y) : (x ?? y ?? e.constant(1))
+  return e.mul(rest, c * d)
+}
+
 function unaryRule(op: e.Unary, x: Expr, y: Expr, d: Expr, give: Give): void {
   switch (op) {
     case 'neg':
       return give(x, e.neg(d))
     case 'abs':
-      return give(x, e.mul(d, e.sign(x)))
+      return give(x, times(d, e.sign(x)))
     case 'sqrt':
       return give(x, e.div(d, e.mul(2, y)))
     case 'exp':
-      return give(x, e.mul(d, y))
+      return give(x, times(d, y))
     case 'log':
       return give(x, e.div(d, x))
     case 'log1p':
       return give(x, e.div(d, e.add(x, 1)))
     case 'expm1':
-      return give(x, e.mul(d, e.add(y, 1)))
+      return give(x, times(d, e.add(y, 1)))
     case 'sin':
-      return give(x, e.mul(d, e.cos(x)))
+      return give(x, times(d, e.cos(x)))
     case 'cos':
-      return give(x, e.neg(e.mul(d, e.sin(x))))
+      return give(x, e.neg(times(d, e.sin(x))))
     case 'tanh':
-      return give(x, e.mul(d, e.sub(1, e.square(y))))
+      return give(x, times(d, e.sub(1, e.square(y))))
     case 'sigmoid':
-      return give(x, e.mul(d, e.mul(y, e.sub(1, y))))
+      return give(x, times(d, e.mul(y, e.sub(1, y))))
     case 'erf':
-      return give(x, e.mul(d, e.mul(TWO_OVER_SQRT_PI, e.exp(e.neg(e.square(x))))))
+      return give(x, times(d, e.mul(e.exp(e.neg(e.square(x))), TWO_OVER_SQRT_PI)))
     // Piecewise constant: a zero gradient, not a missing one, as in PyTorch.
     case 'sign':
     case 'floor':
@@ -86,15 +101,15 @@ function binaryRule(op: e.Binary, a: Expr, b: Expr, y: Expr, d: Expr, give: Give
       give(a, d)
       return give(b, e.neg(d))
     case 'mul':
-      give(a, e.mul(d, b))
-      return give(b, e.mul(d, a))
+      give(a, times(d, b))
+      return give(b, times(d, a))
     case 'div':
       give(a, e.div(d, b))
-      return give(b, e.neg(e.mul(d, e.div(y, b))))
+      return give(b, e.neg(times(d, e.div(y, b))))
     case 'pow':
       // b·a^(b−1) is 0 · ∞ at b = 0, and ln a is −∞ at a = 0: both limits are 0.
-      give(a, e.select(e.eq(b, 0), 0, e.mul(d, e.mul(b, e.pow(a, e.sub(b, 1))))))
-      return give(b, e.select(e.and(e.eq(a, 0), e.ge(b, 0)), 0, e.mul(d, e.mul(y, e.log(a)))))
+      give(a, e.select(e.eq(b, 0), 0, times(d, e.mul(b, e.pow(a, e.sub(b, 1))))))
+      return give(b, e.select(e.and(e.eq(a, 0), e.ge(b, 0)), 0, times(d, e.mul(y, e.log(a)))))
     case 'max':
     case 'min': {
       // Asked by who loses, so that both sides of a NaN receive the gradient, as in PyTorch.
