@@ -71,7 +71,7 @@ describe.each(backends)('on %s', (_, backend) => {
 
   it.each(configs)(
     'a step with %s runs fused kernels and allocates nothing that stays',
-    async (name, config) => {
+    async (_, config) => {
       const model = make(config).to(backend)
       const cache = model.newCache(1, 40) ?? []
       const step = (...ids: number[]): void =>
@@ -88,9 +88,7 @@ describe.each(backends)('on %s', (_, backend) => {
       expect([memory().tensors, memory().bytes]).toEqual([before.tensors, before.bytes])
       const { rows } = profile(() => step(5))
       const paths = rows.filter((row) => row.op === 'scaled_dot_product_attention').map((row) => row.path)
-      // GPUs have no fused kernel with ALiBi yet.
-      const composed = backend.name === 'webgpu' && name === 'ALiBi'
-      expect(paths).toEqual(composed ? ['composed', 'primitive'] : ['fused'])
+      expect(paths).toEqual(['fused'])
 
       for (const t of [...cache, model]) t.dispose()
     },

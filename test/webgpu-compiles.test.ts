@@ -4,8 +4,10 @@
  */
 import {
   AdamW,
+  type AttentionOptions,
   backward,
   clipGradNorm,
+  createBlockMask,
   createWebGpuBackend,
   decayGroups,
   GPT,
@@ -134,6 +136,28 @@ describe.each(backends)('%s', (_, backend) => {
           trained(() => scaledDotProductAttention(heads(4), heads(2), heads(2), { isCausal }))
           trained(() => linearAttention(heads(2), heads(2), heads(2), { isCausal }))
         })
+    await check()
+  })
+
+  test('attention with every option, in tiles of every size', async () => {
+    for (const d of [32, 64, 128])
+      withBackend(backend, () => {
+        const heads = (h: number) => param([2, h, 200, d])
+        const options: AttentionOptions[] = [
+          { window: 32, globalTokens: 8, isCausal: true },
+          { alibi: randn([4]) },
+          { alibi: randn([4]), attnMask: randn([200, 200]) },
+          { dropoutP: 0.1, isCausal: true },
+        ]
+        for (const blockSize of [16, 32, 64, 96, 128]) {
+          const length = { qLen: 200, kvLen: 200 }
+          const blockMask = createBlockMask((i, j) => j <= i && (i + j) % 2 === 0, { blockSize, ...length })
+          options.push({ blockMask })
+          options.push({ blockMask, dropoutP: 0.1, window: 64, globalTokens: 8, alibi: randn([4]) })
+        }
+        for (const option of options)
+          trained(() => scaledDotProductAttention(heads(4), heads(2), heads(2), option))
+      })
     await check()
   })
 

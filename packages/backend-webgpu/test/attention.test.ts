@@ -3,134 +3,22 @@
  * limits, where tiles are smaller.
  */
 
-import { grad, profile, reference, scaledDotProductAttention, type Tensor, tensor } from '@tilegrad/core'
+import { grad, scaledDotProductAttention, type Tensor } from '@tilegrad/core'
 import { afterAll, describe, expect, test } from 'vitest'
-import { createWebGpuBackend, type WebGpuBackend } from '../src/index.ts'
-import { attention, attentionBackward } from '../src/kernels/attention.ts'
+import {
+  check,
+  closeGpus,
+  compute,
+  type Data,
+  dense,
+  gpus,
+  make,
+  numbers,
+  place,
+  type Sizes,
+} from './support/attention.ts'
 
-type Options = Parameters<typeof scaledDotProductAttention>[3]
-
-const gpus: [string, WebGpuBackend][] = [
-  ['all limits', await createWebGpuBackend()],
-  ['default limits', await createWebGpuBackend({ limits: 'default', features: 'default' })],
-]
-/** What larger GPUs do: rows and values are read where they lie. */
-const inPlace = await createWebGpuBackend()
-const small = { ty: 16, rm: 1, tx: 4, kn: 4 }
-Object.assign(inPlace.kernels, {
-  scaled_dot_product_attention: attention(inPlace.engine, [{ ...small, inPlace: 'rows and values' }]),
-  scaled_dot_product_attentionBackward: attentionBackward(inPlace.engine, [{ ...small, inPlace: 'rows' }]),
-})
-gpus.push(['in place', inPlace])
-afterAll(() => {
-  for (const [, gpu] of gpus) gpu.close()
-})
-
-let seed = 1
-const random = (): number => {
-  seed = (Math.imul(seed, 1103515245) + 12345) & 0x7fffffff
-  return seed / 0x40000000 - 1
-}
-const numbers = (...shape: number[]): Float32Array =>
-  Float32Array.from({ length: shape.reduce((n, s) => n * s, 1) }, random)
-
-interface Sizes {
-  B?: number
-  H?: number
-  Hk?: number
-  T: number
-  S?: number
-  D?: number
-  Dv?: number
-}
-
-interface Data {
-  readonly data: Float32Array | Uint8Array
-  readonly shape: readonly number[]
-  /** What makes the operand of a tensor with these data. */
-  readonly view?: (t: Tensor) => Tensor
-}
-
-interface Case {
-  readonly q: Data
-  readonly k: Data
-  readonly v: Data
-  readonly dout: Data
-  readonly mask?: Data
-  readonly options?: Options
-}
-
-const dense = (...shape: number[]): Data => ({ data: numbers(...shape), shape })
-
-function make({ B = 1, H = 2, Hk = H, T, S = T, D = 16, Dv = D }: Sizes, options: Options = {}): Case {
-  return {
-    q: dense(B, H, T, D),
-    k: dense(B, Hk, S, D),
-    v: dense(B, Hk, S, Dv),
-    dout: dense(B, H, T, Dv),
-    options,
-  }
-}
-
-const place = (device: typeof reference | WebGpuBackend, { data, shape, view }: Data): Tensor => {
-  const t = tensor(data, { device, ...(data instanceof Uint8Array && { dtype: 'bool' }) }).reshape(shape)
-  return view ? view(t) : t
-}
-
-/** Output and gradients of q, k, v. */
-async function compute(
-  device: typeof reference | WebGpuBackend,
-  { q, k, v, dout, mask, options }: Case,
-  needs: readonly boolean[],
-): Promise<Float32Array[]> {
-  const inputs = [q, k, v].map((x) => place(device, x).detach())
-  inputs.forEach((t, i) => {
-    if (needs[i]) t.requiresGrad = true
-  })
-  const [a, b, c] = inputs as [Tensor, Tensor, Tensor]
-  const attnMask = mask ? place(device, mask) : null
-  const { result, rows } = profile(() => {
-    const out = scaledDotProductAttention(a, b, c, { ...options, attnMask })
-    const wanted = inputs.filter((_, i) => needs[i])
-    const grads = wanted.length === 0 ? [] : grad([out], wanted, { gradOutputs: [place(device, dout)] })
-    return [out, ...grads] as Tensor[]
-  })
-  if (device !== reference) {
-    const fused = rows.filter((r) => r.path === 'fused').map((r) => r.op)
-    const want = ['scaled_dot_product_attention', 'scaled_dot_product_attentionBackward']
-    expect(fused.sort()).toEqual(want.slice(0, needs.some(Boolean) ? 2 : 1))
-  }
-  return Promise.all(result.map(async (t) => (await t.data()) as Float32Array))
-}
-
-const names = ['out', 'first gradient', 'second gradient', 'third gradient']
-
-/**
- * Scores are sums of D ≤ 128 products below 1: their errors, some 10⁻⁷ to 10⁻⁶, become relative errors of the weights, so
- * outputs, means of values below 1, get 3·10⁻⁶ and gradients, sums of terms of either sign, 6·10⁻⁶ of the
- * largest of their tensor. The reference computes in float32 as well.
- */
-async function check(c: Case, needs: readonly boolean[] = [true, true, true]): Promise<void> {
-  const want = await compute(reference, c, needs)
-  for (const [limits, gpu] of gpus) {
-    const got = await compute(gpu, c, needs)
-    got.forEach((x, which) => {
-      const exact = want[which] as Float32Array
-      const largest = exact.reduce((m, y) => Math.max(m, Math.abs(y)), 0)
-      const most = which === 0 ? 3e-6 : 1e-6 + 6e-6 * largest
-      expect(x.length).toBe(exact.length)
-      let worst = 0
-      for (let i = 0; i < x.length; i++) {
-        const off = Math.abs((x[i] as number) - (exact[i] as number))
-        if (!(off <= worst)) worst = off
-      }
-      const shapes = [c.q, c.k, c.v].map((o) => o.shape.join('×')).join(', ')
-      expect(worst, `${limits}: ${names[which]} of ${shapes}, ${JSON.stringify(c.options)}`).toBeLessThan(
-        most,
-      )
-    })
-  }
-}
+afterAll(closeGpus)
 
 describe('shapes', () => {
   // Heads up to 32: SwiftShader takes minutes to compile the kernels of wider ones.
@@ -245,11 +133,11 @@ test('a negative scale, and none', async () => {
 test('memory grows with T, not with T²', async () => {
   const gpu = gpus[0]![1]
   const T = 1024
-  const c = make({ H: 1, T, D: 8 }, { isCausal: true })
+  const c = make({ H: 1, T, D: 8 })
   const inputs = [c.q, c.k, c.v, c.dout].map((x) => place(gpu, x)) as [Tensor, Tensor, Tensor, Tensor]
   for (const x of inputs.slice(0, 3)) x.requiresGrad = true
   const before = gpu.stats()
-  const out = scaledDotProductAttention(inputs[0], inputs[1], inputs[2], c.options)
+  const out = scaledDotProductAttention(inputs[0], inputs[1], inputs[2], { isCausal: true })
   const grads = grad([out], inputs.slice(0, 3), { gradOutputs: [inputs[3]] })
   await grads[0]?.data()
   expect(gpu.stats().peakBytes).toBeLessThan(Math.max(before.peakBytes, before.usedBytes + T * T))

@@ -17,7 +17,6 @@ import {
   commonParams,
   each,
   type Form,
-  hide,
   load,
   operandParams,
   place,
@@ -35,6 +34,9 @@ import {
   zeroScores,
   zeroSums,
 } from './attention-blocks.ts'
+import { optionBindings, optionParams } from './attention-options.ts'
+import { alibi, draw, drop, droppedFunction, factor, headOptions, hide } from './attention-scores.ts'
+import { reach, walk } from './attention-visits.ts'
 
 /** Which gradients a kernel computes. */
 export type Gradients = 'q' | 'k' | 'v' | 'kv'
@@ -58,7 +60,7 @@ export const backwardBytes = (form: Form, gradients: Gradients): number =>
   Object.values(tilesOf(form, gradients)).reduce((sum, floats) => sum + 4 * floats, 0)
 
 export function backwardShader(form: Form, gradients: Gradients): Shader {
-  const { tile, vectors, mask } = form
+  const { tile, vectors, dropout } = form
   const item = vectors ? 'vec4<f32>' : 'f32'
   const ofQueries = gradients === 'q'
   const own = ofQueries ? ['dq'] : [...gradients].map((g) => `d${g}`)
@@ -66,7 +68,7 @@ export function backwardShader(form: Form, gradients: Gradients): Shader {
     params: [
       ...commonParams,
       ...['q', 'k', 'v', 'g'].flatMap(operandParams),
-      ...(mask === 'none' ? [] : operandParams('mask')),
+      ...optionParams(form),
       ...own.map((name) => `${name}At: i32`),
     ],
     bindings: [
@@ -75,13 +77,16 @@ export function backwardShader(form: Form, gradients: Gradients): Shader {
       { name: 'v', item },
       { name: 'g', item },
       { name: 'stat', item: 'f32' },
-      ...(mask === 'none' ? [] : [{ name: 'mask', item: mask === 'bool' ? 'u32' : 'f32' } as const]),
+      ...optionBindings(form),
       ...own.map((name) => ({ name, item, write: true }) as const),
     ],
     workgroup: [threadsOf(tile)],
-    declarations: Object.entries(tilesOf(form, gradients))
-      .map(([name, floats]) => `var<workgroup> ${name}: array<vec4f, ${floats / 4}>;`)
-      .join('\n'),
+    declarations: [
+      ...Object.entries(tilesOf(form, gradients)).map(
+        ([name, floats]) => `var<workgroup> ${name}: array<vec4f, ${floats / 4}>;`,
+      ),
+      ...(dropout ? [droppedFunction(form)] : []),
+    ].join('\n'),
     body: `let index = wg.x + wg.y * groups.x;
 if (index >= p.count) { return; }
 ${place(tile)}
@@ -125,10 +130,10 @@ function loads({ tile, dq, dv, vectors, mask, rowsInPlace }: Form, ofQueries: bo
 
 const keyBases = `let kBase = p.kAt + b * p.kBatch + hk * p.kHead;
 let vBase = p.vAt + b * p.vBatch + hk * p.vHead;`
-const queryBases = (mask: Form['mask']): string => `let qBase = p.qAt + b * p.qBatch + h * p.qHead;
+const queryBases = (form: Form): string => `let qBase = p.qAt + b * p.qBatch + h * p.qHead;
 let gBase = p.gAt + b * p.gBatch + h * p.gHead;
 let firstRow = (b * i32(p.heads) + h) * p.queries;
-${mask === 'none' ? '' : 'let maskBase = p.maskAt + b * p.maskBatch + h * p.maskHead;'}`
+${headOptions(form)}`
 
 function queriesBody(form: Form): string {
   const { tile, dq, dv, mask, rowsInPlace } = form
@@ -139,64 +144,71 @@ function queriesBody(form: Form): string {
   return `let q0 = i32(p.blocks - 1u - index % p.blocks) * ${rows};
 let head = index / p.blocks;
 let b = i32(head / p.heads); let h = i32(head % p.heads); let hk = i32(head % p.heads / p.group);
-${queryBases(mask)}
+${queryBases(form)}
 ${keyBases}
-let begin = max(0, q0 + p.low + 1) / ${cols} * ${cols};
-let end = min(p.keys, min(q0 + ${rows}, p.queries) + p.high);
+${reach(form, 'keys')}
 ${get.q}
 ${get.g}
 ${each(rm, (i) => `let z${i} = u32(firstRow + min(q0 + i32(ty) * ${rm} + ${i}, p.queries - 1)) * 2u;`)}
 ${each(rm, (i) => `let e${i} = stat[z${i}]; let t${i} = stat[z${i} + 1u];`)}
 ${zeroSums(tile, 'o', q4)}
-for (var k0 = begin; k0 < end; k0 += ${cols}) {
-${get.k}
+${walk(
+  form,
+  'keys',
+  `${get.k}
 ${get.v}
 workgroupBarrier();
 ${zeroScores(tile, 's')}
 ${scores(tile, 's', rowsInPlace ? 'q' : 'tq', 'tk', q4, 'p.width', rowsInPlace)}
 ${rowsInPlace ? each(rm, (i) => each(kn, (j) => `s${i}_${j} *= ${times(mask)};`)) : ''}
-${mask === 'none' ? `if (k0 + ${cols - 1} - q0 > p.high || k0 - q0 - ${rows - 1} <= p.low || k0 + ${cols} > p.keys)` : ''} {
-${hide(
-  form,
-  's',
-  (i) => `q0 + i32(ty) * ${rm} + ${i}`,
-  (_, j) => `k0 + i32(tx) * 4 + ${column(tile, j)}`,
-)}
+${alibi(form, 's', 'keys')}${mask === 'none' ? `if (k0 + ${cols - 1} - q0 > p.high || k0 - q0 - ${rows - 1} <= p.low || k0 + ${cols} > p.keys)` : ''} {
+${hide(form, 's', 'keys')}
 }
 ${zeroScores(tile, 'd')}
 ${scores(tile, 'd', rowsInPlace ? 'g' : 'tg', 'tv', v4, 'p.valueWidth', rowsInPlace)}
-${each(rm, (i) => each(kn, (j) => `s${i}_${j} = ${power(`s${i}_${j} - e${i}`, mask)} * (d${i}_${j} - t${i});`))}
+${drop(form, 'd', 'keys')}${each(rm, (i) => each(kn, (j) => `s${i}_${j} = ${power(`s${i}_${j} - e${i}`, mask)} * (d${i}_${j} - t${i});`))}
 workgroupBarrier();
 ${putWeights(tile, 's', 'tv')}
 workgroupBarrier();
 ${sums(tile, 'o', 'tv', 'tk', q4, true, 'end - k0')}
-workgroupBarrier();
-}
+workgroupBarrier();`,
+)}
 ${store(form, 'dq', q4, 'p.width', 'q0', 'p.queries', 'p.dqAt + firstRow * p.width', (i, c) => `o${i}_${c} * p.scale`)}`
 }
 
 function keysBody(form: Form, gradients: Gradients): string {
-  const { tile, dq, dv, mask, rowsInPlace } = form
+  const { tile, dq, dv, mask, rowsInPlace, dropout } = form
   const { rm, kn } = tile
   const [rows, cols] = [rowsOf(tile), colsOf(tile)]
   const [q4, v4] = [dq / 4, dv / 4]
   const get = loads(form, false)
   const [needK, needV] = [gradients.includes('k'), gradients.includes('v')]
+  const product = (d: (i: number, j: number) => string): string =>
+    each(rm, (i) => each(kn, (j) => `d${i}_${j} = s${i}_${j} * (${d(i, j)} - t${j});`))
+  /** Keys get gradients by all weights, and by what values get of those that are kept. */
+  const dropped = (): string => {
+    const keep = (i: number, j: number): string => factor(tile, i, j)
+    return `${draw(form, 'queries')}
+${needK ? product((i, j) => `d${i}_${j} * ${keep(i, j)}`) : ''}
+${needV ? each(rm, (i) => each(kn, (j) => `s${i}_${j} *= ${keep(i, j)};`)) : ''}
+`
+  }
   return `let k0 = i32(index % p.blocks) * ${rows};
 let head = index / p.blocks;
 let keyHeads = p.heads / p.group;
 let b = i32(head / keyHeads); let hk = i32(head % keyHeads);
 ${keyBases}
-let begin = max(0, k0 - p.high) / ${cols} * ${cols};
-let end = min(p.queries, min(k0 + ${rows}, p.keys) - 1 - p.low);
+${reach(form, 'queries')}
 ${get.k}
 ${rowsInPlace && needK ? get.v : ''}
 ${needK ? zeroSums(tile, 'x', q4) : ''}
 ${needV ? zeroSums(tile, 'y', v4) : ''}
 for (var h = hk * i32(p.group); h < (hk + 1) * i32(p.group); h++) {
-${queryBases(mask)}
-for (var q0 = begin; q0 < end; q0 += ${cols}) {
-${get.q}
+${queryBases(form)}
+${walk(
+  form,
+  'queries',
+  `${get.q}
 ${get.g}
 ${needK && !rowsInPlace ? get.v : ''}
 ${each(kn, (j) => `let z${j} = u32(firstRow + min(q0 + i32(tx) * 4 + ${column(tile, j)}, p.queries - 1)) * 2u;`)}
@@ -204,23 +216,18 @@ ${each(kn, (j) => `let e${j} = stat[z${j}]; let t${j} = stat[z${j} + 1u];`)}
 workgroupBarrier();
 ${zeroScores(tile, 's')}
 ${scores(tile, 's', rowsInPlace ? 'k' : 'tk', 'tq', q4, 'p.width', rowsInPlace)}
-${mask === 'none' ? `if (k0 + ${rows - 1} - q0 > p.high || k0 - q0 - ${cols - 1} <= p.low || q0 + ${cols} > p.queries)` : ''} {
-${hide(
-  form,
-  's',
-  (_, j) => `q0 + i32(tx) * 4 + ${column(tile, j)}`,
-  (i) => `k0 + i32(ty) * ${rm} + ${i}`,
-)}
+${alibi(form, 's', 'queries')}${mask === 'none' ? `if (k0 + ${rows - 1} - q0 > p.high || k0 - q0 - ${cols - 1} <= p.low || q0 + ${cols} > p.queries)` : ''} {
+${hide(form, 's', 'queries')}
 }
 ${each(rm, (i) => each(kn, (j) => `s${i}_${j} = ${power(`s${i}_${j} - e${j}`, mask)};`))}
 ${needK ? `${zeroScores(tile, 'd')}\n${scores(tile, 'd', rowsInPlace ? 'v' : 'tv', 'tg', v4, 'p.valueWidth', rowsInPlace)}` : ''}
-${rowsInPlace ? '' : 'workgroupBarrier();'}
+${dropout ? dropped() : ''}${rowsInPlace ? '' : 'workgroupBarrier();'}
 ${needV ? `${putWeights(tile, 's', 'tv')}\nworkgroupBarrier();\n${sums(tile, 'y', 'tv', 'tg', v4, true, 'end - q0')}` : ''}
-${needK ? each(rm, (i) => each(kn, (j) => `d${i}_${j} = s${i}_${j} * (d${i}_${j} - t${j});`)) : ''}
+${needK && !dropout ? product((i, j) => `d${i}_${j}`) : ''}
 ${needK && needV ? 'workgroupBarrier();' : ''}
 ${needK ? `${putWeights(tile, 'd', 'tv')}\nworkgroupBarrier();\n${sums(tile, 'x', 'tv', 'tq', q4, true, 'end - q0')}` : ''}
-workgroupBarrier();
-}
+workgroupBarrier();`,
+)}
 }
 let outRow = i32(head) * p.keys;
 ${needK ? store(form, 'dk', q4, 'p.width', 'k0', 'p.keys', 'p.dkAt + outRow * p.width', (i, c) => `x${i}_${c} * (1.0 / ${unit(mask)})`) : ''}

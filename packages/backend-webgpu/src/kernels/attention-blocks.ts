@@ -13,21 +13,8 @@
  * hit eight different banks.
  */
 
-import type { View } from '@tilegrad/core'
+import type { AttentionAttrs, Kernel, View } from '@tilegrad/core'
 import type { Engine } from '../engine.ts'
-
-/** What core gives to the operator `scaled_dot_product_attention`. */
-export interface AttentionAttrs {
-  readonly causal: 'none' | 'top-left' | 'bottom-right'
-  readonly window: number
-  readonly scale: number
-  readonly hasMask: boolean
-  readonly dropout: number
-  /** What the kernels do not do yet. */
-  readonly globalTokens?: number
-  readonly blockSize?: number
-  readonly hasAlibi?: boolean
-}
 
 /** How a workgroup shares a block of scores: ty × tx threads with rm rows and kn (a multiple of 4) columns each. */
 export interface Tile {
@@ -61,19 +48,18 @@ export interface Form {
   readonly valuesInPlace: boolean
   /** Threads of a row exchange numbers by shuffles instead of workgroup memory. */
   readonly shuffle: boolean
+  /** A window with exceptions. */
+  readonly globals: boolean
+  /** Lists of blocks; rows and columns of tiles divide them. */
+  readonly blocks: boolean
+  readonly alibi: boolean
+  /** The expression of dropout's factors. */
+  readonly dropout: Kernel | null
 }
 
-export const formName = ({
-  tile,
-  dq,
-  dv,
-  vectors,
-  mask,
-  shuffle,
-  rowsInPlace,
-  valuesInPlace,
-}: Form): string =>
-  `${tileName(tile)}:${dq},${dv}:${vectors}:${mask}:${shuffle}:${rowsInPlace}:${valuesInPlace}`
+/** Forms of the same name have the same code. */
+export const formName = ({ tile, dropout, ...rest }: Form): string =>
+  `${tileName(tile)}:${Object.values(rest).join()}:${dropout?.id}`
 
 export const padded = (width: number): number => Math.ceil(width / 32) * 32
 
@@ -89,7 +75,7 @@ export const operandParams = (name: string): string[] =>
   ['At', 'Batch', 'Head', 'Row', 'Step'].map((part) => `${name}${part}: i32`)
 
 export function operandWords({ offset, strides }: View, vectors: boolean): number[] {
-  const [b, h, row, step] = strides as [number, number, number, number]
+  const [b, h, row, step = 0] = strides as [number, number, number, number?]
   const unit = vectors ? 4 : 1
   return [offset / unit, b / unit, h / unit, row / unit, step]
 }
@@ -119,16 +105,21 @@ export const commonParams = [
 
 const floatsAt = [commonParams.indexOf('ninf: f32'), commonParams.indexOf('scale: f32')] as const
 
+/** The key that query 0 is level with. */
+export const offsetOf = (q: View, k: View, { causal }: Pick<AttentionAttrs, 'causal'>): number =>
+  causal === 'bottom-right' ? (k.shape[2] as number) - (q.shape[2] as number) : 0
+
 /** Values of `commonParams`; `items` heads of `blocks` blocks. Key j is visible to i where low < j − i ≤ high. */
 export function commonWords(
   [q, k, v]: readonly View[],
-  { causal, window, scale }: AttentionAttrs,
+  attrs: AttentionAttrs,
   items: number,
   blocks: number,
 ): { words: number[]; floats: [number, number][] } {
+  const { causal, window, scale } = attrs
   const [, h, t, d] = (q as View).shape as [number, number, number, number]
   const [, hk, s] = (k as View).shape as [number, number, number]
-  const offset = causal === 'bottom-right' ? s - t : 0
+  const offset = offsetOf(q as View, k as View, attrs)
   const high = causal === 'none' ? far : offset
   const low = window > 0 ? offset - Math.min(window, far) : -far
   const dv = (v as View).shape[3] as number
@@ -342,27 +333,6 @@ ${load('p', 'min(k + 2u, end - 1u)')}
 ${multiply('q')}
 }
 }`
-}
-
-/**
- * Hides scores, sets them to `ninf`, and adds the mask: for query and key expressions of row i and column j.
- * `maskBase` must be in scope if there is a mask.
- */
-export function hide(
-  { tile: { rm, kn }, mask }: Form,
-  name: string,
-  query: (i: number, j: number) => string,
-  key: (i: number, j: number) => string,
-): string {
-  return each(rm, (i) =>
-    each(kn, (j) => {
-      const at = `mask[u32(maskBase + min(iq, p.queries - 1) * p.maskRow + min(ik, p.keys - 1) * p.maskStep)]`
-      const s = `${name}${i}_${j}`
-      return `{ let iq = ${query(i, j)}; let ik = ${key(i, j)}; let d = ik - iq;
-let out = d > p.high || d <= p.low || ik >= p.keys${mask === 'bool' ? ` || ${at} == 0u` : ''};
-${s} = select(${s}${mask === 'float32' ? ` + ${at}` : ''}, p.ninf, out); }`
-    }),
-  )
 }
 
 /** Writes a thread's rows of a contiguous result. `at`: element where row `first` begins. */

@@ -9,12 +9,10 @@
 import type { Shader } from '../shader.ts'
 import {
   colsOf,
-  column,
   columnSwizzle,
   commonParams,
   each,
   type Form,
-  hide,
   load,
   operandParams,
   place,
@@ -31,6 +29,9 @@ import {
   zeroScores,
   zeroSums,
 } from './attention-blocks.ts'
+import { optionBindings, optionParams } from './attention-options.ts'
+import { alibi, drop, droppedFunction, headOptions, hide } from './attention-scores.ts'
+import { reach, walk } from './attention-visits.ts'
 
 /** Bytes of workgroup memory. */
 export function forwardBytes({ tile, dq, dv, shuffle, rowsInPlace, valuesInPlace }: Form): number {
@@ -65,7 +66,7 @@ ${each(rm, (i) => {
 }
 
 export function forwardShader(form: Form): Shader {
-  const { tile, dq, dv, vectors, mask, shuffle, rowsInPlace, valuesInPlace } = form
+  const { tile, dq, dv, vectors, mask, shuffle, rowsInPlace, valuesInPlace, dropout } = form
   const { rm, kn, tx } = tile
   const [rows, cols, threads] = [rowsOf(tile), colsOf(tile), threadsOf(tile)]
   const [q4, v4] = [dq / 4, dv / 4]
@@ -82,27 +83,23 @@ let b = i32(head / p.heads); let h = i32(head % p.heads); let hk = i32(head % p.
 let qBase = p.qAt + b * p.qBatch + h * p.qHead;
 let kBase = p.kAt + b * p.kBatch + hk * p.kHead;
 let vBase = p.vAt + b * p.vBatch + hk * p.vHead;
-${mask === 'none' ? '' : 'let maskBase = p.maskAt + b * p.maskBatch + h * p.maskHead;'}
-let begin = max(0, q0 + p.low + 1) / ${cols} * ${cols};
-let end = min(p.keys, min(q0 + ${rows}, p.queries) + p.high);
+${headOptions(form)}${dropout ? '\nlet firstRow = i32(head) * p.queries;' : ''}
+${reach(form, 'keys')}
 ${rowsInPlace ? rowsInMemory(tile, 'q', 'qBase', 'q0', 'p.queries') : load({ ...common, to: 'tq', width4: q4, rows, from: 'q', base: 'qBase', first: 'q0', limit: 'p.queries', width: 'p.width', swizzle: rowSwizzle(tile), times: times(mask) })}
 ${valuesInPlace ? 'let last = u32(p.valueWidth / 4 - 1);' : ''}
 ${zeroSums(tile, 'o', v4)}
 ${each(rm, (i) => `var m${i} = p.ninf; var l${i} = 0.0;`)}
-for (var k0 = begin; k0 < end; k0 += ${cols}) {
-${load({ ...common, to: 'tk', width4: q4, rows: cols, from: 'k', base: 'kBase', first: 'k0', limit: 'p.keys', width: 'p.width', swizzle: columnSwizzle })}
+${walk(
+  form,
+  'keys',
+  `${load({ ...common, to: 'tk', width4: q4, rows: cols, from: 'k', base: 'kBase', first: 'k0', limit: 'p.keys', width: 'p.width', swizzle: columnSwizzle })}
 ${valuesInPlace ? '' : load({ ...common, to: 'tv', width4: v4, rows: cols, from: 'v', base: 'vBase', first: 'k0', limit: 'p.keys', width: 'p.valueWidth' })}
 workgroupBarrier();
 ${zeroScores(tile, 's')}
 ${scores(tile, 's', rowsInPlace ? 'q' : 'tq', 'tk', q4, 'p.width', rowsInPlace)}
 ${rowsInPlace ? each(rm, (i) => each(kn, (j) => `s${i}_${j} *= ${times(mask)};`)) : ''}
-${mask === 'none' ? `if (k0 + ${cols - 1} - q0 > p.high || k0 - q0 - ${rows - 1} <= p.low || k0 + ${cols} > p.keys)` : ''} {
-${hide(
-  form,
-  's',
-  (i) => `q0 + i32(ty) * ${rm} + ${i}`,
-  (_, j) => `k0 + i32(tx) * 4 + ${column(tile, j)}`,
-)}
+${alibi(form, 's', 'keys')}${mask === 'none' ? `if (k0 + ${cols - 1} - q0 > p.high || k0 - q0 - ${rows - 1} <= p.low || k0 + ${cols} > p.keys)` : ''} {
+${hide(form, 's', 'keys')}
 }
 ${each(rm, (i) => {
   let top = `s${i}_0`
@@ -117,12 +114,12 @@ let f${i} = ${power(`m${i} - u${i}`, mask)}; m${i} = n${i}; l${i} *= f${i};
 ${each(kn, (j) => `s${i}_${j} = ${power(`s${i}_${j} - u${i}`, mask)}; l${i} += s${i}_${j};`)}
 ${each(v4 / tx, (c) => `o${i}_${c} *= f${i};`)}`,
 )}
-${shuffle ? 'workgroupBarrier();' : ''}
+${drop(form, 's', 'keys')}${shuffle ? 'workgroupBarrier();' : ''}
 ${putWeights(tile, 's', 'tk')}
 workgroupBarrier();
 ${sums(tile, 'o', 'tk', valuesInPlace ? 'v' : 'tv', v4, false, 'end - k0', valuesInPlace ? value : undefined)}
-workgroupBarrier();
-}
+workgroupBarrier();`,
+)}
 ${combine(form, 'l', (a, c) => `(${a} + ${c})`)}
 let oBase = i32(head) * p.queries;
 ${each(
@@ -137,7 +134,7 @@ ${store(form, 'o', v4, 'p.valueWidth', 'q0', 'p.queries', 'p.oAt + oBase * p.val
     params: [
       ...commonParams,
       ...['q', 'k', 'v'].flatMap(operandParams),
-      ...(mask === 'none' ? [] : operandParams('mask')),
+      ...optionParams(form),
       'oAt: i32',
       'lseAt: i32',
     ],
@@ -145,7 +142,7 @@ ${store(form, 'o', v4, 'p.valueWidth', 'q0', 'p.queries', 'p.oAt + oBase * p.val
       { name: 'q', item },
       { name: 'k', item },
       { name: 'v', item },
-      ...(mask === 'none' ? [] : [{ name: 'mask', item: mask === 'bool' ? 'u32' : 'f32' } as const]),
+      ...optionBindings(form),
       { name: 'o', item, write: true },
       { name: 'lse', item: 'f32', write: true },
     ],
@@ -154,7 +151,7 @@ ${store(form, 'o', v4, 'p.valueWidth', 'q0', 'p.queries', 'p.oAt + oBase * p.val
     declarations: `${rowsInPlace ? '' : `var<workgroup> tq: array<vec4f, ${rows * q4}>;`}
 var<workgroup> tk: array<vec4f, ${Math.max(cols * q4, (rows * cols) / 4)}>;
 ${valuesInPlace ? '' : `var<workgroup> tv: array<vec4f, ${cols * v4}>;`}
-${shuffle ? '' : `var<workgroup> tr: array<f32, ${rows * tx}>;`}`,
+${shuffle ? '' : `var<workgroup> tr: array<f32, ${rows * tx}>;`}${dropout ? `\n${droppedFunction(form)}` : ''}`,
     body,
   }
 }

@@ -1,11 +1,14 @@
 /**
  * Fused softmax attention, forward and backward (FlashAttention-2, Dao 2023): `softmax(scale · q kᵀ + mask) v` by
  * blocks, so that no T×S matrix is ever stored. This file decides which kernel runs and with what; the kernels are in
- * `attention-forward.ts` and `attention-backward.ts`, their common steps in `attention-blocks.ts`.
+ * `attention-forward.ts` and `attention-backward.ts`, their common steps in `attention-blocks.ts`, which blocks they
+ * visit in `attention-visits.ts`, what else happens to scores in `attention-scores.ts`.
  *
  * Takes float32 operands with any strides, D and Dv up to 128, grouped heads, a mask to add or to keep by (any
- * strides), causality from either corner, windows. Declines dropout, global tokens, masks of blocks, ALiBi and the
- * gradient of a mask: the composition takes over. A query that sees no key gives zeros, lse = −∞, and no gradient.
+ * strides), causality from either corner, windows, global tokens, masks of blocks, ALiBi and dropout. Declines the
+ * gradient of a mask, and what needs more buffers than the GPU binds (8 by default: masks of blocks with both a mask and
+ * ALiBi, or backward with either): the composition takes over. A query that sees no key gives zeros, lse = −∞, and no
+ * gradient.
  *
  * The ladder on one H100 (chain of multiply-adds: 59 TFLOP/s), float32, causal, B4 H12 T2048 D64, GPU time in ms; tiles as
  * threads × rows, threads × columns:
@@ -26,14 +29,22 @@
  * Reference: `ATTENTION` in core's ops/attention.ts. Test: attention.test.ts.
  */
 
-import type { KernelOf, View } from '@tilegrad/core'
+import {
+  type AttentionAttrs,
+  attentionOperands,
+  dropoutFactors,
+  dropoutParams,
+  type KernelOf,
+  specialize,
+  type View,
+} from '@tilegrad/core'
 import type { GpuBuffer } from '../buffers.ts'
 import type { Engine } from '../engine.ts'
 import { grid } from '../layout.ts'
 import { backwardBytes, backwardShader, type Gradients, statRows, statShader } from './attention-backward.ts'
 import {
-  type AttentionAttrs,
   canShuffle,
+  colsOf,
   commonWords,
   type Form,
   formName,
@@ -45,6 +56,7 @@ import {
   type Tile,
 } from './attention-blocks.ts'
 import { forwardBytes, forwardShader } from './attention-forward.ts'
+import { addOptions, optionBuffers } from './attention-options.ts'
 
 /** The largest head: its blocks must fit in workgroup memory. */
 const maxWidth = 128
@@ -64,18 +76,16 @@ export const backwardTiles: readonly Tile[] = [
   { ty: 8, rm: 1, tx: 2, kn: 4 },
 ]
 
-const takes = (
-  inputs: readonly View[],
-  { dropout, hasMask, globalTokens = 0, blockSize = 0, hasAlibi = false }: AttentionAttrs,
-): boolean => {
-  const [q, k, v, mask] = inputs as [View, View, View, View]
+/** Buffers of the kernels without options: forward, and backward with one result. */
+const forwardBuffers = 5
+const backwardBuffers = 6
+
+const takes = (engine: Engine, inputs: readonly View[], attrs: AttentionAttrs, buffers: number): boolean => {
+  const { q, k, v, mask, slopes } = attentionOperands(inputs, attrs)
   return (
-    dropout === 0 &&
-    globalTokens === 0 &&
-    blockSize === 0 &&
-    !hasAlibi &&
-    [q, k, v].every((t) => t.dtype === 'float32') &&
-    (!hasMask || mask.dtype === 'float32' || mask.dtype === 'bool') &&
+    buffers + optionBuffers(attrs) <= engine.gpu.limits.maxStorageBuffersPerShaderStage &&
+    [q, k, v, ...(slopes ? [slopes] : [])].every((t) => t.dtype === 'float32') &&
+    (mask === null || mask.dtype === 'float32' || mask.dtype === 'bool') &&
     [q.shape[3], v.shape[3]].every((n) => (n as number) >= 1 && (n as number) <= maxWidth)
   )
 }
@@ -84,55 +94,63 @@ const takes = (
 const usable = (engine: Engine, tiles: readonly Tile[]): readonly Tile[] =>
   engine.gpu.adapterName.startsWith('SwiftShader') ? tiles.filter(({ rm }) => rm === 1) : tiles
 
-/** The form with the first tile that fits. */
+const maskKind = (mask: View | null): MaskKind => (mask ? (mask.dtype as 'float32' | 'bool') : 'none')
+
+/** The form with the first tile that fits, and divides a block of a mask of blocks. */
 function chooseForm(
   engine: Engine,
   tiles: readonly Tile[],
   bytes: (form: Form) => number,
-  [q, k, v]: readonly View[],
-  mask: MaskKind,
+  inputs: readonly View[],
+  attrs: AttentionAttrs,
   more: readonly View[],
 ): Form {
-  const all = [q, k, v, ...more] as View[]
+  const { q, k, v, mask } = attentionOperands(inputs, attrs)
+  const { blockSize, dropout, draw } = attrs
   const { maxComputeWorkgroupStorageSize: most } = engine.gpu.limits
-  const vectors = all.every(isVectors)
+  const vectors = [q, k, v, ...more].every(isVectors)
   // Loops take two vectors at a time, and what lies behind a row in memory is another row.
-  const pairs = vectors && [q, v].every((x) => ((x as View).shape[3] as number) % 8 === 0)
-  const forms = tiles.map((tile) => ({
-    tile,
-    dq: padded((q as View).shape[3] as number),
-    dv: padded((v as View).shape[3] as number),
-    vectors,
-    mask,
-    rowsInPlace: pairs && tile.inPlace !== undefined,
-    valuesInPlace: pairs && tile.inPlace === 'rows and values',
-    shuffle: canShuffle(engine, tile.tx),
-  }))
+  const pairs = vectors && [q, v].every((x) => (x.shape[3] as number) % 8 === 0)
+  const forms = tiles
+    .filter((tile) => [rowsOf(tile), colsOf(tile)].every((n) => blockSize % n === 0))
+    .map((tile) => ({
+      tile,
+      dq: padded(q.shape[3] as number),
+      dv: padded(v.shape[3] as number),
+      vectors,
+      mask: maskKind(mask),
+      rowsInPlace: pairs && tile.inPlace !== undefined,
+      valuesInPlace: pairs && tile.inPlace === 'rows and values',
+      shuffle: canShuffle(engine, tile.tx),
+      globals: attrs.globalTokens > 0,
+      blocks: blockSize > 0,
+      alibi: attrs.hasAlibi,
+      dropout:
+        dropout === 0 ? null : specialize(dropoutFactors, [], dropoutParams(dropout, draw), ['float32']),
+    }))
   return (forms.find((form) => bytes(form) <= most) ?? forms.at(-1)) as Form
 }
-
-const maskOf = (inputs: readonly View[], { hasMask }: AttentionAttrs): MaskKind =>
-  hasMask ? ((inputs[3] as View).dtype as 'float32' | 'bool') : 'none'
 
 const buffer = (view: View): GpuBuffer => view.buffer as GpuBuffer
 
 export function attention(engine: Engine, tiles = usable(engine, forwardTiles)): KernelOf<AttentionAttrs> {
   return {
-    supports: takes,
+    supports: (inputs, attrs) => takes(engine, inputs, attrs, forwardBuffers),
     run(outputs, inputs, attrs) {
       const [out, lse] = outputs as [View, View]
-      const [q, k, v, mask] = inputs as [View, View, View, View]
+      const { q, k, v } = attentionOperands(inputs, attrs)
       const [b, h, t] = q.shape as [number, number, number]
       if (b * h * t === 0) return
-      const form = chooseForm(engine, tiles, forwardBytes, inputs, maskOf(inputs, attrs), [])
+      const form = chooseForm(engine, tiles, forwardBytes, inputs, attrs, [])
       const kernel = engine.kernel(`attention:${formName(form)}`, 'scaled_dot_product_attention', () =>
         forwardShader(form),
       )
-      const { words, floats } = commonWords(inputs, attrs, b * h, Math.ceil(t / rowsOf(form.tile)))
+      const { words, floats } = commonWords([q, k, v], attrs, b * h, Math.ceil(t / rowsOf(form.tile)))
       for (const x of [q, k, v]) words.push(...operandWords(x, form.vectors))
-      if (attrs.hasMask) words.push(...operandWords(mask, false))
+      const buffers = [q, k, v].map(buffer)
+      addOptions({ words, floats, buffers }, form, 'keys', inputs, attrs)
       words.push(out.offset, lse.offset)
-      const buffers = [q, k, v, ...(attrs.hasMask ? [mask] : []), out, lse].map(buffer)
+      buffers.push(buffer(out), buffer(lse))
       engine.run(kernel, buffers, words, ...grid(words[0] as number), 1, floats)
     },
   }
@@ -143,17 +161,18 @@ export function attentionBackward(
   tiles = usable(engine, backwardTiles),
 ): KernelOf<AttentionAttrs & { readonly needs: readonly boolean[] }> {
   return {
-    supports: (inputs, attrs) => takes(inputs, attrs) && !(attrs.hasMask && attrs.needs[3]),
+    supports: (inputs, attrs) =>
+      takes(engine, inputs, attrs, backwardBuffers) && !(attrs.hasMask && attrs.needs[3]),
     run(outputs, inputs, attrs) {
-      const [q, k, v, mask] = inputs as [View, View, View, View]
+      const { q, k, v, mask, rest } = attentionOperands(inputs, attrs)
       const [b, h, t] = q.shape as [number, number, number]
       const [keyHeads, s] = [k.shape[1] as number, k.shape[2] as number]
-      const [out, lse, dout] = inputs.slice(attrs.hasMask ? 4 : 3) as [View, View, View]
-      const kind = maskOf(inputs, attrs)
+      const [out, lse, dout] = rest as [View, View, View]
 
       const rows = b * h * t
       const stat = engine.pool.alloc(2 * rows, 'float32')
       if (rows > 0) {
+        const kind = maskKind(mask)
         const vectors = [out, dout].every(isVectors)
         const kernel = engine.kernel(
           `attentionStat:${vectors}:${kind}`,
@@ -171,23 +190,27 @@ export function attentionBackward(
       }
 
       const run = (gradients: Gradients, results: readonly View[], items: number, length: number): void => {
-        const form = chooseForm(engine, tiles, (f) => backwardBytes(f, gradients), inputs, kind, [dout])
+        const form = chooseForm(engine, tiles, (f) => backwardBytes(f, gradients), inputs, attrs, [dout])
         const key = `attentionBackward:${gradients}:${formName(form)}`
         const kernel = engine.kernel(key, 'scaled_dot_product_attentionBackward', () =>
           backwardShader(form, gradients),
         )
-        const { words, floats } = commonWords(inputs, attrs, items, Math.ceil(length / rowsOf(form.tile)))
+        const { words, floats } = commonWords([q, k, v], attrs, items, Math.ceil(length / rowsOf(form.tile)))
         for (const x of [q, k, v, dout]) words.push(...operandWords(x, form.vectors))
-        if (attrs.hasMask) words.push(...operandWords(mask, false))
-        words.push(...results.map((x) => x.offset))
         const buffers = [q, k, v, dout].map(buffer).concat(stat)
-        if (attrs.hasMask) buffers.push(buffer(mask))
+        addOptions({ words, floats, buffers }, form, gradients === 'q' ? 'keys' : 'queries', inputs, attrs)
+        words.push(...results.map((x) => x.offset))
         engine.run(kernel, buffers.concat(results.map(buffer)), words, ...grid(words[0] as number), 1, floats)
       }
       const [needQ, needK, needV] = attrs.needs
-      const rest = [...outputs]
-      if (needQ) run('q', rest.splice(0, 1), b * h, t)
-      if (needK || needV) run(needK && needV ? 'kv' : needK ? 'k' : 'v', rest, b * keyHeads, s)
+      const left = [...outputs]
+      if (needQ) run('q', left.splice(0, 1), b * h, t)
+      const together = takes(engine, inputs, attrs, backwardBuffers + 1)
+      if (needK && needV && together) run('kv', left.splice(0, 2), b * keyHeads, s)
+      else {
+        if (needK) run('k', left.splice(0, 1), b * keyHeads, s)
+        if (needV) run('v', left.splice(0, 1), b * keyHeads, s)
+      }
       engine.pool.free(stat)
     },
   }

@@ -1,0 +1,71 @@
+/** What kernels read for the options of attention beside q, k, v and their gradients: parameters and buffers in order. */
+
+import { type AttentionAttrs, attentionOperands, dropoutParams, type View } from '@tilegrad/core'
+import type { GpuBuffer } from '../buffers.ts'
+import type { Binding } from '../shader.ts'
+import { typeOf } from '../wgsl/lowering.ts'
+import { type Form, offsetOf, operandParams, operandWords } from './attention-blocks.ts'
+import type { Streamed } from './attention-visits.ts'
+
+export const optionParams = ({ mask, blocks, alibi, globals, dropout }: Form): string[] => [
+  ...(mask === 'none' ? [] : operandParams('mask')),
+  ...(blocks ? [...operandParams('counts'), ...operandParams('list'), 'blockSize: i32'] : []),
+  ...(alibi ? ['slopesAt: i32', 'slopesStep: i32', 'offset: i32'] : []),
+  ...(globals ? ['globalKeys: i32', 'globalQueries: i32'] : []),
+  ...(dropout
+    ? ['draws: i32', ...dropout.params.map(({ dtype }, slot) => `drop${slot}: ${typeOf(dtype)}`)]
+    : []),
+]
+
+export const optionBindings = ({ mask, blocks, alibi }: Form): Binding[] => [
+  ...(mask === 'none' ? [] : [{ name: 'mask', item: mask === 'bool' ? 'u32' : 'f32' } as const]),
+  ...(blocks ? [{ name: 'counts', item: 'i32' } as const, { name: 'list', item: 'i32' } as const] : []),
+  ...(alibi ? [{ name: 'slopes', item: 'f32' } as const] : []),
+]
+
+/** How many buffers that makes. */
+export const optionBuffers = ({ hasMask, blockSize, hasAlibi }: AttentionAttrs): number =>
+  Number(hasMask) + (blockSize > 0 ? 2 : 0) + Number(hasAlibi)
+
+/** Appends them to a call's parameters and buffers. */
+export function addOptions(
+  call: { words: number[]; floats: [number, number][]; buffers: GpuBuffer[] },
+  { tile, globals, dropout }: Form,
+  streamed: Streamed,
+  inputs: readonly View[],
+  attrs: AttentionAttrs,
+): void {
+  const { words, floats, buffers } = call
+  const { q, k, mask, blocks, slopes } = attentionOperands(inputs, attrs)
+  const add = (view: View): void => {
+    buffers.push(view.buffer as GpuBuffer)
+  }
+  if (mask) {
+    add(mask)
+    words.push(...operandWords(mask, false))
+  }
+  if (blocks) {
+    const [counts, list] =
+      streamed === 'keys' ? [blocks.kvNumBlocks, blocks.kvIndices] : [blocks.qNumBlocks, blocks.qIndices]
+    for (const x of [counts, list]) {
+      add(x)
+      words.push(...operandWords(x, false))
+    }
+    words.push(attrs.blockSize)
+  }
+  const offset = offsetOf(q, k, attrs)
+  if (slopes) {
+    add(slopes)
+    words.push(slopes.offset, slopes.strides[0] as number, offset)
+  }
+  if (globals) words.push(attrs.globalTokens, attrs.globalTokens - offset)
+  if (dropout) {
+    words.push(tile.rm * tile.kn)
+    const params = dropoutParams(attrs.dropout, attrs.draw)
+    for (const { source, dtype } of dropout.params) {
+      const value = params[source] as number
+      if (dtype === 'float32') floats.push([words.length, value])
+      words.push(dtype === 'float32' ? 0 : value)
+    }
+  }
+}
