@@ -12,16 +12,16 @@
  * in order, the rows that come next. `buildPanels`, for more rows of sums than the registers of an older V8 take,
  * keeps tiles of sums in registers for 64 rows of b.
  *
- * Measured against tiles of sums for 32 rows of b at a time (`buildPanels`), m×512 · 512×512, 2 threads of a Zen 4, µs
- * with the matrix in caches and (128 in turn) in memory; each row measured within one run:
+ * m×512 · 512×512, 2 threads of a Zen 4, µs with the matrix in the caches and (128 in turn) in memory, each column one
+ * run of `bench:cpu` (bench/README.md has the floors):
  *
- * | rows | Node 24, panels | this | Node 20, panels (1: sweep) | this |
- * |---|---|---|---|---|
- * | 1 | 15.5, 54 | 7.7, 27 | 20.3, 101 | 10.1, 50 |
- * | 2 | 11.3, 58 | 8.3, 42 | 18.9, 96 | 13.2, 41 |
- * | 4 | 19.7, 67 | 18.2, 53 | 28.1, 61 | 31.4, 39 |
- * | 8 | 33.5, 73 | 24.0, 62 | 49.6, 58 (used) | |
- * | 16 | 72, 114 | 62, 92 | 104, 109 (used) | |
+ * | rows | Node 24 | Node 20 |
+ * |---|---|---|
+ * | 1 | 8.1, 36 | 12.6, 30 |
+ * | 2 | 10.6, 37 | 17.0, 35 |
+ * | 4 | 17.5, 65 | 36.7, 40 |
+ * | 8 | 25.8, 77 | 49.9, 60 |
+ * | 16 | 49.3, 77 | 129, 108 |
  *
  * In vain: touching from 8 rows of sums on, which then do not fit beside it in the first cache (78 to 86 instead of 62); touching
  * the first lines of pages far ahead; reading 8 to 64 rows at once, then computing (as from memory without
