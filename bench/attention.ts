@@ -10,7 +10,7 @@ import { manualSeed, setDefaultBackend } from '@tilegrad/core'
 import { chart } from './attention/chart.ts'
 import { crossings, fits, requirements } from './attention/growth.ts'
 import { openMeter } from './attention/meter.ts'
-import { type Part, projections, shares, threads, throughput } from './attention/parts.ts'
+import { type Part, projections, shares, steps, threads, throughput } from './attention/parts.ts'
 import { B, check, D, H, type Row, sweep } from './attention/sweep.ts'
 import { variants } from './attention/variants.ts'
 import { digits, machineName } from './machine.ts'
@@ -115,6 +115,7 @@ const tables: Readonly<Record<string, () => AsyncGenerator<Part>>> = {
     ),
   throughput: () => throughput(meter),
   projections: () => projections(meter),
+  steps: () => steps(meter, 3 * runs),
   threads: () => threads(runs, options.backend === 'cpu' ? Number(options.threads) : 1),
 }
 let last = ''

@@ -4,12 +4,25 @@ import {
   grad,
   linearAttention,
   rand,
+  randint,
   scaledDotProductAttention,
   scope,
   type Tensor,
   withBackend,
 } from '@tilegrad/core'
-import { type AttentionKind, type Module, MultiHeadAttention, TransformerBlock } from '@tilegrad/nn'
+import {
+  AdamW,
+  type AttentionKind,
+  attentionKinds,
+  clipGradNorm,
+  decayGroups,
+  fixedBlocks,
+  GPT,
+  type GPTConfig,
+  type Module,
+  MultiHeadAttention,
+  TransformerBlock,
+} from '@tilegrad/nn'
 import { median, ms } from '../cpu/harness.ts'
 import type { First, Meter } from './meter.ts'
 
@@ -137,6 +150,44 @@ export async function* projections(meter: Meter): AsyncGenerator<Part> {
       values,
     }
   }
+}
+
+/** A training step of the example's GPT with each way to attend, in turns, so that all see the same noise. */
+export async function* steps(meter: Meter, runs: number): AsyncGenerator<Part> {
+  const [vocabSize, blockSize, batch] = [80, 256, 4]
+  const blocks = { blockSize: 16, visible: fixedBlocks(4) }
+  const told: Partial<Record<AttentionKind, Partial<GPTConfig>>> = {
+    window: { window: 64 },
+    blocks: { blocks },
+    dynamic: { blocks: { blockSize: 16, keep: 5 } },
+  }
+  const tokens = randint(0, vocabSize, [batch, blockSize])
+  const size = { vocabSize, blockSize, numLayers: 4, numHeads: 4, embedDim: 128, bias: false }
+  const all = attentionKinds.map((attention) => {
+    const model = new GPT({ ...size, attention, ...told[attention] })
+    const optimizer = new AdamW(decayGroups(model, 0.1), { lr: 1e-3 })
+    const run = (): void =>
+      scope(() => {
+        model.forward(tokens, tokens).loss.backward()
+        clipGradNorm(model.parameters(), 1)
+        optimizer.step()
+        optimizer.zeroGrad()
+      })
+    return { attention, run, times: [] as number[], bytes: 0 }
+  })
+  for (let i = 0; i < runs + 3; i++) {
+    for (const side of all) {
+      const { ms, bytes } = await meter.first(side.run)
+      side.bytes = bytes
+      if (i >= 3) side.times.push(ms)
+    }
+  }
+  for (const { attention, times, bytes } of all)
+    yield {
+      table: 'a training step of a GPT: 4 layers, width 128, 4 heads, 4 × 256 tokens',
+      name: attention,
+      values: { ms: median(times), 'MiB beyond weights and moments': bytes / MiB },
+    }
 }
 
 /** One thread against all, in turns, so that both see the same noise; on the CPU. */
