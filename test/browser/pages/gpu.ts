@@ -28,14 +28,14 @@ export async function run(x: number[]) {
   device.queue.submit([encoder.finish()])
   await gpu.answer('read', read.mapAsync(GPUMapMode.READ))
   const result = [...new Float32Array(read.getMappedRange())]
-  const { adapterName, isSoftware, isNode, immediates, timestamps } = gpu
+  const { adapterName, isNode, immediates, timestamps } = gpu
   const features = [...gpu.features]
   const workgroup = gpu.limits.maxComputeWorkgroupStorageSize
   gpu.close()
   const { reason } = await gpu.lost
   return {
     y: result,
-    ...{ adapterName, isSoftware, isNode, immediates, timestamps, features, workgroup, reason },
+    ...{ adapterName, isNode, immediates, timestamps, features, workgroup, reason },
     isolated: crossOriginIsolated,
     shared: typeof SharedArrayBuffer,
   }
