@@ -31,19 +31,22 @@ interface Case {
   /** What of inputs and of results belongs together, and is compared with float64. */
   readonly partIn?: (x: Tensor, i: number) => Tensor
   readonly partOut?: (y: Tensor, i: number) => Tensor
+  /** Where all of a gradient depends on all inputs: smaller shapes, whose results are compared instead. */
+  readonly checked?: readonly (readonly number[])[]
   readonly work: Work
 }
 
-async function prepare({ shapes, fn, partIn, partOut, work }: Case): Promise<Prepared> {
+async function prepare({ shapes, fn, partIn, partOut, checked, work }: Case): Promise<Prepared> {
   const inputs = shapes.map(noise)
+  const samples = checked ? checked.map(noise) : inputs
   const run = (): void => scope(() => void fn(...inputs))
   const [xs, ys] = scope(() => {
     const parts = (list: readonly Tensor[], part?: (t: Tensor, i: number) => Tensor) =>
       list.map((t, i) => contiguous(part ? part(t.detach(), i) : t.detach()))
-    return [parts(inputs, partIn), parts(fn(...inputs), partOut)] as const
+    return [parts(samples, partIn), parts(fn(...samples), partOut)] as const
   })
   await check(xs, ys, fn)
-  for (const t of [...xs, ...ys]) t.dispose()
+  for (const t of [...xs, ...ys, ...(checked ? samples : [])]) t.dispose()
   return { run, work, dispose: () => inputs.forEach((t) => t.dispose()) }
 }
 
@@ -115,31 +118,40 @@ const gradients =
     return grad(fn(...xs), xs, { gradOutputs: [g] })
   }
 
+/** Causal attention of some kind, (b, h, t, d), alone or with its gradients */
+function causal(
+  attend: (q: Tensor, k: Tensor, v: Tensor) => Tensor,
+  [b, h, t, d]: readonly [number, number, number, number],
+  backward: boolean,
+  work: Work,
+): Promise<Prepared> {
+  const shapes = (shape: readonly number[]) => Array.from({ length: backward ? 4 : 3 }, () => shape)
+  // Queries need no later keys: of the output a part will do. Gradients need all.
+  const part = (x: Tensor): Tensor =>
+    x
+      .narrow(0, b >> 1, 1)
+      .narrow(1, 3, 1)
+      .narrow(2, 0, 1500)
+  return prepare({
+    shapes: shapes([b, h, t, d]),
+    fn: backward ? gradients(attend as (...xs: Tensor[]) => Tensor) : (q, k, v) => [attend(q, k, v)],
+    ...(backward ? { checked: shapes([1, 2, 700, d]) } : { partIn: part, partOut: part }),
+    work,
+  })
+}
+
 function attention(backward: boolean): Promise<Prepared> {
   const [b, h, t, d] = [4, 12, 2048, 64]
-  const fn = (q: Tensor, k: Tensor, v: Tensor) => scaledDotProductAttention(q, k, v, { isCausal: true })
-  const part = (x: Tensor): Tensor => x.narrow(0, 2, 1).narrow(1, 7, 1)
-  return prepare({
-    shapes: Array.from({ length: backward ? 4 : 3 }, () => [b, h, t, d]),
-    fn: backward ? gradients(fn as (...xs: Tensor[]) => Tensor) : (q, k, v) => [fn(q, k, v)],
-    partIn: part,
-    partOut: part,
-    work: { flops: (backward ? 7 : 2) * b * h * t * t * d },
+  return causal((q, k, v) => scaledDotProductAttention(q, k, v, { isCausal: true }), [b, h, t, d], backward, {
+    flops: (backward ? 7 : 2) * b * h * t * t * d,
   })
 }
 
 function linearTime(t: number, backward: boolean): Promise<Prepared> {
   const [h, d] = [8, 64]
-  const fn = (q: Tensor, k: Tensor, v: Tensor) => linearAttention(q, k, v, { isCausal: true })
-  const part = (x: Tensor): Tensor => x.narrow(1, 3, 1).narrow(2, 0, backward ? t : 1500)
-  const flops = (backward ? 12 : 4) * h * t * d * d
-  return prepare({
-    shapes: Array.from({ length: backward ? 4 : 3 }, () => [1, h, t, d]),
-    fn: backward ? gradients(fn as (...xs: Tensor[]) => Tensor) : (q, k, v) => [fn(q, k, v)],
-    // Queries need no later keys; gradients need all.
-    partIn: part,
-    partOut: part,
-    work: { flops, bytes: 4 * (backward ? 8 : 4) * h * t * d },
+  return causal((q, k, v) => linearAttention(q, k, v, { isCausal: true }), [1, h, t, d], backward, {
+    flops: (backward ? 12 : 4) * h * t * d * d,
+    bytes: 4 * (backward ? 8 : 4) * h * t * d,
   })
 }
 

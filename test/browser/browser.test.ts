@@ -12,6 +12,8 @@ test('a page opens the GPU, runs a shader and reads it back', async () => {
   expect(found.y).toEqual(x.map((v) => v * v + 1))
   expect(found).toMatchObject({ isNode: false, isolated: true, shared: 'function', reason: 'destroyed' })
   expect(found.adapterName).not.toBe('')
+  // Known by Chromium's name of it as well as by Dawn's.
+  expect(found.isSoftware).toBe(true)
   // More than the default of the specification.
   expect(found.workgroup).toBeGreaterThan(16384)
 })

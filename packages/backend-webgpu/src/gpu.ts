@@ -40,6 +40,8 @@ export interface Gpu {
   readonly device: GPUDevice
   /** What the driver calls it, as far as the platform tells. */
   readonly adapterName: string
+  /** SwiftShader, by whatever name: it takes minutes to compile kernels that a GPU compiles at once. */
+  readonly isSoftware: boolean
   readonly info: GPUAdapterInfo
   readonly features: ReadonlySet<string>
   readonly limits: GPUSupportedLimits
@@ -106,6 +108,7 @@ export async function openGpu(options: GpuOptions = {}): Promise<Gpu> {
 class OpenGpu implements Gpu {
   readonly device: GPUDevice
   readonly adapterName: string
+  readonly isSoftware: boolean
   readonly info: GPUAdapterInfo
   readonly features: ReadonlySet<string>
   readonly limits: GPUSupportedLimits
@@ -126,6 +129,7 @@ class OpenGpu implements Gpu {
   ) {
     this.device = device
     this.adapterName = nameOf(info)
+    this.isSoftware = [info.architecture, info.description].some((name) => /swiftshader/i.test(name))
     this.info = info
     this.features = device.features as ReadonlySet<string>
     this.limits = device.limits

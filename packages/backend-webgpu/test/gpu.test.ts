@@ -206,7 +206,13 @@ test('a driver that resets is named in the errors', async () => {
   })
   const gpu = await openGpu()
   vi.unstubAllGlobals()
-  expect(gpu).toMatchObject({ adapterName: 'acme one', isNode: false, immediates: 0, timestamps: false })
+  expect(gpu).toMatchObject({
+    adapterName: 'acme one',
+    isSoftware: false,
+    isNode: false,
+    immediates: 0,
+    timestamps: false,
+  })
   const read = gpu.answer('item', new Promise(() => {}))
   lose({ reason: 'unknown', message: 'the driver was reset' })
   await expect(read).rejects.toThrow('item: the GPU was lost (the driver was reset); its tensors are gone')

@@ -28,14 +28,14 @@ export async function run(x: number[]) {
   device.queue.submit([encoder.finish()])
   await gpu.answer('read', read.mapAsync(GPUMapMode.READ))
   const result = [...new Float32Array(read.getMappedRange())]
-  const { adapterName, isNode, immediates, timestamps } = gpu
+  const { adapterName, isSoftware, isNode, immediates, timestamps } = gpu
   const features = [...gpu.features]
   const workgroup = gpu.limits.maxComputeWorkgroupStorageSize
   gpu.close()
   const { reason } = await gpu.lost
   return {
     y: result,
-    ...{ adapterName, isNode, immediates, timestamps, features, workgroup, reason },
+    ...{ adapterName, isSoftware, isNode, immediates, timestamps, features, workgroup, reason },
     isolated: crossOriginIsolated,
     shared: typeof SharedArrayBuffer,
   }

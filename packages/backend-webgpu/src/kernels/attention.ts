@@ -92,7 +92,7 @@ const takes = (engine: Engine, inputs: readonly View[], attrs: AttentionAttrs, b
 
 /** SwiftShader compiles for minutes where a thread has more than one row. */
 const usable = (engine: Engine, tiles: readonly Tile[]): readonly Tile[] =>
-  engine.gpu.adapterName.startsWith('SwiftShader') ? tiles.filter(({ rm }) => rm === 1) : tiles
+  engine.gpu.isSoftware ? tiles.filter(({ rm }) => rm === 1) : tiles
 
 const maskKind = (mask: View | null): MaskKind => (mask ? (mask.dtype as 'float32' | 'bool') : 'none')
 

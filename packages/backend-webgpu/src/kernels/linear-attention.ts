@@ -64,7 +64,6 @@ const tiles: readonly Tile[] = [
 ]
 /** SwiftShader takes a minute to compile the others. */
 const softwareTile: Tile = { tm: 4, tc: 4, unroll: 1 }
-const isSoftware = (engine: Engine): boolean => engine.gpu.adapterName.startsWith('SwiftShader')
 
 /** Rows of the shortest chunk: a multiple of every tile's rows. */
 const chunkRows = 64
@@ -104,7 +103,7 @@ function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs, tile?:
   const stateSize = innerPad * outer4 + (extra === 'norm' ? innerPad / 4 : extra === 'none' ? 0 : outer4)
 
   // Enough workgroups to fill a GPU; then the fewer segments the better.
-  const enough = isSoftware(engine) ? 16 : 2048
+  const enough = engine.gpu.isSoftware ? 16 : 2048
   let length = chunkRows * (inner * outer > 64 * 64 ? 2 : 1)
   let chunks: number
   let perSegment: number
@@ -133,7 +132,7 @@ function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs, tile?:
     blockO,
   }
   const fits = tiles.find((t) => outputsBytes({ ...form, tile: t }) <= memory) ?? (tiles.at(-1) as Tile)
-  const whole: Form = { ...form, tile: tile ?? (isSoftware(engine) ? softwareTile : fits) }
+  const whole: Form = { ...form, tile: tile ?? (engine.gpu.isSoftware ? softwareTile : fits) }
   const name = `linear_attention${result === 'out' ? '' : 'Backward'}`
 
   const words = [0, blocksI, blocksO, h, rows, keys, inner, outer, length, perSegment, chunks, segments]
