@@ -14,7 +14,7 @@ import {
 } from 'tilegrad'
 import { expect, test } from 'vitest'
 
-test('300 steps leave tensors, buffers and bytes flat', async () => {
+test('300 steps leave tensors, buffers, bytes and bind groups flat', async () => {
   const gpu = await createWebGpuBackend()
   const step = withBackend(gpu, () => {
     manualSeed(1)
@@ -38,7 +38,7 @@ test('300 steps leave tensors, buffers and bytes flat', async () => {
       if (i % 10 === 9) expect(await loss.item()).toBeLessThan(4)
       loss.dispose()
     }
-    return { ...memory(), ...gpu.stats() }
+    return { ...memory(), ...gpu.stats(), bindGroups: gpu.engine.bindGroups }
   }
   // Buffers come back in an order that takes some steps to repeat itself.
   const before = await train(30)

@@ -45,6 +45,14 @@ export function sizeClass(bytes: number): number {
   return Math.ceil(bytes / step) * step
 }
 
+/** Keeps a list in order, the oldest last. */
+function insert(list: GpuBuffer[], buffer: GpuBuffer): void {
+  let i = list.length
+  list.push(buffer)
+  for (; i > 0 && (list[i - 1] as GpuBuffer).id < buffer.id; i--) list[i] = list[i - 1] as GpuBuffer
+  list[i] = buffer
+}
+
 /** What a pool needs of the engine. */
 export interface PoolOwner {
   /** Destroys a buffer once nothing recorded uses it any more. */
@@ -58,6 +66,10 @@ export interface PoolOwner {
 /** Hands out buffers, and keeps those that come back for the next ones of their size. */
 export class BufferPool {
   readonly #gpu: Gpu
+  /**
+   * By size, the oldest last, which is handed out next. Which one that is thus depends on what is free, not on the order
+   * in which it came back: a step that repeats itself gets the same buffers, and finds its bind groups.
+   */
   readonly #free = new Map<number, GpuBuffer[]>()
   readonly #maxPooled: number | undefined
   readonly #owner: PoolOwner
@@ -105,7 +117,7 @@ export class BufferPool {
     this.#used -= buffer.bytes
     this.#usedCount--
     const list = this.#free.get(buffer.bytes) ?? []
-    list.push(buffer)
+    insert(list, buffer)
     // The last to be asked for again first: sizes that are in use stay at the end.
     this.#free.delete(buffer.bytes)
     this.#free.set(buffer.bytes, list)
