@@ -2,6 +2,7 @@
 
 import { DeviceError, type DType, DTypeError, OutOfMemoryError } from '@tilegrad/core'
 import type { Gpu } from './gpu.ts'
+import type { Recorder } from './recorded.ts'
 
 /** This backend's piece of memory. Elements are 4 bytes each, bools too; an empty tensor has 4 bytes as well. */
 export class GpuBuffer {
@@ -13,6 +14,9 @@ export class GpuBuffer {
   dtype: DType = 'float32'
   /** The batch of commands that last used it; see `Engine`. */
   batch = -1
+  /** Which operand of which call it was last; see recorded.ts. */
+  call = 0
+  number = 0
 
   constructor(gpu: GPUBuffer, id: number, bytes: number) {
     this.gpu = gpu
@@ -79,6 +83,8 @@ export class BufferPool {
   #pooledCount = 0
   #peak = 0
   #created = 0
+  /** Listens to a kernel's temporaries. */
+  recorder: Recorder | null = null
 
   constructor(gpu: Gpu, maxPooledBytes: number | undefined, owner: PoolOwner) {
     this.#gpu = gpu
@@ -97,7 +103,7 @@ export class BufferPool {
     const wanted = 4 * count
     if (wanted > most)
       throw new DeviceError(
-        `webgpu: a tensor of ${count} elements takes ${wanted} bytes; ${this.#gpu.adapterName} allows ${most} per buffer. Split it`,
+        `${this.recorder ? `${this.recorder.name}: its workspace` : 'webgpu: a tensor'} of ${count} elements takes ${wanted} bytes; ${this.#gpu.adapterName} allows ${most} per buffer. Split it`,
       )
     const bytes = Math.min(sizeClass(wanted), most - (most % 4))
     const known = this.#free.get(bytes)?.pop()
@@ -110,10 +116,12 @@ export class BufferPool {
     this.#used += bytes
     this.#usedCount++
     this.#peak = Math.max(this.#peak, this.#used)
+    this.recorder?.alloc(buffer, count, dtype)
     return buffer
   }
 
   free(buffer: GpuBuffer): void {
+    this.recorder?.free(buffer)
     this.#used -= buffer.bytes
     this.#usedCount--
     const list = this.#free.get(buffer.bytes) ?? []

@@ -16,6 +16,7 @@ import { DeviceError, type DeviceSpan } from '@tilegrad/core'
 import { BufferPool, type GpuBuffer, usage } from './buffers.ts'
 import type { Gpu } from './gpu.ts'
 import { type GpuKernel, Pipelines } from './pipelines.ts'
+import type { Recorder, Scalar } from './recorded.ts'
 import type { Shader } from './shader.ts'
 
 const paramSlot = 256
@@ -23,6 +24,8 @@ const paramSpace = 65536
 const firstBatch = 16
 const largestBatch = 256
 const queries = 2 * largestBatch
+
+const slotOf = ({ paramBytes }: GpuKernel): number => Math.ceil(paramBytes / paramSlot) * paramSlot
 
 export class Engine {
   readonly gpu: Gpu
@@ -89,6 +92,15 @@ export class Engine {
     return this.#pipelines.kernel(key, label, build)
   }
 
+  /** Listens to a kernel; see recorded.ts. */
+  get recorder(): Recorder | null {
+    return this.pool.recorder
+  }
+
+  set recorder(recorder: Recorder | null) {
+    this.pool.recorder = recorder
+  }
+
   /** Bind groups made so far: flat in a loop that repeats itself. */
   get bindGroups(): number {
     return this.#pipelines.bindGroups
@@ -96,7 +108,8 @@ export class Engine {
 
   /**
    * Records a dispatch. `params`: one number per parameter, in order; those declared f32 go in `floats` by position.
-   * `buffers` are in the order of the shader's bindings, and distinct if one of them is written.
+   * `buffers` are in the order of the shader's bindings, and distinct if one of them is written. `scalars`, if any, are
+   * the parameters that are numbers of the call's, all in `values`.
    */
   run(
     kernel: GpuKernel,
@@ -106,24 +119,64 @@ export class Engine {
     y = 1,
     z = 1,
     floats?: readonly (readonly [position: number, value: number])[],
+    scalars: readonly Scalar[] = [],
+    values: readonly number[] = [],
   ): void {
     if (x === 0 || y === 0 || z === 0) return
+    this.#makeRoom(kernel, x, y, z)
+    const word = this.#paramEnd >>> 2
+    for (let i = 0; i < params.length; i++) this.#u32[word + i] = params[i] as number
+    if (floats) for (const [i, value] of floats) this.#f32[word + i] = value
+    this.recorder?.run(kernel, buffers, this.#u32.slice(word, word + params.length), [x, y, z], scalars)
+    this.#writeScalars(scalars, values)
+    this.#add(kernel, buffers, x, y, z)
+  }
+
+  /** The same from the words of parameters that `run` made before. */
+  runAgain(
+    kernel: GpuKernel,
+    buffers: readonly GpuBuffer[],
+    words: Uint32Array,
+    x: number,
+    y: number,
+    z: number,
+    scalars: readonly Scalar[],
+    values: readonly number[],
+  ): void {
+    this.#makeRoom(kernel, x, y, z)
+    const word = this.#paramEnd >>> 2
+    for (let i = 0; i < words.length; i++) this.#u32[word + i] = words[i] as number
+    this.#writeScalars(scalars, values)
+    this.#add(kernel, buffers, x, y, z)
+  }
+
+  #writeScalars(scalars: readonly Scalar[], values: readonly number[]): void {
+    const word = this.#paramEnd >>> 2
+    for (let i = 0; i < scalars.length; i++) {
+      const { at, source, dtype } = scalars[i] as Scalar
+      const value = values[source] as number
+      if (dtype === 'float32') this.#f32[word + at] = value
+      else this.#u32[word + at] = dtype === 'bool' ? Number(value !== 0) : value
+    }
+  }
+
+  /** Ends the batch if a dispatch does not fit any more. */
+  #makeRoom(kernel: GpuKernel, x: number, y: number, z: number): void {
     this.check(kernel.label)
     if (x > this.#maxGroups || y > this.#maxGroups || z > this.#maxGroups)
       throw new DeviceError(
         `${kernel.label}: needs ${x} × ${y} × ${z} workgroups; ${this.gpu.adapterName} allows ${this.#maxGroups} along each dim. Split its input`,
       )
-    const slot = Math.max(paramSlot, Math.ceil(kernel.paramBytes / paramSlot) * paramSlot)
-    if (this.#inBatch >= this.#batchSize || this.#paramEnd + slot > paramSpace) {
+    if (this.#inBatch >= this.#batchSize || this.#paramEnd + slotOf(kernel) > paramSpace) {
       this.flush()
       this.#batchSize = Math.min(largestBatch, 2 * this.#batchSize)
     }
-    const at = this.#paramEnd
-    this.#paramEnd += slot
-    const word = at >>> 2
-    for (let i = 0; i < params.length; i++) this.#u32[word + i] = params[i] as number
-    if (floats) for (const [i, value] of floats) this.#f32[word + i] = value
+  }
 
+  /** A dispatch whose parameters have been written. */
+  #add(kernel: GpuKernel, buffers: readonly GpuBuffer[], x: number, y: number, z: number): void {
+    const at = this.#paramEnd
+    this.#paramEnd += slotOf(kernel)
     const i = this.#kernels.length
     this.#groups[i] = this.#pipelines.bindGroup(kernel, buffers)
     this.#kernels.push(kernel)
@@ -147,6 +200,7 @@ export class Engine {
   /** Copies bytes between buffers; offsets and size are multiples of 4. */
   copy(from: GpuBuffer, fromByte: number, to: GpuBuffer, toByte: number, bytes: number): void {
     this.check('copy')
+    if (this.recorder) this.recorder.complete = false
     this.#encode().copyBufferToBuffer(from.gpu, fromByte, to.gpu, toByte, bytes)
     from.batch = to.batch = this.#batch
     this.#inBatch++
@@ -155,6 +209,7 @@ export class Engine {
   /** Host to GPU, in order with what is recorded. */
   write(buffer: GpuBuffer, byte: number, data: ArrayBufferView<ArrayBuffer>): void {
     this.check('write')
+    if (this.recorder) this.recorder.complete = false
     if (buffer.batch === this.#batch) this.flush()
     this.device.queue.writeBuffer(buffer.gpu, byte, data.buffer, data.byteOffset, data.byteLength)
   }

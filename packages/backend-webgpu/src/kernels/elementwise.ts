@@ -12,6 +12,7 @@ import { type KernelOf, type Primitives, typedPostOrder, type View } from '@tile
 import type { GpuBuffer } from '../buffers.ts'
 import type { Engine } from '../engine.ts'
 import { grid, type Nest, nestOf } from '../layout.ts'
+import type { Scalar } from '../recorded.ts'
 import type { Binding, Item } from '../shader.ts'
 import { itemOf, loaded, lower, stored, typeOf } from '../wgsl/lowering.ts'
 import { mathCode } from '../wgsl/math.ts'
@@ -65,14 +66,11 @@ export function elementwise(engine: Engine): Primitives['elementwise'] {
       for (const v of views) words.push(v.offset)
       if (!flat) words.push(...nest.sizes)
       for (const strides of nest.strides) words.push(...strides)
-      const floats: [number, number][] = []
-      for (const { source, dtype } of kernel.params) {
-        const value = params[source] as number
-        if (dtype === 'float32') floats.push([words.length, value])
-        words.push(dtype === 'bool' ? Number(value !== 0) : value)
-      }
+      const scalars = kernel.params.map(
+        ({ source, dtype }): Scalar => ({ at: words.push(0) - 1, source, dtype }),
+      )
       const [x, y] = grid(Math.ceil(count / ((long ? 1 : 4) * workgroup)))
-      engine.run(gpuKernel, buffers, words, x, y, 1, floats)
+      engine.run(gpuKernel, buffers, words, x, y, 1, [], scalars, params)
     },
   }
 }

@@ -19,6 +19,7 @@ import {
 import type { GpuBuffer } from '../buffers.ts'
 import type { Engine } from '../engine.ts'
 import { grid } from '../layout.ts'
+import type { Scalar } from '../recorded.ts'
 import type { Binding, Shader } from '../shader.ts'
 import { type Lowered, lower } from '../wgsl/lowering.ts'
 import { mathCode } from '../wgsl/math.ts'
@@ -36,7 +37,8 @@ interface Call {
   readonly count: number
   readonly views: readonly View[]
   readonly access: readonly Access[]
-  readonly params: readonly number[]
+  /** Where its numbers begin among those of all calls. */
+  readonly first: number
 }
 
 export const foreach = (engine: Engine): Foreach => {
@@ -51,25 +53,28 @@ export const foreach = (engine: Engine): Foreach => {
     return lowered
   }
 
-  const launch = (expression: Expression, calls: readonly Call[], buffers: readonly GpuBuffer[]): void => {
+  const launch = (
+    expression: Expression,
+    calls: readonly Call[],
+    buffers: readonly GpuBuffer[],
+    values: readonly number[],
+  ): void => {
     const places = calls.map(({ views }) => views.map((v) => buffers.indexOf(v.buffer as GpuBuffer)))
     const access = calls.map((c) => c.access.join(''))
     const kernel = engine.kernel(`foreach:${expression.id}:${access}:${places}`, expression.name, () =>
       shader(expression, loweredOf(expression) as Lowered, calls, places),
     )
     const words: number[] = []
-    const floats: [number, number][] = []
+    const scalars: Scalar[] = []
     let end = 0
-    for (const { count, views, params } of calls) {
+    for (const { count, views, first } of calls) {
       end += Math.ceil(count / span)
       words.push(end, count)
       for (const v of views) words.push(v.offset)
-      for (const { source } of expression.params) {
-        floats.push([words.length, params[source] as number])
-        words.push(0)
-      }
+      for (const { source, dtype } of expression.params)
+        scalars.push({ at: words.push(0) - 1, source: first + source, dtype })
     }
-    engine.run(kernel, buffers, words, ...grid(end), 1, floats)
+    engine.run(kernel, buffers, words, ...grid(end), 1, [], scalars, values)
   }
 
   return {
@@ -87,9 +92,13 @@ export const foreach = (engine: Engine): Foreach => {
     },
     run(outputs, inputs, { kernel: expression, params }) {
       const [outs, ins] = [expression.exprs.length, expression.inputs.length]
+      const values = params.flat()
+      let next = 0
       let calls: Call[] = []
       let buffers: GpuBuffer[] = []
       for (let c = 0; c < params.length; c++) {
+        const first = next
+        next += (params[c] as readonly number[]).length
         const views = [...outputs.slice(c * outs, (c + 1) * outs), ...inputs.slice(c * ins, (c + 1) * ins)]
         const count = layout.numel((views[0] as View).shape)
         if (count === 0) continue
@@ -100,13 +109,13 @@ export const foreach = (engine: Engine): Foreach => {
         const fresh = views.map((v) => v.buffer as GpuBuffer)
         const joined = [...new Set([...buffers, ...fresh])]
         if (joined.length > most || calls.length === mostCalls) {
-          launch(expression, calls, buffers)
+          launch(expression, calls, buffers, values)
           calls = []
           buffers = [...new Set(fresh)]
         } else buffers = joined
-        calls.push({ count, views, access, params: params[c] as readonly number[] })
+        calls.push({ count, views, access, first })
       }
-      if (calls.length > 0) launch(expression, calls, buffers)
+      if (calls.length > 0) launch(expression, calls, buffers, values)
     },
   }
 }

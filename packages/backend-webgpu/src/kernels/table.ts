@@ -1,7 +1,8 @@
 /** All kernels of the WebGPU backend. A missing primitive is an error of types; a fused kernel is one line. */
 
-import type { KernelTable, Primitives } from '@tilegrad/core'
+import type { KernelOf, KernelTable, Primitives } from '@tilegrad/core'
 import type { Engine } from '../engine.ts'
+import { recorded, type Varying } from '../recorded.ts'
 import { argReduce } from './arg-reduce.ts'
 import { attention, attentionBackward } from './attention.ts'
 import { crossEntropy, crossEntropyBackward } from './cross-entropy.ts'
@@ -20,6 +21,18 @@ import { scatterAdd } from './scatter-add.ts'
 import { logSoftmax, logSoftmaxBackward, softmax, softmaxBackward } from './softmax.ts'
 import { sort } from './sort.ts'
 import { totalNorm } from './total-norm.ts'
+
+/** What changes from call to call; see recorded.ts. */
+const varying: Readonly<Record<string, Varying>> = {
+  elementwise: { scalars: (attrs) => (attrs as { params: readonly number[] }).params },
+  foreach: { scalars: (attrs) => (attrs as { params: readonly (readonly number[])[] }).params.flat() },
+  // Every call drops others.
+  scaled_dot_product_attention: { anew: drops },
+  scaled_dot_product_attentionBackward: { anew: drops },
+}
+function drops(attrs: object): boolean {
+  return (attrs as { dropout: number }).dropout > 0
+}
 
 export function kernelTable(engine: Engine): KernelTable {
   const primitives: Primitives = {
@@ -54,5 +67,7 @@ export function kernelTable(engine: Engine): KernelTable {
     foreach: foreach(engine),
     total_norm: totalNorm(engine),
   }
-  return { ...primitives, ...fused } as unknown as KernelTable
+  const all = Object.entries({ ...primitives, ...fused }) as [string, KernelOf<object>][]
+  const table = all.map(([name, kernel]) => [name, recorded(engine, name, kernel, varying[name])])
+  return Object.fromEntries(table) as KernelTable
 }

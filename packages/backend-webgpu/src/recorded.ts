@@ -1,0 +1,256 @@
+/**
+ * Kernels that remember what they did. Which shaders run, on how many workgroups, with what temporaries and parameters
+ * follows from the layouts of the operands and the attributes alone; working that out takes longer than all the rest of
+ * a call. So it is recorded the first time, and done again for operands of the same layouts, with their buffers.
+ *
+ * Numbers that change from call to call (an optimiser's rates, the draws of random numbers) are not part of what a
+ * recording is found by: see `Scalar`. Objects in attributes (expressions) are known by what they are, not by what is in
+ * them: they are never changed.
+ *
+ * A kernel that does more than dispatches on its operands and temporaries (bytes from the host, copies, buffers of its
+ * own) is not remembered. Test: recorded.test.ts, and for all operators test/webgpu-recorded.test.ts.
+ */
+
+import type { DType, KernelOf, View } from '@tilegrad/core'
+import type { GpuBuffer } from './buffers.ts'
+import type { Engine } from './engine.ts'
+import type { GpuKernel } from './pipelines.ts'
+
+/** A parameter of a dispatch, at position `at`, that is the call's number `source`. */
+export interface Scalar {
+  readonly at: number
+  readonly source: number
+  readonly dtype: DType
+}
+
+/** Buffers are numbered: those of the operands in order, each once, and then temporaries as they are allocated. */
+type Step =
+  | {
+      readonly kind: 'run'
+      readonly kernel: GpuKernel
+      readonly buffers: readonly number[]
+      readonly words: Uint32Array
+      readonly grid: readonly [x: number, y: number, z: number]
+      readonly scalars: readonly Scalar[]
+    }
+  | { readonly kind: 'alloc'; readonly count: number; readonly dtype: DType }
+  | { readonly kind: 'free'; readonly buffer: number }
+
+/** Listens to the engine and its pool while a kernel runs. */
+export class Recorder {
+  /** Whose kernel it is. */
+  readonly name: string
+  readonly steps: Step[] = []
+  /** It used nothing but its operands, its temporaries and dispatches. */
+  complete = true
+  /** Temporaries that it has not given back. */
+  readonly taken = new Set<GpuBuffer>()
+  readonly #numbers: Map<GpuBuffer, number>
+  #next: number
+
+  constructor(name: string, operands: readonly GpuBuffer[]) {
+    this.name = name
+    this.#numbers = new Map(operands.map((buffer, i) => [buffer, i]))
+    this.#next = operands.length
+  }
+
+  run(
+    kernel: GpuKernel,
+    buffers: readonly GpuBuffer[],
+    words: Uint32Array,
+    grid: readonly [x: number, y: number, z: number],
+    scalars: readonly Scalar[],
+  ): void {
+    this.steps.push({ kind: 'run', kernel, buffers: buffers.map((b) => this.#of(b)), words, grid, scalars })
+  }
+
+  alloc(buffer: GpuBuffer, count: number, dtype: DType): void {
+    this.taken.add(buffer)
+    this.#numbers.set(buffer, this.#next++)
+    this.steps.push({ kind: 'alloc', count, dtype })
+  }
+
+  free(buffer: GpuBuffer): void {
+    this.taken.delete(buffer)
+    this.steps.push({ kind: 'free', buffer: this.#of(buffer) })
+  }
+
+  #of(buffer: GpuBuffer): number {
+    const number = this.#numbers.get(buffer)
+    if (number === undefined) this.complete = false
+    return number ?? -1
+  }
+}
+
+/** What was done for operands and attributes that `key` tells. */
+interface Recording {
+  readonly key: readonly number[]
+  readonly steps: readonly Step[]
+  /** Another one of the same hash. */
+  readonly next: Recording | undefined
+}
+
+/** Recordings of one kernel; when there are more, sizes change all the time, and old ones are of little use. */
+const most = 1024
+
+const none: readonly number[] = []
+
+/** What of a kernel's attributes varies from call to call. */
+export interface Varying {
+  /** The numbers in its attribute `params`, which recordings leave open. */
+  scalars?(attrs: object): readonly number[]
+  /** Is it to be worked out anew in any case, as something in its attributes is never the same? */
+  anew?(attrs: object): boolean
+}
+
+/** A kernel that remembers. */
+export function recorded(
+  engine: Engine,
+  name: string,
+  kernel: KernelOf<object>,
+  { scalars, anew }: Varying = {},
+): KernelOf<object> {
+  const recordings = new Map<number, Recording>()
+  return {
+    ...kernel,
+    run(outputs, inputs, attrs) {
+      if (engine.recorder || anew?.(attrs)) return kernel.run(outputs, inputs, attrs)
+      const hash = describe(outputs, inputs, attrs, scalars !== undefined)
+      for (let found = recordings.get(hash); found; found = found.next)
+        if (isDescribed(found.key)) return replay(engine, found.steps, scalars ? scalars(attrs) : none)
+
+      const made = key.slice(0, end)
+      const recorder = new Recorder(name, operands)
+      engine.recorder = recorder
+      try {
+        kernel.run(outputs, inputs, attrs)
+      } catch (error) {
+        for (const buffer of recorder.taken) engine.pool.free(buffer)
+        throw error
+      } finally {
+        engine.recorder = null
+      }
+      if (!recorder.complete) return
+      if (recordings.size >= most) recordings.clear()
+      recordings.set(hash, { key: made, steps: recorder.steps, next: recordings.get(hash) })
+    },
+  }
+}
+
+function replay(engine: Engine, steps: readonly Step[], scalars: readonly number[]): void {
+  const given = operands.length
+  let s = 0
+  try {
+    for (; s < steps.length; s++) {
+      const step = steps[s] as Step
+      if (step.kind === 'run') {
+        const { buffers, grid } = step
+        bound.length = buffers.length
+        for (let i = 0; i < buffers.length; i++) bound[i] = operands[buffers[i] as number] as GpuBuffer
+        engine.runAgain(step.kernel, bound, step.words, grid[0], grid[1], grid[2], step.scalars, scalars)
+      } else if (step.kind === 'alloc') operands.push(engine.pool.alloc(step.count, step.dtype))
+      else engine.pool.free(operands[step.buffer] as GpuBuffer)
+    }
+  } catch (error) {
+    const freed = new Set(steps.slice(0, s).map((step) => (step.kind === 'free' ? step.buffer : -1)))
+    for (let i = given; i < operands.length; i++)
+      if (!freed.has(i)) engine.pool.free(operands[i] as GpuBuffer)
+    throw error
+  }
+}
+
+// What `describe` found, reused by all calls: none runs while another does.
+const key: number[] = []
+let end = 0
+const operands: GpuBuffer[] = []
+const bound: GpuBuffer[] = []
+let calls = 0
+
+/** Fills `key` and `operands`; returns the key's hash. */
+function describe(
+  outputs: readonly View[],
+  inputs: readonly View[],
+  attrs: object,
+  openScalars: boolean,
+): number {
+  end = 0
+  operands.length = 0
+  calls++
+  key[end++] = outputs.length
+  key[end++] = inputs.length
+  for (let i = 0; i < outputs.length; i++) describeView(outputs[i] as View)
+  for (let i = 0; i < inputs.length; i++) describeView(inputs[i] as View)
+  for (const name in attrs) {
+    const value = (attrs as Record<string, unknown>)[name]
+    key[end++] = identityOf(name)
+    if (openScalars && name === 'params') describeLengths(value as readonly unknown[])
+    else describeValue(value)
+  }
+  let hash = end
+  for (let i = 0; i < end; i++) {
+    hash = Math.imul(hash ^ (key[i] as number), 0x9e3779b1)
+    hash ^= hash >>> 15
+  }
+  return hash
+}
+
+function describeView(view: View): void {
+  const { dtype, shape, strides, offset } = view
+  const buffer = view.buffer as GpuBuffer
+  if (buffer.call !== calls) {
+    buffer.call = calls
+    buffer.number = operands.push(buffer) - 1
+  }
+  // Which operands share a buffer, and whether there is room after the last element.
+  key[end++] = buffer.number
+  key[end++] = buffer.bytes
+  key[end++] = dtype === 'float32' ? -1 : identityOf(dtype)
+  key[end++] = offset
+  key[end++] = shape.length
+  for (let d = 0; d < shape.length; d++) {
+    key[end++] = shape[d] as number
+    key[end++] = strides[d] as number
+  }
+}
+
+function describeLengths(params: readonly unknown[]): void {
+  key[end++] = params.length
+  for (const part of params) if (Array.isArray(part)) key[end++] = part.length
+}
+
+/** As whole numbers, so that NaN equals itself and −0 is not 0. */
+function describeValue(value: unknown): void {
+  if (typeof value === 'number') {
+    float[0] = value
+    key[end++] = -2
+    key[end++] = halves[0] as number
+    key[end++] = halves[1] as number
+  } else if (Array.isArray(value)) {
+    key[end++] = -3
+    key[end++] = value.length
+    for (const item of value) describeValue(item)
+  } else key[end++] = typeof value === 'boolean' ? (value ? -4 : -5) : identityOf(value)
+}
+const float = new Float64Array(1)
+const halves = new Int32Array(float.buffer)
+
+/** A number for a text, null or undefined, or for an object, as expressions are: those are made once. */
+function identityOf(value: unknown): number {
+  const isObject = (typeof value === 'object' && value !== null) || typeof value === 'function'
+  let number = isObject ? objects.get(value) : texts.get(value)
+  if (number === undefined) {
+    number = identities++
+    if (isObject) objects.set(value, number)
+    else texts.set(value, number)
+  }
+  return number
+}
+const texts = new Map<unknown, number>()
+const objects = new WeakMap<object, number>()
+let identities = 0
+
+function isDescribed(other: readonly number[]): boolean {
+  if (other.length !== end) return false
+  for (let i = 0; i < end; i++) if (other[i] !== key[i]) return false
+  return true
+}

@@ -1,0 +1,44 @@
+/** What a backend dispatches, for tests of how it comes about. */
+import type { GpuBuffer } from '../../src/buffers.ts'
+import { createWebGpuBackend } from '../../src/index.ts'
+import { Recorder } from '../../src/recorded.ts'
+
+/** A backend 'null' that writes down its dispatches. With `anew` its kernels never do again what they did before. */
+export async function observed({ anew = false } = {}) {
+  const backend = await createWebGpuBackend({ backend: 'null' })
+  const { engine } = backend
+  // Within another's recording nothing is recorded or done again.
+  if (anew) engine.recorder = new Recorder('all', [])
+  const dispatches: string[] = []
+  const seen = { dispatches, again: 0 }
+  const [run, runAgain] = [engine.run.bind(engine), engine.runAgain.bind(engine)]
+  type Scalars = Parameters<typeof engine.run>[7]
+  const note = (
+    label: string,
+    buffers: readonly GpuBuffer[],
+    words: Uint32Array,
+    grid: readonly number[],
+    scalars: Scalars = [],
+    values: readonly number[] = [],
+  ): void => {
+    const floats = new Float32Array(words.buffer)
+    for (const { at, source, dtype } of scalars) {
+      const value = values[source] as number
+      if (dtype === 'float32') floats[at] = value
+      else words[at] = dtype === 'bool' ? Number(value !== 0) : value
+    }
+    dispatches.push(`${label} ${grid} ${buffers.map((b) => b.id)} ${words}`)
+  }
+  engine.run = (kernel, buffers, params, x, y = 1, z = 1, floats = [], scalars, values) => {
+    const words = Uint32Array.from(params)
+    for (const [i, value] of floats) new Float32Array(words.buffer)[i] = value
+    if (x * y * z > 0) note(kernel.label, buffers, words, [x, y, z], scalars, values)
+    run(kernel, buffers, params, x, y, z, floats, scalars, values)
+  }
+  engine.runAgain = (kernel, buffers, words, x, y, z, scalars, values) => {
+    seen.again++
+    note(kernel.label, buffers, words.slice(), [x, y, z], scalars, values)
+    runAgain(kernel, buffers, words, x, y, z, scalars, values)
+  }
+  return { backend, seen }
+}
