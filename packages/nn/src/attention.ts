@@ -186,9 +186,11 @@ export abstract class SelfAttention<C extends AttentionCache = AttentionCache> e
         `${name}: keyPaddingMask must be bool (B, S) = [${padded.join(', ')}], got ${keyPaddingMask.dtype} [${keyPaddingMask.shape.join(', ')}]`,
       )
     }
-    const [q, k, v] = this.#project(x, context).map((part) =>
-      part.unflatten(-1, [-1, this.headDim]).transpose(-3, -2),
-    ) as [Tensor, Tensor, Tensor]
+    const [q, k, v] = this.#project(x, context).map((part) => part.transpose(-3, -2)) as [
+      Tensor,
+      Tensor,
+      Tensor,
+    ]
     const place = (heads: Tensor, norm: RMSNorm | null): Tensor => {
       const normed = norm ? norm.forward(heads) : heads
       return this.#rope ? this.#rope.turn(normed, cache?.length ?? 0, positions) : normed
@@ -198,17 +200,22 @@ export abstract class SelfAttention<C extends AttentionCache = AttentionCache> e
     return this.outProj.forward(heads.transpose(-3, -2).flatten(-2), { residual })
   }
 
+  /** Queries, keys and values, (B, T, heads, headDim). Heads are taken apart first: gradients join in one copy then. */
   #project(x: Tensor, context: Tensor | null): Tensor[] {
-    const { c_attn, q_proj, k_proj, v_proj, headDim, numHeads, numKvHeads } = this
-    const [q, kv] = [numHeads * headDim, numKvHeads * headDim]
+    const { c_attn, q_proj, k_proj, v_proj, headDim, numHeads: q, numKvHeads: kv } = this
+    const apart = (all: Tensor): Tensor => all.unflatten(-1, [-1, headDim])
     if (!c_attn) {
       const source = context ?? x
-      return [q_proj?.forward(x), k_proj?.forward(source), v_proj?.forward(source)] as Tensor[]
+      return [q_proj?.forward(x), k_proj?.forward(source), v_proj?.forward(source)].map((y) =>
+        apart(y as Tensor),
+      )
     }
-    if (!context) return split(c_attn.forward(x), [q, kv, kv], -1)
-    const rows = (input: Tensor, from: number, length: number): Tensor =>
-      linear(input, c_attn.weight.narrow(0, from, length), c_attn.bias?.narrow(0, from, length))
-    return [rows(x, 0, q), ...split(rows(context, q, 2 * kv), [kv, kv], -1)]
+    if (!context) return split(apart(c_attn.forward(x)), [q, kv, kv], -2)
+    const rows = (input: Tensor, from: number, heads: number): Tensor => {
+      const [at, length] = [from * headDim, heads * headDim]
+      return apart(linear(input, c_attn.weight.narrow(0, at, length), c_attn.bias?.narrow(0, at, length)))
+    }
+    return [rows(x, 0, q), ...split(rows(context, q, 2 * kv), [kv, kv], -2)]
   }
 
   override extraRepr(): string {
