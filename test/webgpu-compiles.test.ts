@@ -139,6 +139,19 @@ describe.each(backends)('%s', (_, backend) => {
     await check()
   })
 
+  test('attention with so many heads that dS is stored', async () => {
+    for (const d of [32, 60, 64, 128])
+      withBackend(backend, () => {
+        const heads = (h: number) => param([128, h, 72, d])
+        for (const isCausal of [false, 'top-left', 'bottom-right'] as const)
+          for (const kvHeads of [2, 4])
+            trained(() => scaledDotProductAttention(heads(4), heads(kvHeads), heads(kvHeads), { isCausal }))
+        const options: AttentionOptions = { alibi: randn([4]), attnMask: randn([72, 72]), dropoutP: 0.1 }
+        trained(() => scaledDotProductAttention(heads(4), heads(4), heads(4), options))
+      })
+    await check()
+  })
+
   test('attention with every option, in tiles of every size', async () => {
     for (const d of [32, 64, 128])
       withBackend(backend, () => {

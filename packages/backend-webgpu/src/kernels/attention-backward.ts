@@ -7,6 +7,8 @@
  *
  * Weights that threads exchange take the place of the block of V, which dK and dV then read anew for every block: it
  * is in the cache, and this lets blocks of 64 × 32 fit in 48 KiB.
+ *
+ * Where memory allows, the second kernel stores dS, and a product makes dQ of it: see `attention-stored.ts`.
  */
 
 import type { Shader } from '../shader.ts'
@@ -36,6 +38,7 @@ import {
 } from './attention-blocks.ts'
 import { optionBindings, optionParams } from './attention-options.ts'
 import { alibi, draw, drop, droppedFunction, factor, headOptions, hide } from './attention-scores.ts'
+import { putStored, storedParams, zeroStored } from './attention-stored.ts'
 import { reach, walk } from './attention-visits.ts'
 
 /** Which gradients a kernel computes. */
@@ -60,7 +63,7 @@ export const backwardBytes = (form: Form, gradients: Gradients): number =>
   Object.values(tilesOf(form, gradients)).reduce((sum, floats) => sum + 4 * floats, 0)
 
 export function backwardShader(form: Form, gradients: Gradients): Shader {
-  const { tile, vectors, dropout } = form
+  const { tile, vectors, dropout, stored } = form
   const item = vectors ? 'vec4<f32>' : 'f32'
   const ofQueries = gradients === 'q'
   const own = ofQueries ? ['dq'] : [...gradients].map((g) => `d${g}`)
@@ -69,6 +72,7 @@ export function backwardShader(form: Form, gradients: Gradients): Shader {
       ...commonParams,
       ...['q', 'k', 'v', 'g'].flatMap(operandParams),
       ...optionParams(form),
+      ...(stored ? storedParams : []),
       ...own.map((name) => `${name}At: i32`),
     ],
     bindings: [
@@ -79,6 +83,7 @@ export function backwardShader(form: Form, gradients: Gradients): Shader {
       { name: 'stat', item: 'f32' },
       ...optionBindings(form),
       ...own.map((name) => ({ name, item, write: true }) as const),
+      ...(stored ? [{ name: 'ds', item: 'vec4<f32>', write: true } as const] : []),
     ],
     workgroup: [threadsOf(tile)],
     declarations: [
@@ -177,7 +182,7 @@ ${store(form, 'dq', q4, 'p.width', 'q0', 'p.queries', 'p.dqAt + firstRow * p.wid
 }
 
 function keysBody(form: Form, gradients: Gradients): string {
-  const { tile, dq, dv, mask, rowsInPlace, dropout } = form
+  const { tile, dq, dv, mask, rowsInPlace, dropout, stored } = form
   const { rm, kn } = tile
   const [rows, cols] = [rowsOf(tile), colsOf(tile)]
   const [q4, v4] = [dq / 4, dv / 4]
@@ -194,7 +199,7 @@ ${needV ? each(rm, (i) => each(kn, (j) => `s${i}_${j} *= ${keep(i, j)};`)) : ''}
 `
   }
   return `let k0 = i32(index % p.blocks) * ${rows};
-let head = index / p.blocks;
+let head = index / p.blocks${stored ? ' + p.firstHead' : ''};
 let keyHeads = p.heads / p.group;
 let b = i32(head / keyHeads); let hk = i32(head % keyHeads);
 ${keyBases}
@@ -205,6 +210,7 @@ ${needK ? zeroSums(tile, 'x', q4) : ''}
 ${needV ? zeroSums(tile, 'y', v4) : ''}
 for (var h = hk * i32(p.group); h < (hk + 1) * i32(p.group); h++) {
 ${queryBases(form)}
+${stored ? zeroStored(tile) : ''}
 ${walk(
   form,
   'queries',
@@ -224,6 +230,7 @@ ${needK ? `${zeroScores(tile, 'd')}\n${scores(tile, 'd', rowsInPlace ? 'v' : 'tv
 ${dropout ? dropped() : ''}${rowsInPlace ? '' : 'workgroupBarrier();'}
 ${needV ? `${putWeights(tile, 's', 'tv')}\nworkgroupBarrier();\n${sums(tile, 'y', 'tv', 'tg', v4, true, 'end - q0')}` : ''}
 ${needK && !dropout ? product((i, j) => `d${i}_${j}`) : ''}
+${stored ? putStored(tile, 'd') : ''}
 ${needK && needV ? 'workgroupBarrier();' : ''}
 ${needK ? `${putWeights(tile, 'd', 'tv')}\nworkgroupBarrier();\n${sums(tile, 'x', 'tv', 'tq', q4, true, 'end - q0')}` : ''}
 workgroupBarrier();`,

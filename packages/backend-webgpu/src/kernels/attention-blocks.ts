@@ -53,6 +53,8 @@ export interface Form {
   /** Lists of blocks; rows and columns of tiles divide them. */
   readonly blocks: boolean
   readonly alibi: boolean
+  /** The kernel of dK and dV stores dS: see attention-stored.ts. */
+  readonly stored: boolean
   /** The expression of dropout's factors. */
   readonly dropout: Kernel | null
 }

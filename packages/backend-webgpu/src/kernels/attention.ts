@@ -57,6 +57,7 @@ import {
 } from './attention-blocks.ts'
 import { forwardBytes, forwardShader } from './attention-forward.ts'
 import { addOptions, optionBuffers } from './attention-options.ts'
+import { type Allowance, allowance, type Chunk, chunksOf, storedOf } from './attention-stored.ts'
 
 /** The largest head: its blocks must fit in workgroup memory. */
 const maxWidth = 128
@@ -104,6 +105,7 @@ function chooseForm(
   inputs: readonly View[],
   attrs: AttentionAttrs,
   more: readonly View[],
+  stored = false,
 ): Form {
   const { q, k, v, mask } = attentionOperands(inputs, attrs)
   const { blockSize, dropout, draw } = attrs
@@ -125,6 +127,7 @@ function chooseForm(
       globals: attrs.globalTokens > 0,
       blocks: blockSize > 0,
       alibi: attrs.hasAlibi,
+      stored,
       dropout:
         dropout === 0 ? null : specialize(dropoutFactors, [], dropoutParams(dropout, draw), ['float32']),
     }))
@@ -159,6 +162,7 @@ export function attention(engine: Engine, tiles = usable(engine, forwardTiles)):
 export function attentionBackward(
   engine: Engine,
   tiles = usable(engine, backwardTiles),
+  allowed: Allowance = allowance,
 ): KernelOf<AttentionAttrs & { readonly needs: readonly boolean[] }> {
   return {
     supports: (inputs, attrs) =>
@@ -168,6 +172,9 @@ export function attentionBackward(
       const [b, h, t] = q.shape as [number, number, number]
       const [keyHeads, s] = [k.shape[1] as number, k.shape[2] as number]
       const [out, lse, dout] = rest as [View, View, View]
+
+      const formOf = (gradients: Gradients, isStored: boolean): Form =>
+        chooseForm(engine, tiles, (f) => backwardBytes(f, gradients), inputs, attrs, [dout], isStored)
 
       const rows = b * h * t
       const stat = engine.pool.alloc(2 * rows, 'float32')
@@ -189,27 +196,47 @@ export function attentionBackward(
         )
       }
 
-      const run = (gradients: Gradients, results: readonly View[], items: number, length: number): void => {
-        const form = chooseForm(engine, tiles, (f) => backwardBytes(f, gradients), inputs, attrs, [dout])
+      const run = (gradients: Gradients, results: readonly View[], chunk?: Chunk): void => {
+        const isQ = gradients === 'q'
+        const form = formOf(gradients, chunk !== undefined)
         const key = `attentionBackward:${gradients}:${formName(form)}`
         const kernel = engine.kernel(key, 'scaled_dot_product_attentionBackward', () =>
           backwardShader(form, gradients),
         )
-        const { words, floats } = commonWords([q, k, v], attrs, items, Math.ceil(length / rowsOf(form.tile)))
+        const items = isQ ? b * h : chunk ? chunk.items * chunk.heads : b * keyHeads
+        const blocks = Math.ceil((isQ ? t : s) / rowsOf(form.tile))
+        const { words, floats } = commonWords([q, k, v], attrs, items, blocks)
         for (const x of [q, k, v, dout]) words.push(...operandWords(x, form.vectors))
         const buffers = [q, k, v, dout].map(buffer).concat(stat)
-        addOptions({ words, floats, buffers }, form, gradients === 'q' ? 'keys' : 'queries', inputs, attrs)
+        addOptions({ words, floats, buffers }, form, isQ ? 'keys' : 'queries', inputs, attrs)
+        buffers.push(...results.map(buffer))
+        const stored = chunk && storedOf(engine, form.tile, chunk, inputs, attrs, outputs[0] as View)
+        if (stored) {
+          words.push(...stored.words)
+          buffers.push(stored.buffer)
+        }
         words.push(...results.map((x) => x.offset))
-        engine.run(kernel, buffers.concat(results.map(buffer)), words, ...grid(words[0] as number), 1, floats)
+        engine.run(kernel, buffers, words, ...grid(words[0] as number), 1, floats)
+        if (stored) {
+          stored.multiply()
+          engine.pool.free(stored.buffer)
+        }
       }
       const [needQ, needK, needV] = attrs.needs
+      const fits = (more: number): boolean => takes(engine, inputs, attrs, backwardBuffers + more)
       const left = [...outputs]
-      if (needQ) run('q', left.splice(0, 1), b * h, t)
-      const together = takes(engine, inputs, attrs, backwardBuffers + 1)
-      if (needK && needV && together) run('kv', left.splice(0, 2), b * keyHeads, s)
+      const chunks =
+        needQ && needK && needV && fits(2)
+          ? chunksOf(engine, allowed, formOf('kv', true).tile, inputs, attrs)
+          : []
+      if (chunks.length > 0) for (const chunk of chunks) run('kv', outputs.slice(1), chunk)
       else {
-        if (needK) run('k', left.splice(0, 1), b * keyHeads, s)
-        if (needV) run('v', left.splice(0, 1), b * keyHeads, s)
+        if (needQ) run('q', left.splice(0, 1))
+        if (needK && needV && fits(1)) run('kv', left.splice(0, 2))
+        else {
+          if (needK) run('k', left.splice(0, 1))
+          if (needV) run('v', left.splice(0, 1))
+        }
       }
       engine.pool.free(stat)
     },

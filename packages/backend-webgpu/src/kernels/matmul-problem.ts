@@ -27,6 +27,8 @@ export interface Problem {
   /** All of one shape and layout class; extras broadcast to it (strides of 0). */
   outs: Matrix[]
   extras: Matrix[]
+  /** a[i, j] is 0 where j − i > band, and need not be read there, but where it is read it is stored. */
+  band?: number
 }
 
 /** Operands of equal rank, or that broadcast (`b` and `extras`) to the rank of the outputs. */

@@ -53,6 +53,8 @@ export interface TileSpec {
   readonly dims: number
   /** The steps of k do not fill the last stage. */
   readonly tail: boolean
+  /** Steps of k end where all rows of a tile have only zeros; see `Problem`. */
+  readonly band: boolean
   readonly epilogue: Epilogue
 }
 
@@ -95,7 +97,8 @@ export function tileShader(t: Tile, spec: TileSpec): Shader {
     places(matrices, dims),
     // Partial products lie one after another.
     'q2 += split * (p.total / (p.tilesN * p.tilesM * p.splits)) * p.m * p.n;',
-    'let kEnd = min(p.k, (split + 1) * p.kStep);',
+    'var kEnd = min(p.k, (split + 1) * p.kStep);',
+    ...(spec.band ? [`kEnd = min(kEnd, max(0, m0 + p.band + ${bm + bk - 1}) / ${bk} * ${bk});`] : []),
     'var k0 = split * p.kStep;',
     'let t = i32(li);',
   ]
@@ -209,7 +212,7 @@ export function tileShader(t: Tile, spec: TileSpec): Shader {
     )
   }
   return {
-    params: fields(matrices, dims),
+    params: [...fields(matrices, dims), ...(spec.band ? ['band: i32'] : [])],
     bindings: [...inputs, ...bindings(e, 2)],
     workgroup: [threads],
     declarations: `${declarations(e)}\nvar<workgroup> s: array<${v}, ${bytesOf(t, spec.a, spec.b) / 16}>;`,

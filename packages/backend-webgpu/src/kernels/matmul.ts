@@ -45,8 +45,9 @@ function tiles(engine: Engine, label: string, p: Problem, program: Program | und
   const tail = p.k % tile.bk !== 0
   const dims = p.sizes.length
   const epilogue = epilogueOf(p, program)
-  const key = `mt${tileKey(tile)}${a}${b}${dims}${tail}${epilogueKey(epilogue)}`
-  const kernel = engine.kernel(key, label, () => tileShader(tile, { a, b, dims, tail, epilogue }))
+  const band = p.band !== undefined
+  const key = `mt${tileKey(tile)}${a}${b}${dims}${tail}${band}${epilogueKey(epilogue)}`
+  const kernel = engine.kernel(key, label, () => tileShader(tile, { a, b, dims, tail, band, epilogue }))
   const matrices = [p.a, p.b, ...p.outs, ...p.extras]
   const tilesN = Math.ceil(p.n / tile.bn)
   const tilesM = Math.ceil(p.m / tile.bm)
@@ -56,7 +57,7 @@ function tiles(engine: Engine, label: string, p: Problem, program: Program | und
   engine.run(
     kernel,
     matrices.map((x) => x.buffer),
-    values(first, matrices, p.sizes),
+    [...values(first, matrices, p.sizes), ...(p.band === undefined ? [] : [p.band])],
     ...grid(total),
   )
 }
