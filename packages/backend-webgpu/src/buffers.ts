@@ -11,6 +11,8 @@ export class GpuBuffer {
   readonly id: number
   /** Of the GPU's buffer; at least what the tensor needs. */
   readonly bytes: number
+  /** Where it lies while it is free. */
+  readonly shelf: Shelf
   dtype: DType = 'float32'
   /** The batch of commands that last used it; see `Engine`. */
   batch = -1
@@ -18,11 +20,24 @@ export class GpuBuffer {
   call = 0
   number = 0
 
-  constructor(gpu: GPUBuffer, id: number, bytes: number) {
+  constructor(gpu: GPUBuffer, id: number, shelf: Shelf) {
     this.gpu = gpu
     this.id = id
-    this.bytes = bytes
+    this.bytes = shelf.bytes
+    this.shelf = shelf
   }
+}
+
+/** The free buffers of a size. */
+interface Shelf {
+  readonly bytes: number
+  /**
+   * The oldest last, which is handed out next. Which one that is thus depends on what is free, not on the order in
+   * which it came back: a step that repeats itself gets the same buffers, and finds its bind groups.
+   */
+  readonly free: GpuBuffer[]
+  /** When a buffer came back last, counted in buffers. */
+  used: number
 }
 
 export interface BufferStats {
@@ -70,11 +85,8 @@ export interface PoolOwner {
 /** Hands out buffers, and keeps those that come back for the next ones of their size. */
 export class BufferPool {
   readonly #gpu: Gpu
-  /**
-   * By size, the oldest last, which is handed out next. Which one that is thus depends on what is free, not on the order
-   * in which it came back: a step that repeats itself gets the same buffers, and finds its bind groups.
-   */
-  readonly #free = new Map<number, GpuBuffer[]>()
+  readonly #shelves = new Map<number, Shelf>()
+  #returned = 0
   readonly #maxPooled: number | undefined
   readonly #owner: PoolOwner
   #used = 0
@@ -106,12 +118,17 @@ export class BufferPool {
         `${this.recorder ? `${this.recorder.name}: its workspace` : 'webgpu: a tensor'} of ${count} elements takes ${wanted} bytes; ${this.#gpu.adapterName} allows ${most} per buffer. Split it`,
       )
     const bytes = Math.min(sizeClass(wanted), most - (most % 4))
-    const known = this.#free.get(bytes)?.pop()
+    let shelf = this.#shelves.get(bytes)
+    if (!shelf) {
+      shelf = { bytes, free: [], used: 0 }
+      this.#shelves.set(bytes, shelf)
+    }
+    const known = shelf.free.pop()
     if (known) {
       this.#pooled -= bytes
       this.#pooledCount--
     }
-    const buffer = known ?? this.#create(bytes)
+    const buffer = known ?? this.#create(shelf)
     buffer.dtype = dtype
     this.#used += bytes
     this.#usedCount++
@@ -124,11 +141,9 @@ export class BufferPool {
     this.recorder?.free(buffer)
     this.#used -= buffer.bytes
     this.#usedCount--
-    const list = this.#free.get(buffer.bytes) ?? []
-    insert(list, buffer)
-    // The last to be asked for again first: sizes that are in use stay at the end.
-    this.#free.delete(buffer.bytes)
-    this.#free.set(buffer.bytes, list)
+    const { shelf } = buffer
+    insert(shelf.free, buffer)
+    shelf.used = ++this.#returned
     this.#pooled += buffer.bytes
     this.#pooledCount++
     const most = this.#maxPooled ?? Math.max(leastPooled, 1.25 * this.#peak - this.#used)
@@ -137,15 +152,13 @@ export class BufferPool {
 
   /** Gives free buffers back to the device, those of the size that was used longest ago first. */
   #evict(most: number): void {
-    for (const [bytes, list] of this.#free) {
-      while (this.#pooled > most && list.length > 0) {
-        this.#owner.retire(list.shift() as GpuBuffer)
+    for (const { bytes, free } of [...this.#shelves.values()].sort((a, b) => a.used - b.used))
+      while (free.length > 0) {
+        if (this.#pooled <= most) return
+        this.#owner.retire(free.shift() as GpuBuffer)
         this.#pooled -= bytes
         this.#pooledCount--
       }
-      if (list.length === 0) this.#free.delete(bytes)
-      if (this.#pooled <= most) return
-    }
   }
 
   /** Gives all free buffers back to the device. */
@@ -164,11 +177,12 @@ export class BufferPool {
     }
   }
 
-  #create(bytes: number): GpuBuffer {
+  #create(shelf: Shelf): GpuBuffer {
+    const { bytes } = shelf
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST
     const { device } = this.#gpu
     device.pushErrorScope('out-of-memory')
-    const buffer = new GpuBuffer(device.createBuffer({ size: bytes, usage }), this.#created++, bytes)
+    const buffer = new GpuBuffer(device.createBuffer({ size: bytes, usage }), this.#created++, shelf)
     const used = this.#used
     // Asked now, as the device answers when scopes may have ended; of small ones nobody wants to know.
     const holders = bytes >= 2 ** 20 ? this.#owner.holders() : ''

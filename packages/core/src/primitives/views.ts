@@ -14,7 +14,12 @@ function view<A>(name: string, x: Tensor, layout: Layout, attrs: A, backward: Ba
 
 /** A part of x (slice, select, diagonal): its gradient is put back among zeros. */
 export function part(name: string, x: Tensor, region: (layout: Layout) => Layout): Tensor {
-  return view(name, x, region(x), region, (node, [d]) => [d && embed(d, node.inputs[0].shape, node.attrs)])
+  const layout = region(x)
+  const { shape, strides, offset } = layout
+  // All of x leaves nothing for zeros.
+  if (offset === x.offset && L.sameShape(shape, x.shape) && L.sameShape(strides, x.strides))
+    return view(name, x, layout, region, (_, [d]) => [d])
+  return view(name, x, layout, region, (node, [d]) => [d && embed(d, node.inputs[0].shape, node.attrs)])
 }
 
 /** Zeros of `shape` with x written at `region` of it; the adjoint of `part`. */
