@@ -85,6 +85,8 @@ export interface PoolOwner {
 /** Hands out buffers, and keeps those that come back for the next ones of their size. */
 export class BufferPool {
   readonly #gpu: Gpu
+  /** Bytes of a buffer; asking the device is slow. */
+  readonly #largest: number
   readonly #shelves = new Map<number, Shelf>()
   #returned = 0
   readonly #maxPooled: number | undefined
@@ -100,6 +102,7 @@ export class BufferPool {
 
   constructor(gpu: Gpu, maxPooledBytes: number | undefined, owner: PoolOwner) {
     this.#gpu = gpu
+    this.#largest = Math.min(gpu.limits.maxBufferSize, gpu.limits.maxStorageBufferBindingSize)
     this.#maxPooled = maxPooledBytes
     this.#owner = owner
   }
@@ -110,8 +113,7 @@ export class BufferPool {
       throw new DTypeError(
         `webgpu: ${dtype} is not stored on GPUs here; convert with .to('float32') before moving there`,
       )
-    const { maxBufferSize, maxStorageBufferBindingSize } = this.#gpu.limits
-    const most = Math.min(maxBufferSize, maxStorageBufferBindingSize)
+    const most = this.#largest
     const wanted = 4 * count
     if (wanted > most)
       throw new DeviceError(

@@ -383,7 +383,10 @@ export class Engine {
       }
       this.#offset[0] = numbers[4 * i] as number
       pass.setBindGroup(0, this.#groups[i] as GPUBindGroup, this.#offset)
-      pass.dispatchWorkgroups(numbers[4 * i + 1] as number, numbers[4 * i + 2], numbers[4 * i + 3])
+      const [x, y, z] = [numbers[4 * i + 1] as number, numbers[4 * i + 2], numbers[4 * i + 3]]
+      // Every argument costs.
+      if (y === 1 && z === 1) pass.dispatchWorkgroups(x)
+      else pass.dispatchWorkgroups(x, y, z)
     }
     pass?.end()
     this.#encoded = this.#kernels.length

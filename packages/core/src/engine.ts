@@ -345,18 +345,20 @@ export function sumTo(d: Tensor, shape: readonly number[]): Tensor {
   return reshapeView(dims.length > 0 ? reduce('sum', d, dims, true) : d, shape)
 }
 
+let passes = 0
+
 /** The nodes behind some tensors, latest first. */
 function reachable(roots: readonly Tensor[]): GradNode[] {
   const nodes: GradNode[] = []
-  const seen = new Set<GradNode>()
+  const pass = ++passes
   const stack = roots.flatMap((r) => (r.gradFn ? [r.gradFn] : []))
   while (stack.length > 0) {
     const node = stack.pop() as GradNode
-    if (seen.has(node)) continue
-    seen.add(node)
+    if (node.mark === pass) continue
+    node.mark = pass
     if (node.freed) throw freedError(node.name)
     nodes.push(node)
-    for (const t of node.inputs) if (t.gradFn && !seen.has(t.gradFn)) stack.push(t.gradFn)
+    for (const t of node.inputs) if (t.gradFn && t.gradFn.mark !== pass) stack.push(t.gradFn)
   }
   return nodes.sort((a, b) => b.sequence - a.sequence)
 }

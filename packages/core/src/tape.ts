@@ -74,6 +74,8 @@ export class GradNode<A = unknown> {
   /** Temporaries made for this node that live as long as its graph. */
   owned: readonly Tensor[] | null = null
   freed = false
+  /** The backward pass that came by last. */
+  mark = 0
   /** Set where inputs and outputs were dropped: the node at `index` of the replay stands in for this one. */
   replay: { readonly of: Replay; readonly index: number } | null = null
   readonly #backward: Backward<A>
