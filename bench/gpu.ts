@@ -2,7 +2,9 @@
  * Benchmarks of the WebGPU engine beside its floors and PyTorch: see README.md. Runs as it is, and as one bundled file
  * on a host that has only Node, npm `webgpu` and a GPU.
  *
- * pnpm bench:gpu [--json FILE] [--only REGEX] [--runs N] [--no-peers] [--python FILE] [--steps N] [--toggles LIST] [--limits default]
+ * pnpm bench:gpu [--json FILE] [--only REGEX] [--runs N] [--no-peers] [--python FILE] [--steps N] [--toggles LIST] [--limits default] [--dawn NAME]
+ *
+ * `--dawn null --only 'per operator'` needs no GPU: what JavaScript and Dawn take for a step when nothing is computed.
  */
 import { spawn } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
@@ -29,6 +31,7 @@ const { values: options } = parseArgs({
     toggles: { type: 'string', default: '' },
     limits: { type: 'string', default: 'all' },
     peer: { type: 'string' },
+    dawn: { type: 'string' },
   },
 })
 const only = new RegExp(options.only, 'i')
@@ -119,6 +122,7 @@ const toggles = Object.fromEntries(
 const backend = await createWebGpuBackend({
   toggles,
   limits: options.limits === 'default' ? 'default' : 'all',
+  ...(options.dawn && { backend: options.dawn }),
 })
 setDefaultBackend(backend)
 const { engine } = backend
@@ -137,11 +141,14 @@ engine.kernel = (key, label, build) => {
   return kernel
 }
 const context = { backend, peaks: createGpuPeaks(backend), runs: Number(options.runs) }
-await context.peaks.warmUp()
+const computes = options.dawn !== 'null'
+if (computes) await context.peaks.warmUp()
 const machine = {
   machine: `${backend.gpu.adapterName}; ${cpus().length} × ${cpus()[0]?.model.trim()} (${arch()}), ${type()}, Node ${process.versions.node}`,
-  'TFLOP/s': digits(await context.peaks.flops()),
-  'GB/s of a copy': digits(await context.peaks.copy(2 ** 29)),
+  ...(computes && {
+    'TFLOP/s': digits(await context.peaks.flops()),
+    'GB/s of a copy': digits(await context.peaks.copy(2 ** 29)),
+  }),
 }
 for (const [name, value] of Object.entries(machine)) console.log(`${name}: ${value}`)
 console.log(cells(['\nworkload', 'ms', 'floor', 'share', 'rate', 'target', 'met', 'torch']))
@@ -167,11 +174,14 @@ for (const [name, target, prepare] of chosen) {
 if (only.test('training step A, per operator')) {
   const step = gptStep(gpts['training step A'])
   const once = () => step().dispose()
-  for (let i = 0; i < 30; i++) once()
-  await backend.finished()
+  // As long as it takes V8 to compile what a training run consists of.
+  for (let i = 0; i < 200; i++) {
+    once()
+    await backend.finished()
+  }
   const count = operatorsOf(once)
   const times: number[] = []
-  for (let i = 0; i < 50; i++) {
+  for (let i = 0; i < 200; i++) {
     await backend.finished()
     const begin = performance.now()
     once()
