@@ -15,6 +15,8 @@ export interface Prepared {
   /** Enqueues one execution. */
   run(): void
   readonly work?: Work
+  /** How long to run it before it is timed: V8 compiles a training step's JavaScript late. */
+  readonly warmUpMs?: number
   /** Frees the inputs. */
   dispose(): void
 }
@@ -105,10 +107,14 @@ for (var i = 0u; i < 4u; i++) { let a = at + i * 256u; if (a < p.count) { result
 }
 
 /** Median time of one execution, and of its floor, measured in the same run. */
-export async function timed({ run, work }: Prepared, { backend, peaks, runs }: Context): Promise<Timing> {
+export async function timed(
+  { run, work, warmUpMs = 0 }: Prepared,
+  { backend, peaks, runs }: Context,
+): Promise<Timing> {
+  const end = performance.now() + warmUpMs
   // Compiles.
-  run()
-  await backend.finished()
+  do await seconds(backend, run, 1)
+  while (performance.now() < end)
   await peaks.warmUp()
   const once = await steady(backend, run)
   const times: number[] = []

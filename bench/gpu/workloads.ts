@@ -225,6 +225,7 @@ async function step(size: GPTSize): Promise<Prepared> {
   return {
     run: () => once().dispose(),
     work: { flops: batch * t * (3 * projections + 7 * t * c * layers) },
+    warmUpMs: 2000,
     dispose: () => {},
   }
 }
