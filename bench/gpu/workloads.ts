@@ -147,7 +147,7 @@ function attention(backward: boolean): Promise<Prepared> {
   const work = { flops: (backward ? 7 : 2) * b * h * t * t * d }
   const attend = (q: Tensor, k: Tensor, v: Tensor) => scaledDotProductAttention(q, k, v, { isCausal: true })
   // So many heads that the same kernels run.
-  return causal(attend, [b, h, t, d], backward, work, [43, 4, 130, d])
+  return causal(attend, [b, h, t, d], backward, work, [64, 4, 65, d])
 }
 
 function linearTime(t: number, backward: boolean): Promise<Prepared> {
