@@ -224,9 +224,16 @@ describe('shapes', () => {
     { T: 40, D: 8, H: 6, Hk: 2, B: 2 },
     { T: 33, D: 5, H: 4, Hk: 1, B: 3 },
     { T: 2, S: 9, D: 9, H: 1, B: 5 },
+    { T: 63, D: 60 },
+    { T: 127, D: 128 },
+    { T: 500, D: 16 },
   ])('%o, all alignments', (sizes) => {
     const rnd = random(sizes.T * 100 + (sizes.D ?? 0))
     for (const causal of ['none', 'top-left', 'bottom-right'] as const) check(make(rnd, sizes, { causal }))
+  })
+
+  test('1000 queries', () => {
+    check(make(random(1), { T: 1000, S: 999, D: 64, H: 1 }, { causal: 'top-left' }))
   })
 
   test('no queries; no keys: zeros', () => {
