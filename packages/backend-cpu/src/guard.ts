@@ -16,6 +16,7 @@ import {
   expr as e,
   embedding,
   enableGrad,
+  gatedLinearAttention,
   gather,
   getRngState,
   grad,
@@ -131,6 +132,10 @@ const forward: Readonly<Record<string, Family>> = {
     },
   },
   linear_attention: { shapes: heads, run: ([q, k, v]) => linearAttention(q, k, v, { isCausal: true }) },
+  gated_linear_attention: {
+    shapes: [...heads, heads[0].slice(0, 3)],
+    run: ([q, k, v, log]) => gatedLinearAttention(q, k, v, log.abs().neg()),
+  },
 }
 
 /** Families with gradients of their own. */

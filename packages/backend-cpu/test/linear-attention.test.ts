@@ -347,7 +347,7 @@ describe('through the operator', () => {
     ['retention', (q, k, v) => retention(q, k, v)],
     ['gates', (q, k, v, gates) => gatedLinearAttention(q, k, v, gates)],
     ['the delta rule', (q, k, v, gates) => deltaRule(q, k, v, gates.select(3, 0).neg())],
-  ])('so does that of the composition of %s', (_, run) => {
+  ])('so does that of %s', (_, run) => {
     peak(2048, run)
     const [short, long] = [peak(2048, run), peak(8192, run)]
     // Four times the steps: 4 where linear, 16 where quadratic. 1 MiB: pages of scratch memory.

@@ -74,6 +74,7 @@ export {
 } from './ops/create.ts'
 export { type DeltaRuleOptions, deltaRule } from './ops/delta-rule.ts'
 export {
+  type GatedLinearAttentionAttrs,
   type GatedLinearAttentionOptions,
   gatedLinearAttention,
   type RetentionOptions,

@@ -21,8 +21,15 @@ import type { PackFunc } from './matmul-pack.ts'
 
 /** Rows per chunk. */
 export const chunk = 32
-/** What can be an operand: φ(q), φ(k), [v, 1], [dO, −rowsum(dO ∘ O)] / n, dO / n. */
-export type Operand = 'phiQ' | 'phiK' | 'values' | 'gradients' | 'outGradients'
+/** What can be an operand: φ(q), φ(k), [v, 1], [dO, −rowsum(dO ∘ O)] / n, dO / n; without a normaliser v and dO. */
+export type Operand =
+  | 'phiQ'
+  | 'phiK'
+  | 'values'
+  | 'gradients'
+  | 'outGradients'
+  | 'plainValues'
+  | 'plainGradients'
 export type Reach = 'past' | 'future' | 'all'
 export type Pass = 'whole' | 'states' | 'outputs'
 /** What becomes of Y: divided by its last column, times φ′ of q or k, or nothing. */
@@ -34,10 +41,12 @@ export interface Product {
   readonly v: Operand
   readonly reach: Reach
   readonly finish: Finish
+  /** What lies between two rows fades what one is to the other; not with 'all'. */
+  readonly decay?: boolean
 }
 
 const operandWords = ['Ptr', 'Batch', 'Head', 'Row', 'Step'] as const
-export const tensors = ['q', 'k', 'v', 'out', 'dout', 'y'] as const
+export const tensors = ['q', 'k', 'v', 'out', 'dout', 'y', 'decay'] as const
 type TensorName = (typeof tensors)[number]
 const scalars = [
   'heads',
@@ -61,6 +70,8 @@ const scalars = [
   /** States of all chunks, bytes of one, and how many there are per head. */
   'statesPtr',
   'stateBytes',
+  /** By what each chunk fades a state, a float32 each. */
+  'totalsPtr',
   'chunks',
   /** The same for k and v. */
   'keyChunks',
@@ -78,7 +89,7 @@ export const reader =
     i32.load(params, wordOffset(name))
 export type Read = ReturnType<typeof reader>
 
-const rowOf = (word: Read, name: TensorName, b: I32, h: I32, row: I32): I32 =>
+export const rowOf = (word: Read, name: TensorName, b: I32, h: I32, row: I32): I32 =>
   word(`${name}Ptr`)
     .add(b.mul(word(`${name}Batch`)))
     .add(h.mul(word(`${name}Head`)))
@@ -140,7 +151,16 @@ function emitPhi(
 }
 const ZERO = f32x4.const(0)
 
-const sourceOf = { phiQ: 'q', phiK: 'k', values: 'v', gradients: 'dout', outGradients: 'dout' } as const
+const sourceOf = {
+  phiQ: 'q',
+  phiK: 'k',
+  values: 'v',
+  gradients: 'dout',
+  outGradients: 'dout',
+  plainValues: 'v',
+  plainGradients: 'dout',
+} as const
+const isPlain = (operand: Operand): boolean => operand === 'plainValues' || operand === 'plainGradients'
 
 /** Loads an operand as rows, padded to whole vectors. */
 export function rowsFunc(m: ModuleBuilder, pack: PackFunc, operand: Operand, feature: FeatureMap): LoadFunc {
@@ -165,7 +185,7 @@ export function rowsFunc(m: ModuleBuilder, pack: PackFunc, operand: Operand, fea
         f.store(one, f32.const(1))
         one.set(one.add(toRow))
       })
-    } else {
+    } else if (!isPlain(operand)) {
       if (operand === 'gradients') {
         const out = rowOf(word, 'out', b, h, row)
         f.call(pack, spare, toRow, out, word('outRow'), word('outStep'), rows, columns)
@@ -221,7 +241,7 @@ export function columnsFunc(
     const last = f.let(to.add(columns.mul(step)))
     if (phi) emitPhi(f, feature, to, toRow, to, toRow, columns, i32.const(chunk))
     else if (operand === 'values') for (let i = 0; i < step; i += 16) f.store(last, f32x4.const(1), i)
-    else {
+    else if (!isPlain(operand)) {
       transpose('out', spare)
       // n of each row, with ones for rows that are not there, goes where the last row will be.
       for (let i = 0; i < step; i += 16) f.store(last, f32x4.const(1), i)

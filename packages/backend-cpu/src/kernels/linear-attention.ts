@@ -35,7 +35,7 @@ import { buildPrefix, buildProduct, padded, productScratch } from './linear-atte
 import { type Tile, tileFor } from './matmul-micro.ts'
 
 /** The largest head that the states in scratch memory are meant for. */
-const maxWidth = 256
+export const maxWidth = 256
 
 const takes = ([q, k, v]: readonly View[], { featureMap }: LinearAttentionAttrs): boolean =>
   featureMap in featureMaps &&
@@ -44,7 +44,7 @@ const takes = ([q, k, v]: readonly View[], { featureMap }: LinearAttentionAttrs)
 
 const wordIndex = new Map<Word, number>(wordNames.map((name, i) => [name, i]))
 
-type Setter = (name: Word, value: number) => void
+export type Setter = (name: Word, value: number) => void
 
 function writer(engine: Engine): Setter {
   const base = engine.params >>> 2
@@ -54,7 +54,7 @@ function writer(engine: Engine): Setter {
   }
 }
 
-function writeTensor(engine: Engine, set: Setter, name: (typeof tensors)[number], view: View): void {
+export function writeTensor(engine: Engine, set: Setter, name: (typeof tensors)[number], view: View): void {
   const [b, h, row, step] = view.strides
   set(`${name}Ptr`, engine.address(view))
   set(`${name}Batch`, 4 * b)
@@ -64,12 +64,7 @@ function writeTensor(engine: Engine, set: Setter, name: (typeof tensors)[number]
 }
 
 /** What does not depend on the product. */
-function writeCommon(
-  engine: Engine,
-  [q, k, v]: readonly View[],
-  attrs: LinearAttentionAttrs,
-  norm: View,
-): Setter {
+export function writeCommon(engine: Engine, [q, k, v]: readonly View[]): Setter {
   const set = writer(engine)
   writeTensor(engine, set, 'q', q)
   writeTensor(engine, set, 'k', k)
@@ -78,8 +73,6 @@ function writeCommon(
   set('queries', q.shape[2])
   set('width', q.shape[3])
   set('valueWidth', v.shape[3])
-  set('eps', f32bits(attrs.eps))
-  set('normPtr', engine.address(norm))
   return set
 }
 
@@ -93,7 +86,7 @@ interface Sizes {
   readonly outer: number
 }
 
-function compute(engine: Engine, set: Setter, p: Product, feature: FeatureMap, s: Sizes): void {
+export function compute(engine: Engine, set: Setter, p: Product, feature: FeatureMap, s: Sizes): void {
   if (s.heads * s.rows === 0) return
   const tile = tileOf(tileFor(engine.features))
   const { threads } = engine.features
@@ -112,7 +105,7 @@ function compute(engine: Engine, set: Setter, p: Product, feature: FeatureMap, s
   set('scratch', engine.scratch(bytes))
   set('scratchStep', align64(bytes))
   const run = (pass: Pass, tasks: number): void => {
-    const key = `linearAttention:${p.x},${p.k},${p.v}:${p.reach}:${p.finish}:${feature}:${pass}:${name(tile)}`
+    const key = `linearAttention:${p.x},${p.k},${p.v}:${p.reach}:${p.finish}:${p.decay ?? false}:${feature}:${pass}:${name(tile)}`
     engine.launch(
       engine.kernel(key, (m) => buildProduct(m, tile, p, pass, feature)),
       tasks,
@@ -123,12 +116,17 @@ function compute(engine: Engine, set: Setter, p: Product, feature: FeatureMap, s
     run('whole', s.heads)
     return
   }
-  const states = engine.memory.alloc(s.heads * keyChunks * stateBytes)
+  const all = s.heads * keyChunks * stateBytes
+  const states = engine.memory.alloc(all + (p.decay ? 4 * s.heads * keyChunks : 0))
   try {
     set('statesPtr', states)
+    set('totalsPtr', states + all)
     set('chunks', keyChunks)
     run('states', s.heads * keyChunks)
-    const prefix = engine.kernel(`linearAttention:prefix:${p.reach}`, (m) => buildPrefix(m, p.reach))
+    const decay = p.decay ?? false
+    const prefix = engine.kernel(`linearAttention:prefix:${p.reach}:${decay}`, (m) =>
+      buildPrefix(m, p.reach, decay),
+    )
     engine.launch(prefix, (s.heads * stateBytes) / 64, 16)
     set('chunks', chunks)
     run('outputs', s.heads * chunks)
@@ -146,7 +144,9 @@ export const linearAttention: KernelFactory<LinearAttentionAttrs> = (engine) => 
   supports: takes,
   run([out, norm], inputs, attrs) {
     const [q, k, v] = inputs
-    const set = writeCommon(engine, inputs, attrs, norm)
+    const set = writeCommon(engine, inputs)
+    set('eps', f32bits(attrs.eps))
+    set('normPtr', engine.address(norm))
     writeTensor(engine, set, 'y', out)
     compute(
       engine,
@@ -170,7 +170,8 @@ export const linearAttentionBackward: KernelFactory<
   supports: takes,
   run(outputs, inputs, attrs) {
     const [q, k, v, out, norm, dout] = inputs
-    const set = writeCommon(engine, inputs, attrs, norm)
+    const set = writeCommon(engine, inputs)
+    set('normPtr', engine.address(norm))
     writeTensor(engine, set, 'out', out)
     writeTensor(engine, set, 'dout', dout)
     const heads = q.shape[0] * q.shape[1]

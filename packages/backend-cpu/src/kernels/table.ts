@@ -9,6 +9,7 @@ import { elementwise } from './elementwise.ts'
 import { embedding, embeddingBackward } from './embedding.ts'
 import { either, fallbackKernels } from './fallback.ts'
 import { foreach } from './foreach.ts'
+import { gatedLinearAttention, gatedLinearAttentionBackward } from './gated-linear-attention.ts'
 import { gather, scatterAdd } from './indexing.ts'
 import { layerNorm, layerNormBackward, rmsNorm, rmsNormBackward } from './layer-norm.ts'
 import { linear } from './linear.ts'
@@ -54,6 +55,8 @@ export function kernelTable(engine: Engine): KernelTable {
     scaled_dot_product_attentionBackward: attentionBackward(engine),
     linear_attention: linearAttention(engine),
     linear_attentionBackward: linearAttentionBackward(engine),
+    gated_linear_attention: gatedLinearAttention(engine),
+    gated_linear_attentionBackward: gatedLinearAttentionBackward(engine),
   }
   return { ...primitives, ...fused } as KernelTable
 }

@@ -17,15 +17,22 @@ import {
 import { add, div, mul } from './pointwise.ts'
 import { narrow } from './shape.ts'
 
-interface GatedAttrs {
+/** Inputs: q, k, v, with `hasDecay` log α, (B, H, T, 1) or (B, H, T, D), and an initial state, if any. */
+export interface GatedLinearAttentionAttrs {
   form: LinearFormOptions
   hasDecay: boolean
   wantState: boolean
 }
 
-const GATED: Op<GatedAttrs> = {
+const GATED: Op<GatedLinearAttentionAttrs> = {
   name: 'gated_linear_attention',
   outputs: 2,
+  infer: ([q, , v], { wantState }) => {
+    const [b, h, t, d] = q.shape
+    const dv = v.shape[3]
+    const out = { shape: [b, h, t, dv], dtype: q.dtype }
+    return wantState ? [out, { shape: [b, h, d, dv], dtype: q.dtype }] : [out]
+  },
   compose: ([q, k, v, ...more], { form, hasDecay, wantState }) => {
     const op = 'gated_linear_attention'
     const logDecay = hasDecay ? more[0] : null
@@ -109,7 +116,7 @@ function gated(
   const inputs = [scale === 1 ? q : mul(q, scale), k, normalize ? withOnes(v) : v]
   if (log) inputs.push(log)
   if (initialState) inputs.push(initialState)
-  const attrs: GatedAttrs = { form: options, hasDecay: log !== null, wantState: returnState }
+  const attrs: GatedLinearAttentionAttrs = { form: options, hasDecay: log !== null, wantState: returnState }
   const [raw, state] = apply(GATED, inputs, attrs)
   const out = normalize ? div(narrow(raw, 3, 0, dv), add(narrow(raw, 3, dv, 1), eps)) : raw
   return returnState ? [out, state] : out
