@@ -11,6 +11,7 @@ import {
   createWebGpuBackend,
   decayGroups,
   GPT,
+  gatedLinearAttention,
   grad,
   isFloat,
   layerNorm,
@@ -136,6 +137,7 @@ describe.each(backends)('%s', (_, backend) => {
           const heads = (h: number) => param([2, h, t, d])
           trained(() => scaledDotProductAttention(heads(4), heads(2), heads(2), { isCausal }))
           trained(() => linearAttention(heads(2), heads(2), heads(2), { isCausal }))
+          if (isCausal) trained(() => gatedLinearAttention(heads(2), heads(2), heads(2), param([2, 2, t])))
         })
     await check()
   })

@@ -10,6 +10,7 @@
  * Loops have their bounds from parameters: with constants a driver unrolls them whole, and compiles for minutes.
  */
 
+import type { Binding } from '../shader.ts'
 import { each } from './attention-blocks.ts'
 
 /** What core gives to the operator `linear_attention`. */
@@ -33,8 +34,10 @@ export const isFeatureMap = (name: string): boolean => name in features
 export type Result = 'out' | 'q' | 'k' | 'v'
 /** Which rows j of k and v a row i of x sees: j ≤ i, j ≥ i, or all. */
 export type Reach = 'past' | 'future' | 'all'
-/** How an operand's numbers are taken: φ or φ′ of them, times 1 / n of their row, or as they are. */
-type Take = 'phi' | 'slope' | 'scaled' | 'plain'
+/** Divided by a normaliser; without one; or without one, and fading by a decay per row. */
+export type Kind = 'mean' | 'plain' | 'faded'
+/** How an operand's numbers are taken: φ or φ′ of them, times 1 / n of their row, faded, or as they are. */
+type Take = 'phi' | 'slope' | 'scaled' | 'faded' | 'plain'
 
 interface Product {
   readonly x: Take
@@ -44,15 +47,19 @@ interface Product {
   readonly extra: 'norm' | 'x' | 'k' | 'none'
 }
 
-export const products: Readonly<Record<Result, Product>> = {
+const means: Readonly<Record<Result, Product>> = {
   out: { x: 'phi', k: 'phi', v: 'plain', extra: 'norm' },
   q: { x: 'scaled', k: 'plain', v: 'phi', extra: 'x' },
   k: { x: 'plain', k: 'scaled', v: 'phi', extra: 'k' },
   v: { x: 'phi', k: 'phi', v: 'scaled', extra: 'none' },
 }
+const plain: Product = { x: 'plain', k: 'plain', v: 'plain', extra: 'none' }
+export const productOf = ({ kind, result }: Pick<Form, 'kind' | 'result'>): Product =>
+  kind === 'mean' ? means[result] : plain
 
 /** What code depends on. */
 export interface Form {
+  readonly kind: Kind
   readonly result: Result
   readonly feature: FeatureMap
   readonly reach: Reach
@@ -74,8 +81,18 @@ export interface Tile {
   readonly unroll: 1 | 4
 }
 
-export const formName = ({ result, feature, reach, local, vectors, blockI, blockO, tile }: Form): string =>
-  `${result}:${feature}:${reach}:${local}:${vectors}:${blockI}:${blockO}:${tile.tm}x${tile.tc}:${tile.unroll}`
+export const formName = ({
+  kind,
+  result,
+  feature,
+  reach,
+  local,
+  vectors,
+  blockI,
+  blockO,
+  tile,
+}: Form): string =>
+  `${kind}:${result}:${feature}:${reach}:${local}:${vectors}:${blockI}:${blockO}:${tile.tm}x${tile.tc}:${tile.unroll}`
 
 export const side = 8
 export const threads = side * side
@@ -88,7 +105,11 @@ export const rowOf = (i: number): string => `${(i >> 2) * 4 * side + (i & 3)}u +
 export const vectorOf = (h: number): string => `${h * side}u + tx`
 
 /** δ and 1 / n are needed. */
-export const needsStat = ({ result }: Form): boolean => result !== 'out'
+export const needsStat = ({ kind, result }: Form): boolean => kind === 'mean' && result !== 'out'
+
+/** The binding that `fadesShader` fills, for kernels that read it. */
+export const fadeBindings = ({ kind }: Form): Binding[] =>
+  kind === 'faded' ? [{ name: 'fade', item: 'vec4<f32>' }] : []
 
 export const basis = (name: string): string => `p.${name}At + b * p.${name}Batch + h * p.${name}Head`
 
@@ -99,7 +120,7 @@ export const basis = (name: string): string => `p.${name}At + b * p.${name}Batch
 export function getter(
   name: string,
   take: Take,
-  { feature, vectors }: Form,
+  { feature, vectors, reach }: Form,
   rows: string,
   width: string,
 ): string {
@@ -114,6 +135,7 @@ export function getter(
   const taken = {
     plain: 'x',
     scaled: `x * stat[u32(lines + ${row}) * 2u]`,
+    faded: `x * fade[u32(lines + ${row})].${reach === 'past' ? 'y' : 'x'}`,
     phi: features[feature][0],
     slope: features[feature][1],
   }[take]

@@ -13,11 +13,12 @@ import {
   basis,
   depth,
   type Form,
+  fadeBindings,
   getter,
   multiply,
   needsStat,
   place,
-  products,
+  productOf,
   rowOf,
   side,
   stageColumns,
@@ -45,20 +46,21 @@ function sizes({ tile, blockO, reach }: Form) {
 export const outputsBytes = (form: Form): number => 16 * sizes(form).all
 
 export function outputsShader(form: Form): Shader {
-  const { result, reach, local, vectors, blockO, tile } = form
-  const { x, k, v, extra } = products[result]
+  const { kind, result, reach, local, vectors, blockO, tile } = form
+  const { x, k, v, extra } = productOf(form)
+  const faded = kind === 'faded'
   const { tm } = tile
   const tn = blockO / 8
   const o4 = blockO / 4
   const { row4, inner, outer, all } = sizes(form)
   const item = vectors ? 'vec4<f32>' : 'f32'
-  const factor = result === 'q' || result === 'k'
+  const factor = kind === 'mean' && (result === 'q' || result === 'k')
   const norm = extra === 'norm'
   const stat = needsStat(form)
   const causal = reach !== 'all'
 
   const state = (at: string): string =>
-    `states[segmentAt + ${at}]${local ? ` + states[localAt + ${at}]` : ''}`
+    `states[segmentAt + ${at}]${local ? `${faded ? ' * kept' : ''} + states[localAt + ${at}]` : ''}`
   const second = `${inner}u`
   const stageX = stageColumns('0u', rowsOf(tile), 'x', 'r0', 'i', 'xLines')
   // Thread tx takes two of every 16 steps of the norm.
@@ -113,6 +115,7 @@ ${each(tn / 4, (h) => {
       ...(causal ? (['k', 'v'] as const).map((name) => ({ name, item }) as const) : []),
       ...(factor ? [{ name: 'f', item } as const] : []),
       ...(stat ? [{ name: 'stat', item: 'f32' } as const] : []),
+      ...fadeBindings(form),
       { name: 'states', item: 'vec4<f32>' },
       { name: 'y', item, write: true },
       ...(norm ? [{ name: 'norm', item: 'f32', write: true } as const] : []),
@@ -139,6 +142,7 @@ ${factor ? `let fBase = ${basis('f')};` : ''}
 ${causal ? 'let chunk = u32(r0 / p.chunkRows);' : ''}
 let segmentAt = p.segmentsAt + (head * p.segments${causal ? ' + chunk / p.segmentChunks' : ''}) * p.stateSize;
 ${local ? 'let localAt = (head * p.chunks + chunk) * p.stateSize;' : ''}
+${local && faded ? 'let kept = fade[p.chunkFadeAt + head * p.chunks + chunk].x;' : ''}
 ${zero('y', tm, tn)}
 ${norm ? each(tm / 4, (g) => `var n${g} = vec4f();`) : ''}
 ${extra === 'x' ? each(tm, (i) => `let e${i} = stat[u32(xLines + min(r0 + i32(${rowOf(i)}), p.rows - 1)) * 2u + 1u];`) : ''}
@@ -152,6 +156,15 @@ ${each(tm, (i) => `y${i}_${h} = ${extra === 'x' ? `e${i} * z` : 'z'};`)} }`,
     : ''
 }
 ${through}
+${
+  faded
+    ? each(
+        tm,
+        (i) => `let w${i} = fade[u32(lines + min(r0 + i32(${rowOf(i)}), p.rows - 1))];
+${each(tn / 4, (h) => `y${i}_${h} *= w${i}.${reach === 'past' ? 'x' : 'y'};`)}`,
+      )
+    : ''
+}
 ${causal ? near(form, stageX, row4, second) : ''}
 ${finish}
 ${store}`,
@@ -160,8 +173,8 @@ ${store}`,
 
 /** Adds (X Kᵀ ∘ M) V of the rows of k and v in the chunk. */
 function near(form: Form, stageX: string, row4: number, second: string): string {
-  const { result, reach, blockO, tile } = form
-  const { extra } = products[result]
+  const { kind, reach, blockO, tile } = form
+  const { extra } = productOf(form)
   const { tm, tc } = tile
   const columns = columnsOf(tile)
   const past = reach === 'past'
@@ -181,12 +194,23 @@ workgroupBarrier();
 }
 ${each(tc / 4, (h) => {
   const ke = [0, 1, 2, 3].map((e) => `stat[u32(lines + min(${column(h, e)}, p.keys - 1)) * 2u + 1u]`)
-  return `${extra === 'k' ? `let ke${h} = vec4f(${ke.join(', ')});` : ''}
+  const fades = [0, 1, 2, 3].map((e) => `fade[u32(lines + min(${column(h, e)}, p.keys - 1))]`)
+  const part = (which: string): string => fades.map((_, e) => `f${h}_${e}.${which}`).join(', ')
+  const fade = `${fades.map((f, e) => `let f${h}_${e} = ${f};`).join('\n')}
+let fh${h} = vec4f(${part('z')}); let fl${h} = vec4f(${part('w')});`
+  return `${kind === 'faded' ? fade : ''}
+${extra === 'k' ? `let ke${h} = vec4f(${ke.join(', ')});` : ''}
 let js${h} = vec4i(${column(h, 0)}) + vec4i(0, 1, 2, 3);`
 })}
 ${each(tm, (i) => {
   const seen = (h: number): string => `js${h} ${past ? '<=' : '>='} vec4i(r0 + i32(${rowOf(i)}))`
-  return each(tc / 4, (h) => `c${i}_${h} = select(vec4f(), c${i}_${h}${extraOf(i, h)}, ${seen(h)});`)
+  const between = (h: number): string =>
+    past ? `(w${i}.z - fh${h}) + (w${i}.w - fl${h})` : `(fh${h} - w${i}.z) + (fl${h} - w${i}.w)`
+  const faded = (h: number): string => (kind === 'faded' ? ` * exp(${between(h)})` : '')
+  return each(
+    tc / 4,
+    (h) => `c${i}_${h} = select(vec4f(), c${i}_${h}${extraOf(i, h)}${faded(h)}, ${seen(h)});`,
+  )
 })}
 ${
   extra === 'norm'

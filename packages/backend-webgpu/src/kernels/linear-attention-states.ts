@@ -4,6 +4,8 @@
  * kernel turns these into sums over the segments before, or after, or over all. The state that a chunk starts with is
  * the sum of both, so that all but a few states are written once and read once.
  *
+ * Decays fade a state chunk by chunk and segment by segment: `fadesShader` and `chunkFadesShader` say by how much.
+ *
  * Behind a state lies the extra vector: Σ kⱼ (for 'norm'), or Σ eⱼ vⱼ with e the column that k has in addition.
  */
 
@@ -13,11 +15,12 @@ import {
   basis,
   depth,
   type Form,
+  fadeBindings,
   getter,
   multiply,
   needsStat,
   place,
-  products,
+  productOf,
   type Reach,
   rowOf,
   stageRows,
@@ -48,11 +51,15 @@ export const planParams = [
   'segmentsAt: u32',
   'depth: u32',
   'eps: f32',
+  /** Where in `fade` the chunks' and the segments' numbers begin. */
+  'chunkFadeAt: u32',
+  'segmentFadeAt: u32',
 ]
 
 export function statesShader(form: Form): Shader {
-  const { result, reach, local, vectors, blockI, blockO } = form
-  const { k, v, extra } = products[result]
+  const { kind, reach, local, vectors, blockI, blockO } = form
+  const { k, v, extra } = productOf(form)
+  const faded = kind === 'faded'
   const [tm, tn] = [blockI / 8, blockO / 8]
   const [i4, o4] = [blockI / 4, blockO / 4]
   const item = vectors ? 'vec4<f32>' : 'f32'
@@ -86,12 +93,13 @@ z += ${extra === 'k' ? 'stat[u32(lines + min(t + i32(k), p.keys - 1)) * 2u + 1u]
       { name: 'k', item },
       { name: 'v', item },
       ...(stat ? [{ name: 'stat', item: 'f32' } as const] : []),
+      ...fadeBindings(form),
       { name: 'states', item: 'vec4<f32>', write: true },
     ],
     workgroup: [threads],
     declarations: `var<workgroup> s: array<vec4f, ${depth * (i4 + o4)}>;
 ${getter('k', k, form, 'p.keys', 'p.inner')}
-${getter('v', v, form, 'p.keys', 'p.outer')}`,
+${getter('v', faded ? 'faded' : v, form, 'p.keys', 'p.outer')}`,
     body: `let index = wg.x + wg.y * groups.x;
 if (index >= p.count) { return; }
 ${place}
@@ -110,6 +118,7 @@ let n = min(first + p.segmentChunks, p.chunks) - first;
 for (var step = 0u; step < n; step++) {
 let chunk = first + ${reach === 'future' ? 'n - 1u - step' : 'step'};
 ${local ? write('(head * p.chunks + chunk) * p.stateSize') : ''}
+${faded ? `let kept = fade[p.chunkFadeAt + head * p.chunks + chunk].y;\n${each(tm, (i) => each(tn / 4, (h) => `c${i}_${h} *= kept;`))}` : ''}
 let start = i32(chunk) * p.chunkRows;
 let end = min(p.keys, start + p.chunkRows);
 for (var t = start; t < end; t += ${depth}) {
@@ -126,11 +135,19 @@ ${write('p.segmentsAt + (head * p.segments + segment) * p.stateSize')}`,
 }
 
 /** Turns the segments' sums into those of the segments before, after, or (the first one's place) all. */
-export function segmentsShader(reach: Reach): Shader {
-  const keep = (j: number): string => (reach === 'all' ? '' : `states[u32(at + ${j} * by)] = sum;`)
+export function segmentsShader({ reach, kind }: Pick<Form, 'reach' | 'kind'>): Shader {
+  const faded = kind === 'faded'
+  const add = (j: number): string => {
+    const keep = reach === 'all' ? '' : `states[u32(at + ${j} * by)] = sum; `
+    if (!faded) return `${keep}sum += x${j};`
+    return `${keep}sum = sum * fade[u32(segment)].x + x${j}; segment += ${reach === 'future' ? -1 : 1};`
+  }
   return {
     params: planParams,
-    bindings: [{ name: 'states', item: 'vec4<f32>', write: true }],
+    bindings: [
+      { name: 'states', item: 'vec4<f32>', write: true },
+      ...(faded ? [{ name: 'fade', item: 'vec4<f32>' } as const] : []),
+    ],
     workgroup: [threads],
     body: `let id = (wg.x + wg.y * groups.x) * ${threads}u + li;
 if (id >= p.count) { return; }
@@ -138,13 +155,74 @@ let first = i32(p.segmentsAt + id / p.stateSize * p.segments * p.stateSize + id 
 let by = ${reach === 'future' ? '-' : ''}i32(p.stateSize);
 var at = first${reach === 'future' ? ' - i32(p.segments - 1u) * by' : ''};
 var sum = vec4f();
+${faded ? `var segment = i32(p.segmentFadeAt + id / p.stateSize * p.segments${reach === 'future' ? ' + p.segments - 1u' : ''});` : ''}
 var rest = p.segments;
 for (; rest >= 4u; rest -= 4u) {
 ${each(4, (j) => `let x${j} = states[u32(at + ${j} * by)];`)}
-${each(4, (j) => `${keep(j)} sum += x${j};`)}
+${each(4, add)}
 at += 4 * by;
 }
-for (; rest > 0u; rest--) { let x0 = states[u32(at)]; ${keep(0)} sum += x0; at += by; }
+for (; rest > 0u; rest--) { let x0 = states[u32(at)]; ${add(0)} at += by; }
 ${reach === 'all' ? 'states[u32(first)] = sum;' : ''}`,
+  }
+}
+
+/**
+ * What decays do within chunks, one thread per chunk: for every row the product of α from the chunk's first row up to it, of
+ * those after it, and the sum of log α up to it as a pair of numbers, whose differences keep their digits where gates are
+ * strong (Knuth's exact sum). For every chunk the product of all, second.
+ */
+export function fadesShader(): Shader {
+  return {
+    params: [...planParams, ...operandParams('decay')],
+    bindings: [
+      { name: 'decay', item: 'f32' },
+      { name: 'fade', item: 'vec4<f32>', write: true },
+    ],
+    workgroup: [threads],
+    body: `let id = (wg.x + wg.y * groups.x) * ${threads}u + li;
+if (id >= p.count) { return; }
+let head = id / p.chunks;
+let b = i32(head / p.heads); let h = i32(head % p.heads);
+let base = ${basis('decay')};
+let lines = i32(head) * p.keys;
+let start = i32(id % p.chunks) * p.chunkRows;
+let end = min(p.keys, start + p.chunkRows);
+var high = 0.0; var low = 0.0;
+for (var t = start; t < end; t++) {
+let log = decay[u32(base + t * p.decayRow)];
+let sum = high + log;
+let part = sum - high;
+low += (high - (sum - part)) + (log - part);
+high = sum;
+fade[u32(lines + t)] = vec4f(exp(high + low), 0.0, high, low);
+}
+for (var t = start; t < end; t++) {
+let x = fade[u32(lines + t)];
+fade[u32(lines + t)] = vec4f(x.x, exp((high - x.z) + (low - x.w)), x.z, x.w);
+}
+fade[p.chunkFadeAt + id] = vec4f(1.0, exp(high + low), 0.0, 0.0);`,
+  }
+}
+
+/** For every chunk what fades a state between it and its segment's edge, first; for every segment the product of all. */
+export function chunkFadesShader(reach: Reach): Shader {
+  return {
+    params: planParams,
+    bindings: [{ name: 'fade', item: 'vec4<f32>', write: true }],
+    workgroup: [threads],
+    body: `let id = (wg.x + wg.y * groups.x) * ${threads}u + li;
+if (id >= p.count) { return; }
+let first = id % p.segments * p.segmentChunks;
+let n = min(first + p.segmentChunks, p.chunks) - first;
+let chunks = p.chunkFadeAt + id / p.segments * p.chunks + first;
+var kept = 1.0;
+for (var step = 0u; step < n; step++) {
+let at = chunks + ${reach === 'future' ? 'n - 1u - step' : 'step'};
+let own = fade[at].y;
+fade[at] = vec4f(kept, own, 0.0, 0.0);
+kept *= own;
+}
+fade[p.segmentFadeAt + id] = vec4f(kept);`,
   }
 }

@@ -19,6 +19,8 @@
  * row for the states and 2 n D for the scores, and moves a state of D² twice for n rows of 4 D: wider heads get longer
  * chunks.
  *
+ * The same product without a normaliser, and with decays, is gated linear attention (`gated-linear-attention.ts`).
+ *
  * Takes float32 operands with any strides, D and Dv up to 128. 131,072 tokens, H 8, D 64, causal, forward: 2.1 ms on one H100, where
  * its multiply-adds take 1.7.
  *
@@ -34,17 +36,24 @@ import {
   type Form,
   formName,
   isFeatureMap,
+  type Kind,
   type LinearAttentionAttrs,
   needsStat,
-  products,
+  productOf,
   type Result,
   type Tile,
   threads,
 } from './linear-attention-blocks.ts'
 import { outputsBytes, outputsShader, rowsOf, statRows, statShader } from './linear-attention-outputs.ts'
-import { planParams, segmentsShader, statesShader } from './linear-attention-states.ts'
+import {
+  chunkFadesShader,
+  fadesShader,
+  planParams,
+  segmentsShader,
+  statesShader,
+} from './linear-attention-states.ts'
 
-const maxWidth = 128
+export const maxWidth = 128
 const known = new Set(['causal', 'eps', 'featureMap', 'needs'])
 
 const takes = (inputs: readonly View[], attrs: LinearAttentionAttrs): boolean => {
@@ -71,7 +80,10 @@ const chunkRows = 64
 /** The most segments of a head: one thread adds them up. */
 const maxSegments = 256
 
-interface Call {
+export interface Call {
+  readonly kind: Kind
+  /** log α of every row, if they fade. */
+  readonly decay?: View
   readonly result: Result
   readonly x: View
   readonly k: View
@@ -84,11 +96,11 @@ interface Call {
   readonly norm?: View
 }
 
-const buffer = (view: View): GpuBuffer => view.buffer as GpuBuffer
+export const buffer = (view: View): GpuBuffer => view.buffer as GpuBuffer
 
-function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs, tile?: Tile): void {
+export function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs, tile?: Tile): void {
   const { causal, eps, featureMap = 'elu' } = attrs
-  const { result, x, k, v, factor, stat, y, norm } = call
+  const { kind, decay, result, x, k, v, factor, stat, y, norm } = call
   const [b, h, rows, inner] = x.shape as [number, number, number, number]
   const keys = k.shape[2] as number
   const outer = v.shape[3] as number
@@ -100,7 +112,7 @@ function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs, tile?:
   const [blocksI, blocksO] = [Math.ceil(inner / blockI), Math.ceil(outer / blockO)]
   const innerPad = 16 * Math.ceil(inner / 16)
   const outer4 = (blocksO * blockO) / 4
-  const { extra } = products[result]
+  const { extra } = productOf({ kind, result })
   const stateSize = innerPad * outer4 + (extra === 'norm' ? innerPad / 4 : extra === 'none' ? 0 : outer4)
 
   // Enough workgroups to fill a GPU; then the fewer segments the better.
@@ -124,6 +136,7 @@ function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs, tile?:
 
   const views = [x, k, v, ...(factor ? [factor] : [])]
   const form: Omit<Form, 'tile'> = {
+    kind,
     result,
     feature: featureMap,
     reach: !causal ? 'all' : result === 'k' || result === 'v' ? 'future' : 'past',
@@ -134,10 +147,12 @@ function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs, tile?:
   }
   const fits = tiles.find((t) => outputsBytes({ ...form, tile: t }) <= memory) ?? (tiles.at(-1) as Tile)
   const whole: Form = { ...form, tile: tile ?? (engine.gpu.isSoftware ? softwareTile : fits) }
-  const name = `linear_attention${result === 'out' ? '' : 'Backward'}`
+  const op = kind === 'mean' ? 'linear_attention' : 'gated_linear_attention'
+  const name = `${op}${result === 'out' ? '' : 'Backward'}`
 
   const words = [0, blocksI, blocksO, h, rows, keys, inner, outer, length, perSegment, chunks, segments]
   words.push(innerPad, outer4, stateSize, local ? heads * chunks * stateSize : 0, 16, 0)
+  words.push(heads * keys, heads * (keys + chunks))
   const floats = [[planParams.indexOf('eps: f32'), eps]] as const
   const operands = (list: readonly View[]): number[] =>
     list.flatMap((view) => operandWords(view, form.vectors))
@@ -151,6 +166,25 @@ function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs, tile?:
 
   const all = causal ? [x, k, v] : [x]
   const of = stat && needsStat(whole) ? [stat] : []
+  if (decay) {
+    const fade = engine.pool.alloc(4 * heads * (keys + chunks + segments), 'float32')
+    of.push(fade)
+    const count = heads * chunks
+    launch(
+      engine.kernel('linearAttentionFades', name, fadesShader),
+      [buffer(decay), fade],
+      count,
+      Math.ceil(count / threads),
+      operandWords(decay, false),
+    )
+    launch(
+      engine.kernel(`linearAttentionChunkFades:${form.reach}`, name, () => chunkFadesShader(form.reach)),
+      [fade],
+      heads * segments,
+      Math.ceil((heads * segments) / threads),
+      [],
+    )
+  }
   let count = heads * segments * blocksI * blocksO
   // The state's kernel does not depend on the tile.
   const stateKey = `linearAttentionStates:${formName({ ...form, tile: softwareTile })}`
@@ -163,8 +197,10 @@ function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs, tile?:
   )
   count = heads * stateSize
   launch(
-    engine.kernel(`linearAttentionSegments:${form.reach}`, name, () => segmentsShader(form.reach)),
-    [states],
+    engine.kernel(`linearAttentionSegments:${form.reach}:${decay !== undefined}`, name, () =>
+      segmentsShader(form),
+    ),
+    [states, ...(decay ? of : [])],
     count,
     Math.ceil(count / threads),
     [],
@@ -184,6 +220,7 @@ function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs, tile?:
     [...operands(views), y.offset, ...(norm ? [norm.offset] : [])],
   )
   engine.pool.free(states)
+  if (decay) for (const fade of of) engine.pool.free(fade)
 }
 
 /** `tile`: instead of the best one for the GPU. */
@@ -193,7 +230,7 @@ export function linearAttention(engine: Engine, tile?: Tile): KernelOf<LinearAtt
     run(outputs, inputs, attrs) {
       const [y, norm] = outputs as [View, View]
       const [q, k, v] = inputs as [View, View, View]
-      compute(engine, { result: 'out', x: q, k, v, y, norm }, attrs, tile)
+      compute(engine, { kind: 'mean', result: 'out', x: q, k, v, y, norm }, attrs, tile)
     },
   }
 }
@@ -225,11 +262,11 @@ export function linearAttentionBackward(
       const [needQ, needK, needV] = attrs.needs
       const rest = [...outputs]
       const next = (): View => rest.shift() as View
-      if (needQ)
-        compute(engine, { result: 'q', x: dout, k: v, v: k, factor: q, stat, y: next() }, attrs, tile)
-      if (needK)
-        compute(engine, { result: 'k', x: v, k: dout, v: q, factor: k, stat, y: next() }, attrs, tile)
-      if (needV) compute(engine, { result: 'v', x: k, k: q, v: dout, stat, y: next() }, attrs, tile)
+      const run = (call: Omit<Call, 'kind' | 'stat' | 'y'>): void =>
+        compute(engine, { kind: 'mean', ...call, stat, y: next() }, attrs, tile)
+      if (needQ) run({ result: 'q', x: dout, k: v, v: k, factor: q })
+      if (needK) run({ result: 'k', x: v, k: dout, v: q, factor: k })
+      if (needV) run({ result: 'v', x: k, k: q, v: dout })
       engine.pool.free(stat)
     },
   }

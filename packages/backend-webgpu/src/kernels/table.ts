@@ -9,6 +9,7 @@ import { crossEntropy, crossEntropyBackward } from './cross-entropy.ts'
 import { elementwise } from './elementwise.ts'
 import { embedding, embeddingBackward } from './embedding.ts'
 import { foreach } from './foreach.ts'
+import { gatedLinearAttention, gatedLinearAttentionBackward } from './gated-linear-attention.ts'
 import { gather } from './gather.ts'
 import { layerNorm, layerNormBackward, rmsNorm, rmsNormBackward } from './layer-norm.ts'
 import { linear } from './linear.ts'
@@ -63,6 +64,8 @@ export function kernelTable(engine: Engine): KernelTable {
     rotary_embedding: rotaryEmbedding(engine),
     linear_attention: linearAttention(engine),
     linear_attentionBackward: linearAttentionBackward(engine),
+    gated_linear_attention: gatedLinearAttention(engine),
+    gated_linear_attentionBackward: gatedLinearAttentionBackward(engine, primitives.scan),
     linear: linear(engine),
     foreach: foreach(engine),
     total_norm: totalNorm(engine),

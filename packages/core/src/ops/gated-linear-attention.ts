@@ -101,6 +101,8 @@ export function gatedLinearAttention(
   return gated(op, q, k, v, log, options)
 }
 
+const anyForm: LinearFormOptions = {}
+
 function gated(
   op: string,
   q: Tensor,
@@ -116,7 +118,9 @@ function gated(
   const inputs = [scale === 1 ? q : mul(q, scale), k, normalize ? withOnes(v) : v]
   if (log) inputs.push(log)
   if (initialState) inputs.push(initialState)
-  const attrs: GatedLinearAttentionAttrs = { form: options, hasDecay: log !== null, wantState: returnState }
+  // The same object each time: backends know attributes by identity.
+  const form = options.form === undefined && options.chunkSize === undefined ? anyForm : options
+  const attrs: GatedLinearAttentionAttrs = { form, hasDecay: log !== null, wantState: returnState }
   const [raw, state] = apply(GATED, inputs, attrs)
   const out = normalize ? div(narrow(raw, 3, 0, dv), add(narrow(raw, 3, dv, 1), eps)) : raw
   return returnState ? [out, state] : out
