@@ -4,10 +4,9 @@
  * backward pass. With c = log α added up, d loss / dcₜ = qₜ · dqₜ − kₜ · dkₜ, and log αₜ gets the sum of those from t on (Yang
  * et al. 2024).
  *
- * Takes float32 operands with any strides, D and Dv up to 256, a number per head and step or none, no state from before or
- * for afterwards, and leaves a wish for a form to the composition. Results are the same bits on any number of threads.
+ * Takes float32 operands with any strides, D and Dv up to 256, a decay per head and step or none. Results are the same bits on any number of threads.
  *
- * Reference: `GATED` in core's ops/gated-linear-attention.ts. Test: gated-linear-attention.test.ts.
+ * Reference: `GATED` in core's ops/gated-linear-attention.ts. Test: test/gated-linear-attention.test.ts.
  */
 
 import type { GatedLinearAttentionAttrs, View } from '@tilegrad/core'
@@ -16,15 +15,13 @@ import { f32, f64, type ModuleBuilder } from '../wasm/index.ts'
 import { compute, maxWidth, type Setter, writeCommon, writeTensor } from './linear-attention.ts'
 import { type Product, reader, rowOf } from './linear-attention-operands.ts'
 
-const takes = (
-  [q, k, v, ...more]: readonly View[],
-  { form, hasDecay, wantState }: GatedLinearAttentionAttrs,
-): boolean =>
-  form.form === undefined &&
-  !wantState &&
-  (!hasDecay || (more[0] as View).shape[3] === 1) &&
-  [q, k, v, ...more].every((t) => (t as View).dtype === 'float32') &&
-  [q, v].every((t) => (t as View).shape[3] >= 1 && (t as View).shape[3] <= maxWidth)
+const takes = (inputs: readonly View[]): boolean => {
+  const [q, , v] = inputs
+  return (
+    inputs.every((t) => t.dtype === 'float32') &&
+    [q, v].every((t) => t.shape[3] >= 1 && t.shape[3] <= maxWidth)
+  )
+}
 
 const write = (engine: Engine, inputs: readonly View[], hasDecay: boolean): Setter => {
   const set = writeCommon(engine, inputs)
@@ -33,7 +30,7 @@ const write = (engine: Engine, inputs: readonly View[], hasDecay: boolean): Sett
 }
 
 export const gatedLinearAttention: KernelFactory<GatedLinearAttentionAttrs> = (engine) => ({
-  supports: (inputs, attrs) => inputs.length === 3 + Number(attrs.hasDecay) && takes(inputs, attrs),
+  supports: takes,
   run([out], inputs, { hasDecay }) {
     const [q, , v] = inputs
     const set = write(engine, inputs, hasDecay)
@@ -61,16 +58,8 @@ export const gatedLinearAttention: KernelFactory<GatedLinearAttentionAttrs> = (e
 export const gatedLinearAttentionBackward: KernelFactory<
   GatedLinearAttentionAttrs & { readonly needs: readonly boolean[] }
 > = (engine) => ({
-  // After the inputs: the output and its gradient. The decay's gradient is made of those of q and k.
-  supports: (inputs, attrs) => {
-    const own = 3 + Number(attrs.hasDecay)
-    const [needQ, needK, , needDecay] = attrs.needs
-    return (
-      inputs.length === own + 2 &&
-      takes([...inputs.slice(0, own), inputs[own + 1]], attrs) &&
-      (!needDecay || (needQ && needK))
-    )
-  },
+  // The decay's gradient is made of those of q and k.
+  supports: (inputs, { needs: [q, k, , decay] }) => takes(inputs) && (!decay || (q === true && k === true)),
   run(outputs, inputs, { hasDecay, needs }) {
     const [q, , v] = inputs
     const dout = inputs[inputs.length - 1]

@@ -4,10 +4,9 @@
  * pass. With c = log α added up, d loss / dcₜ = qₜ · dqₜ − kₜ · dkₜ, and log αₜ gets the sum of those from t on (Yang et al.
  * 2024).
  *
- * Takes float32 operands with any strides, D and Dv up to 128, a number per head and step or none, no state from before or
- * for afterwards, and leaves a wish for a form to the composition. Not yet measured on a GPU.
+ * Takes float32 operands with any strides, D and Dv up to 128, a decay per head and step or none. Not yet measured on a GPU.
  *
- * Reference: `GATED` in core's ops/gated-linear-attention.ts. Test: gated-linear-attention.test.ts.
+ * Reference: `GATED` in core's ops/gated-linear-attention.ts. Test: test/gated-linear-attention.test.ts.
  */
 
 import type { GatedLinearAttentionAttrs, KernelOf, Primitives, View } from '@tilegrad/core'
@@ -18,15 +17,13 @@ import { operandParams, operandWords } from './attention-blocks.ts'
 import { buffer, type Call, compute, maxWidth } from './linear-attention.ts'
 import { basis, threads } from './linear-attention-blocks.ts'
 
-const takes = (
-  [q, k, v, ...more]: readonly View[],
-  { form, hasDecay, wantState }: GatedLinearAttentionAttrs,
-): boolean =>
-  form.form === undefined &&
-  !wantState &&
-  (!hasDecay || (more[0] as View).shape[3] === 1) &&
-  [q, k, v, ...more].every((t) => (t as View).dtype === 'float32') &&
-  [q, v].every((t) => ((t as View).shape[3] as number) >= 1 && ((t as View).shape[3] as number) <= maxWidth)
+const takes = (inputs: readonly View[]): boolean => {
+  const [q, , v] = inputs as [View, View, View]
+  return (
+    inputs.every((t) => t.dtype === 'float32') &&
+    [q, v].every((t) => (t.shape[3] as number) >= 1 && (t.shape[3] as number) <= maxWidth)
+  )
+}
 
 const attrsOf = { causal: true, eps: 0, featureMap: 'identity' } as const
 const kindOf = (decay: View | null): Pick<Call, 'kind' | 'decay'> =>
@@ -34,7 +31,7 @@ const kindOf = (decay: View | null): Pick<Call, 'kind' | 'decay'> =>
 
 export function gatedLinearAttention(engine: Engine): KernelOf<GatedLinearAttentionAttrs> {
   return {
-    supports: (inputs, attrs) => inputs.length === 3 + Number(attrs.hasDecay) && takes(inputs, attrs),
+    supports: takes,
     run([y], [q, k, v, decay = null], { hasDecay }) {
       const operands = { x: q as View, k: k as View, v: v as View, y: y as View }
       compute(engine, { ...kindOf(hasDecay ? decay : null), result: 'out', ...operands }, attrsOf)
@@ -47,16 +44,8 @@ export function gatedLinearAttentionBackward(
   scan: Primitives['scan'],
 ): KernelOf<GatedLinearAttentionAttrs & { readonly needs: readonly boolean[] }> {
   return {
-    // After the inputs: the output and its gradient. The decay's gradient is made of those of q and k.
-    supports: (inputs, attrs) => {
-      const own = 3 + Number(attrs.hasDecay)
-      const [needQ, needK, , needDecay] = attrs.needs
-      return (
-        inputs.length === own + 2 &&
-        takes([...inputs.slice(0, own), inputs[own + 1] as View], attrs) &&
-        (!needDecay || (needQ === true && needK === true))
-      )
-    },
+    // The decay's gradient is made of those of q and k.
+    supports: (inputs, { needs: [q, k, , decay] }) => takes(inputs) && (!decay || (q === true && k === true)),
     run(outputs, inputs, { hasDecay, needs }) {
       const [q, k, v] = inputs as [View, View, View]
       const decay = hasDecay ? (inputs[3] as View) : null

@@ -17,32 +17,38 @@ import {
 import { add, div, mul } from './pointwise.ts'
 import { narrow } from './shape.ts'
 
-/** Inputs: q, k, v, with `hasDecay` log α, (B, H, T, 1) or (B, H, T, D), and an initial state, if any. */
+/** Inputs: q, k, v and, with `hasDecay`, log α, (B, H, T, 1). */
 export interface GatedLinearAttentionAttrs {
-  form: LinearFormOptions
   hasDecay: boolean
+}
+
+/** log α may be (B, H, T, D), too, and an initial state may follow; the final one is a second output. */
+interface WrittenAttrs extends GatedLinearAttentionAttrs {
+  form: LinearFormOptions
   wantState: boolean
+}
+
+function written(
+  [q, k, v, ...more]: readonly Tensor[],
+  { form, hasDecay, wantState }: WrittenAttrs,
+): Tensor[] {
+  const op = 'gated_linear_attention'
+  const logDecay = hasDecay ? more[0] : null
+  const initial = more[hasDecay ? 1 : 0] ?? null
+  const vector = logDecay !== null && logDecay.shape[3] > 1
+  const size = chunkSteps(op, q.shape[2], form, vector)
+  const { out, state } = recur(op, { q, k, v, logDecay, state: initial }, size, wantState)
+  return state ? [out, state] : [out]
 }
 
 const GATED: Op<GatedLinearAttentionAttrs> = {
   name: 'gated_linear_attention',
-  outputs: 2,
-  infer: ([q, , v], { wantState }) => {
-    const [b, h, t, d] = q.shape
-    const dv = v.shape[3]
-    const out = { shape: [b, h, t, dv], dtype: q.dtype }
-    return wantState ? [out, { shape: [b, h, d, dv], dtype: q.dtype }] : [out]
-  },
-  compose: ([q, k, v, ...more], { form, hasDecay, wantState }) => {
-    const op = 'gated_linear_attention'
-    const logDecay = hasDecay ? more[0] : null
-    const initial = more[hasDecay ? 1 : 0] ?? null
-    const vector = logDecay !== null && logDecay.shape[3] > 1
-    const size = chunkSteps(op, q.shape[2], form, vector)
-    const { out, state } = recur(op, { q, k, v, logDecay, state: initial }, size, wantState)
-    return state ? [out, state] : [out]
-  },
+  infer: ([q, , v]) => [{ shape: v.shape, dtype: q.dtype }],
+  compose: (inputs, attrs) => written(inputs, { ...attrs, form: {}, wantState: false }),
 }
+
+/** In a form of the caller's choice, with a decay per row of the state, or with a state: always composed. */
+const WRITTEN: Op<WrittenAttrs> = { name: 'gated_linear_attention', outputs: 2, compose: written }
 
 export interface GatedLinearAttentionOptions extends LinearFormOptions, StateOptions {
   /** Multiplies the queries; default 1, as the formula. */
@@ -101,8 +107,6 @@ export function gatedLinearAttention(
   return gated(op, q, k, v, log, options)
 }
 
-const anyForm: LinearFormOptions = {}
-
 function gated(
   op: string,
   q: Tensor,
@@ -118,10 +122,13 @@ function gated(
   const inputs = [scale === 1 ? q : mul(q, scale), k, normalize ? withOnes(v) : v]
   if (log) inputs.push(log)
   if (initialState) inputs.push(initialState)
-  // The same object each time: backends know attributes by identity.
-  const form = options.form === undefined && options.chunkSize === undefined ? anyForm : options
-  const attrs: GatedLinearAttentionAttrs = { form, hasDecay: log !== null, wantState: returnState }
-  const [raw, state] = apply(GATED, inputs, attrs)
+  const hasDecay = log !== null
+  const isPlain =
+    !initialState && !returnState && options.form === undefined && options.chunkSize === undefined
+  const [raw, state] =
+    isPlain && (!log || log.shape[3] === 1)
+      ? apply(GATED, inputs, { hasDecay })
+      : apply(WRITTEN, inputs, { hasDecay, form: options, wantState: returnState })
   const out = normalize ? div(narrow(raw, 3, 0, dv), add(narrow(raw, 3, dv, 1), eps)) : raw
   return returnState ? [out, state] : out
 }
