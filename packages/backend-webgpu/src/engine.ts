@@ -7,25 +7,20 @@
  * buffer that the batch uses (the queue would write before the batch runs), and when the program gives its event
  * loop a turn. Batches start small after every read, so that the GPU soon has work.
  *
- * Parameters of a batch lie in one uniform buffer at dynamic offsets, so that bind groups depend on buffers only and
- * are found again: making one costs as much as four dispatches. Since the queue keeps order, the next batch
- * can write the same uniform buffer.
+ * Bind groups are found again: making one costs as much as four dispatches. Parameters: see params.ts.
  */
 
 import { DeviceError, type DeviceSpan } from '@tilegrad/core'
 import { BufferPool, type GpuBuffer, usage } from './buffers.ts'
 import type { Gpu } from './gpu.ts'
+import { Params } from './params.ts'
 import { type GpuKernel, Pipelines } from './pipelines.ts'
-import type { Recorder, Scalar } from './recorded.ts'
+import type { Dispatch, Recorder, Scalar } from './recorded.ts'
 import type { Shader } from './shader.ts'
 
-const paramSlot = 256
-const paramSpace = 65536
 const firstBatch = 16
 const largestBatch = 256
 const queries = 2 * largestBatch
-
-const slotOf = ({ paramBytes }: GpuKernel): number => Math.ceil(paramBytes / paramSlot) * paramSlot
 
 export class Engine {
   readonly gpu: Gpu
@@ -35,18 +30,14 @@ export class Engine {
   readonly counts = { dispatches: 0, submits: 0 }
 
   readonly #pipelines: Pipelines
-  readonly #paramBuffer: GPUBuffer
-  readonly #paramBytes = new ArrayBuffer(paramSpace)
-  readonly #u32 = new Uint32Array(this.#paramBytes)
-  readonly #f32 = new Float32Array(this.#paramBytes)
-  #paramEnd = 0
+  readonly #params: Params
   #encoder: GPUCommandEncoder | null = null
   #batch = 0
   #inBatch = 0
-  /** The dispatches of the batch: kernel, bind group, and four numbers each: where its parameters lie, x, y, z. */
+  /** The dispatches of the batch: kernel, bind group, and three numbers each: x, y, z. */
   #kernels: GpuKernel[] = []
   readonly #groups: GPUBindGroup[] = []
-  readonly #numbers = new Uint32Array(4 * (paramSpace / paramSlot))
+  readonly #grids = new Uint32Array(3 * largestBatch)
   /** So many of them the encoder has. */
   #encoded = 0
   #batchSize = firstBatch
@@ -56,7 +47,6 @@ export class Engine {
   #failure: Error | null = null
   /** Up to this batch, commands use a buffer that there was no memory for: they are invalid, and that is known. */
   #brokenUntil = -1
-  readonly #offset = [0]
   readonly #maxGroups: number
 
   #spans: DeviceSpan[] | null = null
@@ -83,8 +73,8 @@ export class Engine {
       },
       holders,
     })
-    this.#paramBuffer = this.device.createBuffer({ size: paramSpace, usage: usage.UNIFORM | usage.COPY_DST })
-    this.#pipelines = new Pipelines(gpu, this.#paramBuffer, (describe) => this.#popErrors(describe))
+    this.#params = new Params(this.device)
+    this.#pipelines = new Pipelines(gpu, this.#params.buffer, (describe) => this.#popErrors(describe))
   }
 
   /** The compiled kernel for `key`; `build` says on first use what it is. `label` names the operator in errors. */
@@ -124,39 +114,45 @@ export class Engine {
   ): void {
     if (x === 0 || y === 0 || z === 0) return
     this.#makeRoom(kernel, x, y, z)
-    const word = this.#paramEnd >>> 2
-    for (let i = 0; i < params.length; i++) this.#u32[word + i] = params[i] as number
-    if (floats) for (const [i, value] of floats) this.#f32[word + i] = value
-    this.recorder?.run(kernel, buffers, this.#u32.slice(word, word + params.length), [x, y, z], scalars)
-    this.#writeScalars(scalars, values)
-    this.#add(kernel, buffers, x, y, z)
+    const { u32, f32 } = this.#params
+    const at = this.#params.next(kernel.paramBytes)
+    const word = at >>> 2
+    for (let i = 0; i < params.length; i++) u32[word + i] = params[i] as number
+    if (floats) for (const [i, value] of floats) f32[word + i] = value
+    this.recorder?.run(kernel, buffers, u32.slice(word, word + params.length), [x, y, z], scalars)
+    this.#writeScalars(at, scalars, values)
+    this.#add(kernel, buffers, at, x, y, z)
   }
 
-  /** The same from the words of parameters that `run` made before. */
-  runAgain(
-    kernel: GpuKernel,
-    buffers: readonly GpuBuffer[],
-    words: Uint32Array,
-    x: number,
-    y: number,
-    z: number,
-    scalars: readonly Scalar[],
-    values: readonly number[],
-  ): void {
+  /** The same again, as recorded. */
+  runAgain(step: Dispatch, buffers: readonly GpuBuffer[], values: readonly number[]): void {
+    const { kernel, words, grid, scalars } = step
+    const [x, y, z] = grid
     this.#makeRoom(kernel, x, y, z)
-    const word = this.#paramEnd >>> 2
-    for (let i = 0; i < words.length; i++) this.#u32[word + i] = words[i] as number
-    this.#writeScalars(scalars, values)
-    this.#add(kernel, buffers, x, y, z)
+    let at: number
+    if (scalars.length > 0) {
+      at = this.#params.next(kernel.paramBytes)
+      this.#params.u32.set(words, at >>> 2)
+      this.#writeScalars(at, scalars, values)
+    } else {
+      at = this.#params.lasting(step, kernel.paramBytes)
+      if (at < 0) {
+        this.flush()
+        this.#params.startOver()
+        at = this.#params.lasting(step, kernel.paramBytes)
+      }
+    }
+    this.#add(kernel, buffers, at, x, y, z)
   }
 
-  #writeScalars(scalars: readonly Scalar[], values: readonly number[]): void {
-    const word = this.#paramEnd >>> 2
+  #writeScalars(slot: number, scalars: readonly Scalar[], values: readonly number[]): void {
+    const { u32, f32 } = this.#params
+    const word = slot >>> 2
     for (let i = 0; i < scalars.length; i++) {
       const { at, source, dtype } = scalars[i] as Scalar
       const value = values[source] as number
-      if (dtype === 'float32') this.#f32[word + at] = value
-      else this.#u32[word + at] = dtype === 'bool' ? Number(value !== 0) : value
+      if (dtype === 'float32') f32[word + at] = value
+      else u32[word + at] = dtype === 'bool' ? Number(value !== 0) : value
     }
   }
 
@@ -167,23 +163,27 @@ export class Engine {
       throw new DeviceError(
         `${kernel.label}: needs ${x} × ${y} × ${z} workgroups; ${this.gpu.adapterName} allows ${this.#maxGroups} along each dim. Split its input`,
       )
-    if (this.#inBatch >= this.#batchSize || this.#paramEnd + slotOf(kernel) > paramSpace) {
+    if (this.#inBatch >= this.#batchSize || !this.#params.fits(kernel.paramBytes)) {
       this.flush()
       this.#batchSize = Math.min(largestBatch, 2 * this.#batchSize)
     }
   }
 
-  /** A dispatch whose parameters have been written. */
-  #add(kernel: GpuKernel, buffers: readonly GpuBuffer[], x: number, y: number, z: number): void {
-    const at = this.#paramEnd
-    this.#paramEnd += slotOf(kernel)
+  /** A dispatch whose parameters lie at `slot`. */
+  #add(
+    kernel: GpuKernel,
+    buffers: readonly GpuBuffer[],
+    slot: number,
+    x: number,
+    y: number,
+    z: number,
+  ): void {
     const i = this.#kernels.length
-    this.#groups[i] = this.#pipelines.bindGroup(kernel, buffers)
+    this.#groups[i] = this.#pipelines.bindGroup(kernel, buffers, slot)
     this.#kernels.push(kernel)
-    this.#numbers[4 * i] = at
-    this.#numbers[4 * i + 1] = x
-    this.#numbers[4 * i + 2] = y
-    this.#numbers[4 * i + 3] = z
+    this.#grids[3 * i] = x
+    this.#grids[3 * i + 1] = y
+    this.#grids[3 * i + 2] = z
     for (let j = 0; j < buffers.length; j++) (buffers[j] as GpuBuffer).batch = this.#batch
     this.#inBatch++
     this.counts.dispatches++
@@ -253,8 +253,7 @@ export class Engine {
       pending = { buffer: staging, labels: timing.labels }
       timing.labels = []
     }
-    if (this.#paramEnd > 0)
-      this.device.queue.writeBuffer(this.#paramBuffer, 0, this.#paramBytes, 0, this.#paramEnd)
+    this.#params.flush()
     this.device.pushErrorScope('validation')
     this.device.queue.submit([encoder.finish()])
     const kernels = this.#kernels
@@ -265,7 +264,6 @@ export class Engine {
       return `${[...labels].join(' or ')}: invalid on ${this.gpu.adapterName}: ${message}`
     })
     this.#encoder = null
-    this.#paramEnd = 0
     this.#inBatch = 0
     this.#batch++
     this.counts.submits++
@@ -359,7 +357,7 @@ export class Engine {
     this.#encoder ??= this.device.createCommandEncoder()
     const encoder = this.#encoder
     const timing = this.#timing
-    const numbers = this.#numbers
+    const grids = this.#grids
     let pass: GPUComputePassEncoder | null = null
     let pipeline: GPUComputePipeline | null = null
     for (let i = this.#encoded; i < this.#kernels.length; i++) {
@@ -381,9 +379,10 @@ export class Engine {
         pipeline = kernel.pipeline
         pass.setPipeline(pipeline)
       }
-      this.#offset[0] = numbers[4 * i] as number
-      pass.setBindGroup(0, this.#groups[i] as GPUBindGroup, this.#offset)
-      const [x, y, z] = [numbers[4 * i + 1] as number, numbers[4 * i + 2], numbers[4 * i + 3]]
+      pass.setBindGroup(0, this.#groups[i] as GPUBindGroup)
+      const x = grids[3 * i] as number
+      const y = grids[3 * i + 1] as number
+      const z = grids[3 * i + 2] as number
       // Every argument costs.
       if (y === 1 && z === 1) pass.dispatchWorkgroups(x)
       else pass.dispatchWorkgroups(x, y, z)

@@ -20,9 +20,12 @@ export interface GpuKernel {
 interface Bound {
   readonly group: GPUBindGroup
   readonly layoutId: number
+  readonly slot: number
   readonly ids: readonly number[]
   /** Another one of the same hash. */
   readonly next: Bound | undefined
+  /** What was asked for after it last time, and is likely to be again. */
+  follower: Bound | undefined
 }
 
 const maxBindGroups = 4096
@@ -37,6 +40,7 @@ export class Pipelines {
     { layout: GPUBindGroupLayout; pipeline: GPUPipelineLayout; id: number }
   >()
   #bound = new Map<number, Bound>()
+  #last: Bound | undefined
   /** Bind groups made so far: flat in a loop that repeats itself. */
   bindGroups = 0
 
@@ -57,33 +61,54 @@ export class Pipelines {
     return kernel
   }
 
-  bindGroup(kernel: GpuKernel, buffers: readonly GpuBuffer[]): GPUBindGroup {
+  /** Binds buffers, and parameters that lie at `slot`. */
+  bindGroup(kernel: GpuKernel, buffers: readonly GpuBuffer[], slot: number): GPUBindGroup {
     const { layoutId } = kernel
-    let hash = layoutId
+    let bound = this.#last?.follower
+    if (!bound || !binds(bound, layoutId, slot, buffers)) {
+      bound = this.#find(kernel, buffers, slot)
+      if (this.#last) this.#last.follower = bound
+    }
+    this.#last = bound
+    return bound.group
+  }
+
+  #find(kernel: GpuKernel, buffers: readonly GpuBuffer[], slot: number): Bound {
+    const { layoutId } = kernel
+    let hash = Math.imul(layoutId ^ slot, 0x9e3779b1)
     for (let i = 0; i < buffers.length; i++) {
       hash = Math.imul(hash ^ (buffers[i] as GpuBuffer).id, 0x9e3779b1)
       hash ^= hash >>> 15
     }
     const first = this.#bound.get(hash)
-    for (let bound = first; bound; bound = bound.next)
-      if (bound.layoutId === layoutId && sameIds(bound.ids, buffers)) return bound.group
+    for (let bound = first; bound; bound = bound.next) if (binds(bound, layoutId, slot, buffers)) return bound
 
     // Old ones go first: buffers that are gone would be held by them.
-    if (this.#bound.size >= maxBindGroups) this.#bound = new Map([...this.#bound].slice(maxBindGroups / 2))
+    if (this.#bound.size >= maxBindGroups) this.#evict()
     const size = Math.max(16, kernel.paramBytes)
     this.#gpu.device.pushErrorScope('validation')
     const group = this.#gpu.device.createBindGroup({
       label: kernel.label,
       layout: kernel.layout,
       entries: [
-        { binding: 0, resource: { buffer: this.#params, size } },
+        { binding: 0, resource: { buffer: this.#params, offset: slot, size } },
         ...buffers.map((buffer, i) => ({ binding: i + 1, resource: { buffer: buffer.gpu } })),
       ],
     })
     this.#popErrors((message) => `${kernel.label}: its buffers are invalid: ${message}`)
-    this.#bound.set(hash, { group, layoutId, ids: buffers.map((b) => b.id), next: this.#bound.get(hash) })
+    const ids = buffers.map((b) => b.id)
+    const made: Bound = { group, layoutId, slot, ids, next: this.#bound.get(hash), follower: undefined }
+    this.#bound.set(hash, made)
     this.bindGroups++
-    return group
+    return made
+  }
+
+  #evict(): void {
+    const all = [...this.#bound]
+    // What still points to them must not hold what came after.
+    for (const [, old] of all.splice(0, maxBindGroups / 2))
+      for (let bound: Bound | undefined = old; bound; bound = bound.next) bound.follower = undefined
+    this.#bound = new Map(all)
   }
 
   #compile(label: string, shader: Shader): GpuKernel {
@@ -116,7 +141,7 @@ export class Pipelines {
           {
             binding: 0,
             visibility: 4,
-            buffer: { type: 'uniform', hasDynamicOffset: true, minBindingSize: paramBytes },
+            buffer: { type: 'uniform', minBindingSize: paramBytes },
           },
           ...[...access].map((a, i) => ({
             binding: i + 1,
@@ -133,8 +158,9 @@ export class Pipelines {
   }
 }
 
-function sameIds(ids: readonly number[], buffers: readonly GpuBuffer[]): boolean {
-  if (ids.length !== buffers.length) return false
+function binds(bound: Bound, layoutId: number, slot: number, buffers: readonly GpuBuffer[]): boolean {
+  const { ids } = bound
+  if (bound.layoutId !== layoutId || bound.slot !== slot || ids.length !== buffers.length) return false
   for (let i = 0; i < ids.length; i++) if (ids[i] !== (buffers[i] as GpuBuffer).id) return false
   return true
 }

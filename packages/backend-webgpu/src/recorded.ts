@@ -14,6 +14,7 @@
 import type { DType, KernelOf, View } from '@tilegrad/core'
 import type { GpuBuffer } from './buffers.ts'
 import type { Engine } from './engine.ts'
+import type { LastingWords } from './params.ts'
 import type { GpuKernel } from './pipelines.ts'
 
 /** A parameter of a dispatch, at position `at`, that is the call's number `source`. */
@@ -23,16 +24,18 @@ export interface Scalar {
   readonly dtype: DType
 }
 
-/** Buffers are numbered: those of the operands in order, each once, and then temporaries as they are allocated. */
+/** A dispatch to be repeated. Its words are those of its parameters, but for the call's own numbers. */
+export interface Dispatch extends LastingWords {
+  readonly kind: 'run'
+  readonly kernel: GpuKernel
+  /** Numbered: those of the operands in order, each once, and then temporaries as they are allocated. */
+  readonly buffers: readonly number[]
+  readonly grid: readonly [x: number, y: number, z: number]
+  readonly scalars: readonly Scalar[]
+}
+
 type Step =
-  | {
-      readonly kind: 'run'
-      readonly kernel: GpuKernel
-      readonly buffers: readonly number[]
-      readonly words: Uint32Array
-      readonly grid: readonly [x: number, y: number, z: number]
-      readonly scalars: readonly Scalar[]
-    }
+  | Dispatch
   | { readonly kind: 'alloc'; readonly count: number; readonly dtype: DType }
   | { readonly kind: 'free'; readonly buffer: number }
 
@@ -61,7 +64,8 @@ export class Recorder {
     grid: readonly [x: number, y: number, z: number],
     scalars: readonly Scalar[],
   ): void {
-    this.steps.push({ kind: 'run', kernel, buffers: buffers.map((b) => this.#of(b)), words, grid, scalars })
+    const numbers = buffers.map((b) => this.#of(b))
+    this.steps.push({ kind: 'run', kernel, buffers: numbers, words, grid, scalars, at: -1, era: -1 })
   }
 
   alloc(buffer: GpuBuffer, count: number, dtype: DType): void {
@@ -144,10 +148,10 @@ function replay(engine: Engine, steps: readonly Step[], scalars: readonly number
     for (; s < steps.length; s++) {
       const step = steps[s] as Step
       if (step.kind === 'run') {
-        const { buffers, grid } = step
+        const { buffers } = step
         bound.length = buffers.length
         for (let i = 0; i < buffers.length; i++) bound[i] = operands[buffers[i] as number] as GpuBuffer
-        engine.runAgain(step.kernel, bound, step.words, grid[0], grid[1], grid[2], step.scalars, scalars)
+        engine.runAgain(step, bound, scalars)
       } else if (step.kind === 'alloc') operands.push(engine.pool.alloc(step.count, step.dtype))
       else engine.pool.free(operands[step.buffer] as GpuBuffer)
     }

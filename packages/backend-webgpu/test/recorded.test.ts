@@ -101,6 +101,22 @@ test('in place, again and again', async () => {
   expect([...(await x.data())]).toEqual([120, 240, 360])
 })
 
+test('more recordings than there are slots for parameters: the oldest get new ones', async () => {
+  const count = 4500
+  const early = numbers([3, 5], 1)
+  // A kernel of its own, whose recordings stay.
+  const sums = () => withBackend(gpu, () => sum(early.to(gpu), 1))
+  const first = [await sums().data(), await sums().data()]
+  const source = Float32Array.from({ length: count }, (_, i) => i + 1)
+  const [x, y] = [tensor(source, { device: gpu }), tensor(new Float32Array(count), { device: gpu })]
+  // Every offset is recorded by itself; the second time it is done again.
+  scope(() => {
+    for (let i = 0; i < count; i++) for (const _ of [1, 2]) y.narrow(0, i, 1).add_(x.narrow(0, i, 1))
+  })
+  expect(await y.data()).toEqual(source.map((v) => 2 * v))
+  expect([await sums().data(), await sums().data()]).toEqual(first)
+})
+
 describe('what a kernel does beyond its operands', () => {
   const [x] = [tensor([1, 2, 3, 4], { device: gpu })]
 

@@ -35,10 +35,10 @@ export async function observed({ anew = false } = {}) {
     if (x * y * z > 0) note(kernel.label, buffers, words, [x, y, z], scalars, values)
     run(kernel, buffers, params, x, y, z, floats, scalars, values)
   }
-  engine.runAgain = (kernel, buffers, words, x, y, z, scalars, values) => {
+  engine.runAgain = (step, buffers, values) => {
     seen.again++
-    note(kernel.label, buffers, words.slice(), [x, y, z], scalars, values)
-    runAgain(kernel, buffers, words, x, y, z, scalars, values)
+    note(step.kernel.label, buffers, step.words.slice(), step.grid, step.scalars, values)
+    runAgain(step, buffers, values)
   }
   return { backend, seen }
 }
