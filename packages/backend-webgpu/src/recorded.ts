@@ -90,9 +90,14 @@ export class Recorder {
 interface Recording {
   readonly key: readonly number[]
   readonly steps: readonly Step[]
+  /** All of the same kernel. */
+  readonly among: Recordings
   /** Another one of the same hash. */
   readonly next: Recording | undefined
+  /** What was done after it last time, and is likely to be done again. */
+  follower: Recording | undefined
 }
+type Recordings = Map<number, Recording>
 
 /** Recordings of one kernel; when there are more, sizes change all the time, and old ones are of little use. */
 const most = 1024
@@ -114,16 +119,17 @@ export function recorded(
   kernel: KernelOf<object>,
   { scalars, anew }: Varying = {},
 ): KernelOf<object> {
-  const recordings = new Map<number, Recording>()
+  const recordings: Recordings = new Map()
   return {
     ...kernel,
     run(outputs, inputs, attrs) {
       if (engine.recorder || anew?.(attrs)) return kernel.run(outputs, inputs, attrs)
-      const hash = describe(outputs, inputs, attrs, scalars !== undefined)
-      for (let found = recordings.get(hash); found; found = found.next)
-        if (isDescribed(found.key)) return replay(engine, found.steps, scalars ? scalars(attrs) : none)
+      describe(outputs, inputs, attrs, scalars !== undefined)
+      const found = find(recordings)
+      if (found) return replay(engine, found.steps, scalars ? scalars(attrs) : none)
 
       const made = key.slice(0, end)
+      const hash = hashOfKey()
       const recorder = new Recorder(name, operands)
       engine.recorder = recorder
       try {
@@ -135,10 +141,38 @@ export function recorded(
         engine.recorder = null
       }
       if (!recorder.complete) return
-      if (recordings.size >= most) recordings.clear()
-      recordings.set(hash, { key: made, steps: recorder.steps, next: recordings.get(hash) })
+      if (recordings.size >= most) forget(recordings)
+      const next = recordings.get(hash)
+      recordings.set(hash, {
+        key: made,
+        steps: recorder.steps,
+        among: recordings,
+        next,
+        follower: undefined,
+      })
     },
   }
+}
+
+/** The recording of what `describe` found. */
+function find(recordings: Recordings): Recording | undefined {
+  let found = last?.follower
+  if (!found || found.among !== recordings || !isDescribed(found.key)) {
+    found = recordings.get(hashOfKey())
+    while (found && !isDescribed(found.key)) found = found.next
+    if (!found) return undefined
+    if (last) last.follower = found
+  }
+  last = found
+  return found
+}
+let last: Recording | undefined
+
+function forget(recordings: Recordings): void {
+  // What still points to them must not hold what came after.
+  for (const first of recordings.values())
+    for (let old: Recording | undefined = first; old; old = old.next) old.follower = undefined
+  recordings.clear()
 }
 
 function replay(engine: Engine, steps: readonly Step[], scalars: readonly number[]): void {
@@ -170,13 +204,13 @@ const operands: GpuBuffer[] = []
 const bound: GpuBuffer[] = []
 let calls = 0
 
-/** Fills `key` and `operands`; returns the key's hash. */
+/** Fills `key` and `operands`. */
 function describe(
   outputs: readonly View[],
   inputs: readonly View[],
   attrs: object,
   openScalars: boolean,
-): number {
+): void {
   end = 0
   operands.length = 0
   calls++
@@ -190,6 +224,9 @@ function describe(
     if (openScalars && name === 'params') describeLengths(value as readonly unknown[])
     else describeValue(value)
   }
+}
+
+function hashOfKey(): number {
   let hash = end
   for (let i = 0; i < end; i++) {
     hash = Math.imul(hash ^ (key[i] as number), 0x9e3779b1)

@@ -3,7 +3,7 @@ import { sameShape } from './layout.ts'
 import { addTensors, copy, fill } from './primitives/elementwise.ts'
 import { reduce } from './primitives/reduce.ts'
 import { reshapeView } from './primitives/views.ts'
-import { collect, track } from './scope.ts'
+import { collect, type Scoped, track } from './scope.ts'
 import { enableGrad, freedError, type GradNode, noGrad, type Replay } from './tape.ts'
 import type { Tensor } from './tensor.ts'
 
@@ -176,15 +176,14 @@ class Pass {
       else {
         const { result, made } = collect(() => {
           const dins = live.backward(douts)
-          return dins.map((d, i) => (d && node.needs(i) ? fit(d, node.inputs[i]) : null))
+          const fitted = new Array<Tensor | null>(dins.length)
+          for (let i = 0; i < dins.length; i++) {
+            const d = dins[i]
+            fitted[i] = d && node.needs(i) ? fit(d, node.inputs[i]) : null
+          }
+          return fitted
         })
-        const fresh = new Set(made)
-        const owned = result.map((d) => {
-          if (!d) return null
-          if (fresh.delete(d)) return d
-          return d.viewAs(d)
-        })
-        for (const t of fresh) if (!t.kept) t.release('backward()')
+        const owned = ownedOf(result, made)
         for (const d of douts) d?.dispose()
         this.#spread(node, owned)
       }
@@ -233,11 +232,12 @@ class Pass {
   }
 
   #spread(node: GradNode, dins: readonly (Tensor | null)[]): void {
-    dins.forEach((d, i) => {
+    for (let i = 0; i < dins.length; i++) {
+      const d = dins[i]
       const input = node.inputs[i]
       if (d && input.requiresGrad && this.#wants(input))
         this.#give(input, this.#mode.createGraph ? fit(d, input) : d)
-    })
+    }
   }
 
   /** In a pass to wanted tensors, does anything wanted lie at or behind this one? */
@@ -247,27 +247,29 @@ class Pass {
   }
 
   #give(to: Tensor, g: Tensor): void {
-    const add = (have: Tensor | null | undefined): Tensor => {
-      if (!have) return g
-      const sum = addTensors(have, g)
-      if (!this.#mode.createGraph) {
-        have.dispose()
-        g.dispose()
-      }
-      return sum
-    }
     const node = to.gradFn
     if (!node) {
-      this.#leaves.set(to, add(this.#leaves.get(to)))
+      this.#leaves.set(to, this.#sum(this.#leaves.get(to), g))
       return
     }
     let slots = this.#pending.get(node)
     if (!slots) {
-      slots = new Array<Tensor | null>(node.outputs.length).fill(null)
+      slots = []
+      for (let i = 0; i < node.outputs.length; i++) slots.push(null)
       this.#pending.set(node, slots)
     }
-    const i = node.outputs.indexOf(to)
-    slots[i] = add(slots[i])
+    const i = node.outputs.length === 1 ? 0 : node.outputs.indexOf(to)
+    slots[i] = this.#sum(slots[i], g)
+  }
+
+  #sum(have: Tensor | null | undefined, g: Tensor): Tensor {
+    if (!have) return g
+    const sum = addTensors(have, g)
+    if (!this.#mode.createGraph) {
+      have.dispose()
+      g.dispose()
+    }
+    return sum
   }
 
   /** The gradient of a non-leaf is complete: hooks, captures and retained gradients happen here. */
@@ -311,6 +313,23 @@ class Pass {
     for (const t of node.outputs) if (this.#frees(t)) t.release('backward()')
     if (node.owned) this.#owned.push(...node.owned)
   }
+}
+
+/**
+ * What a rule returned, as tensors that belong to nobody else: those of `made` themselves, each once, and views of all
+ * others. The rest of `made` is freed.
+ */
+function ownedOf(result: readonly (Tensor | null)[], made: Scoped[]): (Tensor | null)[] {
+  const owned = new Array<Tensor | null>(result.length)
+  for (let i = 0; i < result.length; i++) {
+    const d = result[i]
+    // Found at once, as a rule: what is returned was made in this order.
+    const at = d ? made.indexOf(d) : -1
+    if (at >= 0) made.splice(at, 1)
+    owned[i] = d && at < 0 ? d.viewAs(d) : d
+  }
+  for (const t of made) if (!t.kept) t.release('backward()')
+  return owned
 }
 
 /** Stores a gradient in `.grad`, adding to what is there. The stored tensor outlives scopes. */

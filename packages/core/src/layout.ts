@@ -170,7 +170,12 @@ export function reshapeLayout(layout: Layout, shape: readonly number[]): Layout 
 }
 
 export function permuteLayout({ shape, strides, offset }: Layout, dims: readonly number[]): Layout {
-  return { shape: dims.map((d) => shape[d]), strides: dims.map((d) => strides[d]), offset }
+  const to = { shape: new Array<number>(dims.length), strides: new Array<number>(dims.length), offset }
+  for (let i = 0; i < dims.length; i++) {
+    to.shape[i] = shape[dims[i]]
+    to.strides[i] = strides[dims[i]]
+  }
+  return to
 }
 
 /** Broadcast to a larger shape by strides of 0; −1 keeps a size. */

@@ -92,28 +92,58 @@ function settle(outputs: readonly Tensor[], made: readonly Tensor[], onTape: boo
 
 /** The rule of an operator that ran as a fused kernel: its backward kernel, or its composition differentiated. */
 function fusedBackward<A extends object>(op: Op<A>, all: readonly Tensor[]): Backward<A> {
-  const own = op.outputs ?? 1
   return (node, douts) => {
-    const needs = node.inputs.map((t) => t.requiresGrad)
-    const inputs = node.inputs.map((_, i) => node.input(i))
-    const results = [...node.outputs.map((_, i) => node.output(i)), ...all.slice(own)]
-    const given = douts.map((d, i) => {
-      const y = node.outputs[i]
-      if (!d) return fill(y.backend, y.shape, 0, y.dtype)
+    const { inputs, outputs } = node
+    const { needs, op: gradient } = gradientOf(op, inputs, all.length)
+    const args: Tensor[] = []
+    for (let i = 0; i < inputs.length; i++) args.push(node.input(i))
+    for (let i = 0; i < outputs.length; i++) args.push(node.output(i))
+    for (let i = op.outputs ?? 1; i < all.length; i++) args.push(all[i])
+    for (let i = 0; i < douts.length; i++) {
+      const d = douts[i]
+      const y = outputs[i]
+      if (!d) args.push(fill(y.backend, y.shape, 0, y.dtype))
       // Fused kernels want unit steps along the last dim, which a gradient expanded from a sum has not.
-      return d.rank > 0 && d.strides[d.rank - 1] !== 1 ? contiguous(d) : d
-    })
-    const made = apply(
-      backwardOp(op, inputs.length, results.length, needs),
-      [...inputs, ...results, ...given],
-      { ...node.attrs, needs },
-    )
+      else args.push(d.rank > 0 && d.strides[d.rank - 1] !== 1 ? contiguous(d) : d)
+    }
+    const made = apply(gradient, args, { ...node.attrs, needs })
     let next = 0
     return needs.map((n) => (n ? made[next++] : null))
   }
 }
 
-/** The gradient of an operator as an operator: fused where a backend has `${name}Backward`, else by differentiating the composition. */
+interface GradientOp<A> {
+  readonly needs: readonly boolean[]
+  readonly op: Op<A & { needs: readonly boolean[] }>
+}
+
+const gradientOps = new WeakMap<object, Map<number, unknown>>()
+
+/** The gradient of an operator as an operator: made once for each choice of inputs that need theirs. */
+function gradientOf<A extends object>(op: Op<A>, inputs: readonly Tensor[], results: number): GradientOp<A> {
+  const make = (): GradientOp<A> => {
+    const needs = inputs.map((t) => t.requiresGrad)
+    return { needs, op: backwardOp(op, inputs.length, results, needs) }
+  }
+  if (inputs.length > 16) return make()
+  let known = gradientOps.get(op)
+  if (!known) {
+    known = new Map()
+    gradientOps.set(op, known)
+  }
+  // The leading one tells how many there are.
+  let choice = 1
+  for (let i = 0; i < inputs.length; i++) choice = 2 * choice + (inputs[i].requiresGrad ? 1 : 0)
+  const key = 2 ** 17 * results + choice
+  let found = known.get(key) as GradientOp<A> | undefined
+  if (!found) {
+    found = make()
+    known.set(key, found)
+  }
+  return found
+}
+
+/** The gradient of an operator: fused where a backend has `${name}Backward`, else by differentiating the composition. */
 function backwardOp<A extends object>(
   op: Op<A>,
   inputs: number,
@@ -126,8 +156,7 @@ function backwardOp<A extends object>(
     outputs: needs.filter(Boolean).length,
     // Two products for each one of the forward pass, and those of the forward pass again where nothing was stored.
     ...(flops && { flops: (all: readonly View[], attrs: A) => 2.5 * flops(all.slice(0, inputs), attrs) }),
-    infer: (all) =>
-      all.slice(0, inputs).flatMap((t, i) => (needs[i] ? [{ shape: t.shape, dtype: t.dtype }] : [])),
+    infer: (all) => all.filter((_, i) => needs[i]),
     compose: (all, attrs) => vjp(op, all.slice(0, inputs), attrs, all.slice(inputs + results), needs),
   }
 }

@@ -79,16 +79,22 @@ export const foreach = (engine: Engine): Foreach => {
 
   return {
     supports(views, { kernel }) {
-      if (loweredOf(kernel) === null || new Set(views.map((v) => v.buffer)).size > most) return false
+      if (loweredOf(kernel) === null) return false
       const { shape } = views[0] as View
-      return views.every((v, i) => {
+      let buffers = 0
+      for (let i = 0; i < views.length; i++) {
+        const v = views[i] as View
         if (v.dtype !== 'float32') return false
+        let first = 0
+        while ((views[first] as View).buffer !== v.buffer) first++
+        if (first === i) buffers++
         const output = i < kernel.exprs.length
         // Neighbours in one vector must not be written by two threads.
         if (output && v.offset % 4 !== 0) return false
-        if (layout.sameShape(v.shape, shape) && layout.isContiguous(v)) return true
-        return !output && layout.numel(v.shape) === 1
-      })
+        if (layout.sameShape(v.shape, shape) && layout.isContiguous(v)) continue
+        if (output || layout.numel(v.shape) !== 1) return false
+      }
+      return buffers <= most
     },
     run(outputs, inputs, { kernel: expression, params }) {
       const [outs, ins] = [expression.exprs.length, expression.inputs.length]

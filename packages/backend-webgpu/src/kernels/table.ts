@@ -26,10 +26,19 @@ import { totalNorm } from './total-norm.ts'
 /** What changes from call to call; see recorded.ts. */
 const varying: Readonly<Record<string, Varying>> = {
   elementwise: { scalars: (attrs) => (attrs as { params: readonly number[] }).params },
-  foreach: { scalars: (attrs) => (attrs as { params: readonly (readonly number[])[] }).params.flat() },
+  foreach: { scalars: (attrs) => joined((attrs as { params: readonly (readonly number[])[] }).params) },
   // Every call drops others.
   scaled_dot_product_attention: { anew: drops },
   scaled_dot_product_attentionBackward: { anew: drops },
+}
+/** `flat()`, which takes five times as long. */
+function joined(lists: readonly (readonly number[])[]): number[] {
+  const all: number[] = []
+  for (let i = 0; i < lists.length; i++) {
+    const list = lists[i] as readonly number[]
+    for (let j = 0; j < list.length; j++) all.push(list[j] as number)
+  }
+  return all
 }
 function drops(attrs: object): boolean {
   return (attrs as { dropout: number }).dropout > 0
