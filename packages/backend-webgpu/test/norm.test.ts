@@ -77,6 +77,7 @@ for (const name of ['layer_norm', 'rms_norm'] as const) {
       ] as const
       await check(backends, make(rnd, [70, 70], [20], maximum, all), both, tolerances)
       await check(backends, make(rnd, [1100], [260], maximum, all), both, tolerances)
+      await check(backends, make(rnd, [2100], [132], maximum, all), both, tolerances)
       await check(backends, make(rnd, [300], [4100], maximum, all), both, tolerances)
     })
 

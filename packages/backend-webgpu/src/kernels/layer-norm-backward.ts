@@ -5,7 +5,8 @@
  * One kernel does all of it where rows fit in registers: a workgroup goes through a block of rows, its lanes keeping
  * the sums for their columns, and writes the sums of its block; a second kernel adds those of all blocks, in order, so
  * that the result is the same every time. Longer rows: dx in loops over each row, and the sums by another kernel, whose
- * threads own columns. RMS norm is the same without the mean and without mean g.
+ * threads own columns. Where there is little to read, one kernel does both: to read it twice costs less than a second
+ * launch. RMS norm is the same without the mean and without mean g.
  */
 
 import type { View } from '@tilegrad/core'
@@ -59,6 +60,8 @@ interface Shape {
 
 /** Blocks of rows whose sums are kept apart: enough for every core of a GPU. */
 const mostBlocks = 512
+/** What is read twice: elements, rows, and elements of a row. */
+const small = { all: 2 ** 20, rows: 2048, size: 2 ** 16 }
 
 export function runBackward(engine: Engine, g: Gradient): void {
   const { x, dy, dx, weight, dweight, dbias, size } = g
@@ -82,8 +85,12 @@ export function runBackward(engine: Engine, g: Gradient): void {
     runRows(call, t, { ...shape, ...without }, 1, Math.ceil(walk.rows / t.slots))
     return
   }
+  if (dx && isSmall(walk.rows, size)) {
+    runBoth(call, t, shape, sums)
+    return
+  }
   const fused = t.held > 0
-  const columns = 32 / width
+  const columns = wide(width)
   const parts = fused ? t.slots : 256 / columns
   const tiles = Math.ceil(size / 32)
   const blocks = Math.min(Math.ceil(walk.rows / parts), fused ? mostBlocks : Math.ceil(1024 / tiles))
@@ -101,12 +108,32 @@ export function runBackward(engine: Engine, g: Gradient): void {
   engine.pool.free(partial)
 }
 
+const isSmall = (rows: number, size: number): boolean =>
+  rows * size <= small.all && rows <= small.rows && size <= small.size
+
 interface Call {
   readonly engine: Engine
   readonly name: string
   readonly g: Gradient
   readonly walk: RowWalk
   readonly width: 4 | 1
+}
+
+/** dx and the sums in one launch. */
+function runBoth(
+  { engine, name, g, walk, width }: Call,
+  t: Tiling,
+  shape: Shape,
+  sums: readonly View[],
+): void {
+  const key = `${name}.both:${tilingKey(t)}:${walk.rank}:${Object.values(shape).map(Number).join('')}`
+  const kernel = engine.kernel(key, name, () => bothShader(t, walk, shape))
+  const vectors = g.size / width
+  const tiles = Math.ceil(vectors / narrow(width))
+  const words = [walk.rows, vectors, (g.weight?.offset ?? 0) / width, 0, tiles, 1 / g.size, ...walk.words]
+  const views = [g.x, g.dy, ...(g.weight ? [g.weight] : []), ...g.stats, g.dx as View, ...sums]
+  const groups = tiles + Math.ceil(walk.rows / t.slots)
+  engine.run(kernel, views.map(bufferOf), words, groups, 1, 1, [[5, 1 / g.size]])
 }
 
 const head = ['rows: u32', 'vectors: u32', 'ow: u32', 'per: u32', 'blocks: u32', 'share: f32'] as const
@@ -144,7 +171,7 @@ function runColumns(
   engine.run(kernel, [...buffers, partial], words, tiles, blocks)
 }
 
-function bindings(width: 4 | 1, shape: Shape): Binding[] {
+function bindings(width: 4 | 1, shape: Shape, sums: readonly string[] = ['partial']): Binding[] {
   const item = itemOfWidth(width)
   return [
     { name: 'x', item },
@@ -153,25 +180,21 @@ function bindings(width: 4 | 1, shape: Shape): Binding[] {
     ...(shape.centred ? [{ name: 'means', item: 'f32' } as const] : []),
     { name: 'rstds', item: 'f32' },
     ...(shape.dx ? [{ name: 'dx', item, write: true }] : []),
-    ...(shape.dweight || shape.dbias ? [{ name: 'partial', item, write: true }] : []),
+    ...(shape.dweight || shape.dbias ? sums.map((name) => ({ name, item, write: true })) : []),
   ]
 }
 
 /** Names of the sums over rows. */
 const sumsOf = ({ dweight, dbias }: Shape): string[] => [...(dweight ? ['dw'] : []), ...(dbias ? ['db'] : [])]
 
-function rowsShader(t: Tiling, walk: RowWalk, shape: Shape): Shader {
+/** dx of the thread's row, and its share of the sums. */
+function rowCodeOf(t: Tiling, walk: RowWalk, shape: Shape, first?: string): string {
   const { centred, weighted } = shape
-  const streams: Stream[] = [
-    { name: 'x', binding: 'x', base: startOf(t.width, 0) },
-    { name: 'd', binding: 'dy', base: startOf(t.width, 1) },
-  ]
-  const w: Stream = { name: 'w', binding: 'w', base: 'p.ow' }
-  const all = weighted ? [...streams, w] : streams
-  const sums = sumsOf(shape)
+  const streams = streamsOf(t)
+  const all = weighted ? [...streams, weights] : streams
   const scaled = (of: (name: string) => string): string =>
     `let h = ${centred ? `(${of('x')} - mean)` : of('x')} * rstd; let g = ${of('d')}${weighted ? ` * ${of('w')}` : ''};`
-  const row = `${rowCode(t, sums.length > 0 ? `(wg.x * p.per + r) * ${t.slots}u` : undefined)}
+  return `${rowCode(t, first)}
 ${walk.code('row')}
 ${centred ? 'let mean = means[row];' : ''}
 let rstd = rstds[row];
@@ -190,6 +213,18 @@ ${each(t, all, ({ of, j }) => {
   return `${scaled(of)} ${shape.dx ? dx : ''} ${shape.dweight ? `${of('dw')} += ${of('d')} * h;` : ''} ${shape.dbias ? `${of('db')} += ${of('d')};` : ''}`
 })}
 }`
+}
+
+const streamsOf = ({ width }: Tiling): Stream[] => [
+  { name: 'x', binding: 'x', base: startOf(width, 0) },
+  { name: 'd', binding: 'dy', base: startOf(width, 1) },
+]
+const weights: Stream = { name: 'w', binding: 'w', base: 'p.ow' }
+
+function rowsShader(t: Tiling, walk: RowWalk, shape: Shape): Shader {
+  const { weighted } = shape
+  const sums = sumsOf(shape)
+  const row = rowCodeOf(t, walk, shape, sums.length > 0 ? `(wg.x * p.per + r) * ${t.slots}u` : undefined)
   const body =
     sums.length === 0
       ? row
@@ -207,7 +242,7 @@ ${sums.map((s, o) => gather(t, s, o)).join('\n')}`
 ${shape.dx ? reduction(t, 'group_pair', 'vec2f', plus) : ''}
 ${sums.length > 0 && t.slots > 1 ? 'var<workgroup> tile: array<V, 256>;' : ''}`,
     body: `${laneCode(t)}
-${weighted && t.held > 0 ? hold(t, [w]) : ''}
+${weighted && t.held > 0 ? hold(t, [weights]) : ''}
 ${body}`,
   }
 }
@@ -233,42 +268,97 @@ ${each(t, [], write)}
 }`
 }
 
-/** Columns of a workgroup that adds up columns; its other threads take other rows. */
-const columnsOf = (width: 4 | 1): number => 32 / width
-const columnCode = (width: 4 | 1): string => `let part = li / ${columnsOf(width)}u;
-let column = wg.x * ${columnsOf(width)}u + li % ${columnsOf(width)}u;`
+/** Vectors of a workgroup that adds up columns: its other threads take other rows. */
+const wide = (width: 4 | 1): number => 32 / width
+/** The same where rows are few: more workgroups, and less for each thread. */
+const narrow = (width: 4 | 1): number => 8 / width
+const columnCode = (columns: number): string => `let part = li / ${columns}u;
+let column = wg.x * ${columns}u + li % ${columns}u;`
 
 /** Adds `name` over the parts of a column, in a tree; the first part's threads have the result. */
-function foldParts(width: 4 | 1, name: string): string {
-  const columns = columnsOf(width)
+function foldParts(columns: number, name: string): string {
   const lines = [`tile[li] = ${name};`, 'workgroupBarrier();']
   for (let half = 128; half >= columns; half /= 2)
     lines.push(`if (li < ${half}u) { tile[li] += tile[li + ${half}u]; }`, 'workgroupBarrier();')
   return `${lines.join('\n')}\n${name} = tile[li];\nworkgroupBarrier();`
 }
 
-function columnsShader(width: 4 | 1, walk: RowWalk, shape: Shape): Shader {
+/** Sums of columns over rows from `first` to `end`, which `store` has in the variables that `sumsOf` names. */
+function columnsCode(
+  width: 4 | 1,
+  columns: number,
+  walk: RowWalk,
+  shape: Shape,
+  [first, end]: readonly [string, string],
+  store: (name: string, output: number) => string,
+): string {
   const sums = sumsOf(shape)
-  const parts = 256 / columnsOf(width)
-  return {
-    params: [...head, ...walk.fields],
-    bindings: bindings(width, shape),
-    workgroup: [256],
-    declarations: `${vectorCode(width)}\nvar<workgroup> tile: array<V, 256>;`,
-    body: `${columnCode(width)}
+  return `${columnCode(columns)}
 ${sums.map((s) => `var ${s} = V();`).join(' ')}
-let end = min((wg.y + 1u) * p.per, p.rows);
+let end = ${end};
 if (column < p.vectors) {
-  for (var row = wg.y * p.per + part; row < end; row += ${parts}u) {
+  for (var row = ${first} + part; row < end; row += ${256 / columns}u) {
 ${walk.code('row')}
     let d = dy[${startOf(width, 1)} + column];
     ${shape.dweight ? `dw += d * ((x[${startOf(width, 0)} + column]${shape.centred ? ' - means[row]' : ''}) * rstds[row]);` : ''}
     ${shape.dbias ? 'db += d;' : ''}
   }
 }
-${sums.map((s) => foldParts(width, s)).join('\n')}
+${sums.map((s) => foldParts(columns, s)).join('\n')}
 if (part == 0u && column < p.vectors) {
-${sums.map((s, o) => `partial[(${o}u * p.blocks + wg.y) * p.vectors + column] = ${s};`).join('\n')}
+${sums.map(store).join('\n')}
+}`
+}
+
+function columnsShader(width: 4 | 1, walk: RowWalk, shape: Shape): Shader {
+  const rows = ['wg.y * p.per', 'min((wg.y + 1u) * p.per, p.rows)'] as const
+  return {
+    params: [...head, ...walk.fields],
+    bindings: bindings(width, shape),
+    workgroup: [256],
+    declarations: `${vectorCode(width)}\nvar<workgroup> tile: array<V, 256>;`,
+    body: columnsCode(
+      width,
+      wide(width),
+      walk,
+      shape,
+      rows,
+      (s, o) => `partial[(${o}u * p.blocks + wg.y) * p.vectors + column] = ${s};`,
+    ),
+  }
+}
+
+/** The first workgroups add up tiles of columns, as many as the parameter `blocks` says; the others compute dx. */
+function bothShader(t: Tiling, walk: RowWalk, shape: Shape): Shader {
+  const { width } = t
+  const sums = sumsOf(shape)
+  const columns = columnsCode(
+    width,
+    narrow(width),
+    walk,
+    shape,
+    ['0u', 'p.rows'],
+    (s) => `sum_${s}[column] = ${s};`,
+  )
+  const rows = { ...shape, dweight: false, dbias: false }
+  return {
+    params: [...head, ...walk.fields],
+    bindings: bindings(
+      width,
+      shape,
+      sums.map((s) => `sum_${s}`),
+    ),
+    workgroup: [256],
+    ...enablesOf(t),
+    declarations: `${vectorCode(width)}
+${reduction(t, 'group_pair', 'vec2f', plus)}
+var<workgroup> tile: array<V, 256>;`,
+    body: `if (wg.x < p.blocks) {
+${columns}
+} else {
+${laneCode(t)}
+${shape.weighted && t.held > 0 ? hold(t, [weights]) : ''}
+${rowCodeOf(t, walk, rows, `(wg.x - p.blocks) * ${t.slots}u`)}
 }`,
   }
 }
@@ -276,19 +366,20 @@ ${sums.map((s, o) => `partial[(${o}u * p.blocks + wg.y) * p.vectors + column] = 
 /** Adds the blocks' sums: workgroups (tiles of columns, outputs). */
 function blocksShader(width: 4 | 1, outputs: number): Shader {
   const item = itemOfWidth(width)
-  const parts = 256 / columnsOf(width)
+  const columns = wide(width)
+  const parts = 256 / columns
   const names = Array.from({ length: outputs }, (_, o) => `out${o}`)
   return {
     params: ['blocks: u32', 'vectors: u32'],
     bindings: [{ name: 'partial', item }, ...names.map((name) => ({ name, item, write: true }))],
     workgroup: [256],
     declarations: `${vectorCode(width)}\nvar<workgroup> tile: array<V, 256>;`,
-    body: `${columnCode(width)}
+    body: `${columnCode(columns)}
 var sum = V();
 if (column < p.vectors) {
   for (var b = part; b < p.blocks; b += ${parts}u) { sum += partial[(wg.y * p.blocks + b) * p.vectors + column]; }
 }
-${foldParts(width, 'sum')}
+${foldParts(columns, 'sum')}
 if (part == 0u && column < p.vectors) {
 ${names.map((name, o) => `if (wg.y == ${o}u) { ${name}[column] = sum; }`).join('\n')}
 }`,
