@@ -30,7 +30,9 @@ test('any rows, indices of any shape, with and without padding', async () => {
   for (let round = 0; round < 40; round++) {
     const v = pick(rnd, [1, 2, 7, 65, 255, 256, 300])
     const d = pick(rnd, [1, 3, 4, 8, 31, 64, 260])
-    const lead = Array.from({ length: integer(rnd, 0, 3) }, () => pick(rnd, [1, 2, 5, 9]))
+    const few = Array.from({ length: integer(rnd, 0, 3) }, () => pick(rnd, [1, 2, 5, 9]))
+    // Beyond 2048 indices they are sorted.
+    const lead = round % 4 === 0 ? [pick(rnd, [1, 2]), 9, 231] : few
     const index = operand(rnd, lead, [], () => integer(rnd, 0, v - 1), 'int32')
     const options = rnd() < 0.3 ? { paddingIdx: integer(rnd, -v, v - 1) } : {}
     await check(backends, make(rnd, v, d, index, options), both, tolerances)
@@ -43,11 +45,11 @@ test('many indices: runs within, across and beyond spans, several blocks of keys
     check(backends, make(rnd, v, d, plain([n], value, 'int32')), both, tolerances)
   await given(65, 5, 3000, () => integer(rnd, 0, 64))
   // One row takes nearly all.
-  await given(65, 4, 2000, () => (rnd() < 0.95 ? 7 : integer(rnd, 0, 64)))
-  await given(3, 8, 1000, () => 1)
+  for (const n of [2000, 3000]) await given(65, 4, n, () => (rnd() < 0.95 ? 7 : integer(rnd, 0, 64)))
+  await given(3, 8, 3000, () => 1)
   // Runs that end with a span.
-  await given(40, 4, 32 * 40, (i) => i >> 5)
-  await given(40, 4, 32 * 40, (i) => i % 40)
+  await given(80, 4, 32 * 80, (i) => i >> 5)
+  await given(80, 4, 32 * 80, (i) => i % 80)
   // Two and three digits.
   await given(50_257, 4, 1500, () => pick(rnd, [0, 255, 256, 50_256, integer(rnd, 0, 50_256)]))
   await given(70_000, 1, 700, () => pick(rnd, [65_535, 65_536, 69_999, 3]))
@@ -61,14 +63,17 @@ test('more indices than blocks of one key per thread', async () => {
 
 test('an index out of range reads as 0 and has no gradient', async () => {
   const index = [2, -1, 3, 0x7fffffff, -(2 ** 31), 0]
-  for (const { backend } of backends) {
-    const { results } = await evaluate(backend, {
-      inputs: [plain([3, 2], (i) => i + 1), plain([6], (i) => index[i], 'int32')],
-      needs: [true, false],
-      dout: plain([6, 2], (i) => i + 1),
-      call: ([w, i]) => embedding(i as Tensor, w as Tensor),
-    })
-    expect([...results[0]]).toEqual([5, 6, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2])
-    expect([...results[1]]).toEqual([11, 12, 0, 0, 1, 2])
-  }
+  // Many are sorted.
+  for (const n of [6, 2049])
+    for (const { backend } of backends) {
+      const { results } = await evaluate(backend, {
+        inputs: [plain([3, 2], (i) => i + 1), plain([n], (i) => index[i] ?? -7, 'int32')],
+        needs: [true, false],
+        dout: plain([n, 2], (i) => i + 1),
+        call: ([w, i]) => embedding(i as Tensor, w as Tensor),
+      })
+      expect([...results[0].slice(0, 12)]).toEqual([5, 6, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2])
+      expect(results[0].slice(12).every((y) => y === 0)).toBe(true)
+      expect([...results[1]]).toEqual([11, 12, 0, 0, 1, 2])
+    }
 })

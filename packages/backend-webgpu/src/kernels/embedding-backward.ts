@@ -11,6 +11,8 @@
  * 3. Runs that go on into other spans are added up from the spans' sums, in order.
  *
  * Indices out of range and the padding row's count as key V, which goes nowhere.
+ *
+ * Where both the index and the weight are small, every row looks through the whole index by itself: one launch.
  */
 
 import { layout, type View } from '@tilegrad/core'
@@ -26,6 +28,9 @@ const span = 32
 /** Threads to a span: a vector of each row for every thread. */
 const columns = 64
 
+/** Indices, and indices times rows, that are looked through by every row. */
+const few = { count: 2048, all: 2 ** 20 }
+
 const label = 'embeddingBackward'
 
 /** Fills dweight (V, D), contiguous, with sums of dy (…, D), whose rows are dense; `skip` is a row left at 0. */
@@ -34,6 +39,23 @@ export function sumRows(engine: Engine, dweight: View, index: View, dy: View, sk
   const count = layout.numel(index.shape)
   const lead = index.shape.length
   const width = widthOf(d, lead, [dy])
+  const nest = nestOf(index.shape, [viewOf(dy, index.shape, dy.strides.slice(0, lead))])
+  const rank = nest.sizes.length
+  if (count <= few.count && count * v <= few.all) {
+    const own = nestOf(index.shape, [index])
+    const search = { width, lanes: lanesOf(d / width), index: own.sizes.length, dy: rank } as const
+    const key = `${label}.search:${Object.values(search)}`
+    const kernel = engine.kernel(key, label, () => searchShader(search))
+    const words = [count, v, d / width, skip, index.offset, width, dy.offset]
+    engine.run(
+      kernel,
+      [index, dy, dweight].map(bufferOf),
+      [...words, ...walkWords(own, 0), ...walkWords(nest, 0)],
+      Math.ceil(d / width / search.lanes),
+      ...grid(v),
+    )
+    return
+  }
   clear(engine, dweight)
   const [keys, order] = sortKeys(engine, index, count, v, skip)
 
@@ -41,8 +63,6 @@ export function sumRows(engine: Engine, dweight: View, index: View, dy: View, sk
   const spans = Math.ceil(count / span)
   const [first, last] = [0, 1].map(() => engine.pool.alloc(spans * d, 'float32')) as [GpuBuffer, GpuBuffer]
   const to = bufferOf(dweight)
-  const nest = nestOf(index.shape, [viewOf(dy, index.shape, dy.strides.slice(0, lead))])
-  const rank = nest.sizes.length
   const add = engine.kernel(`${label}.add:${width}:${rank}`, label, () => addShader(width, rank))
   const size = [Math.ceil(vectors / columns), ...grid(spans)] as const
   const words = [count, v, vectors, spans]
@@ -55,6 +75,68 @@ export function sumRows(engine: Engine, dweight: View, index: View, dy: View, sk
   const join = engine.kernel(`${label}.join:${width}`, label, () => joinShader(width))
   engine.run(join, [keys, to, first, last], words, ...size)
   for (const buffer of [keys, order, first, last]) engine.pool.free(buffer)
+}
+
+/** Threads to a row: one for each of its vectors, as far as they go. */
+function lanesOf(vectors: number): number {
+  let lanes = 8
+  while (lanes < 64 && lanes < vectors) lanes *= 2
+  return lanes
+}
+
+/** A workgroup for each row of the weight and tile of columns: its threads share the index and the columns. */
+function searchShader({
+  width,
+  lanes,
+  index,
+  dy,
+}: {
+  readonly width: 4 | 1
+  readonly lanes: number
+  readonly index: number
+  readonly dy: number
+}): Shader {
+  const item = itemOfWidth(width)
+  const halves: string[] = []
+  for (let half = workgroup / 2; half >= lanes; half /= 2)
+    halves.push(`if (li < ${half}u) { tile[li] += tile[li + ${half}u]; }`, 'workgroupBarrier();')
+  return {
+    params: [
+      'count: u32',
+      'size: u32',
+      'vectors: u32',
+      'skipped: i32',
+      'i0: i32',
+      'width: i32',
+      'dy0: i32',
+      ...walkFields('index_at', index),
+      ...walkFields('dy_at', dy),
+    ],
+    bindings: [
+      { name: 'source', item: 'i32' },
+      { name: 'dy', item },
+      { name: 'y', item, write: true },
+    ],
+    workgroup: [workgroup],
+    declarations: `${walkFunction('index_at', index)}
+${walkFunction('dy_at', dy)}
+alias V = ${item};
+var<workgroup> tile: array<V, ${workgroup}>;`,
+    body: `let column = wg.x * ${lanes}u + li % ${lanes}u;
+let part = li / ${lanes}u;
+let k = wg.y + wg.z * groups.y;
+let inside = k < p.size && column < p.vectors;
+var sum = V();
+if (inside && i32(k) != p.skipped) {
+  for (var i = part; i < p.count; i += ${workgroup / lanes}u) {
+    if (source[p.i0 + index_at(i)] == i32(k)) { sum += dy[u32(p.dy0 + dy_at(i)) / u32(p.width) + column]; }
+  }
+}
+tile[li] = sum;
+workgroupBarrier();
+${halves.join('\n')}
+if (inside && part == 0u) { y[k * p.vectors + column] = tile[li]; }`,
+  }
 }
 
 /** Zeros. What is behind a tensor in its own buffer is nobody's. */
