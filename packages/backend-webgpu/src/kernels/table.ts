@@ -5,6 +5,7 @@ import type { Engine } from '../engine.ts'
 import { recorded, type Varying } from '../recorded.ts'
 import { argReduce } from './arg-reduce.ts'
 import { attention, attentionBackward } from './attention.ts'
+import { cat } from './cat.ts'
 import { crossEntropy, crossEntropyBackward } from './cross-entropy.ts'
 import { elementwise } from './elementwise.ts'
 import { embedding, embeddingBackward } from './embedding.ts'
@@ -77,6 +78,7 @@ export function kernelTable(engine: Engine): KernelTable {
     gated_linear_attentionBackward: gatedLinearAttentionBackward(engine, primitives.scan),
     linear: linear(engine),
     foreach: foreach(engine),
+    cat: cat(engine),
     total_norm: totalNorm(engine),
   }
   const all = Object.entries({ ...primitives, ...fused }) as [string, KernelOf<object>][]

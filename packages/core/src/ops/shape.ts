@@ -1,3 +1,4 @@
+import type { KernelOf } from '../backend.ts'
 import { isFloat, promote } from '../dtype.ts'
 import { ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
@@ -14,6 +15,7 @@ import {
   reshapeView,
   transposeView,
 } from '../primitives/views.ts'
+import { launch } from '../profile.ts'
 import { type Program, program } from '../program.ts'
 import { noGrad, record, shouldRecord } from '../tape.ts'
 import { allocate, type Tensor } from '../tensor.ts'
@@ -251,23 +253,29 @@ export function cat(tensors: readonly Tensor[], dim = 0): Tensor {
     }
   }
   const sizes = parts.map((t) => t.shape[d])
+  const backend = backendOf('cat', parts)
   const out = allocate(
-    backendOf('cat', parts),
+    backend,
     first.shape.with(
       d,
       sizes.reduce((p, n) => p + n, 0),
     ),
     parts.map((t) => t.dtype).reduce(promote),
   )
-  noGrad(() => {
-    let at = 0
-    parts.forEach((t, i) => {
-      const place = out.viewAs(L.sliceLayout('cat', out, d, at, at + sizes[i], 1))
-      if (t.numel > 0) copyInto(place, t)
-      place.dispose()
-      at += sizes[i]
+  const kernel = backend.kernels.cat as KernelOf<{ dim: number }> | undefined
+  const attrs = { dim: d }
+  if (kernel && first.dtype === out.dtype && (kernel.supports?.(parts, attrs) ?? true))
+    launch('cat', 'fused', backend, kernel, [out], parts, attrs)
+  else
+    noGrad(() => {
+      let at = 0
+      parts.forEach((t, i) => {
+        const place = out.viewAs(L.sliceLayout('cat', out, d, at, at + sizes[i], 1))
+        if (t.numel > 0) copyInto(place, t)
+        place.dispose()
+        at += sizes[i]
+      })
     })
-  })
   if (shouldRecord(parts)) {
     record('cat', parts, [out], null, (node, [g]) => {
       let at = 0
