@@ -60,8 +60,9 @@ const leastPooled = 2 ** 28
 /** The next size of a buffer: four steps to every power of two, so that at most a fifth is wasted. */
 export function sizeClass(bytes: number): number {
   if (bytes <= minBytes) return minBytes
-  const exponent = bytes <= 2 ** 31 ? 31 - Math.clz32(bytes - 1) : Math.floor(Math.log2(bytes - 1))
-  const step = 2 ** Math.max(6, exponent - 2)
+  // Logarithms and powers are slow.
+  const exponent = bytes <= 2 ** 32 ? 31 - Math.clz32(bytes - 1) : Math.floor(Math.log2(bytes - 1))
+  const step = exponent < 32 ? 1 << Math.max(6, exponent - 2) : 2 ** (exponent - 2)
   return Math.ceil(bytes / step) * step
 }
 

@@ -30,6 +30,8 @@ export interface Dispatch extends LastingWords {
   readonly kernel: GpuKernel
   /** Numbered: those of the operands in order, each once, and then temporaries as they are allocated. */
   readonly buffers: readonly number[]
+  /** Where a replay puts them. */
+  readonly bound: GpuBuffer[]
   readonly grid: readonly [x: number, y: number, z: number]
   readonly scalars: readonly Scalar[]
 }
@@ -65,7 +67,8 @@ export class Recorder {
     scalars: readonly Scalar[],
   ): void {
     const numbers = buffers.map((b) => this.#of(b))
-    this.steps.push({ kind: 'run', kernel, buffers: numbers, words, grid, scalars, at: -1, era: -1 })
+    const bound = [...buffers]
+    this.steps.push({ kind: 'run', kernel, buffers: numbers, bound, words, grid, scalars, at: -1, era: -1 })
   }
 
   alloc(buffer: GpuBuffer, count: number, dtype: DType): void {
@@ -130,7 +133,7 @@ export function recorded(
 
       const made = key.slice(0, end)
       const hash = hashOfKey()
-      const recorder = new Recorder(name, operands)
+      const recorder = new Recorder(name, operands.slice(0, operandCount))
       engine.recorder = recorder
       try {
         kernel.run(outputs, inputs, attrs)
@@ -176,23 +179,21 @@ function forget(recordings: Recordings): void {
 }
 
 function replay(engine: Engine, steps: readonly Step[], scalars: readonly number[]): void {
-  const given = operands.length
+  const given = operandCount
   let s = 0
   try {
     for (; s < steps.length; s++) {
       const step = steps[s] as Step
       if (step.kind === 'run') {
-        const { buffers } = step
-        bound.length = buffers.length
+        const { buffers, bound } = step
         for (let i = 0; i < buffers.length; i++) bound[i] = operands[buffers[i] as number] as GpuBuffer
         engine.runAgain(step, bound, scalars)
-      } else if (step.kind === 'alloc') operands.push(engine.pool.alloc(step.count, step.dtype))
+      } else if (step.kind === 'alloc') operands[operandCount++] = engine.pool.alloc(step.count, step.dtype)
       else engine.pool.free(operands[step.buffer] as GpuBuffer)
     }
   } catch (error) {
     const freed = new Set(steps.slice(0, s).map((step) => (step.kind === 'free' ? step.buffer : -1)))
-    for (let i = given; i < operands.length; i++)
-      if (!freed.has(i)) engine.pool.free(operands[i] as GpuBuffer)
+    for (let i = given; i < operandCount; i++) if (!freed.has(i)) engine.pool.free(operands[i] as GpuBuffer)
     throw error
   }
 }
@@ -200,8 +201,9 @@ function replay(engine: Engine, steps: readonly Step[], scalars: readonly number
 // What `describe` found, reused by all calls: none runs while another does.
 const key: number[] = []
 let end = 0
+// Never shortened: V8 would make them anew.
 const operands: GpuBuffer[] = []
-const bound: GpuBuffer[] = []
+let operandCount = 0
 let calls = 0
 
 /** Fills `key` and `operands`. */
@@ -212,7 +214,7 @@ function describe(
   openScalars: boolean,
 ): void {
   end = 0
-  operands.length = 0
+  operandCount = 0
   calls++
   key[end++] = outputs.length
   key[end++] = inputs.length
@@ -240,7 +242,8 @@ function describeView(view: View): void {
   const buffer = view.buffer as GpuBuffer
   if (buffer.call !== calls) {
     buffer.call = calls
-    buffer.number = operands.push(buffer) - 1
+    buffer.number = operandCount
+    operands[operandCount++] = buffer
   }
   // Which operands share a buffer, and whether there is room after the last element.
   key[end++] = buffer.number

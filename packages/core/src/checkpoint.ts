@@ -2,7 +2,7 @@ import { GradError, show } from './errors.ts'
 import { sameShape } from './layout.ts'
 import { tensorsIn } from './memory.ts'
 import { getRngState, type RngState, setRngState } from './random.ts'
-import { collect, track } from './scope.ts'
+import { collect, drop, track } from './scope.ts'
 import { enableGrad, type GradNode, gradEnabled, type Replay, recordedNodes } from './tape.ts'
 import type { Tensor } from './tensor.ts'
 
@@ -38,8 +38,8 @@ export function checkpoint<I extends readonly Tensor[], T>(fn: (...inputs: I) =>
     node.owned = null
   })
   for (const t of made) {
-    if (results.has(t)) track(t)
-    else if (!t.kept) t.release('checkpoint()')
+    if (results.has(t) || t.kept) track(t)
+    else t.release('checkpoint()')
   }
   return result
 }
@@ -103,7 +103,7 @@ class Replayed<I extends readonly Tensor[]> implements Replay {
       const { nodes, made } = enableGrad(() => record(this.#fn, this.inputs))
       const i = this.#expected.findIndex((e, n) => !nodes[n] || !alike(e, nodes[n]))
       if (i >= 0 || nodes.length !== this.#expected.length) {
-        for (const t of made) if (!t.kept) t.release('checkpoint()')
+        drop(made, 'checkpoint()')
         const { name, shapes } = this.#expected[i] ?? { name: 'nothing', shapes: [] }
         const then = nodes[i < 0 ? this.#expected.length : i]
         throw new GradError(

@@ -45,8 +45,9 @@ export function customFunction(rule: {
       )
     const own: Tensor[] = []
     for (const t of made as Tensor[]) {
-      if (t === out || t.kept) continue
-      if (recording && saved.includes(t)) own.push(t)
+      if (t === out) continue
+      if (t.kept) track(t)
+      else if (recording && saved.includes(t)) own.push(t)
       else t.dispose()
     }
     if (out.gradFn) out.gradFn.owned = own

@@ -3,7 +3,7 @@ import { sameShape } from './layout.ts'
 import { addTensors, copy, fill } from './primitives/elementwise.ts'
 import { reduce } from './primitives/reduce.ts'
 import { reshapeView } from './primitives/views.ts'
-import { collect, type Scoped, track } from './scope.ts'
+import { collect, drop, type Scoped, track } from './scope.ts'
 import { enableGrad, freedError, type GradNode, noGrad, type Replay } from './tape.ts'
 import type { Tensor } from './tensor.ts'
 
@@ -206,6 +206,7 @@ class Pass {
 
   /** The node itself, or the one that stands in for it after its checkpoint has run again. */
   #restored(node: GradNode): GradNode {
+    if (!node.replay) return node
     const chain = new Set<Replay>()
     let live = node
     while (live.replay) {
@@ -227,7 +228,7 @@ class Pass {
 
   #drop(replay: Replay): void {
     const made = this.#replays.get(replay)?.made ?? []
-    if (!this.#mode.createGraph) for (const t of made) if (!t.kept) t.release('backward()')
+    if (!this.#mode.createGraph) drop(made, 'backward()')
     this.#replays.delete(replay)
   }
 
@@ -328,7 +329,7 @@ function ownedOf(result: readonly (Tensor | null)[], made: Scoped[]): (Tensor | 
     if (at >= 0) made.splice(at, 1)
     owned[i] = d && at < 0 ? d.viewAs(d) : d
   }
-  for (const t of made) if (!t.kept) t.release('backward()')
+  drop(made, 'backward()')
   return owned
 }
 
@@ -370,7 +371,8 @@ let passes = 0
 function reachable(roots: readonly Tensor[]): GradNode[] {
   const nodes: GradNode[] = []
   const pass = ++passes
-  const stack = roots.flatMap((r) => (r.gradFn ? [r.gradFn] : []))
+  const stack: GradNode[] = []
+  for (const { gradFn } of roots) if (gradFn) stack.push(gradFn)
   while (stack.length > 0) {
     const node = stack.pop() as GradNode
     if (node.mark === pass) continue
@@ -379,7 +381,25 @@ function reachable(roots: readonly Tensor[]): GradNode[] {
     nodes.push(node)
     for (const t of node.inputs) if (t.gradFn && t.gradFn.mark !== pass) stack.push(t.gradFn)
   }
-  return nodes.sort((a, b) => b.sequence - a.sequence)
+  return inOrder(nodes)
+}
+
+/** Latest first. Nodes of one graph are numbered nearly without gaps: each has a place of its own. */
+function inOrder(nodes: GradNode[]): GradNode[] {
+  if (nodes.length < 2) return nodes
+  let first = Number.POSITIVE_INFINITY
+  let last = 0
+  for (const { sequence } of nodes) {
+    first = Math.min(first, sequence)
+    last = Math.max(last, sequence)
+  }
+  const span = last - first + 1
+  if (span > 4 * nodes.length) return nodes.sort((a, b) => b.sequence - a.sequence)
+  const places = new Array<GradNode | null>(span).fill(null)
+  for (const node of nodes) places[last - node.sequence] = node
+  let count = 0
+  for (const node of places) if (node) nodes[count++] = node
+  return nodes
 }
 
 function pathsTo(wanted: Set<Tensor>, order: readonly GradNode[]): Set<GradNode> {

@@ -191,6 +191,13 @@ export function expandLayout(op: string, layout: Layout, to: readonly number[]):
   return { shape: out, strides: broadcastStrides(layout, out), offset: layout.offset }
 }
 
+/** `list.with(at, value)`, which V8 is slow at. */
+function withAt(list: readonly number[], at: number, value: number): number[] {
+  const copy = list.slice()
+  copy[at] = value
+  return copy
+}
+
 /** `start : end : step` along one dim, Python's rules for negative and out-of-range bounds; step may be negative. */
 export function sliceLayout(
   op: string,
@@ -209,8 +216,8 @@ export function sliceLayout(
   const last = end === undefined ? (step > 0 ? n : -1) : clampTo(end, step > 0 ? 0 : -1, step > 0 ? n : n - 1)
   const size = Math.max(0, Math.ceil((last - first) / step))
   return {
-    shape: layout.shape.with(dim, size),
-    strides: layout.strides.with(dim, layout.strides[dim] * step),
+    shape: withAt(layout.shape, dim, size),
+    strides: withAt(layout.strides, dim, layout.strides[dim] * step),
     offset: size > 0 ? layout.offset + first * layout.strides[dim] : layout.offset,
   }
 }

@@ -6,7 +6,7 @@ import { backendOf } from './primitives/common.ts'
 import { fill } from './primitives/elementwise.ts'
 import { alias, contiguous } from './primitives/views.ts'
 import { endSpan, launch, startSpan } from './profile.ts'
-import { collect, track } from './scope.ts'
+import { collect, drop, track } from './scope.ts'
 import {
   type Backward,
   enableGrad,
@@ -81,12 +81,13 @@ export function apply<A extends object>(op: Op<A>, inputs: readonly Tensor[], at
 
 /** After a composition: its outputs belong to the caller's scope; its temporaries to the graph, or to nobody. */
 function settle(outputs: readonly Tensor[], made: readonly Tensor[], onTape: boolean): void {
-  const rest = made.filter((t) => !outputs.includes(t) && !t.kept)
+  const rest = made.filter((t) => !outputs.includes(t))
   const node = onTape ? outputs.find((t) => t.gradFn)?.gradFn : undefined
   if (node) {
+    const owned = rest.filter((t) => !t.kept)
     for (const t of rest) track(t)
-    node.owned = node.owned ? [...node.owned, ...rest] : rest
-  } else for (const t of rest) t.dispose()
+    node.owned = node.owned ? [...node.owned, ...owned] : owned
+  } else drop(rest, 'dispose()')
   for (const t of outputs) track(t)
 }
 

@@ -79,6 +79,15 @@ export interface Program {
   readonly exprs: readonly Expr[]
   readonly kernels: Map<string, Kernel>
   readonly gradients: Map<string, Gradient>
+  /** The kernel that was asked for last, and for what. */
+  latest: Request | null
+}
+
+interface Request {
+  readonly kernel: Kernel
+  readonly inputs: readonly DType[]
+  readonly params: readonly number[]
+  readonly outputs: readonly DType[] | undefined
 }
 
 export function program(
@@ -90,7 +99,7 @@ export function program(
   const list = <T>(n: number, f: (i: number) => T): T[] => Array.from({ length: n }, (_, i) => f(i))
   const built = build(list(inputs, e.input), list(params, e.param))
   const exprs = Array.isArray(built) ? (built as readonly Expr[]) : [built as Expr]
-  return { name, inputs, params, exprs, kernels: new Map(), gradients: new Map() }
+  return { name, inputs, params, exprs, kernels: new Map(), gradients: new Map(), latest: null }
 }
 
 /** How to compute the gradients of some inputs of a program: a program over picked inputs, outputs and output gradients. */
@@ -155,6 +164,7 @@ export function gradient(p: Program, wanted: readonly number[], douts: readonly 
       exprs: exprs.map((x) => e.substitute(x, renumber)),
       kernels: new Map(),
       gradients: new Map(),
+      latest: null,
     },
     sources,
     targets,
@@ -176,15 +186,36 @@ export function specialize(
   params: readonly number[],
   outputs?: readonly DType[],
 ): Kernel {
+  const { latest } = p
+  if (latest && asks(latest, inputs, params, outputs)) return latest.kernel
   let key = ''
   for (const d of inputs) key += d
   for (const v of params) key += Number.isInteger(v) ? 'i' : 'f'
   if (outputs) key += `>${outputs.join()}`
-  const known = p.kernels.get(key)
-  if (known) return known
-  const kernel = typeProgram(p, inputs, params, outputs)
-  p.kernels.set(key, kernel)
+  let kernel = p.kernels.get(key)
+  if (!kernel) {
+    kernel = typeProgram(p, inputs, params, outputs)
+    p.kernels.set(key, kernel)
+  }
+  p.latest = { kernel, inputs: [...inputs], params: [...params], outputs: outputs && [...outputs] }
   return kernel
+}
+
+/** Does a request ask for the same kernel? */
+function asks(
+  latest: Request,
+  inputs: readonly DType[],
+  params: readonly number[],
+  outputs: readonly DType[] | undefined,
+): boolean {
+  if (latest.inputs.length !== inputs.length || latest.params.length !== params.length) return false
+  if (latest.outputs?.length !== outputs?.length) return false
+  for (let i = 0; i < inputs.length; i++) if (latest.inputs[i] !== inputs[i]) return false
+  for (let i = 0; i < params.length; i++)
+    if (Number.isInteger(latest.params[i]) !== Number.isInteger(params[i])) return false
+  if (latest.outputs && outputs)
+    for (let i = 0; i < outputs.length; i++) if (latest.outputs[i] !== outputs[i]) return false
+  return true
 }
 
 /**

@@ -24,6 +24,14 @@ export function track(t: Scoped): void {
   else t.adopt()
 }
 
+/** Frees what was collected. Kept tensors go to the scope around it, which hands them over at its end. */
+export function drop(made: readonly Scoped[], by: string): void {
+  for (const t of made) {
+    if (!t.kept) t.release(by)
+    else if (!t.disposed) track(t)
+  }
+}
+
 /** Runs `fn` and returns what it made beside its result, instead of freeing it: the engine's own way to collect. */
 export function collect<T>(fn: () => T): { result: T; made: Scoped[] } {
   const outer = current
@@ -33,7 +41,8 @@ export function collect<T>(fn: () => T): { result: T; made: Scoped[] } {
   try {
     return { result: fn(), made }
   } catch (error) {
-    for (const t of made) if (!t.kept) t.release('an error in its scope')
+    current = outer
+    drop(made, 'an error in its scope')
     throw error
   } finally {
     current = outer
@@ -48,15 +57,15 @@ export function collect<T>(fn: () => T): { result: T; made: Scoped[] } {
 export function runScope<T>(fn: () => T, live: (result: T) => Set<Scoped>): T {
   const { result, made } = collect(fn)
   if (result instanceof Promise) {
-    for (const t of made) if (!t.kept) t.release('scope()')
+    drop(made, 'scope()')
     throw new GradError(
       'scope: the function returned a promise; a scope is synchronous. Compute inside it and await the reads outside',
     )
   }
   const alive = live(result)
   for (const t of made) {
-    if (t.kept || t.disposed) continue
-    if (alive.has(t)) track(t)
+    if (t.disposed) continue
+    if (t.kept || alive.has(t)) track(t)
     else t.release('scope()')
   }
   return result

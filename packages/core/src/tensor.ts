@@ -221,7 +221,7 @@ export class Tensor implements View, Scoped {
   /** Exempts this tensor from `scope` and from what `backward()` frees; it lives until `dispose()` or until it is unreachable. */
   keep(): this {
     this.kept = true
-    this.storage.adopt()
+    track(this)
     return this
   }
 

@@ -28,7 +28,7 @@ const workgroup = 256
 /** Elements of a workgroup. */
 const span = 4 * workgroup
 /** Code grows with the calls of a dispatch. */
-const mostCalls = 8
+const mostCalls = 15
 
 /** How an operand is read: in vectors, element by element, one for all. */
 type Access = 'v' | 'e' | 's'
