@@ -32,6 +32,7 @@ import {
   sums,
   threadsOf,
   times,
+  turns,
   unit,
   zeroScores,
   zeroSums,
@@ -146,8 +147,8 @@ function queriesBody(form: Form): string {
   const [rows, cols] = [rowsOf(tile), colsOf(tile)]
   const [q4, v4] = [dq / 4, dv / 4]
   const get = loads(form, true)
-  return `let q0 = i32(p.blocks - 1u - index % p.blocks) * ${rows};
-let head = index / p.blocks;
+  return `${turns}
+let q0 = i32(p.blocks - 1u - turn) * ${rows};
 let b = i32(head / p.heads); let h = i32(head % p.heads); let hk = i32(head % p.heads / p.group);
 ${queryBases(form)}
 ${keyBases}
@@ -198,8 +199,8 @@ ${needK ? product((i, j) => `d${i}_${j} * ${keep(i, j)}`) : ''}
 ${needV ? each(rm, (i) => each(kn, (j) => `s${i}_${j} *= ${keep(i, j)};`)) : ''}
 `
   }
-  return `let k0 = i32(index % p.blocks) * ${rows};
-let head = index / p.blocks${stored ? ' + p.firstHead' : ''};
+  return `${turns}${stored ? '\nhead += p.firstHead;' : ''}
+let k0 = i32(turn) * ${rows};
 let keyHeads = p.heads / p.group;
 let b = i32(head / keyHeads); let hk = i32(head % keyHeads);
 ${keyBases}

@@ -46,6 +46,8 @@ export interface Form {
   readonly rowsInPlace: boolean
   /** So are values in the forward pass. */
   readonly valuesInPlace: boolean
+  /** Loops over values end where these do, so that their places need no check. */
+  readonly exact: boolean
   /** Threads of a row exchange numbers by shuffles instead of workgroup memory. */
   readonly shuffle: boolean
   /** A window with exceptions. */
@@ -93,6 +95,7 @@ export const far = 2 ** 30
 export const commonParams = [
   'count: u32',
   'blocks: u32',
+  'together: u32',
   'heads: u32',
   'group: u32',
   'queries: i32',
@@ -111,14 +114,36 @@ const floatsAt = [commonParams.indexOf('ninf: f32'), commonParams.indexOf('scale
 export const offsetOf = (q: View, k: View, { causal }: Pick<AttentionAttrs, 'causal'>): number =>
   causal === 'bottom-right' ? (k.shape[2] as number) - (q.shape[2] as number) : 0
 
+/**
+ * Declares `head`, one of `count / blocks`, and `turn`, a workgroup's place among its blocks. So many heads go together, the
+ * first block of each, then the second …: where the first take longest, the last to finish are short ones.
+ */
+export const turns = `let perGroup = p.together * p.blocks;
+let firstTogether = index / perGroup * p.together;
+let others = min(p.together, p.count / p.blocks - firstTogether);
+let turn = index % perGroup / others;
+var head = firstTogether + index % perGroup % others;`
+
+/** Bytes of operands that mostly stay in a large GPU's cache. */
+const cached = 2 ** 26
+
+/** How many heads go together where causality makes some blocks take longer: their operands should stay in the cache. */
+function together([q, k, v]: readonly View[], { causal, window }: AttentionAttrs): number {
+  if (causal === 'none' || window > 0) return 1
+  const [t, d] = (q as View).shape.slice(2) as [number, number]
+  const [s, dv] = [(k as View).shape[2] as number, (v as View).shape[3] as number]
+  return Math.max(1, Math.floor(cached / (4 * Math.max(s, t) * (d + dv))))
+}
+
 /** Values of `commonParams`; `items` heads of `blocks` blocks. Key j is visible to i where low < j − i ≤ high. */
 export function commonWords(
-  [q, k, v]: readonly View[],
+  operands: readonly View[],
   attrs: AttentionAttrs,
   items: number,
   blocks: number,
 ): { words: number[]; floats: [number, number][] } {
   const { causal, window, scale } = attrs
+  const [q, k, v] = operands
   const [, h, t, d] = (q as View).shape as [number, number, number, number]
   const [, hk, s] = (k as View).shape as [number, number, number]
   const offset = offsetOf(q as View, k as View, attrs)
@@ -126,7 +151,7 @@ export function commonWords(
   const low = window > 0 ? offset - Math.min(window, far) : -far
   const dv = (v as View).shape[3] as number
   return {
-    words: [items * blocks, blocks, h, h / hk, t, s, d, dv, high, low, 0, 0],
+    words: [items * blocks, blocks, together(operands, attrs), h, h / hk, t, s, d, dv, high, low, 0, 0],
     floats: [
       [floatsAt[0], -Infinity],
       [floatsAt[1], scale],
@@ -281,7 +306,7 @@ export const zeroSums = ({ rm, tx }: Tile, name: string, width4: number): string
 
 /**
  * name[i][…] += W[row i] · B[…]; `swizzled`: B is a tile of columns that is. `count`: columns from here on that count.
- * `row`: B lies in memory, and this is where the row of a column of the block begins, in vectors.
+ * `row`: B lies in memory, and this is where a vector of a column of the block is.
  */
 export function sums(
   tile: Tile,
@@ -291,7 +316,7 @@ export function sums(
   width4: number,
   swizzled: boolean,
   count: string,
-  row?: (column: string) => string,
+  row?: (column: string, vector: string) => string,
 ): string {
   const { rm, tx } = tile
   const cols = colsOf(tile)
@@ -307,7 +332,7 @@ ${each(rm, (i) => `w${set}${i} = ${w}[iw + ${(i * cols) / 4}u];`)}
 ${each(4, (e) =>
   each(own, (c) => {
     const place = row
-      ? `${row(`at * 4u + ${e}u`)} + min(tx + ${tx * c}u, last)`
+      ? row(`at * 4u + ${e}u`, `tx + ${tx * c}u`)
       : `(at * 4u + ${e}u) * ${width4}u + ${at(c)}`
     return `b${set}${e}_${c} = ${b}[${place}];`
   }),

@@ -26,6 +26,7 @@ import {
   sums,
   threadsOf,
   times,
+  turns,
   zeroScores,
   zeroSums,
 } from './attention-blocks.ts'
@@ -66,19 +67,22 @@ ${each(rm, (i) => {
 }
 
 export function forwardShader(form: Form): Shader {
-  const { tile, dq, dv, vectors, mask, shuffle, rowsInPlace, valuesInPlace, dropout } = form
+  const { tile, dq, dv, vectors, mask, shuffle, rowsInPlace, valuesInPlace, exact, dropout } = form
   const { rm, kn, tx } = tile
   const [rows, cols, threads] = [rowsOf(tile), colsOf(tile), threadsOf(tile)]
   const [q4, v4] = [dq / 4, dv / 4]
   const item = vectors ? 'vec4<f32>' : 'f32'
   const common = { threads, vectors }
-  const value = (column: string): string => `u32(vBase + min(k0 + i32(${column}), p.keys - 1) * p.vRow)`
+  const value = (column: string, vector: string): string =>
+    exact
+      ? `vAt + (${column}) * vRow + ${vector}`
+      : `u32(vBase + min(k0 + i32(${column}), p.keys - 1) * p.vRow) + min(${vector}, last)`
   const body = `let index = wg.x + wg.y * groups.x;
 if (index >= p.count) { return; }
 ${place(tile)}
 // The last blocks of causal attention are the longest: they go first.
-let q0 = i32(p.blocks - 1u - index % p.blocks) * ${rows};
-let head = index / p.blocks;
+${turns}
+let q0 = i32(p.blocks - 1u - turn) * ${rows};
 let b = i32(head / p.heads); let h = i32(head % p.heads); let hk = i32(head % p.heads / p.group);
 let qBase = p.qAt + b * p.qBatch + h * p.qHead;
 let kBase = p.kAt + b * p.kBatch + hk * p.kHead;
@@ -86,7 +90,7 @@ let vBase = p.vAt + b * p.vBatch + hk * p.vHead;
 ${headOptions(form)}${dropout ? '\nlet firstRow = i32(head) * p.queries;' : ''}
 ${reach(form, 'keys')}
 ${rowsInPlace ? rowsInMemory(tile, 'q', 'qBase', 'q0', 'p.queries') : load({ ...common, to: 'tq', width4: q4, rows, from: 'q', base: 'qBase', first: 'q0', limit: 'p.queries', width: 'p.width', swizzle: rowSwizzle(tile), times: times(mask) })}
-${valuesInPlace ? 'let last = u32(p.valueWidth / 4 - 1);' : ''}
+${valuesInPlace ? (exact ? 'let vRow = u32(p.vRow);' : 'let last = u32(p.valueWidth / 4 - 1);') : ''}
 ${zeroSums(tile, 'o', v4)}
 ${each(rm, (i) => `var m${i} = p.ninf; var l${i} = 0.0;`)}
 ${walk(
@@ -117,6 +121,7 @@ ${each(v4 / tx, (c) => `o${i}_${c} *= f${i};`)}`,
 ${drop(form, 's', 'keys')}${shuffle ? 'workgroupBarrier();' : ''}
 ${putWeights(tile, 's', 'tk')}
 workgroupBarrier();
+${exact ? 'let vAt = u32(vBase + k0 * p.vRow);' : ''}
 ${sums(tile, 'o', 'tk', valuesInPlace ? 'v' : 'tv', v4, false, 'end - k0', valuesInPlace ? value : undefined)}
 workgroupBarrier();`,
 )}

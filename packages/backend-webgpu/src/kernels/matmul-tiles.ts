@@ -92,7 +92,13 @@ export function tileShader(t: Tile, spec: TileSpec): Shader {
     'if (id >= p.total) { return; }',
     `let n0 = (id % p.tilesN) * ${bn};`,
     'var item = id / p.tilesN;',
-    `let m0 = (item % p.tilesM) * ${bm}; item /= p.tilesM;`,
+    ...(spec.band
+      ? [
+          // The last rows take longest: those of all items go first.
+          'let perRow = p.total / (p.tilesN * p.tilesM);',
+          `let m0 = (p.tilesM - 1 - item / perRow) * ${bm}; item %= perRow;`,
+        ]
+      : [`let m0 = (item % p.tilesM) * ${bm}; item /= p.tilesM;`]),
     'let split = item % p.splits; item /= p.splits;',
     places(matrices, dims),
     // Partial products lie one after another.
