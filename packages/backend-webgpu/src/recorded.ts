@@ -91,7 +91,7 @@ export class Recorder {
 
 /** What was done for operands and attributes that `key` tells. */
 interface Recording {
-  readonly key: readonly number[]
+  readonly key: Float64Array
   readonly steps: readonly Step[]
   /** All of the same kernel. */
   readonly among: Recordings
@@ -199,8 +199,18 @@ function replay(engine: Engine, steps: readonly Step[], scalars: readonly number
 }
 
 // What `describe` found, reused by all calls: none runs while another does.
-const key: number[] = []
+let key = new Float64Array(4096)
 let end = 0
+
+function put(value: number): void {
+  if (end === key.length) makeRoom(1)
+  key[end++] = value
+}
+function makeRoom(more: number): void {
+  const longer = new Float64Array(2 * (end + more))
+  longer.set(key)
+  key = longer
+}
 // Never shortened: V8 would make them anew.
 const operands: GpuBuffer[] = []
 let operandCount = 0
@@ -216,13 +226,13 @@ function describe(
   end = 0
   operandCount = 0
   calls++
-  key[end++] = outputs.length
-  key[end++] = inputs.length
+  put(outputs.length)
+  put(inputs.length)
   for (let i = 0; i < outputs.length; i++) describeView(outputs[i] as View)
   for (let i = 0; i < inputs.length; i++) describeView(inputs[i] as View)
   for (const name in attrs) {
     const value = (attrs as Record<string, unknown>)[name]
-    key[end++] = identityOf(name)
+    put(identityOf(name))
     if (openScalars && name === 'params') describeLengths(value as readonly unknown[])
     else describeValue(value)
   }
@@ -245,35 +255,40 @@ function describeView(view: View): void {
     buffer.number = operandCount
     operands[operandCount++] = buffer
   }
+  const rank = shape.length
+  if (end + 5 + 2 * rank > key.length) makeRoom(5 + 2 * rank)
+  const to = key
+  let at = end
   // Which operands share a buffer, and whether there is room after the last element.
-  key[end++] = buffer.number
-  key[end++] = buffer.bytes
-  key[end++] = dtype === 'float32' ? -1 : identityOf(dtype)
-  key[end++] = offset
-  key[end++] = shape.length
-  for (let d = 0; d < shape.length; d++) {
-    key[end++] = shape[d] as number
-    key[end++] = strides[d] as number
+  to[at++] = buffer.number
+  to[at++] = buffer.bytes
+  to[at++] = dtype === 'float32' ? -1 : identityOf(dtype)
+  to[at++] = offset
+  to[at++] = rank
+  for (let d = 0; d < rank; d++) {
+    to[at++] = shape[d] as number
+    to[at++] = strides[d] as number
   }
+  end = at
 }
 
 function describeLengths(params: readonly unknown[]): void {
-  key[end++] = params.length
-  for (const part of params) if (Array.isArray(part)) key[end++] = part.length
+  put(params.length)
+  for (const part of params) if (Array.isArray(part)) put(part.length)
 }
 
 /** As whole numbers, so that NaN equals itself and −0 is not 0. */
 function describeValue(value: unknown): void {
   if (typeof value === 'number') {
     float[0] = value
-    key[end++] = -2
-    key[end++] = halves[0] as number
-    key[end++] = halves[1] as number
+    put(-2)
+    put(halves[0] as number)
+    put(halves[1] as number)
   } else if (Array.isArray(value)) {
-    key[end++] = -3
-    key[end++] = value.length
+    put(-3)
+    put(value.length)
     for (const item of value) describeValue(item)
-  } else key[end++] = typeof value === 'boolean' ? (value ? -4 : -5) : identityOf(value)
+  } else put(typeof value === 'boolean' ? (value ? -4 : -5) : identityOf(value))
 }
 const float = new Float64Array(1)
 const halves = new Int32Array(float.buffer)
@@ -293,8 +308,9 @@ const texts = new Map<unknown, number>()
 const objects = new WeakMap<object, number>()
 let identities = 0
 
-function isDescribed(other: readonly number[]): boolean {
+function isDescribed(other: Float64Array): boolean {
   if (other.length !== end) return false
-  for (let i = 0; i < end; i++) if (other[i] !== key[i]) return false
+  const mine = key
+  for (let i = 0; i < other.length; i++) if (other[i] !== mine[i]) return false
   return true
 }

@@ -148,7 +148,7 @@ function linearOp(
       const y = matmul(x, w.rank === 1 ? w : transposeView(w, 0, 1))
       return plain ? [y] : elementwiseAll(epilogue, [y, ...rest])
     },
-    ...(!plain && { backward }),
+    backward,
   }
 }
 
