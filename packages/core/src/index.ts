@@ -81,6 +81,7 @@ export {
   retention,
   retentionDecays,
 } from './ops/gated-linear-attention.ts'
+export * from './ops/heads.ts'
 export * from './ops/indexing.ts'
 export * from './ops/inplace.ts'
 export * from './ops/linalg.ts'

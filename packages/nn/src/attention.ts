@@ -1,8 +1,9 @@
 import {
   linear,
+  mergeHeads,
   ShapeError,
   scaledDotProductAttention,
-  split,
+  splitHeads,
   type Tensor,
   tensor,
   ValueError,
@@ -186,36 +187,32 @@ export abstract class SelfAttention<C extends AttentionCache = AttentionCache> e
         `${name}: keyPaddingMask must be bool (B, S) = [${padded.join(', ')}], got ${keyPaddingMask.dtype} [${keyPaddingMask.shape.join(', ')}]`,
       )
     }
-    const [q, k, v] = this.#project(x, context).map((part) => part.transpose(-3, -2)) as [
-      Tensor,
-      Tensor,
-      Tensor,
-    ]
+    const [q, k, v] = this.#project(x, context) as [Tensor, Tensor, Tensor]
     const place = (heads: Tensor, norm: RMSNorm | null): Tensor => {
       const normed = norm ? norm.forward(heads) : heads
       return this.#rope ? this.#rope.turn(normed, cache?.length ?? 0, positions) : normed
     }
     const [query, key] = [place(q, this.q_norm), place(k, this.k_norm)]
     const heads = this.attend(query, key, v, { x, attnMask, keyPaddingMask, cache })
-    return this.outProj.forward(heads.transpose(-3, -2).flatten(-2), { residual })
+    return this.outProj.forward(mergeHeads(heads), { residual })
   }
 
-  /** Queries, keys and values, (B, T, heads, headDim). Heads are taken apart first: gradients join in one copy then. */
+  /** Queries, keys and values, (B, heads, T, headDim). */
   #project(x: Tensor, context: Tensor | null): Tensor[] {
     const { c_attn, q_proj, k_proj, v_proj, headDim, numHeads: q, numKvHeads: kv } = this
-    const apart = (all: Tensor): Tensor => all.unflatten(-1, [-1, headDim])
     if (!c_attn) {
       const source = context ?? x
-      return [q_proj?.forward(x), k_proj?.forward(source), v_proj?.forward(source)].map((y) =>
-        apart(y as Tensor),
-      )
+      const parts = [q_proj?.forward(x), k_proj?.forward(source), v_proj?.forward(source)]
+      return parts.flatMap((y, i) => splitHeads(y as Tensor, [i === 0 ? q : kv], headDim))
     }
-    if (!context) return split(apart(c_attn.forward(x)), [q, kv, kv], -2)
-    const rows = (input: Tensor, from: number, heads: number): Tensor => {
-      const [at, length] = [from * headDim, heads * headDim]
-      return apart(linear(input, c_attn.weight.narrow(0, at, length), c_attn.bias?.narrow(0, at, length)))
+    if (!context) return splitHeads(c_attn.forward(x), [q, kv, kv], headDim)
+    const rows = (input: Tensor, from: number, heads: readonly number[]): Tensor[] => {
+      const [at, length] = [from * headDim, heads.reduce((n, h) => n + h) * headDim]
+      const { weight, bias } = c_attn
+      const all = linear(input, weight.narrow(0, at, length), bias?.narrow(0, at, length))
+      return splitHeads(all, heads, headDim)
     }
-    return [rows(x, 0, q), ...split(rows(context, q, 2 * kv), [kv, kv], -2)]
+    return [...rows(x, 0, [q]), ...rows(context, q, [kv, kv])]
   }
 
   override extraRepr(): string {
