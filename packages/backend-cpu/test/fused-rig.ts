@@ -47,11 +47,11 @@ const values = (t: Tensor): TypedArray => {
   return dense.backend.readSync?.(dense) as TypedArray
 }
 
-/** The output and the wanted gradients, and which kernels ran fused. */
+/** The output and the wanted gradients, which kernels ran fused, and how often each operator did. */
 export function evaluate(
   device: CpuBackend | typeof reference,
   c: Case,
-): { results: TypedArray[]; fused: string[] } {
+): { results: TypedArray[]; fused: string[]; calls: Record<string, number> } {
   const inputs = c.inputs.map((t) => load(device, t))
   inputs.forEach((t, i) => {
     if (c.needs[i]) t.requiresGrad = true
@@ -65,7 +65,8 @@ export function evaluate(
     }
     return results
   })
-  return { results: result, fused: rows.filter((r) => r.path === 'fused').map((r) => r.op) }
+  const fused = rows.filter((r) => r.path === 'fused').map((r) => r.op)
+  return { results: result, fused, calls: Object.fromEntries(rows.map((r) => [r.op, r.calls])) }
 }
 
 /**

@@ -76,6 +76,36 @@ for (const name of ['layer_norm', 'rms_norm'] as const) {
       }
     })
 
+    test('what else the input has received is added to its gradient', () => {
+      const rnd = random(7)
+      const past = (c: Case): Case => ({
+        ...c,
+        call: ([x, ...rest]) => {
+          // A view, as a leaf's gradients are not the engine's to hand on.
+          const y = (x as Tensor).unsqueeze(0).squeeze(0)
+          return y.add(c.call([y, ...rest]))
+        },
+      })
+      const all = [true, true, true].slice(0, maximum + 1)
+      const tolerances = [
+        [3e-5, 1e-5],
+        [2e-4, 1e-5],
+        [2e-4, 1e-5],
+        [1e-5, 1e-5],
+      ] as const
+      for (let i = 0; i < 20; i++) {
+        const lead = Array.from({ length: integer(rnd, 1, 3) }, () => pick(rnd, [1, 2, 3, 9]))
+        const normalized = [pick(rnd, [1, 3, 8, 17, 33])]
+        const parameters = integer(rnd, 0, maximum)
+        const c = make(rnd, lead, normalized, parameters, all.slice(0, parameters + 1))
+        check(backends, past(c), [name, `${name}Backward`], tolerances)
+      }
+      const { backend } = backends[0] as { backend: CpuBackend }
+      const c = { ...make(rnd, [40], [65], maximum, all), dout: dense([40, 65], () => rnd()) }
+      check(backends, past(c), [name, `${name}Backward`], tolerances)
+      expect(evaluate(backend, past(c)).calls.add).toBe(1)
+    })
+
     test('many rows: several blocks of the parameters’ gradients', () => {
       const rnd = random(8)
       for (const [rows, size] of [

@@ -52,6 +52,54 @@ for (const name of ['layer_norm', 'rms_norm'] as const) {
       }
     })
 
+    test('what else the input has received is added to its gradient', async () => {
+      const rnd = random(7)
+      const past = (c: Case): Case => ({
+        ...c,
+        call: ([x, ...rest]) => {
+          // A view, as a leaf's gradients are not the engine's to hand on.
+          const y = x.unsqueeze(0).squeeze(0)
+          return y.add(c.call([y, ...rest]))
+        },
+      })
+      const all = [true, true, true].slice(0, maximum + 1)
+      for (let i = 0; i < 3; i++) {
+        const lead = Array.from({ length: integer(rnd, 1, 3) }, () => pick(rnd, [1, 2, 3, 9]))
+        const parameters = integer(rnd, 0, maximum)
+        const needs = all.slice(0, parameters + 1)
+        await check(
+          backends,
+          past(make(rnd, lead, [pick(rnd, [1, 3, 8, 17, 36])], parameters, needs)),
+          both,
+          [
+            [3e-5, 1e-5],
+            [2e-4, 1e-5],
+            [2e-4, 1e-5],
+            [1e-5, 1e-5],
+          ],
+        )
+      }
+      // Little, with one kernel; rows in registers, and in loops; dx alone.
+      for (const [rows, size] of [
+        [40, 384],
+        [2100, 36],
+        [257, 4100],
+      ] as const) {
+        for (const needs of rows === 40 ? [all, all.map((_, i) => i === 0)] : [all]) {
+          const c = {
+            ...make(rnd, [rows], [size], maximum, needs),
+            dout: plain([rows, size], () => rnd() - 0.5),
+          }
+          await check(backends, past(c), both, [
+            [5e-6, 5e-6],
+            [5e-6, 5e-6],
+            [1e-4, 1e-5],
+          ])
+          expect((await evaluate(backends[0].backend, past(c))).calls.add).toBe(1)
+        }
+      }
+    })
+
     test('rows of every tiling, in registers and in loops', async () => {
       const rnd = random(9)
       const all = [true, true, true].slice(0, maximum + 1)

@@ -18,6 +18,11 @@ export interface View extends Layout {
 export interface KernelOf<A> {
   /** Asked on every call; a fused kernel that declines leaves the work to the operator's composition. */
   supports?(inputs: readonly View[], attrs: A): boolean
+  /**
+   * Of the gradient of a composed operator: where attribute `adds` is true there is one more input, of the layout of
+   * the first output, which is added to that as it is stored.
+   */
+  readonly adds?: boolean
   run(outputs: readonly View[], inputs: readonly View[], attrs: A): void
 }
 

@@ -4,7 +4,7 @@ import { addTensors, copy, fill } from './primitives/elementwise.ts'
 import { reduce } from './primitives/reduce.ts'
 import { reshapeView } from './primitives/views.ts'
 import { collect, drop, type Scoped, track } from './scope.ts'
-import { enableGrad, freedError, type GradNode, noGrad, type Replay } from './tape.ts'
+import { enableGrad, freedError, type GradNode, noGrad, type PassOf, type Replay } from './tape.ts'
 import type { Tensor } from './tensor.ts'
 
 export interface BackwardOptions {
@@ -111,7 +111,7 @@ function walk(roots: readonly Tensor[], seeds: readonly (Tensor | null)[], mode:
 }
 
 /** One backward pass. Every gradient in flight is a Tensor object owned by exactly one place. */
-class Pass {
+class Pass implements PassOf {
   readonly captured = new Map<Tensor, Tensor>()
   readonly #mode: Mode
   readonly #roots: Set<Tensor>
@@ -121,6 +121,8 @@ class Pass {
   readonly #order: GradNode[]
   /** Nodes on a path to a wanted tensor; null: all. */
   readonly #needed: Set<GradNode> | null
+  /** The node whose rule runs. */
+  #current: GradNode | null = null
   /** Temporaries of composed operators, which inner nodes may still need: freed at the end. */
   readonly #owned: Tensor[] = []
   /** What was dropped and is there again: checkpoints, the outer before those within it. */
@@ -172,10 +174,11 @@ class Pass {
       }
       if (this.#needed && !this.#needed.has(node)) {
         if (!createGraph) for (const d of douts) d?.dispose()
-      } else if (createGraph) this.#spread(node, live.backward(douts))
+      } else if (createGraph) this.#spread(node, live.backward(douts, this))
       else {
+        this.#current = node
         const { result, made } = collect(() => {
-          const dins = live.backward(douts)
+          const dins = live.backward(douts, this)
           const fitted = new Array<Tensor | null>(dins.length)
           for (let i = 0; i < dins.length; i++) {
             const d = dins[i]
@@ -236,9 +239,24 @@ class Pass {
     for (let i = 0; i < dins.length; i++) {
       const d = dins[i]
       const input = node.inputs[i]
-      if (d && input.requiresGrad && this.#wants(input))
+      if (!d) continue
+      if (input.requiresGrad && this.#wants(input))
         this.#give(input, this.#mode.createGraph ? fit(d, input) : d)
+      else if (!this.#mode.createGraph) d.dispose()
     }
+  }
+
+  take(i: number): Tensor | null {
+    const input = this.#current?.inputs[i]
+    const slots = !this.#mode.createGraph && input?.gradFn && this.#pending.get(input.gradFn)
+    if (!slots) return null
+    const at = placeOf(input)
+    const g = slots[at]
+    if (!g || g.dtype !== input.dtype || !g.isContiguous) return null
+    slots[at] = null
+    // It is freed with what the rule makes.
+    track(g)
+    return g
   }
 
   /** In a pass to wanted tensors, does anything wanted lie at or behind this one? */
@@ -259,7 +277,7 @@ class Pass {
       for (let i = 0; i < node.outputs.length; i++) slots.push(null)
       this.#pending.set(node, slots)
     }
-    const i = node.outputs.length === 1 ? 0 : node.outputs.indexOf(to)
+    const i = placeOf(to)
     slots[i] = this.#sum(slots[i], g)
   }
 
@@ -331,6 +349,12 @@ function ownedOf(result: readonly (Tensor | null)[], made: Scoped[]): (Tensor | 
   }
   drop(made, 'backward()')
   return owned
+}
+
+/** Which output of its node a tensor is. */
+const placeOf = (t: Tensor): number => {
+  const { outputs } = t.gradFn as GradNode
+  return outputs.length === 1 ? 0 : outputs.indexOf(t)
 }
 
 /** Stores a gradient in `.grad`, adding to what is there. The stored tensor outlives scopes. */

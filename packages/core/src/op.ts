@@ -3,7 +3,7 @@ import { type DType, isFloat } from './dtype.ts'
 import { grad } from './engine.ts'
 import { GradError } from './errors.ts'
 import { backendOf } from './primitives/common.ts'
-import { fill } from './primitives/elementwise.ts'
+import { addTensors, fill } from './primitives/elementwise.ts'
 import { alias, contiguous } from './primitives/views.ts'
 import { endSpan, launch, startSpan } from './profile.ts'
 import { collect, drop, track } from './scope.ts'
@@ -48,7 +48,7 @@ export interface Op<A = unknown> {
  *
  * A fused backward kernel is called with inputs [...inputs, ...outputs and saved, ...gradients of the outputs] and
  * attrs `{ ...attrs, needs }`; it fills one output per input with `needs[i]`, in order. Where there is none, the
- * composition is differentiated.
+ * composition is differentiated. See `adds` of KernelOf for what it may do besides.
  */
 export function apply<A extends object>(op: Op<A>, inputs: readonly Tensor[], attrs: A): readonly Tensor[] {
   const backend = backendOf(op.name, inputs)
@@ -93,7 +93,7 @@ function settle(outputs: readonly Tensor[], made: readonly Tensor[], onTape: boo
 
 /** The rule of an operator that ran as a fused kernel: its backward kernel, or its composition differentiated. */
 function fusedBackward<A extends object>(op: Op<A>, all: readonly Tensor[]): Backward<A> {
-  return (node, douts) => {
+  return (node, douts, pass) => {
     const { inputs, outputs } = node
     const { needs, op: gradient } = gradientOf(op, inputs, all.length)
     const args: Tensor[] = []
@@ -107,15 +107,20 @@ function fusedBackward<A extends object>(op: Op<A>, all: readonly Tensor[]): Bac
       // Fused kernels want unit steps along the last dim, which a gradient expanded from a sum has not.
       else args.push(d.rank > 0 && d.strides[d.rank - 1] !== 1 ? contiguous(d) : d)
     }
-    const made = apply(gradient, args, { ...node.attrs, needs })
+    const kernel = outputs[0].backend.kernels[gradient.name]
+    const waiting = kernel?.adds && needs[0] ? pass.take(0) : null
+    if (waiting) args.push(waiting)
+    const made = apply(gradient, args, { ...node.attrs, needs, ...(waiting && { adds: true }) })
     let next = 0
     return needs.map((n) => (n ? made[next++] : null))
   }
 }
 
+type GradientAttrs<A> = A & { needs: readonly boolean[]; adds?: boolean }
+
 interface GradientOp<A> {
   readonly needs: readonly boolean[]
-  readonly op: Op<A & { needs: readonly boolean[] }>
+  readonly op: Op<GradientAttrs<A>>
 }
 
 const gradientOps = new WeakMap<object, Map<number, unknown>>()
@@ -150,7 +155,8 @@ function backwardOp<A extends object>(
   inputs: number,
   results: number,
   needs: readonly boolean[],
-): Op<A & { needs: readonly boolean[] }> {
+): Op<GradientAttrs<A>> {
+  const own = op.outputs ?? 1
   const flops = op.flops?.bind(op)
   return {
     name: `${op.name}Backward`,
@@ -158,7 +164,12 @@ function backwardOp<A extends object>(
     // Two products for each one of the forward pass, and those of the forward pass again where nothing was stored.
     ...(flops && { flops: (all: readonly View[], attrs: A) => 2.5 * flops(all.slice(0, inputs), attrs) }),
     infer: (all) => all.filter((_, i) => needs[i]),
-    compose: (all, attrs) => vjp(op, all.slice(0, inputs), attrs, all.slice(inputs + results), needs),
+    compose: (all, attrs) => {
+      const douts = all.slice(inputs + results, inputs + results + own)
+      const made = vjp(op, all.slice(0, inputs), attrs, douts, needs)
+      if (attrs.adds) made[0] = addTensors(made[0], all[all.length - 1])
+      return made
+    },
   }
 }
 

@@ -8,7 +8,20 @@ import type { Tensor } from './tensor.ts'
  * the broadcast shape: the engine sums it down. Read inputs and outputs through the node, which checks that they are
  * as they were.
  */
-export type Backward<A> = (node: GradNode<A>, douts: readonly (Tensor | null)[]) => readonly (Tensor | null)[]
+export type Backward<A> = (
+  node: GradNode<A>,
+  douts: readonly (Tensor | null)[],
+  pass: PassOf,
+) => readonly (Tensor | null)[]
+
+/** What a rule may ask of the backward pass that runs it, to save a pass over memory. */
+export interface PassOf {
+  /**
+   * Hands over what input i has received so far, contiguous, of its shape and dtype: the rule then returns the sum.
+   * Null where there is no such thing, or where the pass itself is recorded.
+   */
+  take(i: number): Tensor | null
+}
 
 let enabled = true
 let sequence = 0
@@ -115,9 +128,9 @@ export class GradNode<A = unknown> {
     return this.inputs[i].requiresGrad
   }
 
-  backward(douts: readonly (Tensor | null)[]): readonly (Tensor | null)[] {
+  backward(douts: readonly (Tensor | null)[], pass: PassOf): readonly (Tensor | null)[] {
     if (this.freed) throw freedError(this.name)
-    return this.#backward(this, douts)
+    return this.#backward(this, douts, pass)
   }
 
   #check(t: Tensor, version: number, which: string): Tensor {

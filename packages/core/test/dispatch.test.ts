@@ -32,11 +32,13 @@ const forward: KernelOf<Attrs> = {
     }
   },
 }
-const backward: KernelOf<Attrs & { needs: readonly boolean[] }> = {
-  run([dx], [, , saved, dy], { scale, needs }) {
-    log.push(`backward ${needs.join()}`)
-    for (let i = 0; i < dx.shape[0]; i++)
-      dataOf(dx)[i] = dataOf(dy)[dy.offset + i * dy.strides[0]] * scale * dataOf(saved)[i]
+const backward: KernelOf<Attrs & { needs: readonly boolean[]; adds?: boolean }> = {
+  run([dx], [, , saved, dy, rest], { scale, needs, adds }) {
+    log.push(`backward ${needs.join()}${adds ? ' adds' : ''}`)
+    for (let i = 0; i < dx.shape[0]; i++) {
+      const more = adds ? dataOf(rest)[rest.offset + i] : 0
+      dataOf(dx)[i] = dataOf(dy)[dy.offset + i * dy.strides[0]] * scale * dataOf(saved)[i] + more
+    }
   },
 }
 const OP: Op<Attrs> = {
@@ -56,6 +58,7 @@ const backendWith = (kernels: Record<string, unknown>): Backend => ({
   kernels: { ...reference.kernels, ...kernels } as Backend['kernels'],
 })
 const both = backendWith({ scaled_exp: forward, scaled_expBackward: backward })
+const adding = backendWith({ scaled_exp: forward, scaled_expBackward: { ...backward, adds: true } })
 const onlyForward = backendWith({ scaled_exp: forward })
 
 const scaledExp = (x: Tensor, scale = 2): Tensor => apply(OP, [x], { scale })[0]
@@ -123,6 +126,52 @@ describe('a composed operator', () => {
       gg,
       want.map((v, i) => v * (i + 1)),
     )
+  })
+
+  test('adds what its input has received already, where its kernel can', () => {
+    const weights = [1, 10, 100]
+    /** h, which feeds the operator and goes past it, and the gradients of both. */
+    const run = (device: Backend, { second = false, before = (h: Tensor) => void h } = {}) => {
+      log.length = 0
+      const x = make(device)
+      const h = x.mul(1)
+      before(h)
+      const y = scaledExp(h).add(h)
+      const gradOutputs = [tensor(weights, { device })]
+      const { result, rows } = profile(() => grad(y, [x, h], { gradOutputs, createGraph: second }))
+      for (const g of result)
+        close(
+          g,
+          want.map((v, i) => (v + 1) * weights[i]),
+        )
+      return [log.at(-1), rows.find((r) => r.op === 'add')?.calls ?? 0]
+    }
+    expect(run(both)).toEqual(['backward true', 1])
+    expect(run(adding)).toEqual(['backward true adds', 0])
+    // Hooks see the sum, and so does what is retained.
+    const seen: (readonly number[])[] = []
+    const hooked = run(adding, {
+      before: (h) => void h.registerHook((g) => void seen.push([...dataSync(g)])),
+    })
+    expect(hooked).toEqual(['backward true adds', 0])
+    expect(seen).toHaveLength(1)
+    seen[0].forEach((g, i) => expect(g).toBeCloseTo((want[i] + 1) * weights[i], 4))
+    // A recorded pass computes every sum by itself.
+    expect(run(adding, { second: true })).toEqual(['backward true', 1])
+  })
+
+  test('leaves gradients that are no dense tensors to the engine, and leaves to themselves', () => {
+    const sums = (f: (h: Tensor) => Tensor, leaf = false): unknown => {
+      log.length = 0
+      const x = make(adding)
+      const h = leaf ? x : x.mul(1)
+      grad(f(h), [x])
+      return log.at(-1)
+    }
+    expect(sums((h) => scaledExp(h).mul(h).sum())).toBe('backward true adds')
+    // The sum's gradient is one number, expanded.
+    expect(sums((h) => h.sum().add(scaledExp(h).sum()))).toBe('backward true')
+    expect(sums((h) => scaledExp(h).mul(h).sum(), true)).toBe('backward true')
   })
 
   test('is validated before any kernel runs', () => {

@@ -220,6 +220,13 @@ describe('training', () => {
     gs[0].dispose()
   })
 
+  test('gradients of inputs that grad was not asked for leak nothing', () => {
+    const [x, w] = [own(randn([3, 3])), own(randn([3, 3]))]
+    for (const t of [x, w]) t.requiresGrad = true
+    scope(() => void grad(x.exp().matmul(w).sum(), [w]))
+    expect(over()).toEqual({ tensors: 2, storages: 2, bytes: 72 })
+  })
+
   test('second derivatives leak nothing out of a scope', () => {
     const x = own(randn([3, 4], { requiresGrad: true }))
     const before = alive()

@@ -6,7 +6,8 @@
  * the sums for their columns, and writes the sums of its block; a second kernel adds those of all blocks, in order, so
  * that the result is the same every time. Longer rows: dx in loops over each row, and the sums by another kernel, whose
  * threads own columns. Where there is little to read, one kernel does both: to read it twice costs less than a second
- * launch. RMS norm is the same without the mean and without mean g.
+ * launch. RMS norm is the same without the mean and without mean g. What else x has received, as where a residual
+ * stream passes the norm by, is added to dx as that is stored.
  */
 
 import type { View } from '@tilegrad/core'
@@ -42,6 +43,8 @@ interface Gradient {
   readonly size: number
   readonly x: View
   readonly dy: View
+  /** Added to dx, which is there. */
+  readonly rest: View | undefined
   readonly weight: View | undefined
   readonly stats: readonly View[]
   readonly dx: View | undefined
@@ -53,6 +56,7 @@ interface Gradient {
 interface Shape {
   readonly centred: boolean
   readonly weighted: boolean
+  readonly adds: boolean
   readonly dx: boolean
   readonly dweight: boolean
   readonly dbias: boolean
@@ -64,9 +68,9 @@ const mostBlocks = 512
 const small = { all: 2 ** 20, rows: 2048, size: 2 ** 16 }
 
 export function runBackward(engine: Engine, g: Gradient): void {
-  const { x, dy, dx, weight, dweight, dbias, size } = g
+  const { x, dy, rest, dx, weight, dweight, dbias, size } = g
   const lead = leadOf(x, size)
-  const views = dx ? [x, dy, dx] : [x, dy]
+  const views = [x, dy, ...(dx ? [dx] : []), ...(rest ? [rest] : [])]
   const width = Math.min(widthOf(size, lead, views), widthOf(size, 0, weight ? [weight] : [])) as 4 | 1
   const t = tilingOf(engine, size, width, 4)
   const walk = rowWalk(lead, views)
@@ -74,18 +78,21 @@ export function runBackward(engine: Engine, g: Gradient): void {
   const shape: Shape = {
     centred: g.centred,
     weighted: weight !== undefined,
+    adds: rest !== undefined,
     dx: dx !== undefined,
     dweight: dweight !== undefined,
     dbias: dbias !== undefined,
   }
   const name = g.centred ? 'layer_normBackward' : 'rms_normBackward'
-  const call: Call = { engine, name, g, walk, width }
+  const inputs = [x, dy, ...(rest ? [rest] : []), ...(weight ? [weight] : []), ...g.stats]
+  const call: Call = { engine, name, g, inputs, walk, width }
   const without = { dweight: false, dbias: false }
   if (sums.length === 0) {
     runRows(call, t, { ...shape, ...without }, 1, Math.ceil(walk.rows / t.slots))
     return
   }
-  if (dx && isSmall(walk.rows, size)) {
+  const together = inputs.length + 1 + sums.length
+  if (dx && isSmall(walk.rows, size) && together <= engine.gpu.limits.maxStorageBuffersPerShaderStage) {
     runBoth(call, t, shape, sums)
     return
   }
@@ -115,13 +122,15 @@ interface Call {
   readonly engine: Engine
   readonly name: string
   readonly g: Gradient
+  /** In the order of the bindings. */
+  readonly inputs: readonly View[]
   readonly walk: RowWalk
   readonly width: 4 | 1
 }
 
 /** dx and the sums in one launch. */
 function runBoth(
-  { engine, name, g, walk, width }: Call,
+  { engine, name, g, inputs, walk, width }: Call,
   t: Tiling,
   shape: Shape,
   sums: readonly View[],
@@ -131,7 +140,7 @@ function runBoth(
   const vectors = g.size / width
   const tiles = Math.ceil(vectors / narrow(width))
   const words = [walk.rows, vectors, (g.weight?.offset ?? 0) / width, 0, tiles, 1 / g.size, ...walk.words]
-  const views = [g.x, g.dy, ...(g.weight ? [g.weight] : []), ...g.stats, g.dx as View, ...sums]
+  const views = [...inputs, g.dx as View, ...sums]
   const groups = tiles + Math.ceil(walk.rows / t.slots)
   engine.run(kernel, views.map(bufferOf), words, groups, 1, 1, [[5, 1 / g.size]])
 }
@@ -139,7 +148,7 @@ function runBoth(
 const head = ['rows: u32', 'vectors: u32', 'ow: u32', 'per: u32', 'blocks: u32', 'share: f32'] as const
 
 function runRows(
-  { engine, name, g, walk, width }: Call,
+  { engine, name, g, inputs, walk, width }: Call,
   t: Tiling,
   shape: Shape,
   per: number,
@@ -149,7 +158,7 @@ function runRows(
   const key = `${name}:${tilingKey(t)}:${walk.rank}:${Object.values(shape).map(Number).join('')}`
   const kernel = engine.kernel(key, name, () => rowsShader(t, walk, shape))
   const words = [walk.rows, g.size / width, (g.weight?.offset ?? 0) / width, per, blocks, 1 / g.size]
-  const views = [g.x, g.dy, ...(g.weight ? [g.weight] : []), ...g.stats, ...(g.dx ? [g.dx] : [])]
+  const views = [...inputs, ...(g.dx ? [g.dx] : [])]
   const buffers = [...views.map(bufferOf), ...(partial ? [partial] : [])]
   const size: [number, number] = partial ? [blocks, 1] : rowGrid(t, walk.rows)
   engine.run(kernel, buffers, [...words, ...walk.words], ...size, 1, [[5, 1 / g.size]])
@@ -163,7 +172,7 @@ function runColumns(
   tiles: number,
   partial: GpuBuffer,
 ): void {
-  const which = { ...shape, weighted: false, dx: false }
+  const which = { ...shape, weighted: false, adds: false, dx: false }
   const key = `${name}.columns:${width}:${walk.rank}:${walk.fields.length}:${Object.values(which).map(Number).join('')}`
   const kernel = engine.kernel(key, name, () => columnsShader(width, walk, which))
   const buffers = [g.x, g.dy, ...g.stats].map(bufferOf)
@@ -176,6 +185,7 @@ function bindings(width: 4 | 1, shape: Shape, sums: readonly string[] = ['partia
   return [
     { name: 'x', item },
     { name: 'dy', item },
+    ...(shape.adds ? [{ name: 'rest', item }] : []),
     ...(shape.weighted ? [{ name: 'w', item }] : []),
     ...(shape.centred ? [{ name: 'means', item: 'f32' } as const] : []),
     { name: 'rstds', item: 'f32' },
@@ -191,6 +201,7 @@ const sumsOf = ({ dweight, dbias }: Shape): string[] => [...(dweight ? ['dw'] : 
 function rowCodeOf(t: Tiling, walk: RowWalk, shape: Shape, first?: string): string {
   const { centred, weighted } = shape
   const streams = streamsOf(t)
+  const rest: Stream[] = shape.adds ? [{ name: 'q', binding: 'rest', base: startOf(t.width, 3) }] : []
   const all = weighted ? [...streams, weights] : streams
   const scaled = (of: (name: string) => string): string =>
     `let h = ${centred ? `(${of('x')} - mean)` : of('x')} * rstd; let g = ${of('d')}${weighted ? ` * ${of('w')}` : ''};`
@@ -198,7 +209,7 @@ function rowCodeOf(t: Tiling, walk: RowWalk, shape: Shape, first?: string): stri
 ${walk.code('row')}
 ${centred ? 'let mean = means[row];' : ''}
 let rstd = rstds[row];
-${hold(t, streams)}
+${hold(t, [...streams, ...rest])}
 ${
   shape.dx
     ? `var level = V();
@@ -208,8 +219,9 @@ let c = group_pair(vec2f(hsum(level), hsum(slope)), li) * p.share;`
     : ''
 }
 if (live) {
-${each(t, all, ({ of, j }) => {
-  const dx = `dx[${startOf(t.width, 2)} + ${j}] = ((g${centred ? ' - c.x' : ''}) - h * c.y) * rstd;`
+${each(t, [...all, ...rest], ({ of, j }) => {
+  const value = `((g${centred ? ' - c.x' : ''}) - h * c.y) * rstd${shape.adds ? ` + ${of('q')}` : ''}`
+  const dx = `dx[${startOf(t.width, 2)} + ${j}] = ${value};`
   return `${scaled(of)} ${shape.dx ? dx : ''} ${shape.dweight ? `${of('dw')} += ${of('d')} * h;` : ''} ${shape.dbias ? `${of('db')} += ${of('d')};` : ''}`
 })}
 }`

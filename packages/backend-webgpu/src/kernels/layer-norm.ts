@@ -43,7 +43,7 @@ interface Attrs {
   eps: number
   affine: Affine
 }
-type BackwardAttrs = Attrs & { needs: readonly boolean[] }
+type BackwardAttrs = Attrs & { needs: readonly boolean[]; adds?: boolean }
 
 const parameters = { none: 0, weight: 1, both: 2 } as const
 
@@ -77,17 +77,20 @@ const forward =
 const backward =
   (centred: boolean) =>
   (engine: Engine): KernelOf<BackwardAttrs> => ({
-    supports: ([x, ...rest], { size, affine }) =>
-      takes(x as View, rest.slice(-1), rest.slice(0, parameters[affine]), size),
-    run(outputs, inputs, { size, affine, needs }) {
+    adds: true,
+    supports: ([x, ...rest], { size, affine, adds }) =>
+      takes(x as View, rest.slice(adds ? -2 : -1), rest.slice(0, parameters[affine]), size),
+    run(outputs, inputs, { size, affine, needs, adds }) {
       const count = parameters[affine]
-      const [x, dy] = [inputs[0] as View, inputs.at(-1) as View]
       const weight = count > 0 ? inputs[1] : undefined
       // After x, the parameters and y: the statistics, then dy.
-      const stats = inputs.slice(count + 2, -1)
+      const last = inputs.length - (adds ? 2 : 1)
+      const stats = inputs.slice(count + 2, last)
+      const [x, dy] = [inputs[0] as View, inputs[last] as View]
+      const rest = adds ? inputs[last + 1] : undefined
       let next = 0
       const [dx, dweight, dbias] = [0, 1, 2].map((i) => (needs[i] ? outputs[next++] : undefined))
-      runBackward(engine, { centred, size, x, dy, weight, stats, dx, dweight, dbias })
+      runBackward(engine, { centred, size, x, dy, rest, weight, stats, dx, dweight, dbias })
     },
   })
 

@@ -84,11 +84,11 @@ const load = (device: Device, { layout: l, data }: Operand): Tensor => {
   return tensor(wide ? Float64Array.from(data) : data, { device }).viewAs(l)
 }
 
-/** The output and the wanted gradients, and which kernels ran fused and which were composed. */
+/** The output and the wanted gradients, which kernels ran fused and which were composed, and how often each did. */
 export async function evaluate(
   device: Device,
   c: Case,
-): Promise<{ results: TypedArray[]; fused: string[]; composed: string[] }> {
+): Promise<{ results: TypedArray[]; fused: string[]; composed: string[]; calls: Record<string, number> }> {
   const inputs = c.inputs.map((t) => load(device, t))
   inputs.forEach((t, i) => {
     if (c.needs[i]) t.requiresGrad = true
@@ -102,7 +102,8 @@ export async function evaluate(
   const results: TypedArray[] = []
   for (const t of result) results.push(await t.data())
   const by = (path: string) => rows.filter((r) => r.path === path).map((r) => r.op)
-  return { results, fused: by('fused').sort(), composed: by('composed').sort() }
+  const calls = Object.fromEntries(rows.map((r) => [r.op, r.calls]))
+  return { results, fused: by('fused').sort(), composed: by('composed').sort(), calls }
 }
 
 /**

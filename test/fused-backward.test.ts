@@ -1,0 +1,53 @@
+/** What backward passes of whole blocks leave out: passes over memory that kernels do along with their own work. */
+import {
+  backward,
+  createCpuBackend,
+  data,
+  manualSeed,
+  profile,
+  randn,
+  reference,
+  type Tensor,
+  TransformerBlock,
+  withBackend,
+} from 'tilegrad'
+import { afterAll, expect, test } from 'vitest'
+import { gpus } from '../packages/backend-webgpu/test/support/gpus.ts'
+import { difference, LOOSE } from './conformance/compare.ts'
+
+const cpu = createCpuBackend({ threads: 2 })
+const devices = [
+  { name: 'cpu', device: cpu },
+  ...gpus.map(({ name, gpu }) => ({ name: `webgpu, ${name}`, device: gpu })),
+]
+afterAll(async () => {
+  await cpu.close()
+  for (const { gpu } of gpus) gpu.close()
+})
+
+/** Gradients of the input and of all parameters of two blocks in a row, and how often backward() ran what. */
+async function gradients(device: (typeof devices)[number]['device'] | typeof reference) {
+  const { x, blocks, calls } = withBackend(device, () => {
+    manualSeed(3)
+    const blocks = [0, 1].map(() => new TransformerBlock(16, 2, { isCausal: true }))
+    const x = randn([2, 9, 16], { requiresGrad: true })
+    const y = blocks.reduce((h: Tensor, block) => block.forward(h), x)
+    const { rows } = profile(() => backward(y, { gradient: randn([2, 9, 16]) }))
+    return { x, blocks, calls: new Map(rows.map((r) => [r.op, r.calls])) }
+  })
+  const leaves = [x, ...blocks.flatMap((b) => [...b.parameters()])]
+  const values = await Promise.all(leaves.map((t) => data(t.grad as Tensor)))
+  return { values, shapes: leaves.map((t) => t.shape), calls }
+}
+
+test.each(devices)(
+  '$name: blocks sum the gradients of their residual streams in other kernels',
+  async ({ device }) => {
+    const want = await gradients(reference)
+    const got = await gradients(device)
+    got.values.forEach((g, i) => expect(difference(g, want.values[i], got.shapes[i], LOOSE)).toBeNull())
+    expect(got.calls.get('layer_normBackward')).toBe(4)
+    // Of the first block's input: a leaf's gradient is not the engine's alone.
+    expect(got.calls.get('add')).toBe(1)
+  },
+)
