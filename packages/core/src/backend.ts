@@ -13,7 +13,7 @@ export interface View extends Layout {
 
 /**
  * One operator on one backend. Core has validated the inputs and allocated the outputs (contiguous, unless stated
- * otherwise); inputs may have any strides.
+ * otherwise, or `infer` of the operator asks for another layout); inputs may have any strides.
  */
 export interface KernelOf<A> {
   /** Asked on every call; a fused kernel that declines leaves the work to the operator's composition. */

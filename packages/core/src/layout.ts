@@ -24,6 +24,17 @@ export function contiguousStrides(shape: readonly number[]): number[] {
   return strides
 }
 
+/** Those of dense elements whose dims lie in memory in `order`, from the outermost to the innermost. */
+export function orderedStrides(shape: readonly number[], order: readonly number[]): number[] {
+  const strides = new Array<number>(shape.length)
+  let step = 1
+  for (let i = order.length - 1; i >= 0; i--) {
+    strides[order[i]] = step
+    step *= Math.max(1, shape[order[i]])
+  }
+  return strides
+}
+
 export const contiguous = (shape: readonly number[], offset = 0): Layout => ({
   shape,
   strides: contiguousStrides(shape),

@@ -21,6 +21,8 @@ import { allocate, type Tensor } from './tensor.ts'
 export interface TensorSpec {
   readonly shape: readonly number[]
   readonly dtype: DType
+  /** Its dims from the outermost in memory to the innermost; row-major if missing. */
+  readonly order?: readonly number[]
 }
 
 /**
@@ -56,7 +58,7 @@ export function apply<A extends object>(op: Op<A>, inputs: readonly Tensor[], at
   const kernel = backend.kernels[op.name] as KernelOf<A> | undefined
   if (kernel && op.infer && (!kernel.supports || kernel.supports(inputs, attrs))) {
     const specs = op.infer(inputs, attrs)
-    const all = specs.map((s) => allocate(backend, s.shape, s.dtype))
+    const all = specs.map((s) => allocate(backend, s.shape, s.dtype, s.order))
     launch(op.name, 'fused', backend, kernel, all, inputs, attrs, op.flops)
     const own = op.outputs ?? 1
     const mine = all.length > own ? all.slice(0, own) : all
@@ -163,7 +165,7 @@ function backwardOp<A extends object>(
     outputs: needs.filter(Boolean).length,
     // Two products for each one of the forward pass, and those of the forward pass again where nothing was stored.
     ...(flops && { flops: (all: readonly View[], attrs: A) => 2.5 * flops(all.slice(0, inputs), attrs) }),
-    infer: (all) => all.filter((_, i) => needs[i]),
+    infer: (all) => all.filter((_, i) => needs[i]).map(({ shape, dtype }) => ({ shape, dtype })),
     compose: (all, attrs) => {
       const douts = all.slice(inputs + results, inputs + results + own)
       const made = vjp(op, all.slice(0, inputs), attrs, douts, needs)

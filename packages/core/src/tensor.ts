@@ -10,7 +10,7 @@ import {
   UnsupportedOpError,
 } from './errors.ts'
 import { largestHolders } from './holders.ts'
-import { contiguousStrides, isContiguous, type Layout, numel } from './layout.ts'
+import { contiguousStrides, isContiguous, type Layout, numel, orderedStrides } from './layout.ts'
 import { type Scoped, track } from './scope.ts'
 import type { GradNode } from './tape.ts'
 
@@ -264,12 +264,21 @@ export class Tensor implements View, Scoped {
   }
 }
 
-/** A new contiguous tensor with undefined contents. */
-export function allocate(backend: Backend, shape: readonly number[], dtype: DType): Tensor {
+/**
+ * A new tensor with undefined contents, contiguous, or dense with its dims in another order: from the outermost in memory
+ * to the innermost.
+ */
+export function allocate(
+  backend: Backend,
+  shape: readonly number[],
+  dtype: DType,
+  order?: readonly number[],
+): Tensor {
   const size = numel(shape)
   if (dtype === 'float16') throw new UnsupportedOpError('float16: no backend stores it yet; use float32')
   if (!Number.isSafeInteger(size)) throw new ShapeError(`${show(shape)} has too many elements`)
-  return new Tensor(storageFor(backend, shape, size, dtype), dtype, shape, contiguousStrides(shape), 0, size)
+  const strides = order ? orderedStrides(shape, order) : contiguousStrides(shape)
+  return new Tensor(storageFor(backend, shape, size, dtype), dtype, shape, strides, 0, size)
 }
 
 function storageFor(backend: Backend, shape: readonly number[], size: number, dtype: DType): Storage {

@@ -248,6 +248,24 @@ function pairFunc(m: ModuleBuilder, c: Context): PairFunc {
   })
 }
 
+const zerosParams = ['i32', 'i32', 'i32', 'i32'] as const
+
+/** Zeros in a matrix: address, bytes between rows, number of rows, columns. */
+function zerosFunc(m: ModuleBuilder): Func<typeof zerosParams, null> {
+  return m.func(zerosParams, (f, to, step, rows, columns) => {
+    const zero = f32x4.const(0)
+    f.for(0, rows, 1, () => {
+      const at = f.let(to)
+      f.strips(0, columns, [16, 4, 1], (_, width) => {
+        if (width === 1) f.storeLane(32, at, zero, 0)
+        else for (let i = 0; i < width; i += 4) f.store(at, zero, 4 * i)
+        at.set(at.add(4 * width))
+      })
+      to.set(to.add(step))
+    })
+  })
+}
+
 /** Builds the kernel of one way through the pairs. */
 export function buildBackward(m: ModuleBuilder, form: Form, mode: BackwardMode): void {
   const { tile, mask } = form
@@ -255,6 +273,7 @@ export function buildBackward(m: ModuleBuilder, form: Form, mode: BackwardMode):
   const load = loadQueries(m, c)
   const pair = pairFunc(m, c)
   const store = storeQueries(m, c)
+  const zeros = zerosFunc(m)
   m.kernel('main', (f, start, end, params, thread) => {
     const word = reader(params)
     const scratch = f.let(word('scratch').add(thread.mul(word('scratchStep'))))
@@ -263,11 +282,13 @@ export function buildBackward(m: ModuleBuilder, form: Form, mode: BackwardMode):
       f.fill(at.mask, 0, 16 * tile.vectors * keyBlock)
     }
     const clear = (b: I32, kv: I32, first: I32, rows: I32): void => {
-      for (const [name, need] of [
-        ['dk', 'needK'],
-        ['dv', 'needV'],
+      for (const [name, need, width] of [
+        ['dk', 'needK', 'width'],
+        ['dv', 'needV', 'valueWidth'],
       ] as const) {
-        f.if(word(need), () => f.fill(rowOf(word, name, b, kv, first), 0, rows.mul(word(`${name}Row`))))
+        f.if(word(need), () => {
+          f.call(zeros, rowOf(word, name, b, kv, first), word(`${name}Row`), rows, word(width))
+        })
       }
     }
     /** All keys that a chunk of queries sees. */

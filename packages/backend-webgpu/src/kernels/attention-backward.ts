@@ -64,7 +64,7 @@ export const backwardBytes = (form: Form, gradients: Gradients): number =>
   Object.values(tilesOf(form, gradients)).reduce((sum, floats) => sum + 4 * floats, 0)
 
 export function backwardShader(form: Form, gradients: Gradients): Shader {
-  const { tile, vectors, dropout, stored } = form
+  const { tile, vectors, dropout, stored, oneBuffer } = form
   const item = vectors ? 'vec4<f32>' : 'f32'
   const ofQueries = gradients === 'q'
   const own = ofQueries ? ['dq'] : [...gradients].map((g) => `d${g}`)
@@ -74,7 +74,7 @@ export function backwardShader(form: Form, gradients: Gradients): Shader {
       ...['q', 'k', 'v', 'g'].flatMap(operandParams),
       ...optionParams(form),
       ...(stored ? storedParams : []),
-      ...own.map((name) => `${name}At: i32`),
+      ...own.flatMap(operandParams),
     ],
     bindings: [
       { name: 'q', item },
@@ -83,7 +83,7 @@ export function backwardShader(form: Form, gradients: Gradients): Shader {
       { name: 'g', item },
       { name: 'stat', item: 'f32' },
       ...optionBindings(form),
-      ...own.map((name) => ({ name, item, write: true }) as const),
+      ...own.slice(0, oneBuffer ? 1 : 2).map((name) => ({ name, item, write: true }) as const),
       ...(stored ? [{ name: 'ds', item: 'vec4<f32>', write: true } as const] : []),
     ],
     workgroup: [threadsOf(tile)],
@@ -179,16 +179,17 @@ workgroupBarrier();
 ${sums(tile, 'o', 'tv', 'tk', q4, true, 'end - k0')}
 workgroupBarrier();`,
 )}
-${store(form, 'dq', q4, 'p.width', 'q0', 'p.queries', 'p.dqAt + firstRow * p.width', (i, c) => `o${i}_${c} * p.scale`)}`
+${store(form, { to: 'dq', width4: q4, width: 'p.width', head: 'h', first: 'q0', limit: 'p.queries', value: (i, c) => `o${i}_${c} * p.scale` })}`
 }
 
 function keysBody(form: Form, gradients: Gradients): string {
-  const { tile, dq, dv, mask, rowsInPlace, dropout, stored } = form
+  const { tile, dq, dv, mask, rowsInPlace, dropout, stored, oneBuffer } = form
   const { rm, kn } = tile
   const [rows, cols] = [rowsOf(tile), colsOf(tile)]
   const [q4, v4] = [dq / 4, dv / 4]
   const get = loads(form, false)
   const [needK, needV] = [gradients.includes('k'), gradients.includes('v')]
+  const ofKey = { head: 'hk', first: 'k0', limit: 'p.keys' }
   const product = (d: (i: number, j: number) => string): string =>
     each(rm, (i) => each(kn, (j) => `d${i}_${j} = s${i}_${j} * (${d(i, j)} - t${j});`))
   /** Keys get gradients by all weights, and by what values get of those that are kept. */
@@ -237,9 +238,8 @@ ${needK ? `${putWeights(tile, 'd', 'tv')}\nworkgroupBarrier();\n${sums(tile, 'x'
 workgroupBarrier();`,
 )}
 }
-let outRow = i32(head) * p.keys;
-${needK ? store(form, 'dk', q4, 'p.width', 'k0', 'p.keys', 'p.dkAt + outRow * p.width', (i, c) => `x${i}_${c} * (1.0 / ${unit(mask)})`) : ''}
-${needV ? store(form, 'dv', v4, 'p.valueWidth', 'k0', 'p.keys', 'p.dvAt + outRow * p.valueWidth', (i, c) => `y${i}_${c}`) : ''}`
+${needK ? store(form, { to: 'dk', width4: q4, width: 'p.width', ...ofKey, value: (i, c) => `x${i}_${c} * (1.0 / ${unit(mask)})` }) : ''}
+${needV ? store(form, { to: oneBuffer ? 'dk' : 'dv', name: 'dv', width4: v4, width: 'p.valueWidth', ...ofKey, value: (i, c) => `y${i}_${c}` }) : ''}`
 }
 
 const lanes = 16
@@ -257,7 +257,7 @@ export function statShader({ vectors, mask }: Pick<Form, 'vectors' | 'mask'>): S
       'queries: u32',
       'width: u32',
       ...operandParams('g'),
-      'oAt: i32',
+      ...operandParams('o'),
       'lseAt: i32',
     ],
     bindings: [
@@ -273,10 +273,10 @@ let row = (wg.x + wg.y * groups.x) * ${statRows}u + li / ${lanes}u;
 let r = min(row, p.rows - 1u);
 let q = r % p.queries; let head = r / p.queries;
 let start = p.gAt + i32(head / p.heads) * p.gBatch + i32(head % p.heads) * p.gHead + i32(q) * p.gRow;
-let at = (p.oAt + i32(r * p.width)) / ${step};
+let at = p.oAt + i32(head / p.heads) * p.oBatch + i32(head % p.heads) * p.oHead + i32(q) * p.oRow;
 var sum = 0.0;
 for (var c = i32(lane); c < i32(p.width) / ${step}; c += ${lanes}) {
-${vectors ? 'sum += dot(g[u32(start + c)], o[u32(at + c)]);' : 'sum += g[u32(start + c * p.gStep)] * o[u32(at + c)];'}
+${vectors ? 'sum += dot(g[u32(start + c)], o[u32(at + c)]);' : 'sum += g[u32(start + c * p.gStep)] * o[u32(at + c * p.oStep)];'}
 }
 t[li] = sum;
 workgroupBarrier();

@@ -39,7 +39,7 @@ export interface Form {
   /** Head sizes of q and k, and of v, padded to a multiple of 32. */
   readonly dq: number
   readonly dv: number
-  /** All operands can be read as vectors of four. */
+  /** All operands and results consist of rows of vectors of four. */
   readonly vectors: boolean
   readonly mask: MaskKind
   /** Blocks of rows are read in place. */
@@ -57,6 +57,8 @@ export interface Form {
   readonly alibi: boolean
   /** The kernel of dK and dV stores dS: see attention-stored.ts. */
   readonly stored: boolean
+  /** dK and dV lie in one buffer, which can be bound only once as it is written. */
+  readonly oneBuffer: boolean
   /** The expression of dropout's factors. */
   readonly dropout: Kernel | null
 }
@@ -84,7 +86,7 @@ export function operandWords({ offset, strides }: View, vectors: boolean): numbe
   return [offset / unit, b / unit, h / unit, row / unit, step]
 }
 
-/** A view whose rows can be read as vectors of four. */
+/** A view whose rows can be read and written as vectors of four. */
 export const isVectors = ({ shape, strides, offset }: View): boolean =>
   strides[3] === 1 &&
   (shape[3] as number) % 4 === 0 &&
@@ -362,26 +364,33 @@ ${multiply('q')}
 }`
 }
 
-/** Writes a thread's rows of a contiguous result. `at`: element where row `first` begins. */
+interface Store {
+  /** Binding, and name in the parameters. */
+  readonly to: string
+  readonly name?: string
+  /** Vectors of a row of the tile. */
+  readonly width4: number
+  /** Expressions: columns there are, head of the result, first row, number of rows there are. */
+  readonly width: string
+  readonly head: string
+  readonly first: string
+  readonly limit: string
+  readonly value: (i: number, c: number) => string
+}
+
+/** Writes a thread's rows of a result; in vectors if all rows of it are. */
 export function store(
   { tile: { rm, tx }, vectors }: Form,
-  to: string,
-  width4: number,
-  width: string,
-  first: string,
-  limit: string,
-  base: string,
-  value: (i: number, c: number) => string,
+  { to, name = to, width4, width, head, first, limit, value }: Store,
 ): string {
   return each(
     rm,
     (i) => `{ let row = ${first} + i32(ty) * ${rm} + ${i};
-if (row < ${limit}) {
+if (row < ${limit}) { let at = p.${name}At + b * p.${name}Batch + ${head} * p.${name}Head + row * p.${name}Row;
 ${each(width4 / tx, (c) => {
   const col = `i32(tx * 4u) + ${4 * tx * c}`
-  if (vectors)
-    return `if (${col} < ${width}) { ${to}[u32(${base} + row * ${width} + ${col}) / 4u] = ${value(i, c)}; }`
-  return `{ let x = ${value(i, c)}; for (var e = 0; e < 4; e++) { if (${col} + e < ${width}) { ${to}[u32(${base} + row * ${width} + ${col} + e)] = x[e]; } } }`
+  if (vectors) return `if (${col} < ${width}) { ${to}[u32(at + i32(tx) + ${tx * c})] = ${value(i, c)}; }`
+  return `{ let x = ${value(i, c)}; for (var e = 0; e < 4; e++) { if (${col} + e < ${width}) { ${to}[u32(at + ${col} + e)] = x[e]; } } }`
 })}
 } }`,
   )

@@ -126,21 +126,21 @@ ${sums(tile, 'o', 'tk', valuesInPlace ? 'v' : 'tv', v4, false, 'end - k0', value
 workgroupBarrier();`,
 )}
 ${combine(form, 'l', (a, c) => `(${a} + ${c})`)}
-let oBase = i32(head) * p.queries;
+let lseRow = p.lseAt + i32(head) * p.queries;
 ${each(
   rm,
   (i) => `{ let row = q0 + i32(ty) * ${rm} + ${i};
 if (tx == 0u && row < p.queries) {
-lse[u32(p.lseAt + oBase + row)] = select(m${i}${mask === 'float32' ? '' : ' * 0.6931471805599453'} + log(l${i}), p.ninf, l${i} == 0.0); }
+lse[u32(lseRow + row)] = select(m${i}${mask === 'float32' ? '' : ' * 0.6931471805599453'} + log(l${i}), p.ninf, l${i} == 0.0); }
 l${i} = select(1.0 / l${i}, 0.0, l${i} == 0.0); }`,
 )}
-${store(form, 'o', v4, 'p.valueWidth', 'q0', 'p.queries', 'p.oAt + oBase * p.valueWidth', (i, c) => `o${i}_${c} * l${i}`)}`
+${store(form, { to: 'o', width4: v4, width: 'p.valueWidth', head: 'h', first: 'q0', limit: 'p.queries', value: (i, c) => `o${i}_${c} * l${i}` })}`
   return {
     params: [
       ...commonParams,
       ...['q', 'k', 'v'].flatMap(operandParams),
       ...optionParams(form),
-      'oAt: i32',
+      ...operandParams('o'),
       'lseAt: i32',
     ],
     bindings: [

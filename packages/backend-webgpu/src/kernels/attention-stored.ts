@@ -76,7 +76,7 @@ export interface Stored {
   multiply(): void
 }
 
-/** Room for a chunk's dS, and what becomes of it; `dq` is contiguous. */
+/** Room for a chunk's dS, and what becomes of it. */
 export function storedOf(
   engine: Engine,
   tile: Tile,
@@ -91,16 +91,17 @@ export function storedOf(
   const group = h / hk
   const row = rowBytes(t, tile) / 4
   const keys = Math.ceil(s / rowsOf(tile)) * rowsOf(tile)
-  const count = chunk.items * chunk.heads * group * keys * row
+  const step = keys * row
+  const count = chunk.items * chunk.heads * group * step
   const buffer = engine.pool.alloc(count, 'float32')
   const [item, head] = [Math.floor(chunk.first / hk), chunk.first % hk]
   const [kItem, kHead, kRow, kColumn] = k.strides as [number, number, number, number]
-  const batch = (step: number, heads: number): number[] => [heads * group * step, group * step, step]
+  const [dqItem, dqHead, dqRow, dqColumn] = dq.strides as [number, number, number, number]
   const problem: Problem = {
     ...{ m: t, n: d, k: s, type: 'f32', extras: [] },
     items: chunk.items * chunk.heads * group,
     sizes: [chunk.items, chunk.heads, group],
-    a: { buffer, offset: 0, row: 1, column: row, batch: batch(keys * row, chunk.heads) },
+    a: { buffer, offset: 0, row: 1, column: row, batch: [chunk.heads * group * step, group * step, step] },
     b: {
       buffer: k.buffer as GpuBuffer,
       offset: k.offset + item * kItem + head * kHead,
@@ -111,10 +112,10 @@ export function storedOf(
     outs: [
       {
         buffer: dq.buffer as GpuBuffer,
-        offset: dq.offset + chunk.first * group * t * d,
-        row: d,
-        column: 1,
-        batch: batch(t * d, hk),
+        offset: dq.offset + item * dqItem + head * group * dqHead,
+        row: dqRow,
+        column: dqColumn,
+        batch: [dqItem, group * dqHead, dqHead],
       },
     ],
     ...(attrs.causal !== 'none' && { band: offsetOf(q, k, attrs) }),

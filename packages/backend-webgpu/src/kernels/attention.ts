@@ -109,7 +109,6 @@ function chooseForm(
   inputs: readonly View[],
   attrs: AttentionAttrs,
   more: readonly View[],
-  stored = false,
 ): Form {
   const { q, k, v, mask } = attentionOperands(inputs, attrs)
   const { blockSize, dropout, draw } = attrs
@@ -136,7 +135,8 @@ function chooseForm(
       globals: attrs.globalTokens > 0,
       blocks: blockSize > 0,
       alibi: attrs.hasAlibi,
-      stored,
+      stored: false,
+      oneBuffer: false,
       dropout:
         dropout === 0 ? null : specialize(dropoutFactors, [], dropoutParams(dropout, draw), ['float32']),
     }))
@@ -153,7 +153,7 @@ export function attention(engine: Engine, tiles = usable(engine, forwardTiles)):
       const { q, k, v } = attentionOperands(inputs, attrs)
       const [b, h, t] = q.shape as [number, number, number]
       if (b * h * t === 0) return
-      const form = chooseForm(engine, tiles, forwardBytes, inputs, attrs, [])
+      const form = chooseForm(engine, tiles, forwardBytes, inputs, attrs, [out])
       const kernel = engine.kernel(`attention:${formName(form)}`, 'scaled_dot_product_attention', () =>
         forwardShader(form),
       )
@@ -161,7 +161,7 @@ export function attention(engine: Engine, tiles = usable(engine, forwardTiles)):
       for (const x of [q, k, v]) words.push(...operandWords(x, form.vectors))
       const buffers = [q, k, v].map(buffer)
       addOptions({ words, floats, buffers }, form, 'keys', inputs, attrs)
-      words.push(out.offset, lse.offset)
+      words.push(...operandWords(out, form.vectors), lse.offset)
       buffers.push(buffer(out), buffer(lse))
       engine.run(kernel, buffers, words, ...grid(words[0] as number), 1, floats)
     },
@@ -182,8 +182,14 @@ export function attentionBackward(
       const [keyHeads, s] = [k.shape[1] as number, k.shape[2] as number]
       const [out, lse, dout] = rest as [View, View, View]
 
-      const formOf = (gradients: Gradients, isStored: boolean): Form =>
-        chooseForm(engine, tiles, (f) => backwardBytes(f, gradients), inputs, attrs, [dout], isStored)
+      const formOf = (gradients: Gradients, results: readonly View[], isStored: boolean): Form => {
+        const bytes = (f: Form): number => backwardBytes(f, gradients)
+        return {
+          ...chooseForm(engine, tiles, bytes, inputs, attrs, [dout, ...results]),
+          stored: isStored,
+          oneBuffer: results.length === 2 && results[0]?.buffer === results[1]?.buffer,
+        }
+      }
 
       const rows = b * h * t
       const stat = engine.pool.alloc(2 * rows, 'float32')
@@ -196,7 +202,7 @@ export function attentionBackward(
           () => statShader({ vectors, mask: kind }),
         )
         const width = v.shape[3] as number
-        const words = [rows, h, t, width, ...operandWords(dout, vectors), out.offset, lse.offset]
+        const words = [rows, h, t, width, ...[dout, out].flatMap((x) => operandWords(x, vectors)), lse.offset]
         engine.run(
           kernel,
           [dout, out, lse].map(buffer).concat(stat),
@@ -207,7 +213,7 @@ export function attentionBackward(
 
       const run = (gradients: Gradients, results: readonly View[], chunk?: Chunk): void => {
         const isQ = gradients === 'q'
-        const form = formOf(gradients, chunk !== undefined)
+        const form = formOf(gradients, results, chunk !== undefined)
         const key = `attentionBackward:${gradients}:${formName(form)}`
         const kernel = engine.kernel(key, 'scaled_dot_product_attentionBackward', () =>
           backwardShader(form, gradients),
@@ -218,13 +224,13 @@ export function attentionBackward(
         for (const x of [q, k, v, dout]) words.push(...operandWords(x, form.vectors))
         const buffers = [q, k, v, dout].map(buffer).concat(stat)
         addOptions({ words, floats, buffers }, form, isQ ? 'keys' : 'queries', inputs, attrs)
-        buffers.push(...results.map(buffer))
+        buffers.push(...results.slice(0, form.oneBuffer ? 1 : 2).map(buffer))
         const stored = chunk && storedOf(engine, form.tile, chunk, inputs, attrs, outputs[0] as View)
         if (stored) {
           words.push(...stored.words)
           buffers.push(stored.buffer)
         }
-        words.push(...results.map((x) => x.offset))
+        words.push(...results.flatMap((x) => operandWords(x, form.vectors)))
         engine.run(kernel, buffers, words, ...grid(words[0] as number), 1, floats)
         if (stored) {
           stored.multiply()
@@ -236,7 +242,7 @@ export function attentionBackward(
       const left = [...outputs]
       const chunks =
         needQ && needK && needV && fits(2)
-          ? chunksOf(engine, allowed, formOf('kv', true).tile, inputs, attrs)
+          ? chunksOf(engine, allowed, formOf('kv', outputs.slice(1), true).tile, inputs, attrs)
           : []
       if (chunks.length > 0) for (const chunk of chunks) run('kv', outputs.slice(1), chunk)
       else {

@@ -99,7 +99,8 @@ const ATTENTION: Op<AttentionAttrs> = {
   infer: ([q, , v]) => {
     const [b, h, t] = q.shape
     return [
-      { shape: [b, h, t, v.shape[3]], dtype: q.dtype },
+      // In memory (B, T, H, Dv), so that heads merge as a view.
+      { shape: [b, h, t, v.shape[3]], dtype: q.dtype, order: [0, 2, 1, 3] },
       { shape: [b, h, t], dtype: q.dtype },
     ]
   },
