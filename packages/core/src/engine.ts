@@ -3,7 +3,7 @@ import { sameShape } from './layout.ts'
 import { addTensors, copy, fill } from './primitives/elementwise.ts'
 import { reduce } from './primitives/reduce.ts'
 import { reshapeView } from './primitives/views.ts'
-import { collect, drop, type Scoped, track } from './scope.ts'
+import { collect, drop, type Scoped, takeSince, track, trackedSoFar } from './scope.ts'
 import { enableGrad, freedError, type GradNode, noGrad, type PassOf, type Replay } from './tape.ts'
 import type { Tensor } from './tensor.ts'
 
@@ -106,7 +106,10 @@ function walk(roots: readonly Tensor[], seeds: readonly (Tensor | null)[], mode:
     }
   }
   if (mode.createGraph) enableGrad(run)
-  else noGrad(run)
+  else {
+    const { made } = collect(() => noGrad(run))
+    for (const t of made) if (!t.disposed) track(t)
+  }
   return pass.captured
 }
 
@@ -177,16 +180,14 @@ class Pass implements PassOf {
       } else if (createGraph) this.#spread(node, live.backward(douts, this))
       else {
         this.#current = node
-        const { result, made } = collect(() => {
-          const dins = live.backward(douts, this)
-          const fitted = new Array<Tensor | null>(dins.length)
-          for (let i = 0; i < dins.length; i++) {
-            const d = dins[i]
-            fitted[i] = d && node.needs(i) ? fit(d, node.inputs[i]) : null
-          }
-          return fitted
-        })
-        const owned = ownedOf(result, made)
+        const before = trackedSoFar()
+        const dins = live.backward(douts, this)
+        const fitted = new Array<Tensor | null>(dins.length)
+        for (let i = 0; i < dins.length; i++) {
+          const d = dins[i]
+          fitted[i] = d && node.needs(i) ? fit(d, node.inputs[i]) : null
+        }
+        const owned = ownedOf(fitted, takeSince(before))
         for (const d of douts) d?.dispose()
         this.#spread(node, owned)
       }

@@ -112,9 +112,13 @@ function fusedBackward<A extends object>(op: Op<A>, all: readonly Tensor[]): Bac
     const kernel = outputs[0].backend.kernels[gradient.name]
     const waiting = kernel?.adds && needs[0] ? pass.take(0) : null
     if (waiting) args.push(waiting)
-    const made = apply(gradient, args, { ...node.attrs, needs, ...(waiting && { adds: true }) })
+    const attrs: GradientAttrs<A> = Object.assign({ needs }, node.attrs)
+    if (waiting) attrs.adds = true
+    const made = apply(gradient, args, attrs)
+    const grads: (Tensor | null)[] = []
     let next = 0
-    return needs.map((n) => (n ? made[next++] : null))
+    for (let i = 0; i < needs.length; i++) grads.push(needs[i] ? made[next++] : null)
+    return grads
   }
 }
 

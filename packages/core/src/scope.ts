@@ -24,6 +24,12 @@ export function track(t: Scoped): void {
   else t.adopt()
 }
 
+/** How many the innermost scope tracks. */
+export const trackedSoFar = (): number => current?.length ?? 0
+
+/** Takes out of the innermost scope what it tracks since there were so many. */
+export const takeSince = (count: number): Scoped[] => current?.splice(count) ?? []
+
 /** Frees what was collected. Kept tensors go to the scope around it, which hands them over at its end. */
 export function drop(made: readonly Scoped[], by: string): void {
   for (const t of made) {

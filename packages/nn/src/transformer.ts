@@ -162,7 +162,13 @@ export class TransformerBlock extends Module {
 
   /** `cache`: of `newCache`; then x are the tokens after those it holds. */
   forward(x: Tensor, options: BlockForwardOptions = {}): Tensor {
-    const y = addBranch(x, this.ln_1, (z, add) => this.attn.forward(z, { ...options, ...add }), this.drop)
+    const { cache = null, keyPaddingMask = null, positions = null } = options
+    const y = addBranch(
+      x,
+      this.ln_1,
+      (z, { residual }) => this.attn.forward(z, { cache, keyPaddingMask, positions, residual }),
+      this.drop,
+    )
     return addBranch(y, this.ln_2, (z, add) => this.mlp.forward(z, add), this.drop)
   }
 }

@@ -47,15 +47,26 @@ type BackwardAttrs = Attrs & { needs: readonly boolean[]; adds?: boolean }
 
 const parameters = { none: 0, weight: 1, both: 2 } as const
 
-const takes = (x: View, others: readonly View[], weights: readonly View[], size: number): boolean =>
-  layout.numel(x.shape) > 0 &&
-  [x, ...others].every((v) => denseFrom(leadOf(v, size), v)) &&
-  weights.every((v) => denseFrom(0, v))
+/** x and what comes from `grads` on have dense rows; parameters, `count` of them after x, are dense. */
+function takes(
+  inputs: readonly View[],
+  count: number,
+  size: number,
+  grads = Number.POSITIVE_INFINITY,
+): boolean {
+  for (let i = 0; i < inputs.length; i++) {
+    const v = inputs[i] as View
+    if (i === 0 && layout.numel(v.shape) === 0) return false
+    if ((i === 0 || i >= grads) && !denseFrom(leadOf(v, size), v)) return false
+    if (i > 0 && i <= count && !denseFrom(0, v)) return false
+  }
+  return true
+}
 
 const forward =
   (centred: boolean) =>
   (engine: Engine): KernelOf<Attrs> => ({
-    supports: ([x, ...weights], { size }) => takes(x as View, [], weights, size),
+    supports: (inputs, { size }) => takes(inputs, inputs.length - 1, size),
     run([y, ...stats], [x, ...weights], { size, eps, affine }) {
       const views = [x as View, y as View]
       const lead = leadOf(views[0] as View, size)
@@ -78,8 +89,8 @@ const backward =
   (centred: boolean) =>
   (engine: Engine): KernelOf<BackwardAttrs> => ({
     adds: true,
-    supports: ([x, ...rest], { size, affine, adds }) =>
-      takes(x as View, rest.slice(adds ? -2 : -1), rest.slice(0, parameters[affine]), size),
+    supports: (inputs, { size, affine, adds }) =>
+      takes(inputs, parameters[affine], size, inputs.length - (adds ? 2 : 1)),
     run(outputs, inputs, { size, affine, needs, adds }) {
       const count = parameters[affine]
       const weight = count > 0 ? inputs[1] : undefined

@@ -60,12 +60,18 @@ interface Form {
   readonly attrs: LinearAttrs
 }
 
-const forms = new Map<string, Form>()
+/** By activation, and then by the other choices. */
+const forms = new Map<Activation | undefined, Form[]>()
 
 /** One operator for each combination of what follows the product. */
 function formOf(bias: 0 | 1, activation: Activation | undefined, residual: 0 | 1, keeps: boolean): Form {
-  const key = `${bias}${activation}${residual}${keeps}`
-  let form = forms.get(key)
+  let known = forms.get(activation)
+  if (!known) {
+    known = []
+    forms.set(activation, known)
+  }
+  const choice = bias + 2 * residual + (keeps ? 4 : 0)
+  let form: Form | undefined = known[choice]
   if (!form) {
     const act = activation && activations[activation]
     const epilogue = program('linear', 1 + bias + residual, (inputs) => {
@@ -79,7 +85,7 @@ function formOf(bias: 0 | 1, activation: Activation | undefined, residual: 0 | 1
       op: linearOp(epilogue, bias, residual, act),
       attrs: { epilogue: specialize(epilogue, float32, []), params: [] },
     }
-    forms.set(key, form)
+    known[choice] = form
   }
   return form
 }
