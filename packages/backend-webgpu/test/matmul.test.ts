@@ -149,7 +149,8 @@ describe.each([
 
 describe('every tile', () => {
   const plans: readonly Plan[] = [
-    { tile: { bm: 128, bn: 128, bk: 16, tm: 8, tn: 16, slices: 1, double: false }, splits: 1 },
+    { tile: { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, slices: 1, double: false }, splits: 1 },
+    { tile: { bm: 64, bn: 64, bk: 8, tm: 16, tn: 8, slices: 1, double: false }, splits: 1 },
     { tile: { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, slices: 1, double: true }, splits: 3 },
     { tile: { bm: 32, bn: 32, bk: 32, tm: 4, tn: 4, slices: 4, double: false }, splits: 2 },
   ]
@@ -167,21 +168,33 @@ describe('every tile', () => {
   })
 })
 
-it('does what follows the product after a split, too', async () => {
+describe('what follows the product', () => {
   const after = program('after', 3, ([y, b, r]) => [expr.add(expr.mul(y, b), r), y])
-  const build = (): readonly Tensor[] => {
-    const next = numbers(10)
-    const [a, b] = [filled([19, 70], next), filled([70, 21], next)]
-    const [bias, rest] = [filled([21], next), filled([19, 21], next)]
-    const y = matmul(a, b)
-    if (y.device === 'reference') return [y.mul(bias).add(rest), y]
-    const outs = [zeros([19, 21]), zeros([19, 21])]
-    const kernel = specialize(after, ['float32', 'float32', 'float32'], [])
-    const tile = { bm: 16, bn: 16, bk: 16, tm: 4, tn: 4, slices: 4, double: false }
-    multiply(full.engine, 'after', problemOf(outs, a, b, [bias, rest]), kernel, () => ({ tile, splits: 3 }))
-    return outs
-  }
-  expect(await differs(full, build)).toBeLessThan(tolerance(70))
+  const one = { slices: 1, double: false }
+  const plans: readonly Plan[] = [
+    { tile: { bm: 16, bn: 16, bk: 16, tm: 4, tn: 4, slices: 4, double: false }, splits: 3 },
+    { tile: { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, ...one }, splits: 2 },
+    { tile: { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, ...one }, splits: 1 },
+    { tile: { bm: 64, bn: 64, bk: 8, tm: 16, tn: 8, ...one }, splits: 1 },
+    { tile: { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, ...one }, splits: 1 },
+    // Too wide a tile to pass on its elements by workgroup memory.
+    { tile: { bm: 32, bn: 64, bk: 4, tm: 8, tn: 8, ...one }, splits: 1 },
+  ]
+  const cases = plans.flatMap((plan) => [75, 76].map((n) => [n, plan] as const))
+  it.each(cases)('%i columns, %j', async (n, plan) => {
+    const build = (): readonly Tensor[] => {
+      const next = numbers(10)
+      const [a, b] = [filled([2, 139, 70], next), filled([2, 70, n], next)]
+      const [bias, rest] = [filled([n], next), filled([2, 139, n], next)]
+      const y = matmul(a, b)
+      if (y.device === 'reference') return [y.mul(bias).add(rest), y]
+      const outs = [zeros([2, 139, n]), zeros([2, 139, n])]
+      const kernel = specialize(after, ['float32', 'float32', 'float32'], [])
+      multiply(full.engine, 'after', problemOf(outs, a, b, [bias, rest]), kernel, () => plan)
+      return outs
+    }
+    expect(await differs(full, build)).toBeLessThan(tolerance(70))
+  })
 })
 
 describe('linear', () => {

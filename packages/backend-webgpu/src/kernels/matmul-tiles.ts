@@ -4,18 +4,21 @@
  * of four; the next stage is loaded into registers meanwhile. Operands that lie along k are transposed in registers on
  * their way. Rows and columns past the edge repeat the last one and are not stored; steps past the end of k are zeros.
  *
- * The ladder on one H100, float32, TFLOP/s (chain of multiply-adds: 63.7), tile and elements per thread:
+ * Where a program follows, elements go back through workgroup memory, to be stored in whole rows: see `passesOn`.
  *
- * | | a·b 4096³ | a·bᵀ 4096³ | aᵀ·b 4096³ | a·b 1024³ |
+ * The ladder on one H100, float32, TFLOP/s (chain of multiply-adds: 59), tile and elements per thread:
+ *
+ * | | a·b 4096³ | a·b 2048³ | x·wᵀ, 16,384 × 1,536 → 384 | x·w |
  * |---|---|---|---|---|
- * | 128×128×16, 8×16 | 41.2 | 38.5 | 41.1 | |
- * | 128×128×16, 16×8 | 38.2 | 37.6 | 40.2 | |
- * | 64×64×16, 8×8 | 38.0 | 36.0 | 41.9 | 26.5 |
- * | 64×128×16, 8×8 | 36.2 | 37.1 | 38.2 | 22.6 |
- * | 128×128×8, 8×8, two buffers | 38.6 | 36.4 | 38.7 | |
- * | 64×64×16, 8×8, two buffers | 30.2 | | | 25.4 |
+ * | 128×128×16, 8×16 | 43.0 | 41.2 | 32.2 | 31.7 |
+ * | 128×128×16, 16×8 | 44.3 | 42.6 | 32.2 | 31.9 |
+ * | 64×64×16, 8×8 | 40.5 | 33.1 | 33.1 | 39.2 |
+ * | 64×64×8, 16×8: one warp | 40.3 | 39.0 | 38.2 | 39.1 |
+ * | 128×128×8, 16×8, two buffers | 34.9 | 35.0 | | |
  *
- * Without Dawn's bounds checks (disable_robustness) the first is at 44.3, 43.9 and 48.4, the third at 30.1 for 1024³.
+ * In vain: rows of a that stay along k in workgroup memory (10 % slower), lanes that store without bank conflicts,
+ * panels of tiles for the cache, workgroup memory that is not cleared, 96 or 192 rows or columns, 12×12 and 16×12
+ * elements per thread. With Dawn's bounds checks products are up to 15 % slower.
  */
 
 import type { Binding, Shader } from '../shader.ts'
@@ -176,7 +179,8 @@ export function tileShader(t: Tile, spec: TileSpec): Shader {
     )
 
   const [m, n] = ['m', 'n']
-  if (slices === 1) {
+  if (passesOn(t, spec)) lines.push(...staged(t, e))
+  else if (slices === 1) {
     for (let h = 0; h < tn / 4; h++)
       lines.push(`let n_${h} = n0 + ${h * 4 * tx} + tx * 4;`, loadExtras(e, 2, '', `n_${h}`, `_${h}`, true))
     for (let i = 0; i < tm; i++) {
@@ -224,6 +228,52 @@ export function tileShader(t: Tile, spec: TileSpec): Shader {
     declarations: `${declarations(e)}\nvar<workgroup> s: array<${v}, ${bytesOf(t, spec.a, spec.b) / 16}>;`,
     body: lines.join('\n'),
   }
+}
+
+/**
+ * Whether elements go through workgroup memory before the program has them. From registers, whose numbers must be
+ * constants, the program's code would be there once per element, and what it reads would be waited for as often.
+ */
+function passesOn(t: Tile, { a, b, epilogue }: TileSpec): boolean {
+  const [tx, ty] = [t.bn / t.tn, t.bm / t.tm]
+  const fits = 16 * ty * t.bn <= bytesOf(t, a, b)
+  return epilogue.program !== undefined && t.slices === 1 && fits && (tx * ty) % (t.bn / 4) === 0
+}
+
+/** Rows that a thread is asked for at a time. */
+const atOnce = 4
+
+/** The tile in parts of four rows per thread: from registers to workgroup memory, and from there in whole rows. */
+function staged({ bm, bn, tm, tn }: Tile, e: Epilogue): string[] {
+  const [tx, ty] = [bn / tn, bm / tm]
+  const wide = bn / 4
+  const rows = (tx * ty) / wide
+  const write = range(tm / 4).map((part) => {
+    const values = four.flatMap((i) =>
+      range(tn / 4).map((h) => `s[(ty * 4 + ${i}) * ${wide} + ${h * tx} + tx] = c${part * 4 + i}_${h};`),
+    )
+    return `case ${part}: {\n${values.join('\n')}\n}`
+  })
+  return [
+    `let n = n0 + lane % ${wide} * 4;`,
+    `let row = lane / ${wide};`,
+    loadExtras(e, 2, '', 'n', 'a', true),
+    `for (var part = 0; part < ${tm / 4}; part++) {`,
+    `switch part {\n${write.join('\n')}\ndefault: {}\n}`,
+    'workgroupBarrier();',
+    `for (var i = 0; i < ${tn}; i += ${atOnce}) {`,
+    ...range(atOnce).flatMap((i) => [
+      `let row${i} = (i + ${i}) * ${rows} + row; let m_${i} = m0 + part * ${4 * ty} + row${i};`,
+      `let last${i} = min(m_${i}, p.m - 1); let value${i} = s[row${i} * ${wide} + lane % ${wide}];`,
+      loadExtras(e, 2, `last${i}`, 'n', `r${i}`, false),
+    ]),
+    ...range(atOnce).map(
+      (i) => `if (m_${i} < p.m && n < p.n) {\n${store(e, 2, `m_${i}`, 'n', `value${i}`, [`r${i}`, 'a'])}\n}`,
+    ),
+    '}',
+    'workgroupBarrier();',
+    '}',
+  ]
 }
 
 /**
