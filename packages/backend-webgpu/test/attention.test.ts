@@ -101,7 +101,7 @@ test('views: a packed projection, backwards, rows that are not contiguous, share
     shape: [B, T, 3, H, D],
     view: (t) => t.select(2, i).permute([0, 2, 1, 3]),
   })
-  await check({ ...c, q: part(0), k: part(1), v: part(2) })
+  await check({ ...c, q: part(0), k: part(1), v: part(2), packed: true })
   const turned: Data = { ...dense(D, T, H, B), view: (t) => t.permute([3, 2, 1, 0]) }
   await check({ ...c, q: turned, k: turned, v: turned, dout: turned })
   const flipped: Data = { ...dense(B, H, T, D), view: (t) => t.flip([1, 2, 3]) }
@@ -110,6 +110,28 @@ test('views: a packed projection, backwards, rows that are not contiguous, share
   await check({ ...c, q: shared, k: shared, v: shared, dout: { ...shared, data: numbers(D) } })
   const offset: Data = { ...dense(B, H, T + 1, D), view: (t) => t.narrow(2, 1, T) }
   await check({ ...c, q: offset, k: offset, v: offset })
+})
+
+test.each<Sizes>([
+  { T: 50, H: 4, Hk: 2, D: 24, B: 2 },
+  { T: 33, H: 3, D: 5, B: 2 },
+  { T: 70, H: 1, D: 8 },
+  { T: 1, H: 2, D: 16, B: 3 },
+])('heads of one projection, %o: their gradients are parts of one tensor', async (sizes) => {
+  const { B = 1, T, H = 1, Hk = H, D = 16 } = sizes
+  const data = numbers(B, T, H + 2 * Hk, D)
+  const heads = (from: number, count: number): Data => ({
+    data,
+    shape: [B, T, H + 2 * Hk, D],
+    view: (t) => t.narrow(2, from, count).transpose(1, 2),
+  })
+  const [q, k, v] = [heads(0, H), heads(H, Hk), heads(H + Hk, Hk)]
+  for (const isCausal of [false, true]) {
+    const c = { ...make(sizes, { isCausal }), q, k, v, packed: true }
+    await check(c)
+    await check(c, [false, true, true])
+    await check(c, [true, true, false])
+  }
 })
 
 test.each([0, 1, 2, 3, 4, 5, 6].map((bits) => [[4, 2, 1].map((b) => (bits & b) > 0)]))(

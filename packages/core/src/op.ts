@@ -1,7 +1,8 @@
 import type { KernelOf, View } from './backend.ts'
-import { type DType, isFloat } from './dtype.ts'
+import { isFloat } from './dtype.ts'
 import { grad } from './engine.ts'
 import { GradError } from './errors.ts'
+import { allocateAll, placesLike, type TensorSpec } from './placing.ts'
 import { backendOf } from './primitives/common.ts'
 import { addTensors, fill } from './primitives/elementwise.ts'
 import { alias, contiguous } from './primitives/views.ts'
@@ -16,14 +17,7 @@ import {
   record,
   shouldRecord,
 } from './tape.ts'
-import { allocate, type Tensor } from './tensor.ts'
-
-export interface TensorSpec {
-  readonly shape: readonly number[]
-  readonly dtype: DType
-  /** Its dims from the outermost in memory to the innermost; row-major if missing. */
-  readonly order?: readonly number[]
-}
+import type { Tensor } from './tensor.ts'
 
 /**
  * A composed operator. `compose` is its meaning, in other tensor operators; a backend may bring a fused kernel of the
@@ -41,6 +35,11 @@ export interface Op<A = unknown> {
   readonly backward?: Backward<A>
   /** Arithmetic operations of a fused kernel, for profiles. */
   flops?(inputs: readonly View[], attrs: A): number
+  /**
+   * Fused kernels of its gradient write by strides, so that gradients may lie in memory as the inputs do: those of parts
+   * of one tensor as parts of one, which joining them again need not copy.
+   */
+  readonly placesGradients?: boolean
   /** How many outputs are the operator's own (the rest is saved for backward). Default 1. */
   readonly outputs?: number
 }
@@ -58,7 +57,7 @@ export function apply<A extends object>(op: Op<A>, inputs: readonly Tensor[], at
   const kernel = backend.kernels[op.name] as KernelOf<A> | undefined
   if (kernel && op.infer && (!kernel.supports || kernel.supports(inputs, attrs))) {
     const specs = op.infer(inputs, attrs)
-    const all = specs.map((s) => allocate(backend, s.shape, s.dtype, s.order))
+    const all = allocateAll(backend, specs)
     launch(op.name, 'fused', backend, kernel, all, inputs, attrs, op.flops)
     const own = op.outputs ?? 1
     const mine = all.length > own ? all.slice(0, own) : all
@@ -169,7 +168,12 @@ function backwardOp<A extends object>(
     outputs: needs.filter(Boolean).length,
     // Two products for each one of the forward pass, and those of the forward pass again where nothing was stored.
     ...(flops && { flops: (all: readonly View[], attrs: A) => 2.5 * flops(all.slice(0, inputs), attrs) }),
-    infer: (all) => all.filter((_, i) => needs[i]).map(({ shape, dtype }) => ({ shape, dtype })),
+    infer: (all) => {
+      const wanted = all.filter((_, i) => needs[i])
+      // What is recorded may be kept and changed: nothing shares memory then.
+      if (op.placesGradients && !gradEnabled()) return placesLike(wanted)
+      return wanted.map(({ shape, dtype }) => ({ shape, dtype }))
+    },
     compose: (all, attrs) => {
       const douts = all.slice(inputs + results, inputs + results + own)
       const made = vjp(op, all.slice(0, inputs), attrs, douts, needs)
@@ -214,5 +218,5 @@ export function defineOp<A extends object>(op: Op<A>): (inputs: readonly Tensor[
   return (inputs, attrs) => apply(op, inputs, attrs)[0]
 }
 
-export type { Backward, GradNode }
+export type { Backward, GradNode, TensorSpec }
 export const isDifferentiable = (t: Tensor): boolean => isFloat(t.dtype)

@@ -76,6 +76,8 @@ export interface Case {
   readonly dout: Data
   readonly mask?: Data
   readonly options?: Options
+  /** The gradients must be parts of one. */
+  readonly packed?: boolean
   /** What it is about, in messages. */
   readonly about?: string
 }
@@ -92,19 +94,28 @@ export function make({ B = 1, H = 2, Hk = H, T, S = T, D = 16, Dv = D }: Sizes, 
   }
 }
 
-export const place = (device: typeof reference | WebGpuBackend, { data, shape, view }: Data): Tensor => {
+/** Data that were placed before, as `placed` tells, are views of the same memory. */
+export const place = (
+  device: typeof reference | WebGpuBackend,
+  { data, shape, view }: Data,
+  placed = new Map<unknown, Tensor>(),
+): Tensor => {
   const numbers = device === reference && data instanceof Float32Array ? Float64Array.from(data) : data
-  const t = tensor(numbers, { device, ...(data instanceof Uint8Array && { dtype: 'bool' }) }).reshape(shape)
-  return view ? view(t) : t
+  const t =
+    placed.get(data) ?? tensor(numbers, { device, ...(data instanceof Uint8Array && { dtype: 'bool' }) })
+  placed.set(data, t)
+  const whole = t.reshape(shape)
+  return view ? view(whole) : whole
 }
 
 /** Output and gradients of q, k, v. */
 export async function compute(
   device: typeof reference | WebGpuBackend,
-  { q, k, v, dout, mask, options }: Case,
+  { q, k, v, dout, mask, options, packed }: Case,
   needs: readonly boolean[] = [true, true, true],
 ): Promise<(Float32Array | Float64Array)[]> {
-  const inputs = [q, k, v].map((x) => place(device, x).detach())
+  const placed = new Map<unknown, Tensor>()
+  const inputs = [q, k, v].map((x) => place(device, x, placed).detach())
   inputs.forEach((t, i) => {
     if (needs[i]) t.requiresGrad = true
   })
@@ -123,6 +134,7 @@ export async function compute(
     const fused = rows.filter((r) => r.path === 'fused' && r.op.startsWith('scaled')).map((r) => r.op)
     const want = ['scaled_dot_product_attention', 'scaled_dot_product_attentionBackward']
     expect(fused.sort()).toEqual(want.slice(0, needs.some(Boolean) ? 2 : 1))
+    if (packed) expect(new Set(result.slice(1).map((g) => g.storage)).size).toBe(1)
   }
   return Promise.all(result.map(async (t) => (await t.data()) as Float32Array | Float64Array))
 }

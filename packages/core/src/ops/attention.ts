@@ -89,6 +89,7 @@ const ALL_HIDDEN = program('attention.all_hidden', 1, ([m]) => e.eq(m, -Infinity
 
 const ATTENTION: Op<AttentionAttrs> = {
   name: 'scaled_dot_product_attention',
+  placesGradients: true,
   flops: ([q, k, v], { causal, window, globalTokens, density }) => {
     const [b, h, t, d] = q.shape
     const s = k.shape[2]

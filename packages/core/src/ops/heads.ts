@@ -1,7 +1,7 @@
 import { ShapeError, show } from '../errors.ts'
 import * as L from '../layout.ts'
-import { copy, fill } from '../primitives/elementwise.ts'
-import { reshapeView, transposeView } from '../primitives/views.ts'
+import { copy } from '../primitives/elementwise.ts'
+import { piecesView, reshapeView, transposeView } from '../primitives/views.ts'
 import { noGrad, record, shouldRecord } from '../tape.ts'
 import type { Tensor } from '../tensor.ts'
 import { cat } from './shape.ts'
@@ -23,26 +23,23 @@ export function splitHeads(x: Tensor, heads: readonly number[], headDim: number)
       `splitHeads: takes (…, T, ${total} heads of ${headDim} = ${total * headDim}), got ${show(x.shape)}`,
     )
   const tokens = x.rank - 2
-  const [step, stepOfToken] = [x.strides[x.rank - 1], x.strides[tokens]]
-  let first = 0
-  const outs = heads.map((count) => {
-    const layout = {
-      shape: [...x.shape.slice(0, tokens), count, x.shape[tokens], headDim],
-      strides: [...x.strides.slice(0, tokens), headDim * step, stepOfToken, step],
-      offset: count === 0 ? x.offset : x.offset + first * headDim * step,
-    }
-    first += count
-    return x.viewAs(layout)
-  })
-  if (shouldRecord([x]))
-    record('split_heads', [x], outs, null, (node, douts) => {
-      const parts = douts.map((d, i) => {
-        const y = outs[i]
-        return transposeView(d ?? fill(y.backend, y.shape, 0, y.dtype), y.rank - 3, y.rank - 2)
-      })
-      return [reshapeView(cat(parts, -2), node.inputs[0].shape)]
+  const regions = ({ shape, strides, offset }: L.Layout): L.Layout[] => {
+    const [stepOfToken, step] = strides.slice(tokens)
+    let first = 0
+    return heads.map((count) => {
+      const at = count === 0 ? offset : offset + first * headDim * step
+      first += count
+      return {
+        shape: [...shape.slice(0, tokens), count, shape[tokens], headDim],
+        strides: [...strides.slice(0, tokens), headDim * step, stepOfToken, step],
+        offset: at,
+      }
     })
-  return outs
+  }
+  return piecesView('split_heads', x, regions, (douts) => {
+    const parts = douts.map((d) => transposeView(d, tokens, tokens + 1))
+    return reshapeView(cat(parts, -2), x.shape)
+  })
 }
 
 /**

@@ -4,7 +4,7 @@ import { ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import * as L from '../layout.ts'
 import { backendOf } from '../primitives/common.ts'
-import { copy, copyInto, elementwise, fill } from '../primitives/elementwise.ts'
+import { copy, copyInto, elementwise } from '../primitives/elementwise.ts'
 import {
   contiguous as dense,
   embed,
@@ -12,6 +12,7 @@ import {
   flipView,
   part,
   permuteView,
+  piecesView,
   reshapeView,
   transposeView,
 } from '../primitives/views.ts'
@@ -196,28 +197,14 @@ export function split(x: Tensor, size: number | readonly number[], dim = 0): Ten
       throw new ShapeError(`split: sizes ${show(sizes)} must sum to ${n}, the size of dim ${dim}`)
   }
   if (x.rank === 0) throw new ShapeError('split: a scalar has no dims')
-  let at = 0
-  const layouts = sizes.map((s) => {
-    at += s
-    return L.sliceLayout('split', x, d, at - s, at, 1)
-  })
-  return pieces('split', x, layouts, (douts) => cat(douts, d))
-}
-
-/** Several views of x that together are all of it, as one node: its gradient is put together once. */
-function pieces(
-  name: string,
-  x: Tensor,
-  layouts: readonly L.Layout[],
-  join: (douts: Tensor[]) => Tensor,
-): Tensor[] {
-  const outs = layouts.map((l) => x.viewAs(l))
-  if (shouldRecord([x])) {
-    record(name, [x], outs, null, (node, douts) => [
-      join(douts.map((g, i) => g ?? fill(x.backend, layouts[i].shape, 0, node.inputs[0].dtype))),
-    ])
+  const regions = (whole: L.Layout): L.Layout[] => {
+    let at = 0
+    return sizes.map((s) => {
+      at += s
+      return L.sliceLayout('split', whole, d, at - s, at, 1)
+    })
   }
-  return outs
+  return piecesView('split', x, regions, (douts) => cat(douts, d))
 }
 
 /** At most `chunks` pieces of equal size (the last may be smaller) along dim. Views. */
@@ -234,8 +221,9 @@ export function chunk(x: Tensor, chunks: number, dim = 0): Tensor[] {
 export function unbind(x: Tensor, dim = 0): Tensor[] {
   if (x.rank === 0) throw new ShapeError('unbind: a scalar has no dims')
   const d = L.wrapDim('unbind', dim, x.rank)
-  const layouts = Array.from({ length: x.shape[d] }, (_, i) => L.selectLayout('unbind', x, d, i))
-  return pieces('unbind', x, layouts, (douts) => stack(douts, d))
+  const regions = (whole: L.Layout): L.Layout[] =>
+    Array.from({ length: whole.shape[d] }, (_, i) => L.selectLayout('unbind', whole, d, i))
+  return piecesView('unbind', x, regions, (douts) => stack(douts, d))
 }
 
 /** Tensors joined along an existing dim; other sizes agree. One-dimensional empty tensors are skipped, as in PyTorch. */

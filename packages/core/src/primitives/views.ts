@@ -1,6 +1,6 @@
 import type { Layout } from '../layout.ts'
 import * as L from '../layout.ts'
-import { type Backward, noGrad, record, shouldRecord } from '../tape.ts'
+import { type Backward, gradEnabled, noGrad, record, shouldRecord } from '../tape.ts'
 import type { Tensor } from '../tensor.ts'
 import { copy, copyInto, fill } from './elementwise.ts'
 
@@ -70,6 +70,50 @@ export function reshapeView(x: Tensor, shape: readonly number[]): Tensor {
 
 export function flipView(x: Tensor, dims: readonly number[]): Tensor {
   return view('flip', x, L.flipLayout(x, dims), dims, (node, [d]) => [d && flipView(d, node.attrs)])
+}
+
+/**
+ * Several views of x, `regions` of its layout, that together are all of it, as one node: its gradient is put together
+ * once. Without a copy where the pieces' gradients are pieces of one tensor already, and nobody else sees that one: what
+ * is kept of a gradient must not change with another.
+ */
+export function piecesView(
+  name: string,
+  x: Tensor,
+  regions: (layout: Layout) => readonly Layout[],
+  join: (douts: Tensor[]) => Tensor,
+): Tensor[] {
+  const layouts = regions(x)
+  const outs = layouts.map((l) => x.viewAs(l))
+  if (shouldRecord([x])) {
+    record(name, [x], outs, regions, (node, douts) => [
+      wholeOf(douts, node.inputs[0].shape, node.attrs) ??
+        join(douts.map((g, i) => g ?? fill(x.backend, layouts[i].shape, 0, node.inputs[0].dtype))),
+    ])
+  }
+  return outs
+}
+
+/** The contiguous tensor that some tensors, and no others, are the pieces of; null if there is none. */
+function wholeOf(
+  pieces: readonly (Tensor | null)[],
+  shape: readonly number[],
+  regions: (layout: Layout) => readonly Layout[],
+): Tensor | null {
+  const [first] = pieces
+  if (!first || gradEnabled() || first.storage.tensors.count !== pieces.length) return null
+  const places = regions(L.contiguous(shape))
+  const start = first.offset - places[0].offset
+  const fits = pieces.every((piece, i) => {
+    if (!piece || piece.storage !== first.storage || piece.dtype !== first.dtype || piece.numel === 0)
+      return false
+    const place = places[i]
+    return (
+      piece.offset === start + place.offset &&
+      piece.shape.every((n, d) => n === place.shape[d] && (n === 1 || piece.strides[d] === place.strides[d]))
+    )
+  })
+  return fits ? first.viewAs(L.contiguous(shape, start)) : null
 }
 
 /** x itself if it is contiguous, else a contiguous copy. */
