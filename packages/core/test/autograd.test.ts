@@ -11,10 +11,12 @@ import {
   grad,
   gradcheck,
   gradEnabled,
+  linear,
   matmul,
   mul,
   noGrad,
   ones,
+  randn,
   softmax,
   type Tensor,
   tensor,
@@ -30,6 +32,23 @@ describe('backward', () => {
     expect(values(x.grad)).toEqual([4, 6])
     add(x, x).sum().backward()
     expect(values(x.grad)).toEqual([6, 8])
+  })
+
+  test('adds up what several layers make of one input', () => {
+    const [x, v, w] = [
+      [2, 3, 4],
+      [5, 4],
+      [5, 4],
+    ].map((shape) => randn(shape))
+    const parts = (x: Tensor, v: Tensor, w: Tensor): Tensor => {
+      const h = x.mul(2)
+      return linear(h, v)
+        .add(linear(h.narrow(0, 0, 2), w, null, { activation: 'tanh' }))
+        .add(linear(h, w))
+    }
+    gradcheck(parts, [x, v, w])
+    // The second derivative: a recorded pass adds by itself.
+    gradcheck((x, v, w) => grad(parts(x, v, w).square().sum(), [x], { createGraph: true })[0], [x, v, w])
   })
 
   test('reaches every leaf, and only those that ask for it', () => {

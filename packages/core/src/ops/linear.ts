@@ -8,7 +8,7 @@ import { elementwise, elementwiseAll } from '../primitives/elementwise.ts'
 import { matmulPrimitive } from '../primitives/matmul.ts'
 import { reshapeView, transposeView } from '../primitives/views.ts'
 import { type Kernel, type Program, program, specialize } from '../program.ts'
-import { type GradNode, shouldRecord } from '../tape.ts'
+import { type GradNode, type PassOf, shouldRecord } from '../tape.ts'
 import type { Tensor } from '../tensor.ts'
 import { type Activation, activations } from './activations.ts'
 import { matmul } from './linalg.ts'
@@ -101,7 +101,11 @@ function linearOp(
   const plain = bias + residual === 0 && !act
 
   /** Gradients of x, weight, bias and residual, in tensor operators: the rule holds for any order. */
-  const backward = (node: GradNode<LinearAttrs>, [dy, dh]: readonly (Tensor | null)[]): (Tensor | null)[] => {
+  const backward = (
+    node: GradNode<LinearAttrs>,
+    [dy, dh]: readonly (Tensor | null)[],
+    pass: PassOf,
+  ): (Tensor | null)[] => {
     let d = slope && dy ? elementwise(slope, [node.output(1), dy]) : dy
     if (dh) d = d ? add(d, dh) : dh
     const out = new Array<Tensor | null>(node.inputs.length).fill(null)
@@ -113,7 +117,11 @@ function linearOp(
     const rows = numel(x.shape.slice(0, -1))
     const tall = reshapeView(d, [rows, n])
     if (node.needs(0)) {
-      out[0] = reshapeView(matmulPrimitive('linear', tall, reshapeView(w, [n, k])), x.shape)
+      // Where several layers read x, each adds what those before it have computed.
+      const waiting = w.rank === 2 ? pass.take(0) : null
+      out[0] = waiting
+        ? linear(d, transposeView(w, 0, 1), null, { residual: waiting })
+        : reshapeView(matmulPrimitive('linear', tall, reshapeView(w, [n, k])), x.shape)
     }
     if (node.needs(1)) {
       const product = matmulPrimitive('linear', transposeView(tall, 0, 1), reshapeView(x, [rows, k]))
