@@ -8,6 +8,9 @@
  * Weights that threads exchange take the place of the block of V, which dK and dV then read anew for every block: it
  * is in the cache, and this lets blocks of 64 × 32 fit in 48 KiB.
  *
+ * For heads up to 64 wide the second kernel takes 64 × 64 in 24 KiB: dO takes the place of Q once S is there, weights go around
+ * in halves, and Q is read in place the second time.
+ *
  * Where memory allows, the second kernel stores dS, and a product makes dQ of it: see `attention-stored.ts`.
  */
 
@@ -45,14 +48,21 @@ import { reach, walk } from './attention-visits.ts'
 /** Which gradients a kernel computes. */
 export type Gradients = 'q' | 'k' | 'v' | 'kv'
 
+const takesTurns = ({ tile, rowsInPlace, dq, dv }: Form): boolean =>
+  tile.inTurn === true && rowsInPlace && Math.max(dq, dv) <= 64
+/** Weights are exchanged in so many parts where queries and dO take turns. */
+const halves = 2
+
 /** Floats of workgroup memory by name. Weights take the place of a block of values, or have one of their own. */
-function tilesOf({ tile, dq, dv, rowsInPlace }: Form, gradients: Gradients): Record<string, number> {
+function tilesOf(form: Form, gradients: Gradients): Record<string, number> {
+  const { tile, dq, dv, rowsInPlace } = form
   const [rows, cols] = [rowsOf(tile), colsOf(tile)]
   const weights = rows * cols
   if (gradients === 'q') {
     const streamed = { tk: cols * dq, tv: Math.max(cols * dv, weights) }
     return rowsInPlace ? streamed : { tq: rows * dq, tg: rows * dv, ...streamed }
   }
+  if (takesTurns(form)) return { tv: weights / halves, tq: cols * Math.max(dq, dv) }
   const streamed = { tq: cols * dq, tg: cols * dv }
   return rowsInPlace
     ? { tv: weights, ...streamed }
@@ -61,7 +71,9 @@ function tilesOf({ tile, dq, dv, rowsInPlace }: Form, gradients: Gradients): Rec
 
 /** Bytes of workgroup memory. */
 export const backwardBytes = (form: Form, gradients: Gradients): number =>
-  Object.values(tilesOf(form, gradients)).reduce((sum, floats) => sum + 4 * floats, 0)
+  form.tile.inTurn && !(takesTurns(form) && gradients !== 'q')
+    ? Infinity
+    : Object.values(tilesOf(form, gradients)).reduce((sum, floats) => sum + 4 * floats, 0)
 
 export function backwardShader(form: Form, gradients: Gradients): Shader {
   const { tile, vectors, dropout, stored, oneBuffer } = form
@@ -101,7 +113,8 @@ ${ofQueries ? queriesBody(form) : keysBody(form, gradients)}`,
 }
 
 /** Loads of tiles of rows and of columns. */
-function loads({ tile, dq, dv, vectors, mask, rowsInPlace }: Form, ofQueries: boolean) {
+function loads(form: Form, ofQueries: boolean) {
+  const { tile, dq, dv, vectors, mask, rowsInPlace } = form
   const common = { threads: threadsOf(tile), vectors }
   const held = { ...common, rows: rowsOf(tile), swizzle: rowSwizzle(tile) }
   const streamed = { ...common, rows: colsOf(tile), swizzle: columnSwizzle }
@@ -128,7 +141,7 @@ function loads({ tile, dq, dv, vectors, mask, rowsInPlace }: Form, ofQueries: bo
         })
   return {
     q: get(ofQuery, 'q', narrow, { times: times(mask) }),
-    g: get(ofQuery, 'g', wide),
+    g: get(ofQuery, 'g', wide, takesTurns(form) ? { to: 'tq' } : {}),
     k: get(ofKey, 'k', narrow),
     v: get(ofKey, 'v', wide),
   }
@@ -189,6 +202,30 @@ function keysBody(form: Form, gradients: Gradients): string {
   const [q4, v4] = [dq / 4, dv / 4]
   const get = loads(form, false)
   const [needK, needV] = [gradients.includes('k'), gradients.includes('v')]
+  const inTurn = takesTurns(form)
+  const tg = inTurn ? 'tq' : 'tg'
+  /** A vector of a query of the block, where it lies. */
+  const query = (column: string, vector: string): string =>
+    form.exact
+      ? `u32(qBase + q0 * p.qRow) + (${column}) * qStep + ${vector}`
+      : `u32(qBase + min(q0 + i32(${column}), p.queries - 1) * p.qRow) + min(${vector}, last)`
+  /** Hands the weights \`of\` around, and adds what comes of them to \`sum\`. */
+  const exchanged = (
+    sum: string,
+    of: string,
+    b: string,
+    width4: number,
+    row?: (column: string, vector: string) => string,
+  ): string => {
+    const parts = inTurn ? halves : 1
+    return Array.from({ length: parts }, (_, index) => {
+      const part = { index, of: parts }
+      const count = index === 0 ? 'end - q0' : `end - q0 - ${(index * cols) / parts}`
+      const code = sums(tile, sum, 'tv', b, width4, row === undefined, count, row, part)
+      const add = index === 0 ? code : `if (${count} > 0) ${code}`
+      return `${putWeights(tile, of, 'tv', part)}\nworkgroupBarrier();\n${add}`
+    }).join('\nworkgroupBarrier();\n')
+  }
   const ofKey = { head: 'hk', first: 'k0', limit: 'p.keys' }
   const product = (d: (i: number, j: number) => string): string =>
     each(rm, (i) => each(kn, (j) => `d${i}_${j} = s${i}_${j} * (${d(i, j)} - t${j});`))
@@ -208,6 +245,7 @@ ${keyBases}
 ${reach(form, 'queries')}
 ${get.k}
 ${rowsInPlace && needK ? get.v : ''}
+${inTurn ? 'let qStep = u32(p.qRow); let last = u32(p.width / 4 - 1);' : ''}
 ${needK ? zeroSums(tile, 'x', q4) : ''}
 ${needV ? zeroSums(tile, 'y', v4) : ''}
 for (var h = hk * i32(p.group); h < (hk + 1) * i32(p.group); h++) {
@@ -217,7 +255,7 @@ ${walk(
   form,
   'queries',
   `${get.q}
-${get.g}
+${inTurn ? '' : get.g}
 ${needK && !rowsInPlace ? get.v : ''}
 ${each(kn, (j) => `let z${j} = u32(firstRow + min(q0 + i32(tx) * 4 + ${column(tile, j)}, p.queries - 1)) * 2u;`)}
 ${each(kn, (j) => `let e${j} = stat[z${j}]; let t${j} = stat[z${j} + 1u];`)}
@@ -228,17 +266,18 @@ ${alibi(form, 's', 'queries')}${mask === 'none' ? `if (k0 + ${rows - 1} - q0 > p
 ${hide(form, 's', 'queries')}
 }
 ${each(rm, (i) => each(kn, (j) => `s${i}_${j} = ${power(`s${i}_${j} - e${j}`, mask)};`))}
-${needK ? `${zeroScores(tile, 'd')}\n${scores(tile, 'd', rowsInPlace ? 'v' : 'tv', 'tg', v4, 'p.valueWidth', rowsInPlace)}` : ''}
+${inTurn ? `workgroupBarrier();\n${get.g}\nworkgroupBarrier();` : ''}
+${needK ? `${zeroScores(tile, 'd')}\n${scores(tile, 'd', rowsInPlace ? 'v' : 'tv', tg, v4, 'p.valueWidth', rowsInPlace)}` : ''}
 ${dropout ? dropped() : ''}${rowsInPlace ? '' : 'workgroupBarrier();'}
-${needV ? `${putWeights(tile, 's', 'tv')}\nworkgroupBarrier();\n${sums(tile, 'y', 'tv', 'tg', v4, true, 'end - q0')}` : ''}
+${needV ? exchanged('y', 's', tg, v4) : ''}
 ${needK && !dropout ? product((i, j) => `d${i}_${j}`) : ''}
 ${stored ? putStored(tile, 'd') : ''}
 ${needK && needV ? 'workgroupBarrier();' : ''}
-${needK ? `${putWeights(tile, 'd', 'tv')}\nworkgroupBarrier();\n${sums(tile, 'x', 'tv', 'tq', q4, true, 'end - q0')}` : ''}
+${needK ? exchanged('x', 'd', inTurn ? 'q' : 'tq', q4, inTurn ? query : undefined) : ''}
 workgroupBarrier();`,
 )}
 }
-${needK ? store(form, { to: 'dk', width4: q4, width: 'p.width', ...ofKey, value: (i, c) => `x${i}_${c} * (1.0 / ${unit(mask)})` }) : ''}
+${needK ? store(form, { to: 'dk', width4: q4, width: 'p.width', ...ofKey, value: (i, c) => `x${i}_${c} * ${inTurn ? 'p.scale' : `(1.0 / ${unit(mask)})`}` }) : ''}
 ${needV ? store(form, { to: oneBuffer ? 'dk' : 'dv', name: 'dv', width4: v4, width: 'p.valueWidth', ...ofKey, value: (i, c) => `y${i}_${c}` }) : ''}`
 }
 

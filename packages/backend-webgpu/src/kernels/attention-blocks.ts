@@ -16,7 +16,10 @@
 import type { AttentionAttrs, Kernel, View } from '@tilegrad/core'
 import type { Engine } from '../engine.ts'
 
-/** How a workgroup shares a block of scores: ty × tx threads with rm rows and kn (a multiple of 4) columns each. */
+/**
+ * How a workgroup shares a block of scores: ty × tx threads with rm rows and kn columns each, 4 or, where tx is a multiple of
+ * 8, a multiple of 4.
+ */
 export interface Tile {
   readonly ty: number
   readonly rm: number
@@ -24,12 +27,18 @@ export interface Tile {
   readonly kn: number
   /** What is read where it lies, through the cache, if it lies in vectors of four, instead of from workgroup memory. */
   readonly inPlace?: 'rows' | 'rows and values'
+  /**
+   * In the kernel of dK and dV queries and then dO take the same place in workgroup memory, weights are exchanged in
+   * halves, and queries are read once more where they lie: for heads up to 64 wide, whose sums leave registers for it.
+   */
+  readonly inTurn?: boolean
 }
 
 export const rowsOf = ({ ty, rm }: Tile): number => ty * rm
 export const colsOf = ({ tx, kn }: Tile): number => tx * kn
 export const threadsOf = ({ ty, tx }: Tile): number => ty * tx
-export const tileName = ({ ty, rm, tx, kn }: Tile): string => `${ty}x${rm},${tx}x${kn}`
+export const tileName = ({ ty, rm, tx, kn, inTurn }: Tile): string =>
+  `${ty}x${rm},${tx}x${kn}${inTurn ? 't' : ''}`
 
 export type MaskKind = 'none' | 'bool' | 'float32'
 
@@ -292,12 +301,21 @@ ${multiply('q')}
 const weightAt = ({ rm }: Tile, cols: number, v: string): string =>
   `ty * ${(rm * cols) / 4}u + (${v} ^ (sa & ${Math.min(8, cols / 4) - 1}u))`
 
-/** Writes a thread's weights where others find them. */
-export function putWeights(tile: Tile, name: string, to: string): string {
+/** One of so many equal parts of a block's columns. */
+export interface Part {
+  readonly index: number
+  readonly of: number
+}
+const whole: Part = { index: 0, of: 1 }
+
+/** Writes a thread's weights, or a part of them, where others find them. */
+export function putWeights(tile: Tile, name: string, to: string, { index, of } = whole): string {
   const { rm, kn, tx } = tile
-  const cols = colsOf(tile)
-  return each(kn / 4, (v) => {
-    const parts = (i: number): string => [0, 1, 2, 3].map((e) => `${name}${i}_${4 * v + e}`).join(', ')
+  const cols = colsOf(tile) / of
+  const own = kn / of
+  return each(own / 4, (v) => {
+    const parts = (i: number): string =>
+      [0, 1, 2, 3].map((e) => `${name}${i}_${index * own + 4 * v + e}`).join(', ')
     return `{ let at = ${weightAt(tile, cols, `(tx + ${v * tx}u)`)};
 ${each(rm, (i) => `${to}[at + ${(i * cols) / 4}u] = vec4f(${parts(i)});`)} }`
   })
@@ -308,7 +326,7 @@ export const zeroSums = ({ rm, tx }: Tile, name: string, width4: number): string
 
 /**
  * name[i][…] += W[row i] · B[…]; `swizzled`: B is a tile of columns that is. `count`: columns from here on that count.
- * `row`: B lies in memory, and this is where a vector of a column of the block is.
+ * `row`: B lies in memory, and this is where a vector of a column of the block is. `part`: weights are of these columns.
  */
 export function sums(
   tile: Tile,
@@ -319,16 +337,18 @@ export function sums(
   swizzled: boolean,
   count: string,
   row?: (column: string, vector: string) => string,
+  { index, of } = whole,
 ): string {
   const { rm, tx } = tile
-  const cols = colsOf(tile)
+  const cols = colsOf(tile) / of
+  const first = (index * cols) / 4
   const own = width4 / tx
   const at = (c: number): string => {
     if (!swizzled) return `tx + ${tx * c}u`
     return tx >= 8 ? `(tx ^ ks) + ${tx * c}u` : `((tx + ${tx * c}u) ^ ks)`
   }
   const load = (set: string, k: string): string => `{
-let at = ${k}; let iw = ${weightAt(tile, cols, 'at')};
+let iw = ${weightAt(tile, cols, `(${k})`)}; let at = ${k}${first > 0 ? ` + ${first}u` : ''};
 ${swizzled ? 'let ks = at & 7u;' : ''}
 ${each(rm, (i) => `w${set}${i} = ${w}[iw + ${(i * cols) / 4}u];`)}
 ${each(4, (e) =>

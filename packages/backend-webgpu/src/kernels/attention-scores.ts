@@ -37,20 +37,23 @@ export function alibi({ tile, ...form }: Form, name: string, streamed: Streamed)
   )
 }
 
-/** Hides scores, sets them to `ninf`, and adds the mask. */
+/** Hides scores, sets them to `ninf`, and adds the mask. No short cuts: each would be a branch. */
 export function hide(form: Form, name: string, streamed: Streamed): string {
   const { tile, mask, globals, blocks, dropout } = form
-  // Beyond the last query the weight e^(0 − lse) may be ∞, and ∞ times the zeros there no number.
+  // Beyond the last query the weight e^(0 − lse) may be ∞, and ∞ times the zeros there no number; queries that are read in
+  // place are no zeros there.
   const beyond =
-    streamed === 'queries' && (globals || blocks || form.alibi || dropout) ? ' || iq >= p.queries' : ''
-  const far = globals ? '(d <= p.low && ik >= p.globalKeys && iq >= p.globalQueries)' : 'd <= p.low'
+    streamed === 'queries' && (globals || blocks || form.alibi || dropout || tile.inTurn)
+      ? ' | (iq >= p.queries)'
+      : ''
+  const far = globals ? '((d <= p.low) & (ik >= p.globalKeys) & (iq >= p.globalQueries))' : '(d <= p.low)'
   return each(tile.rm, (i) =>
     each(tile.kn, (j) => {
       const [query, key] = pair(tile, streamed, i, column(tile, j))
       const at = `mask[u32(maskBase + min(iq, p.queries - 1) * p.maskRow + min(ik, p.keys - 1) * p.maskStep)]`
       const s = `${name}${i}_${j}`
       return `{ let iq = ${query}; let ik = ${key}; let d = ik - iq;
-let out = d > p.high || ${far} || ik >= p.keys${beyond}${mask === 'bool' ? ` || ${at} == 0u` : ''};
+let out = (d > p.high) | ${far} | (ik >= p.keys)${beyond}${mask === 'bool' ? ` | (${at} == 0u)` : ''};
 ${s} = select(${s}${mask === 'float32' ? ` + ${at}` : ''}, p.ninf, out); }`
     }),
   )

@@ -22,8 +22,8 @@
  * | one set of registers is loaded while the other is multiplied | 1.02 | 1.70 | 2.07 |
  * | the longest blocks of all heads first | 0.86 | | 2.03 |
  *
- * dS is stored where that pays (`attention-stored.ts`): forward and backward then took 4.08 instead of 4.8, and with the
- * longest blocks first 3.5.
+ * dS is stored where that pays (`attention-stored.ts`): forward and backward then took 4.08 instead of 4.8, with the longest
+ * blocks first 3.6, and with queries and dO taking turns, which makes room for 64 queries at a time, 3.4.
  *
  * The driver gives a core about 50 KB of workgroup memory however many workgroups there are: of 26 KB and more only one
  * runs at a time, and where it waits nobody else computes. Larger tiles per thread (8×8, 8×4, 6×8) read less per
@@ -74,6 +74,7 @@ export const forwardTiles: readonly Tile[] = [
   { ty: 8, rm: 1, tx: 2, kn: 4 },
 ]
 export const backwardTiles: readonly Tile[] = [
+  { ty: 16, rm: 4, tx: 8, kn: 8, inPlace: 'rows', inTurn: true },
   { ty: 16, rm: 4, tx: 8, kn: 4, inPlace: 'rows' },
   { ty: 8, rm: 4, tx: 8, kn: 4 },
   { ty: 16, rm: 2, tx: 4, kn: 4 },
@@ -128,9 +129,9 @@ function chooseForm(
       valuesInPlace: pairs && tile.inPlace === 'rows and values',
       exact:
         pairs &&
-        tile.inPlace === 'rows and values' &&
-        (k.shape[2] as number) % 8 === 0 &&
-        v.shape[3] === padded(v.shape[3] as number),
+        tile.inPlace !== undefined &&
+        [q, k].every((x) => (x.shape[2] as number) % 8 === 0) &&
+        [q, v].every((x) => x.shape[3] === padded(x.shape[3] as number)),
       shuffle: canShuffle(engine, tile.tx),
       globals: attrs.globalTokens > 0,
       blocks: blockSize > 0,

@@ -150,11 +150,12 @@ export async function check(
   c: Case,
   needs: readonly boolean[] = [true, true, true],
   without: readonly string[] = [],
+  on: readonly (readonly [string, WebGpuBackend])[] = gpus,
 ): Promise<void> {
   const want = await compute(reference, c, needs)
   const given = (typeof c.options === 'function' ? c.options(reference) : c.options) ?? {}
   const skipped = given.window || given.globalTokens || given.blockMask ? [...without, 'stored'] : without
-  for (const [limits, gpu] of gpus.filter(([name]) => !skipped.includes(name))) {
+  for (const [limits, gpu] of on.filter(([name]) => !skipped.includes(name))) {
     const got = await compute(gpu, c, needs)
     got.forEach((x, which) => {
       const exact = want[which] as Float64Array
