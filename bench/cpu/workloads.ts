@@ -165,7 +165,9 @@ export function gptStep(size: GPTSize, dtype: 'float32' | 'float64' = 'float32')
   const sizes = { numLayers: layers, numHeads: heads, embedDim: width, blockSize: block, vocabSize: vocab }
   const model = new GPT({ ...sizes, bias: false }).to(dtype)
   const state = model.stateDict()
-  for (const { name, shape, data } of gptParameters(size)) state[name].detach().copy_(tensor(data, shape))
+  scope(() => {
+    for (const { name, shape, data } of gptParameters(size)) state[name].detach().copy_(tensor(data, shape))
+  })
   const optimizer = new AdamW(decayGroups(model, decay), { lr, betas: [beta1, beta2], eps })
   const parameters = model.parameters()
   const data = gptBatch(size)
