@@ -24,6 +24,6 @@ export default defineConfig({
     // From Node 24 on V8's optimising compiler pairs instructions: without these flags, the small inputs of tests would
     // only see what the other one makes.
     execArgv: major >= 24 ? ['--wasm-sync-tier-up', '--wasm-tiering-budget=1'] : [],
-    testTimeout: 60_000,
+    testTimeout: 240_000,
   },
 })
