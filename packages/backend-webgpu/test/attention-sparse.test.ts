@@ -209,6 +209,8 @@ test('scores far below 0: what lies beyond the last query adds nothing', async (
   c.q.data.fill(60)
   c.k.data.fill(-60)
   for (const options of [
+    {},
+    { isCausal: true },
     (device: Backend) => ({ alibi: slopes(2, device) }),
     () => ({ dropoutP: 0.3 }),
     () => ({ window: 3, globalTokens: 1 }),

@@ -39,13 +39,10 @@ export function alibi({ tile, ...form }: Form, name: string, streamed: Streamed)
 
 /** Hides scores, sets them to `ninf`, and adds the mask. No short cuts: each would be a branch. */
 export function hide(form: Form, name: string, streamed: Streamed): string {
-  const { tile, mask, globals, blocks, dropout } = form
+  const { tile, mask, globals } = form
   // Beyond the last query the weight e^(0 − lse) may be ∞, and ∞ times the zeros there no number; queries that are read in
   // place are no zeros there.
-  const beyond =
-    streamed === 'queries' && (globals || blocks || form.alibi || dropout || tile.inTurn)
-      ? ' | (iq >= p.queries)'
-      : ''
+  const beyond = streamed === 'queries' ? ' | (iq >= p.queries)' : ''
   const far = globals ? '((d <= p.low) & (ik >= p.globalKeys) & (iq >= p.globalQueries))' : '(d <= p.low)'
   return each(tile.rm, (i) =>
     each(tile.kn, (j) => {
