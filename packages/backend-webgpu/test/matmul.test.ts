@@ -14,8 +14,8 @@ import {
 import { afterAll, describe, expect, it } from 'vitest'
 import { createWebGpuBackend, type WebGpuBackend } from '../src/index.ts'
 import { multiply } from '../src/kernels/matmul.ts'
-import type { Plan } from '../src/kernels/matmul-plan.ts'
-import { problemOf } from '../src/kernels/matmul-problem.ts'
+import { type Plan, planOf } from '../src/kernels/matmul-plan.ts'
+import { type Problem, problemOf } from '../src/kernels/matmul-problem.ts'
 
 const full = await createWebGpuBackend()
 const plain = await createWebGpuBackend({ limits: 'default', features: 'default' })
@@ -149,10 +149,10 @@ describe.each([
 
 describe('every tile', () => {
   const plans: readonly Plan[] = [
-    { tile: { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, slices: 1, double: false }, splits: 1 },
-    { tile: { bm: 64, bn: 64, bk: 8, tm: 16, tn: 8, slices: 1, double: false }, splits: 1 },
-    { tile: { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, slices: 1, double: true }, splits: 3 },
-    { tile: { bm: 32, bn: 32, bk: 32, tm: 4, tn: 4, slices: 4, double: false }, splits: 2 },
+    { tile: { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, slices: 1 }, splits: 1 },
+    { tile: { bm: 64, bn: 64, bk: 8, tm: 16, tn: 8, slices: 1 }, splits: 1 },
+    { tile: { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, slices: 1 }, splits: 3 },
+    { tile: { bm: 32, bn: 32, bk: 32, tm: 4, tn: 4, slices: 4 }, splits: 2 },
   ]
   it.each(plans)('%j', async (plan) => {
     const run = (): readonly Tensor[] => {
@@ -168,11 +168,84 @@ describe('every tile', () => {
   })
 })
 
+describe('tiles with a column beyond', () => {
+  const shape = { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, slices: 2, plus: true }
+  const narrow: Plan = { tile: { ...shape, bm: 16, bn: 16, tm: 4, tn: 4 }, splits: 1 }
+  type Layout = readonly [a: 'K' | 'O', b: 'K' | 'k' | 'O' | 'o']
+  const cases: readonly (readonly [Plan, ...Layout])[] = [
+    ...(['K', 'O'] as const).flatMap((a) =>
+      (['K', 'k', 'O', 'o'] as const).map((b) => [narrow, a, b] as const),
+    ),
+    [{ tile: shape, splits: 1 }, 'K', 'K'],
+    [{ tile: shape, splits: 2 }, 'O', 'o'],
+    [{ tile: shape, splits: 3, flip: true }, 'K', 'O'],
+    [{ tile: { ...shape, bk: 8, tm: 16, slices: 1 }, splits: 1 }, 'K', 'K'],
+  ]
+  const turned = (x: Tensor, yes: boolean) => (yes ? x.transpose(-1, -2) : x)
+  it.each(cases)('%j, a by %s, b by %s', async (plan, alongA, alongB) => {
+    const build = (): readonly Tensor[] => {
+      const next = numbers(12)
+      const n = plan.tile.bn + 1
+      const a = turned(filled(alongA === 'O' ? [2, 64, 100] : [2, 100, 64], next), alongA === 'O')
+      // In vectors or not: rows are odd, or part of wider ones.
+      const down = alongB === 'K' || alongB === 'k'
+      const wide = filled(down ? [2, n, alongB === 'K' ? 64 : 65] : [2, 64, alongB === 'O' ? n + 3 : n], next)
+      const b = turned(wide.narrow(2, 0, down ? 64 : n), down)
+      const [bias, more] = [filled([n], next), filled([2, 100, n], next)]
+      const y = matmul(a, b)
+      if (y.device === 'reference')
+        return [y, y.mul(bias).add(more), y].map((x) => turned(x, plan.flip === true))
+      const outs = [1, 2, 3].map(() => zeros(plan.flip ? [2, n, 100] : [2, 100, n])) as [
+        Tensor,
+        Tensor,
+        Tensor,
+      ]
+      const problem = (results: readonly Tensor[], extras: readonly Tensor[]) =>
+        plan.flip
+          ? problemOf(
+              results,
+              turned(b, true),
+              turned(a, true),
+              extras.map((x) => turned(x, true)),
+            )
+          : problemOf(results, a, b, extras)
+      multiply(full.engine, 'beyond', problem([outs[0]], []), undefined, () => plan)
+      const kernel = specialize(after, ['float32', 'float32', 'float32'], [])
+      multiply(full.engine, 'after', problem(outs.slice(1), [bias.unsqueeze(0), more]), kernel, () => plan)
+      return outs
+    }
+    expect(await differs(full, build)).toBeLessThan(tolerance(64))
+  })
+})
+
+describe('the plan', () => {
+  const at = (row: number, column: number) =>
+    ({ offset: 0, row, column, batch: [] }) as unknown as Problem['a']
+  const of = (m: number, n: number, k: number, a: Problem['a'], b: Problem['a']): Plan =>
+    planOf(full.engine, { m, n, k, items: 1, sizes: [], type: 'f32', a, b, outs: [], extras: [] })
+  const form = ({ tile: t, splits, flip }: Plan) =>
+    `${t.bm} x ${t.bn}${t.plus ? ' + 1' : ''}, ${t.tm} x ${t.tn} / ${splits}${flip ? ' flipped' : ''}`
+  it('suits a GPT of width 384 and vocabulary 65', () => {
+    const rows = 16384
+    expect(form(of(rows, 65, 384, at(384, 1), at(1, 384)))).toBe('64 x 64 + 1, 8 x 8 / 1')
+    expect(form(of(65, 384, rows, at(1, 65), at(384, 1)))).toBe('64 x 64 + 1, 8 x 8 / 44 flipped')
+    expect(form(of(rows, 384, 65, at(65, 1), at(384, 1)))).toBe('128 x 128, 8 x 8 / 1')
+    expect(form(of(rows, 384, 384, at(384, 1), at(1, 384)))).toBe('64 x 64, 16 x 8 / 1')
+    expect(form(of(rows, 384, 384, at(384, 1), at(384, 1)))).toBe('128 x 128, 8 x 8 / 1')
+    expect(form(of(rows, 1536, 384, at(384, 1), at(1, 384)))).toBe('128 x 128, 16 x 8 / 1')
+    expect(form(of(384, 384, rows, at(1, 384), at(384, 1)))).toBe('64 x 64, 8 x 8 / 22')
+  })
+  it('leaves small products with an odd column to small tiles', () => {
+    expect(form(of(768, 65, 128, at(128, 1), at(1, 128)))).toBe('32 x 32, 4 x 4 / 1')
+  })
+})
+
+const after = program('after', 3, ([y, b, r]) => [expr.add(expr.mul(y, b), r), y])
+
 describe('what follows the product', () => {
-  const after = program('after', 3, ([y, b, r]) => [expr.add(expr.mul(y, b), r), y])
-  const one = { slices: 1, double: false }
+  const one = { slices: 1 }
   const plans: readonly Plan[] = [
-    { tile: { bm: 16, bn: 16, bk: 16, tm: 4, tn: 4, slices: 4, double: false }, splits: 3 },
+    { tile: { bm: 16, bn: 16, bk: 16, tm: 4, tn: 4, slices: 4 }, splits: 3 },
     { tile: { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, ...one }, splits: 2 },
     { tile: { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, ...one }, splits: 1 },
     { tile: { bm: 64, bn: 64, bk: 8, tm: 16, tn: 8, ...one }, splits: 1 },

@@ -103,27 +103,43 @@ return Out(${values.join(', ')});
 }`
 }
 
-/** Loads extras at row `m` and columns `n` and on as `y{j}{name}`; those that are the same in all rows, or the others. */
-export function loadExtras(e: Epilogue, first: number, m: string, n: string, name: string, all: boolean) {
+/** Columns that are handled at once: vectors of four, or single elements. */
+export type Width = 1 | 4
+
+/**
+ * Loads extras at row `m` and from column `n` on as `y{j}{name}`; those that are the same in all rows, or the others.
+ */
+export function loadExtras(
+  e: Epilogue,
+  first: number,
+  m: string,
+  n: string,
+  name: string,
+  all: boolean,
+  width: Width = 4,
+) {
   const lines: string[] = []
   e.extras.forEach((kind, j) => {
     if (kind.endsWith('1') !== all) return
     const x = first + e.outs + j
     const row = all ? `q${x}` : `q${x} + ${m} * p.r${x}`
+    const element = (c: number): string => `x${x}[${row} + min(${n} + ${c}, p.n - 1) * p.c${x}]`
     const value =
       kind[0] === 'r'
-        ? `vec4(x${x}[${row}])`
-        : kind[0] === 'v'
-          ? `x${x}[(${row} + min(${n}, p.n - 4)) >> 2u]`
-          : `vec4(${[0, 1, 2, 3].map((c) => `x${x}[${row} + min(${n} + ${c}, p.n - 1) * p.c${x}]`).join(', ')})`
-    lines.push(`let y${j}${name} = ${value};`)
+        ? `x${x}[${row}]`
+        : kind[0] === 's'
+          ? [0, 1, 2, 3].slice(0, width).map(element).join(', ')
+          : width === 4
+            ? `x${x}[(${row} + min(${n}, p.n - 4)) >> 2u]`
+            : `x${x}[(${row} + min(${n}, p.n - 1)) >> 2u][(${row} + min(${n}, p.n - 1)) & 3]`
+    lines.push(`let y${j}${name} = ${width === 4 && kind[0] !== 'v' ? `vec4(${value})` : value};`)
   })
   return lines.join('\n')
 }
 
 /**
- * Stores four columns from (m, n) on, `value` being a vector; columns past the end are left out, the row must exist.
- * `name` and `nameOfAll`: those of the extras' variables.
+ * Stores `width` columns from (m, n) on, of which `value` has the products; columns past the end are left out, the row
+ * must exist. `names`: those of the extras' variables, one per row and the same in all rows.
  */
 export function store(
   e: Epilogue,
@@ -132,15 +148,18 @@ export function store(
   n: string,
   value: string,
   names: readonly [string, string],
+  width: Width = 4,
 ) {
   const lines: string[] = []
-  let results = [[0, 1, 2, 3].map((c) => `${value}[${c}]`)]
+  const columns = [0, 1, 2, 3].slice(0, width)
+  const part = (vector: string, c: number): string => (width === 4 ? `${vector}[${c}]` : vector)
+  let results = [columns.map((c) => part(value, c))]
   if (e.program) {
-    for (let c = 0; c < 4; c++) {
-      const args = e.extras.map((kind, j) => `y${j}${names[kind.endsWith('1') ? 1 : 0]}[${c}]`)
-      lines.push(`let f${c} = finish(${[`${value}[${c}]`, ...args].join(', ')});`)
+    for (const c of columns) {
+      const args = e.extras.map((kind, j) => part(`y${j}${names[kind.endsWith('1') ? 1 : 0]}`, c))
+      lines.push(`let f${c} = finish(${[part(value, c), ...args].join(', ')});`)
     }
-    results = Array.from({ length: e.outs }, (_, o) => [0, 1, 2, 3].map((c) => `f${c}.r${o}`))
+    results = Array.from({ length: e.outs }, (_, o) => columns.map((c) => `f${c}.r${o}`))
   }
   results.forEach((parts, o) => {
     const x = first + o

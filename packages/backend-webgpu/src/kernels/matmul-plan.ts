@@ -2,39 +2,46 @@
  * Which tile, and into how many parts k is cut. The thresholds were measured on one H100, with 132 cores; GPUs do not
  * tell how many they have.
  *
- * What decides there for the 16,384 tokens of a GPT of width 384 (milliseconds, floors at 59.2 TFLOP/s):
+ * What decides there for the 16,384 tokens of a GPT of width 384 (milliseconds, floors at 59 TFLOP/s):
  *
- * | | floor | large | single | middle |
+ * | | floor | large | broad | single |
  * |---|---|---|---|---|
- * | 384 → 384, forward (gradient of x) | 0.081 | 0.169 (0.163) | 0.139 (0.136) | 0.166 (0.147) |
- * | 1,536 → 384 | 0.324 | 0.600 (0.605) | 0.512 (0.494) | 0.584 (0.494) |
- * | 384 → 1,536 | 0.324 | 0.476 (0.462) | 0.512 (0.492) | 0.525 (0.478) |
- * | 384 → 1,152 | 0.243 | 0.397 (0.441) | 0.388 (0.376) | 0.393 (0.376) |
- * | 2048³ | 0.289 | 0.403 | 0.440 | 0.520 |
+ * | 384 → 384, forward (gradient of x) | 0.081 | 0.163 (0.162) | 0.187 (0.133) | 0.139 (0.138) |
+ * | 1,536 → 384 | 0.324 | 0.604 (0.464) | 0.639 (0.480) | 0.531 (0.512) |
+ * | 384 → 1,536 | 0.324 | 0.477 (0.591) | 0.499 (0.477) | 0.539 (0.493) |
+ * | 384 → 1,152 | 0.243 | 0.394 (0.454) | 0.414 (0.362) | 0.382 (0.376) |
+ * | 2048³ | 0.289 | 0.403 | 0.425 | 0.437 |
  *
- * Gradients of weights want parts of k: those of 384 × 384 take 0.129 ms in 22 parts, 0.148 in 32 and 0.175 in 11. Tiles
- * of 80 rows or columns, for vocabularies of 65, gained nothing: few workgroups run then, and wait for memory.
+ * Gradients of weights want parts of k: those of 384 × 384 take 0.123 ms in 22 parts, 0.155 in 29 and 0.131 in 14.
+ *
+ * For vocabularies of 65, forward and gradient of the weight, tiles with a column beyond take 0.036 and 0.039 ms, others
+ * 0.056 and 0.060. The floor is 0.014; about 0.012 of the first remain as k goes to 0.
  */
 
 import type { Engine } from '../engine.ts'
-import { accessA, accessB, type Problem } from './matmul-problem.ts'
-import { bytesOf, type Tile, threadsOf } from './matmul-tiles.ts'
+import { type Access, accessA, accessB, type Problem } from './matmul-problem.ts'
+import { bytesOf, type Tile, threadsOf } from './matmul-stages.ts'
 
 export interface Plan {
   readonly tile: Tile
   /** Parts of k; their products are added up by a second kernel. */
   readonly splits: number
+  /** The transposed product is computed. */
+  readonly flip?: boolean
 }
 
-const one = { slices: 1, double: false } as const
 /** Reads least per multiplication, but a core has only two of them at a time. */
-const large: Tile = { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, ...one }
+const large: Tile = { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, slices: 1 }
+/** As large, by twice as many threads: a core that has only one is less idle. It wants columns of b side by side. */
+const broad: Tile = { ...large, tm: 8 }
 /** One warp, which waits for no other: while some load or store, others compute. It needs many per core. */
-const single: Tile = { bm: 64, bn: 64, bk: 8, tm: 16, tn: 8, ...one }
-const middle: Tile = { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, ...one }
+const single: Tile = { bm: 64, bn: 64, bk: 8, tm: 16, tn: 8, slices: 1 }
+const middle: Tile = { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, slices: 1 }
+/** Two columns of tiles of which the second were almost empty; two groups of threads make up for the fewer tiles. */
+const beyond: Tile = { ...middle, slices: 2, plus: true }
 /** For few elements: four threads share the steps of k of one, to be done sooner. */
-const small: Tile = { bm: 32, bn: 32, bk: 32, tm: 4, tn: 4, slices: 4, double: false }
-const tiny: Tile = { bm: 16, bn: 16, bk: 16, tm: 4, tn: 4, slices: 4, double: false }
+const small: Tile = { bm: 32, bn: 32, bk: 32, tm: 4, tn: 4, slices: 4 }
+const tiny: Tile = { bm: 16, bn: 16, bk: 16, tm: 4, tn: 4, slices: 4 }
 
 /** Large tiles at a time, and how much of all rounds must be used. */
 const atATime = 264
@@ -44,19 +51,39 @@ const enoughMiddle = 256
 /** With k split: so many workgroups, of at least so many steps each; one round where many parts are to be added up. */
 const wanted = (tiles: number): number => (tiles < 100 ? 792 : 1296)
 const leastSteps = 256
+/** With more columns than that an almost empty tile is a small part of all. */
+const mostBeyond = 256
 
 export function planOf(engine: Engine, p: Problem): Plan {
   const { maxComputeWorkgroupStorageSize: bytes, maxComputeInvocationsPerWorkgroup: threads } =
     engine.gpu.limits
   const [a, b] = [accessA(p), accessB(p)]
   const count = (t: Tile): number => Math.ceil(p.m / t.bm) * Math.ceil(p.n / t.bn) * p.items
+  const vectors = (access: Access): boolean => access === 'K' || access === 'O'
+
+  if (p.k % beyond.bk === 0 && p.band === undefined) {
+    const fits = (n: number): boolean => n % beyond.bn === 1 && n > 1 && n < mostBeyond
+    const tiles = (m: number, n: number): number =>
+      Math.ceil(m / beyond.bm) * Math.floor(n / beyond.bn) * p.items
+    if (fits(p.n) && vectors(a) && tiles(p.m, p.n) >= enoughMiddle) return { tile: beyond, splits: 1 }
+    if (fits(p.m) && vectors(b)) {
+      // Parts may lie transposed, the output had better not.
+      const n = tiles(p.n, p.m)
+      const splits = Math.min(Math.floor(atATime / n), Math.floor(p.k / leastSteps))
+      if (splits > 1 && n * splits >= enoughMiddle) return { tile: beyond, splits, flip: true }
+    }
+  }
+
   // Its padded rows take more than the 16 KiB that every device has.
-  const fits = bytesOf(large, a, b) <= bytes && threadsOf(large) <= threads
+  const fits = (t: Tile): boolean => bytesOf(t, a, b) <= bytes && threadsOf(t) <= threads
   const rounds = Math.ceil(count(large) / atATime)
   const full = (p.items * p.m * p.n) / (rounds * atATime * large.bm * large.bn)
-  if (fits && full >= fullEnough) return { tile: large, splits: 1 }
+  if (fits(large) && full >= fullEnough) return { tile: large, splits: 1 }
   // With a band tiles take different times, and one warp alone the longest.
-  if (p.band === undefined && count(single) >= enoughSingle) return { tile: single, splits: 1 }
+  if (p.band === undefined) {
+    if (b === 'O' && fits(broad) && count(broad) >= atATime) return { tile: broad, splits: 1 }
+    if (vectors(a) && vectors(b) && count(single) >= enoughSingle) return { tile: single, splits: 1 }
+  }
   const n = count(middle)
   if (n >= enoughMiddle) return { tile: middle, splits: 1 }
   const splits = Math.min(Math.floor(wanted(n) / n), Math.floor(p.k / leastSteps))

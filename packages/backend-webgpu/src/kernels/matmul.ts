@@ -12,8 +12,9 @@ import { grid } from '../layout.ts'
 import { epilogueKey, epilogueOf, type Program, values } from './matmul-epilogue.ts'
 import { type Plan, planOf } from './matmul-plan.ts'
 import { accessA, accessB, type Matrix, type Problem, problemOf, transposed } from './matmul-problem.ts'
-import { reduceShader, reduceThreads } from './matmul-reduce.ts'
-import { type Tile, tileShader } from './matmul-tiles.ts'
+import { reduceShader, reduceThreads, reduceWidth } from './matmul-reduce.ts'
+import type { Tile } from './matmul-stages.ts'
+import { tileShader } from './matmul-tiles.ts'
 
 export function matmul(engine: Engine, plan: typeof planOf = planOf): Primitives['matmul'] {
   return {
@@ -34,9 +35,10 @@ export function multiply(
 ): void {
   if (p.items * p.m * p.n === 0) return
   if (p.outs[0]?.column !== 1 && p.outs[0]?.row === 1) p = transposed(p)
-  const { tile, splits } = choose(engine, p)
-  if (splits === 1) tiles(engine, label, p, program, { tile, splits })
-  else split(engine, label, p, program, { tile, splits })
+  const plan = choose(engine, p)
+  if (plan.flip) p = transposed(p)
+  if (plan.splits === 1) tiles(engine, label, p, program, plan)
+  else split(engine, label, p, program, plan)
 }
 
 function tiles(engine: Engine, label: string, p: Problem, program: Program | undefined, plan: Plan): void {
@@ -49,11 +51,10 @@ function tiles(engine: Engine, label: string, p: Problem, program: Program | und
   const key = `mt${tileKey(tile)}${a}${b}${dims}${tail}${band}${epilogueKey(epilogue)}`
   const kernel = engine.kernel(key, label, () => tileShader(tile, { a, b, dims, tail, band, epilogue }))
   const matrices = [p.a, p.b, ...p.outs, ...p.extras]
-  const tilesN = Math.ceil(p.n / tile.bn)
+  const tilesN = Math.ceil((p.n - (tile.plus ? 1 : 0)) / tile.bn)
   const tilesM = Math.ceil(p.m / tile.bm)
   const total = tilesN * tilesM * splits * p.items
-  const kStep = Math.ceil(Math.ceil(p.k / splits) / tile.bk) * tile.bk
-  const first = [total, tilesN, tilesM, splits, kStep, p.m, p.n, p.k]
+  const first = [total, tilesN, tilesM, splits, stepOf(p, plan), p.m, p.n, p.k]
   engine.run(
     kernel,
     matrices.map((x) => x.buffer),
@@ -62,12 +63,16 @@ function tiles(engine: Engine, label: string, p: Problem, program: Program | und
   )
 }
 
-const tileKey = (t: Tile): string =>
-  `${t.bm},${t.bn},${t.bk},${t.tm},${t.tn},${t.slices}${t.double ? 'd' : ''}`
+/** Steps of k in each part. */
+const stepOf = ({ k }: Problem, { tile, splits }: Plan): number =>
+  Math.ceil(Math.ceil(k / splits) / tile.bk) * tile.bk
+
+const tileKey = (t: Tile): string => `${t.bm},${t.bn},${t.bk},${t.tm},${t.tn},${t.slices}${t.plus ? 'p' : ''}`
 
 /** Parts of k apart, into memory of their own, and then their sum. */
 function split(engine: Engine, label: string, p: Problem, program: Program | undefined, plan: Plan): void {
-  const { splits } = plan
+  // Parts end with a stage, and the last ones may be empty then.
+  const splits = Math.ceil(p.k / stepOf(p, plan))
   const part = p.items * p.m * p.n
   const dtype = p.type === 'f32' ? 'float32' : 'int32'
   const buffer = engine.pool.alloc(splits * part, dtype)
@@ -77,16 +82,16 @@ function split(engine: Engine, label: string, p: Problem, program: Program | und
     return step * size
   }, p.m * p.n)
   const parts: Matrix = { buffer, offset: 0, row: p.n, column: 1, batch }
-  tiles(engine, label, { ...p, outs: [parts], extras: [] }, undefined, plan)
+  tiles(engine, label, { ...p, outs: [parts], extras: [] }, undefined, { ...plan, splits })
 
   const epilogue = epilogueOf(p, program)
   const dims = p.sizes.length
-  const vectors = p.n % 4 === 0
-  const kernel = engine.kernel(`mr${dims}${vectors}${epilogueKey(epilogue)}`, label, () =>
-    reduceShader(epilogue, dims, vectors),
+  const width = reduceWidth(p.n)
+  const kernel = engine.kernel(`mr${dims}${width}${epilogueKey(epilogue)}`, label, () =>
+    reduceShader(epilogue, dims, width),
   )
   const matrices = [parts, ...p.outs, ...p.extras]
-  const wide = Math.ceil(p.n / 4)
+  const wide = p.n / width
   const total = p.items * p.m * wide
   const first = [total, wide, 0, splits, part, p.m, p.n, p.k]
   engine.run(
