@@ -38,6 +38,8 @@ export class Storage {
   version = 0
   /** @internal Which batch of calls in place touches it: see primitives/foreach.ts. */
   mark = 0
+  /** @internal The end of what that batch touches, in elements. */
+  markEnd = 0
   buffer: BackendBuffer | null
   /** Live tensors on it; an object of its own because the finalizer needs it after the storage is gone. */
   readonly tensors = { count: 0 }

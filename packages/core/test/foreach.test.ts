@@ -82,6 +82,63 @@ for (const backend of [reference, joining]) {
         ])
       }))
 
+    test('parts of one tensor together where they come in order', () =>
+      run(() => {
+        const parts = (t: Tensor) => [0, 3, 4, 8].map((at, i) => t.narrow(0, at, [3, 1, 4, 2][i]))
+        const [y, x] = [tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), tensor([9, 8, 7, 6, 5, 4, 3, 2, 1, 0])]
+        const [ys, xs] = [parts(y), parts(x)]
+        applyProgramIntoEach(
+          AXPY,
+          ys.map((t, i) => call(t, xs[i], [1, 2, 3, 0.5][i])),
+        )
+        expect(values(y)).toEqual([9, 9, 9, 15, 19, 17, 15, 13, 8.5, 9])
+        // What has no elements touches nothing.
+        const [none, some] = [y.narrow(0, 5, 0), ys[3]]
+        applyProgramIntoEach(AXPY, [call(some, xs[3], 0), call(none, none, 1), call(none, none, 1)])
+        calls(4, 3)
+        // The last one reads what the first one has written.
+        applyProgramIntoEach(AXPY, [
+          call(ys[0], ys[0], 1),
+          call(ys[1], xs[1], 1),
+          call(ys[3], ys[0].narrow(0, 1, 2), 1),
+        ])
+        calls(4, 3, 2)
+        expect(values(y)).toEqual([18, 18, 18, 21, 19, 17, 15, 13, 26.5, 27])
+      }))
+
+    test('is as if in order wherever calls read and write in one tensor', () =>
+      run(() => {
+        let seed = 1
+        const below = (n: number): number => {
+          seed = (Math.imul(seed, 1103515245) + 12345) & 0x7fffffff
+          return (seed >> 8) % n
+        }
+        for (let round = 0; round < 200; round++) {
+          const data = Array.from({ length: 12 }, () => below(5))
+          const [joint, apart] = [tensor(data), tensor(data)]
+          const list = Array.from({ length: 6 }, () => {
+            const n = 1 + below(3)
+            const to = below(13 - n)
+            let from = below(13 - n)
+            // What a call reads and writes is the same or apart.
+            while (from !== to && Math.abs(from - to) < n) from = below(13 - n)
+            const backwards = from !== to && below(3) === 0
+            return (t: Tensor) => {
+              const [y, x] = [t.narrow(0, to, n), t.narrow(0, from, n)]
+              return call(y, backwards ? x.flip(0) : x, 1 + below(2))
+            }
+          })
+          const first = seed
+          for (const f of list) applyProgramIntoEach(AXPY, [f(apart)])
+          seed = first
+          applyProgramIntoEach(
+            AXPY,
+            list.map((f) => f(joint)),
+          )
+          expect(values(joint), `round ${round}`).toEqual(values(apart))
+        }
+      }))
+
     test('one by one where the kernel declines, and where dtypes differ', () =>
       run(() => {
         const gaps = tensor([1, 9, 2, 9]).slice(0, 0, 4, 2)

@@ -2,7 +2,7 @@ import type { Backend, Foreach } from '../backend.ts'
 import { type DType, isFloat } from '../dtype.ts'
 import { expressionWork, launch } from '../profile.ts'
 import { type Kernel, type Program, specialize } from '../program.ts'
-import type { Tensor } from '../tensor.ts'
+import type { Storage, Tensor } from '../tensor.ts'
 import { backendOf } from './common.ts'
 import { checkInto } from './elementwise.ts'
 
@@ -72,7 +72,16 @@ function single(p: Program, kernel: Kernel, backend: Backend, call: InPlaceCall)
 
 let batches = 0
 
-/** Calls that can run as one: of one kernel, and none of them touches what another one writes. */
+/** Where a view begins and ends in its storage, or may. */
+const startOf = (t: Tensor): number =>
+  t.numel === 0 ? Number.POSITIVE_INFINITY : t.isContiguous ? t.offset : 0
+const endOf = (t: Tensor): number =>
+  t.numel === 0 ? 0 : t.isContiguous ? t.offset + t.numel : Number.POSITIVE_INFINITY
+
+/**
+ * Calls that can run as one: of one kernel, and none of them touches what another one writes. Parts of one storage are
+ * told apart if they come in their order in memory.
+ */
 class Batch {
   readonly kernel: Kernel
   readonly backend: Backend
@@ -103,16 +112,27 @@ class Batch {
   }
 
   admits({ outputs, inputs }: InPlaceCall): boolean {
-    for (const { storage } of outputs)
-      if (storage.mark === this.#written || storage.mark === this.#read) return false
-    for (const { storage } of inputs) if (storage.mark === this.#written) return false
+    for (const t of outputs) if (this.#touches(t.storage) && startOf(t) < t.storage.markEnd) return false
+    for (const t of inputs)
+      if (t.storage.mark === this.#written && startOf(t) < t.storage.markEnd) return false
     return true
   }
 
   add(call: InPlaceCall): void {
-    for (const t of call.inputs) t.storage.mark = this.#read
-    for (const t of call.outputs) t.storage.mark = this.#written
+    for (const t of call.inputs) this.#mark(t, this.#read)
+    for (const t of call.outputs) this.#mark(t, this.#written)
     this.#calls.push(call)
+  }
+
+  #touches({ mark }: Storage): boolean {
+    return mark === this.#read || mark === this.#written
+  }
+
+  #mark(t: Tensor, mark: number): void {
+    const { storage } = t
+    const end = endOf(t)
+    storage.markEnd = this.#touches(storage) ? Math.max(storage.markEnd, end) : end
+    if (storage.mark !== this.#written) storage.mark = mark
   }
 
   run(): void {
