@@ -9,7 +9,7 @@ import {
   type TypedArray,
   type View,
 } from '@tilegrad/core'
-import { type BufferStats, GpuBuffer } from './buffers.ts'
+import { type BufferStats, GpuBuffer, sizeClass } from './buffers.ts'
 import { Engine } from './engine.ts'
 import { type Gpu, type GpuOptions, openGpu } from './gpu.ts'
 import { kernelTable } from './kernels/table.ts'
@@ -69,6 +69,7 @@ export async function createWebGpuBackend(options: WebGpuOptions = {}): Promise<
       gpu.check('alloc')
       return engine.pool.alloc(dtype === 'bool' ? bytes : bytes / 4, dtype)
     },
+    sizeOf: sizeClass,
     free(buffer) {
       if (!(buffer instanceof GpuBuffer))
         throw new DeviceError('webgpu: free got a buffer of another backend')

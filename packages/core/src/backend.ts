@@ -95,6 +95,8 @@ export interface Backend {
   readonly closed?: boolean
   alloc(bytes: number, dtype: DType): BackendBuffer
   free(buffer: BackendBuffer): void
+  /** What `alloc` of so many bytes takes where that is more, as sizes are rounded up. */
+  sizeOf?(bytes: number): number
   /** Fills a contiguous view with as many elements as it has. */
   write(view: View, data: TypedArray): void
   /** A copy of a contiguous view's elements. */

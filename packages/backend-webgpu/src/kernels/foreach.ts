@@ -1,7 +1,8 @@
 /**
- * One expression over many groups of tensors with few dispatches: an optimiser's step. Tensors have buffers of their
- * own, of which a dispatch can bind as many as the device allows (8 to 16): calls are put together until these are
- * full, AdamW's four tensors two or more at a time. A workgroup finds its call by its number.
+ * One expression over many groups of tensors with few dispatches: an optimiser's step. A dispatch can bind as many
+ * buffers as the device allows (8 to 16): calls are put together until these are full. One that holds several of the
+ * tensors is bound once: of AdamW's four, the moments of all parameters lie in two, and the parameters go three to
+ * seven at a time. A workgroup finds its call by its number.
  *
  * Everything is bound as vectors of four; of inputs that do not begin at a multiple of four, elements are picked.
  *

@@ -62,6 +62,8 @@ function validate(name: string, { lr, betas, eps, weightDecay }: AdamOptions): v
   }
 }
 
+const names = ['expAvg', 'expAvgSq']
+
 function update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState, decoupled: boolean): Update {
   const { lr, betas, eps, weightDecay } = options
   const [beta1, beta2] = betas
@@ -95,6 +97,10 @@ export class Adam extends Optimizer<AdamOptions> {
     validate('Adam', options)
   }
 
+  protected override stateNames(): readonly string[] {
+    return names
+  }
+
   protected update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState): Update {
     return update(p, g, options, state, false)
   }
@@ -120,6 +126,10 @@ export class AdamW extends Optimizer<AdamOptions> {
 
   protected validate(options: AdamOptions): void {
     validate('AdamW', options)
+  }
+
+  protected override stateNames(): readonly string[] {
+    return names
   }
 
   protected update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState): Update {

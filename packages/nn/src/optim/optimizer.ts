@@ -1,5 +1,6 @@
 import {
   applyProgramIntoEach,
+  copy_,
   expr,
   type InPlaceCall,
   to as moveTensor,
@@ -12,6 +13,7 @@ import {
   ValueError,
   zerosLike,
 } from '@tilegrad/core'
+import { packedZeros } from './packed.ts'
 
 /** Parameters updated with the same options, which may be changed between steps. */
 export type ParamGroup<O> = O & { params: Tensor[] }
@@ -33,6 +35,9 @@ export interface ParamState {
 export interface Update extends InPlaceCall {
   readonly program: Program
 }
+
+/** State tensors made together, until `stateTensor` asks for them. */
+const reserved = new WeakMap<ParamState, Record<string, Tensor>>()
 
 const ZERO = program('zero_grad', 0, () => expr.constant(0))
 
@@ -82,6 +87,14 @@ export abstract class Optimizer<O extends { lr: number }> {
    */
   protected abstract update(p: Tensor, grad: Tensor, options: O, state: ParamState): Update
 
+  /**
+   * What `update` with these options asks `stateTensor` for. Those of all parameters are made together then: a GPU
+   * updates more parameters at once where their state lies in one piece of memory.
+   */
+  protected stateNames(_options: O): readonly string[] {
+    return []
+  }
+
   /** Learning rate of the first group; setting it sets that of all groups. */
   get lr(): number {
     return (this.paramGroups[0] as ParamGroup<O>).lr
@@ -94,8 +107,10 @@ export abstract class Optimizer<O extends { lr: number }> {
   /** Updates every parameter that has a gradient. */
   step(): void {
     noGrad(() => {
-      const updates = new Map<Program, Update[]>()
+      const due: [p: Tensor, grad: Tensor, group: ParamGroup<O>, state: ParamState][] = []
+      const missing = new Map<string, [Tensor, ParamState][]>()
       for (const group of this.paramGroups) {
+        const names = this.stateNames(group)
         for (const p of group.params) {
           if (!p.grad) continue
           let state = this.#state.get(p)
@@ -103,12 +118,27 @@ export abstract class Optimizer<O extends { lr: number }> {
             state = { step: 0, tensors: {} }
             this.#state.set(p, state)
           }
-          state.step++
-          const update = this.update(p, p.grad, group, state)
-          const list = updates.get(update.program)
-          if (list) list.push(update)
-          else updates.set(update.program, [update])
+          due.push([p, p.grad, group, state])
+          for (const name of names) {
+            if (state.tensors[name] || reserved.get(state)?.[name]) continue
+            const list = missing.get(name)
+            if (list) list.push([p, state])
+            else missing.set(name, [[p, state]])
+          }
         }
+      }
+      for (const [name, list] of missing) {
+        const made = packedZeros(list.map(([p]) => p))
+        for (const [i, [, state]] of list.entries())
+          reserved.set(state, { ...reserved.get(state), [name]: made[i] as Tensor })
+      }
+      const updates = new Map<Program, Update[]>()
+      for (const [p, grad, group, state] of due) {
+        state.step++
+        const update = this.update(p, grad, group, state)
+        const list = updates.get(update.program)
+        if (list) list.push(update)
+        else updates.set(update.program, [update])
       }
       for (const [program, list] of updates) applyProgramIntoEach(program, list)
     })
@@ -190,11 +220,7 @@ export abstract class Optimizer<O extends { lr: number }> {
       }
       return saved
     })
-    const copies = noGrad(() =>
-      loaded.map(
-        (saved, i) => saved && { step: saved.step, tensors: copyAll(saved.tensors, all[i] as Tensor) },
-      ),
-    )
+    const copies = noGrad(() => copiesOf(loaded, all))
     this.#forget()
     copies.forEach((copy, i) => {
       if (copy) this.#state.set(all[i] as Tensor, copy)
@@ -206,7 +232,8 @@ export abstract class Optimizer<O extends { lr: number }> {
   }
 
   #forget(): void {
-    for (const { tensors } of this.#state.values()) for (const t of Object.values(tensors)) t.dispose()
+    for (const state of this.#state.values())
+      for (const t of Object.values({ ...reserved.get(state), ...state.tensors })) t.dispose()
     this.#state.clear()
   }
 
@@ -220,19 +247,37 @@ export abstract class Optimizer<O extends { lr: number }> {
   }
 }
 
-const copyAll = (tensors: Readonly<Record<string, Tensor>>, p: Tensor): Record<string, Tensor> =>
-  Object.fromEntries(
-    Object.entries(tensors).map(([slot, t]) => [
-      slot,
-      scope(() => moveTensor(moveTensor(t.detach(), p.dtype), p.backend).clone()).keep(),
-    ]),
-  )
+/** Copies of states, as the parameters' own: on their devices, in their dtypes, those of a name together. */
+function copiesOf(
+  states: readonly (ParamState | null)[],
+  params: readonly Tensor[],
+): readonly (ParamState | null)[] {
+  const copies = states.map((state) => state && { step: state.step, tensors: {} as Record<string, Tensor> })
+  for (const name of new Set(states.flatMap((state) => (state ? Object.keys(state.tensors) : [])))) {
+    const which = [...states.keys()].filter((i) => states[i]?.tensors[name])
+    const made = packedZeros(which.map((i) => params[i] as Tensor))
+    for (const [k, i] of which.entries()) {
+      const [state, copy, p, to] = [states[i], copies[i], params[i], made[k]] as [
+        ParamState,
+        ParamState,
+        Tensor,
+        Tensor,
+      ]
+      const from = state.tensors[name] as Tensor
+      scope(() => void copy_(to, moveTensor(moveTensor(from.detach(), p.dtype), p.backend)))
+      copy.tensors[name] = to
+    }
+  }
+  return copies
+}
 
 /** A state tensor of the parameter's shape, zeros at first. */
 export function stateTensor(state: ParamState, p: Tensor, name: string): Tensor {
   let t = state.tensors[name]
   if (!t) {
-    t = zerosLike(p).keep()
+    const ready = reserved.get(state)
+    t = ready?.[name] ?? zerosLike(p).keep()
+    if (ready) delete ready[name]
     state.tensors[name] = t
   }
   return t

@@ -81,6 +81,10 @@ export class SGD extends Optimizer<SGDOptions> {
     }
   }
 
+  protected override stateNames({ momentum }: SGDOptions): readonly string[] {
+    return momentum === 0 ? [] : ['momentum']
+  }
+
   protected update(p: Tensor, g: Tensor, options: SGDOptions, state: ParamState): Update {
     const { lr, momentum, dampening, weightDecay, nesterov } = options
     if (momentum === 0) return { program: PLAIN, outputs: [p], inputs: [p, g], params: [lr, weightDecay] }

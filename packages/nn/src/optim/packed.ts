@@ -1,0 +1,63 @@
+import { dtypeInfo, scope, type Tensor, zeros } from '@tilegrad/core'
+
+/** Where a tensor begins: at a multiple of so many elements, so that no two share a cache line. */
+const alignment = 16
+/** Elements of a piece of memory: 64 MiB of float32, half of what every GPU can bind. */
+const most = 2 ** 24
+/** Bytes that nobody misses. */
+const slack = 2 ** 20
+
+const aligned = (n: number): number => alignment * Math.ceil(n / alignment)
+
+/**
+ * Zeros of the shapes, dtypes and backends of `like`, in as few pieces of memory as is sensible, in that order: a GPU
+ * binds pieces of memory, not tensors, and so takes more of them at once. Kept; a piece is freed with the last of its
+ * tensors.
+ */
+export function packedZeros(like: readonly Tensor[]): Tensor[] {
+  const made = new Array<Tensor>(like.length)
+  const left = new Set(like.keys())
+  for (const first of left) {
+    const { backend, dtype } = like[first] as Tensor
+    const same = [...left].filter((i) => like[i]?.backend === backend && like[i]?.dtype === dtype)
+    for (const i of same) left.delete(i)
+    let from = 0
+    while (from < same.length) {
+      const piece = same.slice(from, from + lengthOfPiece(same.slice(from).map((i) => like[i] as Tensor)))
+      const starts: number[] = []
+      let size = 0
+      for (const i of piece) {
+        starts.push(size)
+        size += aligned((like[i] as Tensor).numel)
+      }
+      scope(() => {
+        const whole = zeros([size], { device: backend, dtype })
+        piece.forEach((i, k) => {
+          const { shape, numel } = like[i] as Tensor
+          made[i] = whole
+            .narrow(0, starts[k] as number, numel)
+            .reshape(shape)
+            .keep()
+        })
+      })
+      from += piece.length
+    }
+  }
+  return made
+}
+
+/** How many of these tensors to put together. Backends round sizes up, which may cost a little more than apart. */
+function lengthOfPiece(tensors: readonly Tensor[]): number {
+  let [together, apart, length] = [0, 0, 1]
+  for (const [i, { numel, dtype, backend }] of tensors.entries()) {
+    const bytes = (n: number): number => {
+      const exact = n * dtypeInfo[dtype].bytes
+      return backend.sizeOf?.(exact) ?? exact
+    }
+    together += aligned(numel)
+    apart += bytes(numel)
+    if (i > 0 && together > most) break
+    if (bytes(together) <= (17 / 16) * apart + slack) length = i + 1
+  }
+  return length
+}
