@@ -77,3 +77,37 @@ test('an index out of range reads as 0 and has no gradient', async () => {
       expect([...results[1]]).toEqual([11, 12, 0, 0, 1, 2])
     }
 })
+
+test('adds what the weight has received already, few indices and many', async () => {
+  const rnd = random(5)
+  for (const [v, d, count] of [
+    [65, 8, 40],
+    [7, 3, 40],
+    [65, 8, 2100],
+    [7, 3, 2100],
+  ]) {
+    const index = (): Operand => plain([count], () => integer(rnd, 0, v - 1), 'int32')
+    const twice: Case = {
+      inputs: [operand(rnd, [v], [d], () => rnd() - 0.5), index(), index()],
+      needs: [true, false, false],
+      dout: operand(rnd, [count], [d], () => rnd() - 0.5),
+      call: ([w, i, j]) => embedding(i as Tensor, w as Tensor).add(embedding(j as Tensor, w as Tensor)),
+    }
+    await check(backends, twice, both, [[2e-5, 1e-5]])
+    // The sum of the forward pass alone.
+    for (const { backend } of backends) expect((await evaluate(backend, twice)).calls.add).toBe(1)
+  }
+  // Both gradients are the same tensor, which does not begin with a vector.
+  for (const offset of [0, 1, 4]) {
+    const n = 1100
+    const data = Float32Array.from({ length: offset + 4 * n }, () => rnd() - 0.5)
+    const same: Case = {
+      inputs: [plain([n, 4], () => rnd()), plain([n], (i) => n - 1 - i, 'int32')],
+      needs: [true, false],
+      dout: { layout: { shape: [n, 4], strides: [4, 1], offset }, data },
+      call: ([w, i]) => embedding(i as Tensor, w as Tensor).add(w as Tensor),
+    }
+    await check(backends, same, both, [[1e-6, 1e-6]])
+    for (const { backend } of backends) expect((await evaluate(backend, same)).calls.add).toBe(1)
+  }
+})

@@ -250,12 +250,13 @@ class Pass implements PassOf {
 
   take(i: number): Tensor | null {
     const input = this.#current?.inputs[i]
-    const slots = !this.#mode.createGraph && input?.gradFn && this.#pending.get(input.gradFn)
-    if (!slots) return null
-    const at = placeOf(input)
-    const g = slots[at]
+    if (!input || this.#mode.createGraph) return null
+    const { gradFn } = input
+    const slots = gradFn && this.#pending.get(gradFn)
+    const g = gradFn ? slots?.[placeOf(input)] : this.#leaves.get(input)
     if (!g || g.dtype !== input.dtype || !g.isContiguous) return null
-    slots[at] = null
+    if (slots) slots[placeOf(input)] = null
+    else this.#leaves.delete(input)
     // It is freed with what the rule makes.
     track(g)
     return g

@@ -33,30 +33,42 @@ const few = { count: 2048, all: 2 ** 20 }
 
 const label = 'embeddingBackward'
 
-/** Fills dweight (V, D), contiguous, with sums of dy (…, D), whose rows are dense; `skip` is a row left at 0. */
-export function sumRows(engine: Engine, dweight: View, index: View, dy: View, skip: number): void {
+/**
+ * Fills dweight (V, D), contiguous, with sums of dy (…, D), whose rows are dense; `skip` is a row left at 0. Adds `rest`
+ * (V, D), contiguous, if there is one.
+ */
+export function sumRows(
+  engine: Engine,
+  dweight: View,
+  index: View,
+  dy: View,
+  rest: View | undefined,
+  skip: number,
+): void {
   const [v, d] = dweight.shape as readonly [number, number]
   const count = layout.numel(index.shape)
   const lead = index.shape.length
-  const width = widthOf(d, lead, [dy])
+  const width = Math.min(widthOf(d, lead, [dy]), rest ? widthOf(d, 1, [rest]) : 4) as 4 | 1
   const nest = nestOf(index.shape, [viewOf(dy, index.shape, dy.strides.slice(0, lead))])
   const rank = nest.sizes.length
   if (count <= few.count && count * v <= few.all) {
     const own = nestOf(index.shape, [index])
-    const search = { width, lanes: lanesOf(d / width), index: own.sizes.length, dy: rank } as const
+    const adds = rest !== undefined
+    const search = { width, lanes: lanesOf(d / width), index: own.sizes.length, dy: rank, adds } as const
     const key = `${label}.search:${Object.values(search)}`
     const kernel = engine.kernel(key, label, () => searchShader(search))
-    const words = [count, v, d / width, skip, index.offset, width, dy.offset]
+    const words = [count, v, d / width, skip, index.offset, width, dy.offset, rest ? rest.offset / width : 0]
     engine.run(
       kernel,
-      [index, dy, dweight].map(bufferOf),
+      [index, dy, dweight, ...(rest ? [rest] : [])].map(bufferOf),
       [...words, ...walkWords(own, 0), ...walkWords(nest, 0)],
       Math.ceil(d / width / search.lanes),
       ...grid(v),
     )
     return
   }
-  clear(engine, dweight)
+  if (rest) copy(engine, rest, dweight, width)
+  else clear(engine, dweight)
   const [keys, order] = sortKeys(engine, index, count, v, skip)
 
   const vectors = d / width
@@ -90,11 +102,13 @@ function searchShader({
   lanes,
   index,
   dy,
+  adds,
 }: {
   readonly width: 4 | 1
   readonly lanes: number
   readonly index: number
   readonly dy: number
+  readonly adds: boolean
 }): Shader {
   const item = itemOfWidth(width)
   const halves: string[] = []
@@ -109,6 +123,7 @@ function searchShader({
       'i0: i32',
       'width: i32',
       'dy0: i32',
+      'rest0: u32',
       ...walkFields('index_at', index),
       ...walkFields('dy_at', dy),
     ],
@@ -116,6 +131,7 @@ function searchShader({
       { name: 'source', item: 'i32' },
       { name: 'dy', item },
       { name: 'y', item, write: true },
+      ...(adds ? [{ name: 'rest', item } as const] : []),
     ],
     workgroup: [workgroup],
     declarations: `${walkFunction('index_at', index)}
@@ -135,7 +151,8 @@ if (inside && i32(k) != p.skipped) {
 tile[li] = sum;
 workgroupBarrier();
 ${halves.join('\n')}
-if (inside && part == 0u) { y[k * p.vectors + column] = tile[li]; }`,
+let at = k * p.vectors + column;
+if (inside && part == 0u) { y[at] = tile[li]${adds ? ' + rest[p.rest0 + at]' : ''}; }`,
   }
 }
 
@@ -152,6 +169,28 @@ for (var k = 0u; k < 4u; k++) {
 }`,
   }))
   engine.run(kernel, [bufferOf(view)], [vectors], ...grid(Math.ceil(vectors / (4 * workgroup))))
+}
+
+/** Elements of contiguous views, in vectors where rows consist of them. */
+function copy(engine: Engine, from: View, to: View, width: 4 | 1): void {
+  const item = itemOfWidth(width)
+  const kernel = engine.kernel(`${label}.copy:${width}`, label, () => ({
+    params: ['count: u32', 'first: u32'],
+    bindings: [
+      { name: 'x', item },
+      { name: 'y', item, write: true },
+    ],
+    workgroup: [workgroup],
+    body: `let i = (wg.x + wg.y * groups.x) * ${workgroup}u + li;
+if (i < p.count) { y[i] = x[p.first + i]; }`,
+  }))
+  const count = layout.numel(from.shape) / width
+  engine.run(
+    kernel,
+    [from, to].map(bufferOf),
+    [count, from.offset / width],
+    ...grid(Math.ceil(count / workgroup)),
+  )
 }
 
 /** The index's keys in ascending order, and their positions: equal keys by position. */
@@ -346,7 +385,7 @@ for (var i = 0u; i < n; i += 4u) {
     if (closes || i + ${k + 1}u == n) {
       if (inherited) { first[s * p.vectors + column] = sum; }
       else if (!closes) { last[s * p.vectors + column] = sum; }
-      else if (k < p.size) { y[k * p.vectors + column] = sum; }
+      else if (k < p.size) { y[k * p.vectors + column] += sum; }
       sum = V();
       inherited = false;
     }
@@ -389,6 +428,6 @@ for (; t + 4u <= past; t += 4u) {
   sum = (((sum + a0) + a1) + a2) + a3;
 }
 for (; t < past; t++) { sum += first[t * p.vectors + column]; }
-y[k * p.vectors + column] = sum;`,
+y[k * p.vectors + column] += sum;`,
   }
 }

@@ -69,12 +69,15 @@ else { y[i] = ${item}(); }`,
   }
 }
 
-export const embeddingBackward = (engine: Engine): KernelOf<Attrs & { needs: readonly boolean[] }> => ({
+export const embeddingBackward = (
+  engine: Engine,
+): KernelOf<Attrs & { needs: readonly boolean[]; adds?: boolean }> => ({
+  adds: true,
   supports: ([weight, index, , dy], { needs }) =>
     needs[0] === true &&
     denseFrom((dy as View).shape.length - 1, dy as View) &&
     takes(weight as View, index as View),
-  run([dweight], [, index, , dy], { paddingIdx }) {
-    sumRows(engine, dweight as View, index as View, dy as View, paddingIdx ?? -1)
+  run([dweight], [, index, , dy, rest], { paddingIdx }) {
+    sumRows(engine, dweight as View, index as View, dy as View, rest, paddingIdx ?? -1)
   },
 })
