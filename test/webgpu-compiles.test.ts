@@ -126,6 +126,8 @@ describe.each(backends)('%s', (_, backend) => {
       [7, 8],
       [64, 16],
       [64, 32],
+      [64, 64],
+      [64, 128],
       [96, 40],
       [256, 64],
       [512, 80],
@@ -143,17 +145,17 @@ describe.each(backends)('%s', (_, backend) => {
   })
 
   test('attention with every option, in tiles of every size', async () => {
-    for (const d of [32, 64, 128])
+    for (const [t, d] of [32, 64, 128].flatMap((d) => [[200, d] as const, [50, d] as const]))
       withBackend(backend, () => {
-        const heads = (h: number) => param([2, h, 200, d])
+        const heads = (h: number) => param([2, h, t, d])
         const options: AttentionOptions[] = [
           { window: 32, globalTokens: 8, isCausal: true },
           { alibi: randn([4]) },
-          { alibi: randn([4]), attnMask: randn([200, 200]) },
+          { alibi: randn([4]), attnMask: randn([t, t]) },
           { dropoutP: 0.1, isCausal: true },
         ]
         for (const blockSize of [16, 32, 64, 96, 128]) {
-          const length = { qLen: 200, kvLen: 200 }
+          const length = { qLen: t, kvLen: t }
           const blockMask = createBlockMask((i, j) => j <= i && (i + j) % 2 === 0, { blockSize, ...length })
           options.push({ blockMask })
           options.push({ blockMask, dropoutP: 0.1, window: 64, globalTokens: 8, alibi: randn([4]) })

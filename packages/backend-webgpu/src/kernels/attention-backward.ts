@@ -11,7 +11,8 @@
  * For heads up to 64 wide the second kernel takes 64 × 64 in 24 KiB: dO takes the place of Q once S is there, weights go around
  * in halves, and Q is read in place the second time.
  *
- * Where memory allows, the second kernel stores dS, and a product makes dQ of it: see `attention-stored.ts`.
+ * Where memory allows, the second kernel stores dS, and a product makes dQ of it: see `attention-stored.ts`. Where all keys
+ * fit one block, it makes dQ and δ itself: see `attention-short.ts`.
  */
 
 import type { Shader } from '../shader.ts'
@@ -41,17 +42,28 @@ import {
   zeroSums,
 } from './attention-blocks.ts'
 import { optionBindings, optionParams } from './attention-options.ts'
-import { alibi, draw, drop, droppedFunction, factor, headOptions, hide } from './attention-scores.ts'
+import {
+  alibi,
+  draw,
+  drop,
+  droppedFunction,
+  exponent,
+  factor,
+  headOptions,
+  hide,
+} from './attention-scores.ts'
+import { putDeltas, storeDq, takeDeltas } from './attention-short.ts'
 import { putStored, storedParams, zeroStored } from './attention-stored.ts'
 import { reach, walk } from './attention-visits.ts'
 
-/** Which gradients a kernel computes. */
-export type Gradients = 'q' | 'k' | 'v' | 'kv'
+/** Which gradients a kernel computes; all of them only where all keys fit its block: see attention-short.ts. */
+export type Gradients = 'q' | 'k' | 'v' | 'kv' | 'qkv'
 
 const takesTurns = ({ tile, rowsInPlace, dq, dv }: Form): boolean =>
   tile.inTurn === true && rowsInPlace && Math.max(dq, dv) <= 64
-/** Weights are exchanged in so many parts where queries and dO take turns. */
-const halves = 2
+/** In how many parts weights are exchanged: halves where queries and dO take turns, but dQ is made of whole rows. */
+const partsOf = (form: Form, gradients: Gradients): number =>
+  takesTurns(form) && gradients !== 'qkv' ? 2 : 1
 
 /** Floats of workgroup memory by name. Weights take the place of a block of values, or have one of their own. */
 function tilesOf(form: Form, gradients: Gradients): Record<string, number> {
@@ -62,29 +74,31 @@ function tilesOf(form: Form, gradients: Gradients): Record<string, number> {
     const streamed = { tk: cols * dq, tv: Math.max(cols * dv, weights) }
     return rowsInPlace ? streamed : { tq: rows * dq, tg: rows * dv, ...streamed }
   }
-  if (takesTurns(form)) return { tv: weights / halves, tq: cols * Math.max(dq, dv) }
+  if (takesTurns(form)) return { tv: weights / partsOf(form, gradients), tq: cols * Math.max(dq, dv) }
   const streamed = { tq: cols * dq, tg: cols * dv }
   return rowsInPlace
     ? { tv: weights, ...streamed }
     : { tk: rows * dq, tv: Math.max(rows * dv, weights), ...streamed }
 }
 
-/** Bytes of workgroup memory. */
+/** Bytes of workgroup memory; ∞ where there is no such kernel. */
 export const backwardBytes = (form: Form, gradients: Gradients): number =>
-  form.tile.inTurn && !(takesTurns(form) && gradients !== 'q')
+  (form.tile.inTurn && !(takesTurns(form) && gradients !== 'q')) || (gradients === 'qkv' && !form.rowsInPlace)
     ? Infinity
     : Object.values(tilesOf(form, gradients)).reduce((sum, floats) => sum + 4 * floats, 0)
 
 export function backwardShader(form: Form, gradients: Gradients): Shader {
-  const { tile, vectors, dropout, stored, oneBuffer } = form
+  const { tile, vectors, dropout, stored, sharing } = form
   const item = vectors ? 'vec4<f32>' : 'f32'
   const ofQueries = gradients === 'q'
-  const own = ofQueries ? ['dq'] : [...gradients].map((g) => `d${g}`)
+  const own = [...gradients].map((g) => `d${g}`)
+  const short = gradients === 'qkv'
   return {
     params: [
       ...commonParams,
       ...['q', 'k', 'v', 'g'].flatMap(operandParams),
       ...optionParams(form),
+      ...(short ? [...operandParams('o'), 'lseAt: i32'] : []),
       ...(stored ? storedParams : []),
       ...own.flatMap(operandParams),
     ],
@@ -93,9 +107,10 @@ export function backwardShader(form: Form, gradients: Gradients): Shader {
       { name: 'k', item },
       { name: 'v', item },
       { name: 'g', item },
-      { name: 'stat', item: 'f32' },
+      ...(short ? [{ name: 'o', item } as const, { name: 'lse', item: 'f32' } as const] : []),
+      ...(short ? [] : [{ name: 'stat', item: 'f32' } as const]),
       ...optionBindings(form),
-      ...own.slice(0, oneBuffer ? 1 : 2).map((name) => ({ name, item, write: true }) as const),
+      ...own.filter((_, n) => sharing[n] === n).map((name) => ({ name, item, write: true }) as const),
       ...(stored ? [{ name: 'ds', item: 'vec4<f32>', write: true } as const] : []),
     ],
     workgroup: [threadsOf(tile)],
@@ -196,12 +211,15 @@ ${store(form, { to: 'dq', width4: q4, width: 'p.width', head: 'h', first: 'q0', 
 }
 
 function keysBody(form: Form, gradients: Gradients): string {
-  const { tile, dq, dv, mask, rowsInPlace, dropout, stored, oneBuffer } = form
+  const { tile, dq, dv, mask, rowsInPlace, dropout, stored, sharing } = form
   const { rm, kn } = tile
   const [rows, cols] = [rowsOf(tile), colsOf(tile)]
   const [q4, v4] = [dq / 4, dv / 4]
   const get = loads(form, false)
   const [needK, needV] = [gradients.includes('k'), gradients.includes('v')]
+  const short = gradients === 'qkv'
+  /** The binding of a result. */
+  const to = (of: 'q' | 'k' | 'v'): string => `d${gradients[sharing[gradients.indexOf(of)] as number]}`
   const inTurn = takesTurns(form)
   const tg = inTurn ? 'tq' : 'tg'
   /** A vector of a query of the block, where it lies. */
@@ -217,7 +235,7 @@ function keysBody(form: Form, gradients: Gradients): string {
     width4: number,
     row?: (column: string, vector: string) => string,
   ): string => {
-    const parts = inTurn ? halves : 1
+    const parts = partsOf(form, gradients)
     return Array.from({ length: parts }, (_, index) => {
       const part = { index, of: parts }
       const count = index === 0 ? 'end - q0' : `end - q0 - ${(index * cols) / parts}`
@@ -242,7 +260,7 @@ let k0 = i32(turn) * ${rows};
 let keyHeads = p.heads / p.group;
 let b = i32(head / keyHeads); let hk = i32(head % keyHeads);
 ${keyBases}
-${reach(form, 'queries')}
+${short ? 'let begin = 0; let end = p.queries;' : reach(form, 'queries')}
 ${get.k}
 ${rowsInPlace && needK ? get.v : ''}
 ${inTurn ? 'let qStep = u32(p.qRow); let last = u32(p.width / 4 - 1);' : ''}
@@ -250,6 +268,7 @@ ${needK ? zeroSums(tile, 'x', q4) : ''}
 ${needV ? zeroSums(tile, 'y', v4) : ''}
 for (var h = hk * i32(p.group); h < (hk + 1) * i32(p.group); h++) {
 ${queryBases(form)}
+${short ? 'let oBase = p.oAt + b * p.oBatch + h * p.oHead;' : ''}
 ${stored ? zeroStored(tile) : ''}
 ${walk(
   form,
@@ -257,28 +276,30 @@ ${walk(
   `${get.q}
 ${inTurn ? '' : get.g}
 ${needK && !rowsInPlace ? get.v : ''}
-${each(kn, (j) => `let z${j} = u32(firstRow + min(q0 + i32(tx) * 4 + ${column(tile, j)}, p.queries - 1)) * 2u;`)}
-${each(kn, (j) => `let e${j} = stat[z${j}]; let t${j} = stat[z${j} + 1u];`)}
+${short ? putDeltas(form) : each(kn, (j) => `let z${j} = u32(firstRow + min(q0 + i32(tx) * 4 + ${column(tile, j)}, p.queries - 1)) * 2u;`)}
+${short ? '' : each(kn, (j) => `let e${j} = stat[z${j}]; let t${j} = stat[z${j} + 1u];`)}
 workgroupBarrier();
+${short ? takeDeltas(form) : ''}
 ${zeroScores(tile, 's')}
 ${scores(tile, 's', rowsInPlace ? 'k' : 'tk', 'tq', q4, 'p.width', rowsInPlace)}
-${alibi(form, 's', 'queries')}${mask === 'none' ? `if (k0 + ${rows - 1} - q0 > p.high || k0 - q0 - ${cols - 1} <= p.low || q0 + ${cols} > p.queries)` : ''} {
+${alibi(form, 's', 'queries')}${mask === 'none' ? `if (k0 + ${rows - 1} - q0 > p.high || k0 - q0 - ${cols - 1} <= p.low || q0 + ${cols} > p.queries${short ? ` || k0 + ${rows} > p.keys` : ''})` : ''} {
 ${hide(form, 's', 'queries')}
 }
 ${each(rm, (i) => each(kn, (j) => `s${i}_${j} = ${power(`s${i}_${j} - e${j}`, mask)};`))}
 ${inTurn ? `workgroupBarrier();\n${get.g}\nworkgroupBarrier();` : ''}
 ${needK ? `${zeroScores(tile, 'd')}\n${scores(tile, 'd', rowsInPlace ? 'v' : 'tv', tg, v4, 'p.valueWidth', rowsInPlace)}` : ''}
-${dropout ? dropped() : ''}${rowsInPlace ? '' : 'workgroupBarrier();'}
+${dropout ? dropped() : ''}${rowsInPlace && (inTurn || !short) ? '' : 'workgroupBarrier();'}
 ${needV ? exchanged('y', 's', tg, v4) : ''}
 ${needK && !dropout ? product((i, j) => `d${i}_${j}`) : ''}
 ${stored ? putStored(tile, 'd') : ''}
 ${needK && needV ? 'workgroupBarrier();' : ''}
 ${needK ? exchanged('x', 'd', inTurn ? 'q' : 'tq', q4, inTurn ? query : undefined) : ''}
+${short ? storeDq(form, to('q')) : ''}
 workgroupBarrier();`,
 )}
 }
-${needK ? store(form, { to: 'dk', width4: q4, width: 'p.width', ...ofKey, value: (i, c) => `x${i}_${c} * ${inTurn ? 'p.scale' : `(1.0 / ${unit(mask)})`}` }) : ''}
-${needV ? store(form, { to: oneBuffer ? 'dk' : 'dv', name: 'dv', width4: v4, width: 'p.valueWidth', ...ofKey, value: (i, c) => `y${i}_${c}` }) : ''}`
+${needK ? store(form, { to: to('k'), name: 'dk', width4: q4, width: 'p.width', ...ofKey, value: (i, c) => `x${i}_${c} * ${inTurn ? 'p.scale' : `(1.0 / ${unit(mask)})`}` }) : ''}
+${needV ? store(form, { to: to('v'), name: 'dv', width4: v4, width: 'p.valueWidth', ...ofKey, value: (i, c) => `y${i}_${c}` }) : ''}`
 }
 
 const lanes = 16
@@ -322,8 +343,7 @@ workgroupBarrier();
 if (lane == 0u && row < p.rows) {
 for (var i = 1u; i < ${lanes}u; i++) { sum += t[li + i]; }
 let e = lse[u32(p.lseAt) + row];
-// −∞: no key is visible, all weights are 0.
-stat[row * 2u] = select(e * ${unit(mask)}, 3e38, e < -3.4e38);
+stat[row * 2u] = ${exponent('e', mask)};
 stat[row * 2u + 1u] = sum;
 }`,
   }

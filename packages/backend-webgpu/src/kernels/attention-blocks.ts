@@ -66,8 +66,8 @@ export interface Form {
   readonly alibi: boolean
   /** The kernel of dK and dV stores dS: see attention-stored.ts. */
   readonly stored: boolean
-  /** dK and dV lie in one buffer, which can be bound only once as it is written. */
-  readonly oneBuffer: boolean
+  /** By which result's binding each result is written: a buffer in which several lie can be bound only once. */
+  readonly sharing: readonly number[]
   /** The expression of dropout's factors. */
   readonly dropout: Kernel | null
 }

@@ -83,6 +83,10 @@ keep = max(keep, factor);
 }`
 }
 
+/** lse in the scores' unit. −∞: no key is visible, all weights are 0. */
+export const exponent = (lse: string, mask: Form['mask']): string =>
+  `select(${lse} * ${unit(mask)}, 3e38, ${lse} < -3.4e38)`
+
 /** The factor of the weight in row i and column j of a thread, after `draw`. */
 export const factor = ({ kn }: Tile, i: number, j: number): string =>
   `select(0.0, keep, (kept & ${2 ** (i * kn + j)}u) != 0u)`

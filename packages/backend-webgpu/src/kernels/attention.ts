@@ -25,6 +25,8 @@
  * dS is stored where that pays (`attention-stored.ts`): forward and backward then took 4.08 instead of 4.8, with the longest
  * blocks first 3.6, and with queries and dO taking turns, which makes room for 64 queries at a time, 3.4.
  *
+ * Where all keys fit one block, one kernel makes all gradients (`attention-short.ts`): small models wait for dispatches.
+ *
  * The driver gives a core about 50 KB of workgroup memory however many workgroups there are: of 26 KB and more only one
  * runs at a time, and where it waits nobody else computes. Larger tiles per thread (8×8, 8×4, 6×8) read less per
  * product, but leave too few threads. SwiftShader cannot compile tiles with several rows per thread in reasonable time
@@ -61,6 +63,7 @@ import {
 } from './attention-blocks.ts'
 import { forwardBytes, forwardShader } from './attention-forward.ts'
 import { addOptions, optionBuffers } from './attention-options.ts'
+import { isShort } from './attention-short.ts'
 import { type Allowance, allowance, type Chunk, chunksOf, storedOf } from './attention-stored.ts'
 
 /** The largest head: its blocks must fit in workgroup memory. */
@@ -137,7 +140,7 @@ function chooseForm(
       blocks: blockSize > 0,
       alibi: attrs.hasAlibi,
       stored: false,
-      oneBuffer: false,
+      sharing: [],
       dropout:
         dropout === 0 ? null : specialize(dropoutFactors, [], dropoutParams(dropout, draw), ['float32']),
     }))
@@ -183,12 +186,54 @@ export function attentionBackward(
       const [keyHeads, s] = [k.shape[1] as number, k.shape[2] as number]
       const [out, lse, dout] = rest as [View, View, View]
 
-      const formOf = (gradients: Gradients, results: readonly View[], isStored: boolean): Form => {
-        const bytes = (f: Form): number => backwardBytes(f, gradients)
-        return {
-          ...chooseForm(engine, tiles, bytes, inputs, attrs, [dout, ...results]),
-          stored: isStored,
-          oneBuffer: results.length === 2 && results[0]?.buffer === results[1]?.buffer,
+      const formOf = (gradients: Gradients, results: readonly View[], of = tiles): Form => ({
+        ...chooseForm(engine, of, (f) => backwardBytes(f, gradients), inputs, attrs, [out, dout, ...results]),
+        sharing: results.map((x) => results.findIndex((y) => y.buffer === x.buffer)),
+      })
+
+      const run = (
+        gradients: Gradients,
+        results: readonly View[],
+        form: Form,
+        saved: readonly GpuBuffer[],
+        chunk?: Chunk,
+      ): void => {
+        const isQ = gradients === 'q'
+        const key = `attentionBackward:${gradients}:${formName(form)}`
+        const kernel = engine.kernel(key, 'scaled_dot_product_attentionBackward', () =>
+          backwardShader(form, gradients),
+        )
+        const items = isQ ? b * h : chunk ? chunk.items * chunk.heads : b * keyHeads
+        const blocks = Math.ceil((isQ ? t : s) / rowsOf(form.tile))
+        const { words, floats } = commonWords([q, k, v], attrs, items, blocks)
+        for (const x of [q, k, v, dout]) words.push(...operandWords(x, form.vectors))
+        const buffers = [q, k, v, dout].map(buffer).concat(saved)
+        addOptions({ words, floats, buffers }, form, isQ ? 'keys' : 'queries', inputs, attrs)
+        if (gradients === 'qkv') words.push(...operandWords(out, form.vectors), lse.offset)
+        buffers.push(...results.filter((_, n) => form.sharing[n] === n).map(buffer))
+        const stored = chunk && storedOf(engine, form.tile, chunk, inputs, attrs, outputs[0] as View)
+        if (stored) {
+          words.push(...stored.words)
+          buffers.push(stored.buffer)
+        }
+        words.push(...results.flatMap((x) => operandWords(x, form.vectors)))
+        engine.run(kernel, buffers, words, ...grid(words[0] as number), 1, floats)
+        if (stored) {
+          stored.multiply()
+          engine.pool.free(stored.buffer)
+        }
+      }
+
+      const [needQ, needK, needV] = attrs.needs
+      const needAll = needQ && needK && needV
+      const fits = (more: number): boolean => takes(engine, inputs, attrs, backwardBuffers + more)
+      const short = tiles.filter((tile) => isShort(tile, q, k, attrs, allowed.leastGroups))
+      // Operands, out and lse, and the buffers of the results.
+      if (needAll && short.length > 0 && fits(new Set(outputs.map(buffer)).size)) {
+        const form = formOf('qkv', outputs, short)
+        if (backwardBytes(form, 'qkv') <= engine.gpu.limits.maxComputeWorkgroupStorageSize) {
+          run('qkv', outputs, form, [out, lse].map(buffer))
+          return
         }
       }
 
@@ -212,46 +257,19 @@ export function attentionBackward(
         )
       }
 
-      const run = (gradients: Gradients, results: readonly View[], chunk?: Chunk): void => {
-        const isQ = gradients === 'q'
-        const form = formOf(gradients, results, chunk !== undefined)
-        const key = `attentionBackward:${gradients}:${formName(form)}`
-        const kernel = engine.kernel(key, 'scaled_dot_product_attentionBackward', () =>
-          backwardShader(form, gradients),
-        )
-        const items = isQ ? b * h : chunk ? chunk.items * chunk.heads : b * keyHeads
-        const blocks = Math.ceil((isQ ? t : s) / rowsOf(form.tile))
-        const { words, floats } = commonWords([q, k, v], attrs, items, blocks)
-        for (const x of [q, k, v, dout]) words.push(...operandWords(x, form.vectors))
-        const buffers = [q, k, v, dout].map(buffer).concat(stat)
-        addOptions({ words, floats, buffers }, form, isQ ? 'keys' : 'queries', inputs, attrs)
-        buffers.push(...results.slice(0, form.oneBuffer ? 1 : 2).map(buffer))
-        const stored = chunk && storedOf(engine, form.tile, chunk, inputs, attrs, outputs[0] as View)
-        if (stored) {
-          words.push(...stored.words)
-          buffers.push(stored.buffer)
-        }
-        words.push(...results.flatMap((x) => operandWords(x, form.vectors)))
-        engine.run(kernel, buffers, words, ...grid(words[0] as number), 1, floats)
-        if (stored) {
-          stored.multiply()
-          engine.pool.free(stored.buffer)
-        }
-      }
-      const [needQ, needK, needV] = attrs.needs
-      const fits = (more: number): boolean => takes(engine, inputs, attrs, backwardBuffers + more)
+      const one = (gradients: Gradients, results: readonly View[]): void =>
+        run(gradients, results, formOf(gradients, results), [stat])
       const left = [...outputs]
-      const chunks =
-        needQ && needK && needV && fits(2)
-          ? chunksOf(engine, allowed, formOf('kv', outputs.slice(1), true).tile, inputs, attrs)
-          : []
-      if (chunks.length > 0) for (const chunk of chunks) run('kv', outputs.slice(1), chunk)
+      const form = needAll && fits(2) ? { ...formOf('kv', outputs.slice(1)), stored: true } : null
+      const chunks = form ? chunksOf(engine, allowed, form.tile, inputs, attrs) : []
+      if (form && chunks.length > 0)
+        for (const chunk of chunks) run('kv', outputs.slice(1), form, [stat], chunk)
       else {
-        if (needQ) run('q', left.splice(0, 1))
-        if (needK && needV && fits(1)) run('kv', left.splice(0, 2))
+        if (needQ) one('q', left.splice(0, 1))
+        if (needK && needV && fits(1)) one('kv', left.splice(0, 2))
         else {
-          if (needK) run('k', left.splice(0, 1))
-          if (needV) run('v', left.splice(0, 1))
+          if (needK) one('k', left.splice(0, 1))
+          if (needV) one('v', left.splice(0, 1))
         }
       }
       engine.pool.free(stat)
