@@ -150,7 +150,7 @@ describe.each([
 describe('every tile', () => {
   const plans: readonly Plan[] = [
     { tile: { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, slices: 1 }, splits: 1 },
-    { tile: { bm: 64, bn: 64, bk: 8, tm: 16, tn: 8, slices: 1 }, splits: 1 },
+    { tile: { bm: 128, bn: 128, bk: 8, tm: 16, tn: 8, slices: 1 }, splits: 1 },
     { tile: { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, slices: 1 }, splits: 3 },
     { tile: { bm: 32, bn: 32, bk: 32, tm: 4, tn: 4, slices: 4 }, splits: 2 },
   ]
@@ -224,19 +224,19 @@ describe('the plan', () => {
   const of = (m: number, n: number, k: number, a: Problem['a'], b: Problem['a']): Plan =>
     planOf(full.engine, { m, n, k, items: 1, sizes: [], type: 'f32', a, b, outs: [], extras: [] })
   const form = ({ tile: t, splits, flip }: Plan) =>
-    `${t.bm} x ${t.bn}${t.plus ? ' + 1' : ''}, ${t.tm} x ${t.tn} / ${splits}${flip ? ' flipped' : ''}`
+    `${t.bm} x ${t.bn}${t.plus ? ' + 1' : ''} x ${t.bk}, ${t.tm} x ${t.tn} / ${splits}${flip ? ' flipped' : ''}`
   it('suits a GPT of width 384 and vocabulary 65', () => {
     const rows = 16384
-    expect(form(of(rows, 65, 384, at(384, 1), at(1, 384)))).toBe('64 x 64 + 1, 8 x 8 / 1')
-    expect(form(of(65, 384, rows, at(1, 65), at(384, 1)))).toBe('64 x 64 + 1, 8 x 8 / 44 flipped')
-    expect(form(of(rows, 384, 65, at(65, 1), at(384, 1)))).toBe('128 x 128, 8 x 8 / 1')
-    expect(form(of(rows, 384, 384, at(384, 1), at(1, 384)))).toBe('64 x 64, 16 x 8 / 1')
-    expect(form(of(rows, 384, 384, at(384, 1), at(384, 1)))).toBe('128 x 128, 8 x 8 / 1')
-    expect(form(of(rows, 1536, 384, at(384, 1), at(1, 384)))).toBe('128 x 128, 16 x 8 / 1')
-    expect(form(of(384, 384, rows, at(1, 384), at(384, 1)))).toBe('64 x 64, 8 x 8 / 22')
+    expect(form(of(rows, 65, 384, at(384, 1), at(1, 384)))).toBe('64 x 64 + 1 x 16, 8 x 8 / 1')
+    expect(form(of(65, 384, rows, at(1, 65), at(384, 1)))).toBe('64 x 64 + 1 x 16, 8 x 8 / 44 flipped')
+    expect(form(of(rows, 384, 65, at(65, 1), at(384, 1)))).toBe('128 x 128 x 16, 8 x 8 / 1')
+    expect(form(of(rows, 384, 384, at(384, 1), at(1, 384)))).toBe('128 x 128 x 8, 16 x 8 / 1')
+    expect(form(of(rows, 384, 384, at(384, 1), at(384, 1)))).toBe('128 x 128 x 16, 8 x 8 / 1')
+    expect(form(of(rows, 1536, 384, at(384, 1), at(1, 384)))).toBe('128 x 128 x 16, 16 x 8 / 1')
+    expect(form(of(384, 384, rows, at(1, 384), at(384, 1)))).toBe('64 x 64 x 16, 8 x 8 / 22')
   })
   it('leaves small products with an odd column to small tiles', () => {
-    expect(form(of(768, 65, 128, at(128, 1), at(1, 128)))).toBe('32 x 32, 4 x 4 / 1')
+    expect(form(of(768, 65, 128, at(128, 1), at(1, 128)))).toBe('32 x 32 x 32, 4 x 4 / 1')
   })
 })
 
@@ -248,7 +248,7 @@ describe('what follows the product', () => {
     { tile: { bm: 16, bn: 16, bk: 16, tm: 4, tn: 4, slices: 4 }, splits: 3 },
     { tile: { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, ...one }, splits: 2 },
     { tile: { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, ...one }, splits: 1 },
-    { tile: { bm: 64, bn: 64, bk: 8, tm: 16, tn: 8, ...one }, splits: 1 },
+    { tile: { bm: 128, bn: 128, bk: 16, tm: 8, tn: 8, ...one }, splits: 1 },
     { tile: { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, ...one }, splits: 1 },
     // Too wide a tile to pass on its elements by workgroup memory.
     { tile: { bm: 32, bn: 64, bk: 4, tm: 8, tn: 8, ...one }, splits: 1 },

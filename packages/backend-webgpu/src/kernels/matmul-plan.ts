@@ -4,13 +4,13 @@
  *
  * What decides there for the 16,384 tokens of a GPT of width 384 (milliseconds, floors at 59 TFLOP/s):
  *
- * | | floor | large | broad | single |
- * |---|---|---|---|---|
- * | 384 → 384, forward (gradient of x) | 0.081 | 0.163 (0.162) | 0.187 (0.133) | 0.139 (0.138) |
- * | 1,536 → 384 | 0.324 | 0.604 (0.464) | 0.639 (0.480) | 0.531 (0.512) |
- * | 384 → 1,536 | 0.324 | 0.477 (0.591) | 0.499 (0.477) | 0.539 (0.493) |
- * | 384 → 1,152 | 0.243 | 0.394 (0.454) | 0.414 (0.362) | 0.382 (0.376) |
- * | 2048³ | 0.289 | 0.403 | 0.425 | 0.437 |
+ * | | floor | large | shallow | broad | one warp, 64 × 64 × 8 |
+ * |---|---|---|---|---|---|
+ * | 384 → 384, forward (gradient of x) | 0.081 | 0.163 (0.162) | 0.142 (0.140) | 0.181 (0.133) | 0.149 (0.138) |
+ * | 384 → 1,152 | 0.243 | 0.394 (0.454) | 0.381 | 0.421 (0.362) | 0.389 (0.376) |
+ * | 384 → 1,536 | 0.324 | 0.477 (0.591) | | 0.499 (0.477) | 0.539 (0.493) |
+ * | 1,536 → 384 | 0.324 | 0.604 (0.464) | 0.501 | 0.646 (0.480) | 0.513 (0.512) |
+ * | 2048³ | 0.289 | 0.403 | | 0.425 | 0.437 |
  *
  * Gradients of weights want parts of k: those of 384 × 384 take 0.123 ms in 22 parts, 0.155 in 29 and 0.131 in 14.
  *
@@ -34,8 +34,8 @@ export interface Plan {
 const large: Tile = { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, slices: 1 }
 /** As large, by twice as many threads: a core that has only one is less idle. It wants columns of b side by side. */
 const broad: Tile = { ...large, tm: 8 }
-/** One warp, which waits for no other: while some load or store, others compute. It needs many per core. */
-const single: Tile = { bm: 64, bn: 64, bk: 8, tm: 16, tn: 8, slices: 1 }
+/** Where b lies along k. */
+const shallow: Tile = { ...large, bk: 8 }
 const middle: Tile = { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, slices: 1 }
 /** Two columns of tiles of which the second were almost empty; two groups of threads make up for the fewer tiles. */
 const beyond: Tile = { ...middle, slices: 2, plus: true }
@@ -46,7 +46,6 @@ const tiny: Tile = { bm: 16, bn: 16, bk: 16, tm: 4, tn: 4, slices: 4 }
 /** Large tiles at a time, and how much of all rounds must be used. */
 const atATime = 264
 const fullEnough = 0.9
-const enoughSingle = 1056
 const enoughMiddle = 256
 /** With k split: so many workgroups, of at least so many steps each; one round where many parts are to be added up. */
 const wanted = (tiles: number): number => (tiles < 100 ? 792 : 1296)
@@ -79,10 +78,10 @@ export function planOf(engine: Engine, p: Problem): Plan {
   const rounds = Math.ceil(count(large) / atATime)
   const full = (p.items * p.m * p.n) / (rounds * atATime * large.bm * large.bn)
   if (fits(large) && full >= fullEnough) return { tile: large, splits: 1 }
-  // With a band tiles take different times, and one warp alone the longest.
-  if (p.band === undefined) {
-    if (b === 'O' && fits(broad) && count(broad) >= atATime) return { tile: broad, splits: 1 }
-    if (vectors(a) && vectors(b) && count(single) >= enoughSingle) return { tile: single, splits: 1 }
+  // With a band tiles take different times: small ones share the work better.
+  if (p.band === undefined && count(large) >= atATime) {
+    const tile = b === 'O' ? broad : shallow
+    if (fits(tile)) return { tile, splits: 1 }
   }
   const n = count(middle)
   if (n >= enoughMiddle) return { tile: middle, splits: 1 }
