@@ -43,12 +43,11 @@ export function allocateAll(backend: Backend, specs: readonly TensorSpec[]): Ten
  */
 export function placesLike(tensors: readonly Tensor[]): readonly TensorSpec[] {
   const specs: TensorSpec[] = tensors.map((t) => ({ shape: t.shape, dtype: t.dtype, order: orderOf(t) }))
-  const left = new Set(tensors.keys())
-  for (const first of left) {
+  for (let first = 0; first < tensors.length; first++) {
     const { storage, dtype, shape, strides } = tensors[first]
-    const group = [...left].filter((i) => tensors[i].storage === storage && tensors[i].dtype === dtype)
-    for (const i of group) left.delete(i)
-    if (group.length < 2) continue
+    const isMate = (t: Tensor): boolean => t.storage === storage && t.dtype === dtype
+    if (tensors.findIndex(isMate) < first || tensors.findLastIndex(isMate) === first) continue
+    const group = [...tensors.keys()].filter((i) => isMate(tensors[i]))
     group.sort((a, b) => tensors[a].offset - tensors[b].offset)
     const dim = sharedDim(group.map((i) => tensors[i]))
     if (dim < 0) continue
@@ -84,7 +83,12 @@ function sharedDim(views: readonly Layout[]): number {
 
 /** Dims by their strides, the largest first; nothing where that is no order of memory, or does not end with the last dim. */
 function orderOf({ shape, strides }: Layout): readonly number[] | undefined {
-  if (!strides.every((step) => step > 0)) return undefined
+  let falling = true
+  for (let d = 0; d < strides.length; d++) {
+    if (strides[d] <= 0) return undefined
+    if (d > 0 && strides[d] > strides[d - 1]) falling = false
+  }
+  if (falling) return undefined
   const order = [...shape.keys()].sort((a, b) => strides[b] - strides[a] || a - b)
-  return order.at(-1) === shape.length - 1 && order.some((d, i) => d !== i) ? order : undefined
+  return order.at(-1) === shape.length - 1 ? order : undefined
 }
