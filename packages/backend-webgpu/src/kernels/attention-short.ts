@@ -11,23 +11,31 @@ import type { AttentionAttrs, View } from '@tilegrad/core'
 import { colsOf, each, type Form, rowsOf, store, type Tile, threadsOf, zeroSums } from './attention-blocks.ts'
 import { exponent } from './attention-scores.ts'
 
+/** Where there are more workgroups than that, a large GPU's cores have several at a time, if they fit. */
+const onePerCore = 128
+
 /**
- * Whether that pays. One workgroup per key head goes through all blocks of queries: n blocks take 5n products, one after
- * the other. Three kernels take 4n and 3, as the blocks of dQ run side by side on a GPU that is large enough: no less up
- * to n = 3. Where as many workgroups as `enough` fill the GPU, fewer products are less time in any case. Masks of blocks
- * skip blocks of queries, whose dQ nobody would write.
+ * The tiles for which that pays, the best first. One workgroup per key head goes through all blocks of queries: n blocks
+ * take 5n products, one after the other. Three kernels take 4n and 3, as the blocks of dQ run side by side on a GPU that
+ * is large enough: no less up to n = 3. Where as many workgroups as `enough` fill the GPU, fewer products are less time in
+ * any case. Masks of blocks skip blocks of queries, whose dQ nobody would write.
+ *
+ * On one H100, B 12, H 4, T 64, D 32: 22 µs, 24 with 32 queries at a time, in three kernels 48; B 128, H 6, D 64: 165,
+ * 129 and 156.
  */
-export function isShort(
-  tile: Tile,
+export function shortTiles(
+  tiles: readonly Tile[],
   q: View,
   k: View,
   { blockSize }: AttentionAttrs,
   enough: number,
-): boolean {
+): Tile[] {
   const [b, h, t] = q.shape as [number, number, number]
   const [, hk, s] = k.shape as [number, number, number]
-  if (blockSize > 0 || b * h * t * s === 0 || s > rowsOf(tile)) return false
-  return (h / hk) * Math.ceil(t / colsOf(tile)) <= 3 || b * hk >= enough
+  if (blockSize > 0 || b * h * t * s === 0) return []
+  const pays = (tile: Tile): boolean => (h / hk) * Math.ceil(t / colsOf(tile)) <= 3 || b * hk >= enough
+  const fit = tiles.filter((tile) => s <= rowsOf(tile) && pays(tile))
+  return b * hk > onePerCore ? fit.sort((x, y) => colsOf(x) - colsOf(y)) : fit
 }
 
 /** How threads share a block's queries by fours, of `width4` vectors; `begin` opens a scope with their `ty` and `tx`. */

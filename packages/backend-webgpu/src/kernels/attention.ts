@@ -63,7 +63,7 @@ import {
 } from './attention-blocks.ts'
 import { forwardBytes, forwardShader } from './attention-forward.ts'
 import { addOptions, optionBuffers } from './attention-options.ts'
-import { isShort } from './attention-short.ts'
+import { shortTiles } from './attention-short.ts'
 import { type Allowance, allowance, type Chunk, chunksOf, storedOf } from './attention-stored.ts'
 
 /** The largest head: its blocks must fit in workgroup memory. */
@@ -227,7 +227,7 @@ export function attentionBackward(
       const [needQ, needK, needV] = attrs.needs
       const needAll = needQ && needK && needV
       const fits = (more: number): boolean => takes(engine, inputs, attrs, backwardBuffers + more)
-      const short = tiles.filter((tile) => isShort(tile, q, k, attrs, allowed.leastGroups))
+      const short = shortTiles(tiles, q, k, attrs, allowed.leastGroups)
       // Operands, out and lse, and the buffers of the results.
       if (needAll && short.length > 0 && fits(new Set(outputs.map(buffer)).size)) {
         const form = formOf('qkv', outputs, short)
