@@ -13,14 +13,17 @@
 import { DeviceError, type DeviceSpan } from '@tilegrad/core'
 import { BufferPool, type GpuBuffer, usage } from './buffers.ts'
 import type { Gpu } from './gpu.ts'
+import { independent } from './joined.ts'
 import { Params } from './params.ts'
-import { type GpuKernel, Pipelines } from './pipelines.ts'
+import { type Bound, type GpuKernel, Pipelines } from './pipelines.ts'
 import type { Dispatch, Recorder, Scalar } from './recorded.ts'
 import type { Shader } from './shader.ts'
 
 const firstBatch = 16
 const largestBatch = 256
 const queries = 2 * largestBatch
+/** Workgroups of two dispatches that become one; with more, their calls are not what takes the time. */
+const mostJoined = 512
 
 export class Engine {
   readonly gpu: Gpu
@@ -34,9 +37,9 @@ export class Engine {
   #encoder: GPUCommandEncoder | null = null
   #batch = 0
   #inBatch = 0
-  /** The dispatches of the batch: kernel, bind group, and three numbers each: x, y, z. */
+  /** The dispatches of the batch: kernel, what it binds, and three numbers each: x, y, z. */
   #kernels: GpuKernel[] = []
-  readonly #groups: GPUBindGroup[] = []
+  readonly #bound: Bound[] = []
   readonly #grids = new Uint32Array(3 * largestBatch)
   /** So many of them the encoder has. */
   #encoded = 0
@@ -178,8 +181,9 @@ export class Engine {
     y: number,
     z: number,
   ): void {
+    if (kernel.joins && y === 1 && z === 1 && this.#join(kernel, buffers, slot, x)) return
     const i = this.#kernels.length
-    this.#groups[i] = this.#pipelines.bindGroup(kernel, buffers, slot)
+    this.#bound[i] = this.#pipelines.bind(kernel, buffers, slot, -1)
     this.#kernels.push(kernel)
     this.#grids[3 * i] = x
     this.#grids[3 * i + 1] = y
@@ -195,6 +199,27 @@ export class Engine {
         if (!this.gpu.lostInfo) this.flush()
       })
     }
+  }
+
+  /** Makes a dispatch a part of the one before, where they can go side by side: see joined.ts. */
+  #join(kernel: GpuKernel, buffers: readonly GpuBuffer[], slot: number, x: number): boolean {
+    const i = this.#kernels.length - 1
+    // What is timed is timed by itself.
+    if (i < this.#encoded || this.#timing) return false
+    const first = this.#kernels[i] as GpuKernel
+    if (!first.joins || !kernel.joins) return false
+    const grids = this.#grids
+    const all = (grids[3 * i] as number) + x
+    if (all > mostJoined || grids[3 * i + 1] !== 1 || grids[3 * i + 2] !== 1) return false
+    const bound = this.#bound[i] as Bound
+    if (!independent(first.joins.shader, bound.buffers, kernel.joins.shader, buffers)) return false
+    const joined = this.#pipelines.joined(first, kernel)
+    if (!joined) return false
+    this.#kernels[i] = joined
+    this.#bound[i] = this.#pipelines.bind(joined, [...bound.buffers, ...buffers], bound.slot, slot)
+    grids[3 * i] = all
+    for (let j = 0; j < buffers.length; j++) (buffers[j] as GpuBuffer).batch = this.#batch
+    return true
   }
 
   /** Copies bytes between buffers; offsets and size are multiples of 4. */
@@ -375,11 +400,13 @@ export class Engine {
         pipeline = null
       }
       pass ??= encoder.beginComputePass()
-      if (kernel.pipeline !== pipeline) {
-        pipeline = kernel.pipeline
+      const own = kernel.pipeline ?? this.#pipelines.pipeline(kernel)
+      if (own !== pipeline) {
+        pipeline = own
         pass.setPipeline(pipeline)
       }
-      pass.setBindGroup(0, this.#groups[i] as GPUBindGroup)
+      const bound = this.#bound[i] as Bound
+      pass.setBindGroup(0, bound.group ?? this.#pipelines.group(bound))
       const x = grids[3 * i] as number
       const y = grids[3 * i + 1] as number
       const z = grids[3 * i + 2] as number

@@ -17,6 +17,13 @@ export interface Shader {
   readonly workgroup: readonly [x: number, y?: number, z?: number]
   /** Everything outside the entry point: functions, `var<workgroup>`, constants. */
   readonly declarations?: string
+  /** An array in workgroup memory; kernels that are joined have it in common. */
+  readonly shared?: { readonly name: string; readonly item: Item; readonly count: number }
+  /**
+   * For kernels on grids of one dim that one dispatch may do together with another: the parameter that counts their
+   * workgroups. They declare only functions and structs, whose members have names of their own. See joined.ts.
+   */
+  readonly joins?: string
   /**
    * The body of `main`, which sees `p` (parameters), the bindings, `wg` (workgroup_id), `groups` (num_workgroups),
    * `lid` (local_invocation_id) and `li` (local_invocation_index).
@@ -26,24 +33,41 @@ export interface Shader {
   readonly enables?: readonly string[]
 }
 
-export function shaderCode({ params, bindings, workgroup, declarations, body, enables }: Shader): string {
+export function shaderCode(shader: Shader): string {
+  return `${enabled(shader.enables ?? [])}
+${shared(shader.shared)}
+${moduleCode(shader, 1, 0)}
+${stage('main', shader.body, shader.workgroup)}`
+}
+
+export const enabled = (names: readonly string[]): string =>
+  [...new Set(names)].map((name) => `enable ${name};\n`).join('')
+
+/** What a kernel has outside its entry point; buffers are bound from `at` on, parameters at `paramsAt`. */
+export function moduleCode({ params, bindings, declarations }: Shader, at: number, paramsAt: number): string {
   const fields = params.length > 0 ? params : ['unused: u32']
-  return `${(enables ?? []).map((e) => `enable ${e};\n`).join('')}
-struct Params { ${fields.join(', ')} }
-@group(0) @binding(0) var<uniform> p: Params;
+  return `struct Params { ${fields.join(', ')} }
+@group(0) @binding(${paramsAt}) var<uniform> p: Params;
 ${bindings
   .map(
     ({ name, item, write }, i) =>
-      `@group(0) @binding(${i + 1}) var<storage, ${write ? 'read_write' : 'read'}> ${name}: array<${item}>;`,
+      `@group(0) @binding(${at + i}) var<storage, ${write ? 'read_write' : 'read'}> ${name}: array<${item}>;`,
   )
   .join('\n')}
-${declarations ?? ''}
-@compute @workgroup_size(${workgroup.map((n) => n ?? 1).join(', ')})
-fn main(
-  @builtin(workgroup_id) wg: vec3u,
-  @builtin(num_workgroups) groups: vec3u,
-  @builtin(local_invocation_id) lid: vec3u,
-  @builtin(local_invocation_index) li: u32,
+${declarations ?? ''}`
+}
+
+export const shared = (array: Shader['shared']): string =>
+  array ? `var<workgroup> ${array.name}: array<${array.item}, ${array.count}>;` : ''
+
+/** A function with a kernel's body: the entry point, if it has a workgroup's size. */
+export function stage(name: string, body: string, workgroup?: Shader['workgroup']): string {
+  const builtin = (which: string): string => (workgroup ? `@builtin(${which}) ` : '')
+  return `${workgroup ? `@compute @workgroup_size(${workgroup.map((n) => n ?? 1).join(', ')})\n` : ''}fn ${name}(
+  ${builtin('workgroup_id')}wg: vec3u,
+  ${builtin('num_workgroups')}groups: vec3u,
+  ${builtin('local_invocation_id')}lid: vec3u,
+  ${builtin('local_invocation_index')}li: u32,
 ) {
 ${body}
 }

@@ -34,7 +34,7 @@ export function tileShader(t: Tile, spec: TileSpec): Shader {
   const { bm, bn, bk, tm, tn, slices } = t
   const [tx, ty] = [bn / tn, bm / tm]
   const threads = threadsOf(t)
-  const v = `vec4<${type}>`
+  const v = `vec4<${type}>` as const
   const [rowA, rowB] = [rowOf(bm, spec.a), rowOf(bn, spec.b)]
   const matrices = 2 + e.outs + e.extras.length
   const inputs: Binding[] = [spec.a, spec.b].map((access, i) => ({
@@ -125,7 +125,9 @@ export function tileShader(t: Tile, spec: TileSpec): Shader {
     params: [...fields(matrices, dims), ...(spec.band ? ['band: i32'] : [])],
     bindings: [...inputs, ...bindings(e, 2)],
     workgroup: [threads],
-    declarations: `${declarations(e)}\nvar<workgroup> s: array<${v}, ${bytesOf(t, spec.a, spec.b) / 16}>;`,
+    declarations: declarations(e),
+    shared: { name: 's', item: v, count: bytesOf(t, spec.a, spec.b) / 16 },
+    joins: 'total',
     body: lines.join('\n'),
   }
 }
