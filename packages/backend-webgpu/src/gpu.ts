@@ -132,7 +132,8 @@ class OpenGpu implements Gpu {
     this.isSoftware = [info.architecture, info.description].some((name) => /swiftshader/i.test(name))
     this.info = info
     this.features = device.features as ReadonlySet<string>
-    this.limits = device.limits
+    // A copy: the device's own are asked for by a call each.
+    this.limits = allLimits(device.limits) as unknown as GPUSupportedLimits
     this.timestamps = this.features.has('timestamp-query')
     this.immediates = immediates
     this.isNode = isNode

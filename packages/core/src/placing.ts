@@ -89,6 +89,12 @@ function orderOf({ shape, strides }: Layout): readonly number[] | undefined {
     if (d > 0 && strides[d] > strides[d - 1]) falling = false
   }
   if (falling) return undefined
-  const order = [...shape.keys()].sort((a, b) => strides[b] - strides[a] || a - b)
-  return order.at(-1) === shape.length - 1 ? order : undefined
+  // By insertion: a call of sort takes longer than all the rest.
+  const order = [0]
+  for (let d = 1; d < shape.length; d++) {
+    let at = d
+    for (; at > 0 && strides[order[at - 1]] < strides[d]; at--) order[at] = order[at - 1]
+    order[at] = d
+  }
+  return order[shape.length - 1] === shape.length - 1 ? order : undefined
 }
