@@ -169,7 +169,7 @@ describe('every tile', () => {
 })
 
 describe('tiles with a column beyond', () => {
-  const shape = { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, slices: 2, plus: true }
+  const shape = { bm: 64, bn: 64, bk: 32, tm: 8, tn: 8, slices: 2, plus: true }
   const narrow: Plan = { tile: { ...shape, bm: 16, bn: 16, tm: 4, tn: 4 }, splits: 1 }
   type Layout = readonly [a: 'K' | 'O', b: 'K' | 'k' | 'O' | 'o']
   const cases: readonly (readonly [Plan, ...Layout])[] = [
@@ -227,8 +227,8 @@ describe('the plan', () => {
     `${t.bm} x ${t.bn}${t.plus ? ' + 1' : ''} x ${t.bk}, ${t.tm} x ${t.tn} / ${splits}${flip ? ' flipped' : ''}`
   it('suits a GPT of width 384 and vocabulary 65', () => {
     const rows = 16384
-    expect(form(of(rows, 65, 384, at(384, 1), at(1, 384)))).toBe('64 x 64 + 1 x 16, 8 x 8 / 1')
-    expect(form(of(65, 384, rows, at(1, 65), at(384, 1)))).toBe('64 x 64 + 1 x 16, 8 x 8 / 44 flipped')
+    expect(form(of(rows, 65, 384, at(384, 1), at(1, 384)))).toBe('64 x 64 + 1 x 32, 8 x 8 / 1')
+    expect(form(of(65, 384, rows, at(1, 65), at(384, 1)))).toBe('64 x 64 + 1 x 32, 8 x 8 / 44 flipped')
     expect(form(of(rows, 384, 65, at(65, 1), at(384, 1)))).toBe('128 x 128 x 16, 8 x 8 / 1')
     expect(form(of(rows, 384, 384, at(384, 1), at(1, 384)))).toBe('128 x 128 x 8, 16 x 8 / 1')
     expect(form(of(rows, 384, 384, at(384, 1), at(384, 1)))).toBe('128 x 128 x 16, 8 x 8 / 1')
