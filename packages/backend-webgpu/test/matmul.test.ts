@@ -221,8 +221,8 @@ describe('tiles with a column beyond', () => {
 describe('the plan', () => {
   const at = (row: number, column: number) =>
     ({ offset: 0, row, column, batch: [] }) as unknown as Problem['a']
-  const of = (m: number, n: number, k: number, a: Problem['a'], b: Problem['a']): Plan =>
-    planOf(full.engine, { m, n, k, items: 1, sizes: [], type: 'f32', a, b, outs: [], extras: [] })
+  const of = (m: number, n: number, k: number, a: Problem['a'], b: Problem['a'], plain = true): Plan =>
+    planOf(full.engine, { m, n, k, items: 1, sizes: [], type: 'f32', a, b, outs: [], extras: [] }, plain)
   const form = ({ tile: t, splits, flip }: Plan) =>
     `${t.bm} x ${t.bn}${t.plus ? ' + 1' : ''} x ${t.bk}, ${t.tm} x ${t.tn} / ${splits}${flip ? ' flipped' : ''}`
   it('suits a GPT of width 384 and vocabulary 65', () => {
@@ -231,6 +231,7 @@ describe('the plan', () => {
     expect(form(of(65, 384, rows, at(1, 65), at(384, 1)))).toBe('64 x 64 + 1 x 32, 8 x 8 / 44 flipped')
     expect(form(of(rows, 384, 65, at(65, 1), at(384, 1)))).toBe('128 x 128 x 16, 8 x 8 / 1')
     expect(form(of(rows, 384, 384, at(384, 1), at(1, 384)))).toBe('128 x 128 x 8, 16 x 8 / 1')
+    expect(form(of(rows, 384, 384, at(384, 1), at(1, 384), false))).toBe('128 x 128 x 8, 8 x 8 / 1')
     expect(form(of(rows, 384, 384, at(384, 1), at(384, 1)))).toBe('128 x 128 x 16, 8 x 8 / 1')
     expect(form(of(rows, 1536, 384, at(384, 1), at(1, 384)))).toBe('128 x 128 x 16, 16 x 8 / 1')
     expect(form(of(384, 384, rows, at(1, 384), at(384, 1)))).toBe('64 x 64 x 16, 8 x 8 / 22')
@@ -249,7 +250,7 @@ describe('what follows the product', () => {
     { tile: { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, ...one }, splits: 2 },
     { tile: { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, ...one }, splits: 1 },
     { tile: { bm: 128, bn: 128, bk: 16, tm: 8, tn: 8, ...one }, splits: 1 },
-    { tile: { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, ...one }, splits: 1 },
+    { tile: { bm: 128, bn: 128, bk: 8, tm: 8, tn: 8, ...one }, splits: 1 },
     // Too wide a tile to pass on its elements by workgroup memory.
     { tile: { bm: 32, bn: 64, bk: 4, tm: 8, tn: 8, ...one }, splits: 1 },
   ]

@@ -120,7 +120,7 @@ export function storedOf(
     ],
     ...(attrs.causal !== 'none' && { band: offsetOf(q, k, attrs) }),
   }
-  const { bm, bk } = planOf(engine, problem).tile
+  const { bm, bk } = planOf(engine, problem, true).tile
   return {
     buffer,
     words: [chunk.first, keys, row / 4, bm + bk],

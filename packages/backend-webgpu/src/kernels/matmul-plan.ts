@@ -4,13 +4,16 @@
  *
  * What decides there for the 16,384 tokens of a GPT of width 384 (milliseconds, floors at 59 TFLOP/s):
  *
- * | | floor | large | shallow | broad | one warp, 64 × 64 × 8 |
- * |---|---|---|---|---|---|
- * | 384 → 384, forward (gradient of x) | 0.081 | 0.163 (0.162) | 0.142 (0.140) | 0.181 (0.133) | 0.149 (0.138) |
- * | 384 → 1,152 | 0.243 | 0.394 (0.454) | 0.381 | 0.421 (0.362) | 0.389 (0.376) |
- * | 384 → 1,536 | 0.324 | 0.477 (0.591) | | 0.499 (0.477) | 0.539 (0.493) |
- * | 1,536 → 384 | 0.324 | 0.604 (0.464) | 0.501 | 0.646 (0.480) | 0.513 (0.512) |
- * | 2048³ | 0.289 | 0.403 | | 0.425 | 0.437 |
+ * | | floor | large | shallow | broad | shallow and broad | one warp, 64 × 64 × 8 |
+ * |---|---|---|---|---|---|---|
+ * | 384 → 384, forward (gradient of x) | 0.081 | 0.163 (0.162) | 0.142 (0.140) | 0.181 (0.133) | 0.148 (0.140) | 0.149 (0.138) |
+ * | and a residual | | 0.186 | 0.202 | 0.188 | 0.150 | 0.152 |
+ * | 384 → 1,152 | 0.243 | 0.394 (0.454) | 0.381 | 0.421 (0.362) | 0.391 | 0.389 (0.376) |
+ * | 384 → 1,536 | 0.324 | 0.477 (0.591) | 0.503 | 0.499 (0.477) | 0.508 (0.504) | 0.539 (0.493) |
+ * | and GELU, both kept | | 0.503 | 0.511 | 0.541 | 0.584 | 0.533 |
+ * | 1,536 → 384 | 0.324 | 0.604 (0.464) | 0.501 | 0.646 (0.480) | 0.511 (0.510) | 0.513 (0.512) |
+ * | and a residual | | 0.620 | 0.636 | 0.640 | 0.505 | 0.514 |
+ * | 2048³ | 0.289 | 0.403 | | 0.425 | 0.449 | 0.437 |
  *
  * Gradients of weights want parts of k: those of 384 × 384 take 0.123 ms in 22 parts, 0.155 in 29 and 0.131 in 14.
  *
@@ -36,8 +39,9 @@ export interface Plan {
 const large: Tile = { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, slices: 1 }
 /** As large, by twice as many threads: a core that has only one is less idle. It wants columns of b side by side. */
 const broad: Tile = { ...large, tm: 8 }
-/** Where b lies along k. */
+/** Where b lies along k; by twice as many threads if a program follows, which needs registers as well. */
 const shallow: Tile = { ...large, bk: 8 }
+const shallowBroad: Tile = { ...broad, bk: 8 }
 const middle: Tile = { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, slices: 1 }
 /** Two columns of tiles of which the second were almost empty; two groups of threads make up for the fewer tiles. */
 const beyond: Tile = { ...middle, bk: 32, slices: 2, plus: true }
@@ -71,7 +75,8 @@ function planBeyond(p: Problem, a: Access, b: Access): Plan | null {
   return splits > 1 && n * splits >= enoughMiddle ? { tile: beyond, splits, flip: true } : null
 }
 
-export function planOf(engine: Engine, p: Problem): Plan {
+/** `plain`: no program follows the product. */
+export function planOf(engine: Engine, p: Problem, plain: boolean): Plan {
   const { maxComputeWorkgroupStorageSize: bytes, maxComputeInvocationsPerWorkgroup: threads } =
     engine.gpu.limits
   const [a, b] = [accessA(p), accessB(p)]
@@ -86,7 +91,7 @@ export function planOf(engine: Engine, p: Problem): Plan {
   if (fits(large) && full >= fullEnough) return { tile: large, splits: 1 }
   // With a band tiles take different times: small ones share the work better.
   if (p.band === undefined && count(large) >= atATime) {
-    const tile = b === 'O' ? broad : shallow
+    const tile = b === 'O' ? broad : plain ? shallow : shallowBroad
     if (fits(tile)) return { tile, splits: 1 }
   }
   const n = count(middle)

@@ -35,7 +35,7 @@ export function multiply(
 ): void {
   if (p.items * p.m * p.n === 0) return
   if (p.outs[0]?.column !== 1 && p.outs[0]?.row === 1) p = transposed(p)
-  const plan = choose(engine, p)
+  const plan = choose(engine, p, program === undefined)
   if (plan.flip) p = transposed(p)
   if (plan.splits === 1) tiles(engine, label, p, program, plan)
   else split(engine, label, p, program, plan)
