@@ -108,6 +108,54 @@ for (var i = 0u; i < 4u; i++) { let a = at + i * 256u; if (a < p.count) { result
   }
 }
 
+/** CPU time in µs of what a dispatch takes at least: pipeline, bind group, dispatch, and its share of a submission. */
+export async function callsOfDispatch(backend: WebGpuBackend): Promise<number> {
+  const { engine } = backend
+  const { device, pool } = engine
+  const count = 100
+  const kernels = [0, 1].map((i) =>
+    engine.kernel(`bench.calls${i}`, 'bench', () => ({
+      params: [],
+      bindings: [
+        { name: 'y', item: 'f32', write: true },
+        ...['a', 'b'].map((name) => ({ name, item: 'f32' }) as const),
+      ],
+      workgroup: [32],
+      body: `y[li] = a[li] + b[li] + ${i}.0;`,
+    })),
+  )
+  const buffers = Array.from({ length: count + 2 }, () => pool.alloc(64, 'float32'))
+  const uniform = 64
+  const params = device.createBuffer({ size: 16, usage: uniform })
+  const calls = Array.from({ length: count }, (_, i) => {
+    const { pipeline, layout } = kernels[i % 2] as (typeof kernels)[0]
+    const entries = [params, ...buffers.slice(i, i + 3).map(({ gpu }) => gpu)].map((buffer, binding) => ({
+      binding,
+      resource: { buffer },
+    }))
+    const group = device.createBindGroup({ layout: layout.group, entries })
+    return { pipeline: pipeline as GPUComputePipeline, group }
+  })
+  const times: number[] = []
+  for (let r = 0; r < 400; r++) {
+    if (r % 8 === 0) await backend.finished()
+    const begin = performance.now()
+    const encoder = device.createCommandEncoder()
+    const pass = encoder.beginComputePass()
+    for (const { pipeline, group } of calls) {
+      pass.setPipeline(pipeline)
+      pass.setBindGroup(0, group)
+      pass.dispatchWorkgroups(1)
+    }
+    pass.end()
+    device.queue.submit([encoder.finish()])
+    times.push((1000 * (performance.now() - begin)) / count)
+  }
+  await backend.finished()
+  for (const buffer of buffers) pool.free(buffer)
+  params.destroy()
+  return median(times.slice(100))
+}
 /** Median time of one execution, and of its floor, measured in the same run. */
 export async function timed(
   { run, work, warmUpMs = 0 }: Prepared,
