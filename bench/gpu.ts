@@ -120,19 +120,16 @@ const backend = await createWebGpuBackend({
 })
 setDefaultBackend(backend)
 const { engine } = backend
-const compile = engine.kernel.bind(engine)
+const { device } = engine
+const compile = device.createComputePipeline.bind(device)
 let compiled = { count: 0, ms: 0 }
-engine.kernel = (key, label, build) => {
+device.createComputePipeline = (pipeline) => {
   const begin = performance.now()
-  let fresh = false
-  const kernel = compile(key, label, () => {
-    fresh = true
-    return build()
-  })
+  const made = compile(pipeline)
   const ms = performance.now() - begin
-  if (fresh) compiled = { count: compiled.count + 1, ms: compiled.ms + ms }
-  if (fresh && ms > 1000) console.log(`  ${(ms / 1000).toFixed(1)} s to compile ${key}`)
-  return kernel
+  compiled = { count: compiled.count + 1, ms: compiled.ms + ms }
+  if (ms > 1000) console.log(`  ${(ms / 1000).toFixed(1)} s to compile a kernel of ${pipeline.label}`)
+  return made
 }
 const context = { backend, peaks: createGpuPeaks(backend), runs: Number(options.runs) }
 const computes = options.dawn !== 'null'

@@ -31,7 +31,7 @@ import {
   type Data,
   dense,
   make,
-  numbers,
+  ofProjection,
   place,
   type Sizes,
 } from './support/attention.ts'
@@ -166,18 +166,10 @@ test.each<Sizes>([
   { T: 50, H: 4, Hk: 2, D: 24, B: 2 },
   { T: 1, H: 2, D: 16, B: 3 },
 ])('heads of one projection, %o: their gradients are parts of one tensor', async (sizes) => {
-  const { B = 1, T, H = 1, Hk = H, D = 16 } = sizes
-  const data = numbers(B, T, H + 2 * Hk, D)
-  const heads = (from: number, count: number): Data => ({
-    data,
-    shape: [B, T, H + 2 * Hk, D],
-    view: (t) => t.narrow(2, from, count).transpose(1, 2),
-  })
-  const [q, k, v] = [heads(0, H), heads(H, Hk), heads(H + Hk, Hk)]
-  const c = { ...make(sizes, { isCausal: true }), q, k, v, packed: true }
+  const c = ofProjection(sizes, { isCausal: true })
   await checkShort(c, [['whole', whole]])
   // Three results in one buffer: few bindings are enough.
-  await checkShort({ ...c, mask: dense(T, T) }, [['default limits', small]])
+  await checkShort({ ...c, mask: dense(sizes.T, sizes.T) }, [['default limits', small]])
 })
 
 test('keys that are a part of all: δ is that of the whole output', async () => {

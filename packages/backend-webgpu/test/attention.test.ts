@@ -14,6 +14,7 @@ import {
   gpus,
   make,
   numbers,
+  ofProjection,
   place,
   type Sizes,
 } from './support/attention.ts'
@@ -118,16 +119,8 @@ test.each<Sizes>([
   { T: 70, H: 1, D: 8 },
   { T: 1, H: 2, D: 16, B: 3 },
 ])('heads of one projection, %o: their gradients are parts of one tensor', async (sizes) => {
-  const { B = 1, T, H = 1, Hk = H, D = 16 } = sizes
-  const data = numbers(B, T, H + 2 * Hk, D)
-  const heads = (from: number, count: number): Data => ({
-    data,
-    shape: [B, T, H + 2 * Hk, D],
-    view: (t) => t.narrow(2, from, count).transpose(1, 2),
-  })
-  const [q, k, v] = [heads(0, H), heads(H, Hk), heads(H + Hk, Hk)]
   for (const isCausal of [false, true]) {
-    const c = { ...make(sizes, { isCausal }), q, k, v, packed: true }
+    const c = ofProjection(sizes, { isCausal })
     await check(c)
     await check(c, [false, true, true])
     await check(c, [true, true, false])

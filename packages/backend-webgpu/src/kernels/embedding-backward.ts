@@ -67,8 +67,7 @@ export function sumRows(
     )
     return
   }
-  if (rest) copy(engine, rest, dweight, width)
-  else clear(engine, dweight)
+  begin(engine, dweight, rest, rest ? width : 4)
   const [keys, order] = sortKeys(engine, index, count, v, skip)
 
   const vectors = d / width
@@ -156,39 +155,21 @@ if (inside && part == 0u) { y[at] = tile[li]${adds ? ' + rest[p.rest0 + at]' : '
   }
 }
 
-/** Zeros. What is behind a tensor in its own buffer is nobody's. */
-function clear(engine: Engine, view: View): void {
-  const vectors = Math.ceil(layout.numel(view.shape) / 4)
-  const kernel = engine.kernel(`${label}.clear`, label, () => ({
-    params: ['vectors: u32'],
-    bindings: [{ name: 'y', item: 'vec4<f32>', write: true }],
-    workgroup: [workgroup],
-    body: `let i = (wg.x + wg.y * groups.x) * ${4 * workgroup}u + li;
-for (var k = 0u; k < 4u; k++) {
-  if (i + k * ${workgroup}u < p.vectors) { y[i + k * ${workgroup}u] = vec4f(); }
-}`,
-  }))
-  engine.run(kernel, [bufferOf(view)], [vectors], ...grid(Math.ceil(vectors / (4 * workgroup))))
-}
-
-/** Elements of contiguous views, in vectors where rows consist of them. */
-function copy(engine: Engine, from: View, to: View, width: 4 | 1): void {
+/** Fills what is added to: with `rest`, contiguous, or zeros. What is behind a tensor in its own buffer is nobody's. */
+function begin(engine: Engine, to: View, rest: View | undefined, width: 4 | 1): void {
   const item = itemOfWidth(width)
-  const kernel = engine.kernel(`${label}.copy:${width}`, label, () => ({
+  const kernel = engine.kernel(`${label}.begin:${width}${rest !== undefined}`, label, () => ({
     params: ['count: u32', 'first: u32'],
-    bindings: [
-      { name: 'x', item },
-      { name: 'y', item, write: true },
-    ],
+    bindings: [{ name: 'y', item, write: true }, ...(rest ? [{ name: 'x', item } as const] : [])],
     workgroup: [workgroup],
     body: `let i = (wg.x + wg.y * groups.x) * ${workgroup}u + li;
-if (i < p.count) { y[i] = x[p.first + i]; }`,
+if (i < p.count) { y[i] = ${rest ? 'x[p.first + i]' : `${item}()`}; }`,
   }))
-  const count = layout.numel(from.shape) / width
+  const count = Math.ceil(layout.numel(to.shape) / width)
   engine.run(
     kernel,
-    [from, to].map(bufferOf),
-    [count, from.offset / width],
+    [to, ...(rest ? [rest] : [])].map(bufferOf),
+    [count, rest ? rest.offset / width : 0],
     ...grid(Math.ceil(count / workgroup)),
   )
 }

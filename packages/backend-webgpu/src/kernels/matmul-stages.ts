@@ -152,7 +152,7 @@ export function stages(t: Tile, spec: TileSpec, lines: string[]): Stages {
 }
 
 /** Of the sixteen single elements of a thread: where they are, from its first one on, along the other dim and k. */
-function places({ bk }: Tile, { access, wide }: Operand): { o: number; k: number }[] {
+function elementsOf({ bk }: Tile, { access, wide }: Operand): { o: number; k: number }[] {
   const units = (wide * bk) / 16
   if (access === 'k') return sixteen.map((j) => ({ o: (j * wide) / 16, k: 0 }))
   const around = Math.max(1, wide / units)
@@ -212,7 +212,7 @@ function fetchVectors(
 
 function fetchElements(t: Tile, of: Operand, i: number, v: string, checked: boolean): string {
   const { x, size, other, along } = of
-  const code = places(t, of).map(({ o, k }, j) => {
+  const code = elementsOf(t, of).map(({ o, k }, j) => {
     const g = `g${i}_${j >> 2}[${j & 3}]`
     const at = `u${i}_0 + ${k} * ${along} + min(u${i}_1 + ${o}, p.${size} - 1) * ${other}`
     const value = `${g} = x${x}[${at}];`
@@ -230,7 +230,7 @@ function put(t: Tile, of: Operand, i: number, v: string): string {
     return four
       .map((c) => `s[sp${i} + ${c * row}] = ${v}(${four.map((j) => `g${i}_${j}[${c}]`).join(', ')});`)
       .join('\n')
-  return places(t, of)
+  return elementsOf(t, of)
     .map(({ o, k }, j) => {
       const [more, g] = [k * row * 4 + o, `g${i}_${j >> 2}[${j & 3}]`]
       return more % 4 === 0

@@ -95,6 +95,19 @@ export function make({ B = 1, H = 2, Hk = H, T, S = T, D = 16, Dv = D }: Sizes, 
 }
 
 /** Data that were placed before, as `placed` tells, are views of the same memory. */
+/** Heads of one projection: their gradients are parts of one tensor. */
+export function ofProjection(sizes: Sizes, options: Options = {}): Case {
+  const { B = 1, T, H = 1, Hk = H, D = 16 } = sizes
+  const data = numbers(B, T, H + 2 * Hk, D)
+  const heads = (from: number, count: number): Data => ({
+    data,
+    shape: [B, T, H + 2 * Hk, D],
+    view: (t) => t.narrow(2, from, count).transpose(1, 2),
+  })
+  const [q, k, v] = [heads(0, H), heads(H, Hk), heads(H + Hk, Hk)]
+  return { ...make(sizes, options), q, k, v, packed: true }
+}
+
 export const place = (
   device: typeof reference | WebGpuBackend,
   { data, shape, view }: Data,
