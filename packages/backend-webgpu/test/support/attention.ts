@@ -94,7 +94,6 @@ export function make({ B = 1, H = 2, Hk = H, T, S = T, D = 16, Dv = D }: Sizes, 
   }
 }
 
-/** Data that were placed before, as `placed` tells, are views of the same memory. */
 /** Heads of one projection: their gradients are parts of one tensor. */
 export function ofProjection(sizes: Sizes, options: Options = {}): Case {
   const { B = 1, T, H = 1, Hk = H, D = 16 } = sizes
@@ -108,6 +107,7 @@ export function ofProjection(sizes: Sizes, options: Options = {}): Case {
   return { ...make(sizes, options), q, k, v, packed: true }
 }
 
+/** Data that were placed before, as `placed` tells, are views of the same memory. */
 export const place = (
   device: typeof reference | WebGpuBackend,
   { data, shape, view }: Data,
