@@ -21,7 +21,13 @@ export interface Tile {
   readonly slices: number
   /** The last tile of a row also computes the one column that follows it; a is read in vectors and stages are full. */
   readonly plus?: boolean
+  /** Default: row by row. */
+  readonly order?: Order
 }
+
+/** How a thread goes through its elements at each step of k: by blocks of so many rows and columns, always to a neighbour. */
+export type Order = readonly [rows: number, columns: number, inBlocks: Way, ofBlocks: Way]
+export type Way = 'down' | 'across'
 
 /** All else that the code depends on. */
 export interface TileSpec {

@@ -67,7 +67,8 @@ function tiles(engine: Engine, label: string, p: Problem, program: Program | und
 const stepOf = ({ k }: Problem, { tile, splits }: Plan): number =>
   Math.ceil(Math.ceil(k / splits) / tile.bk) * tile.bk
 
-const tileKey = (t: Tile): string => `${t.bm},${t.bn},${t.bk},${t.tm},${t.tn},${t.slices}${t.plus ? 'p' : ''}`
+const tileKey = (t: Tile): string =>
+  `${t.bm},${t.bn},${t.bk},${t.tm},${t.tn},${t.slices}${t.plus ? 'p' : ''}${t.order ?? ''}`
 
 /** Parts of k apart, into memory of their own, and then their sum. */
 function split(engine: Engine, label: string, p: Problem, program: Program | undefined, plan: Plan): void {
