@@ -168,6 +168,40 @@ describe('every tile', () => {
   })
 })
 
+describe('one step more than whole stages', () => {
+  const tile = { bm: 32, bn: 32, bk: 16, tm: 4, tn: 4, slices: 1 } as const
+  const plans: readonly Plan[] = [
+    { tile, splits: 1 },
+    // Parts of k and slices have their last step in a stage of its own.
+    { tile, splits: 2 },
+    { tile: { ...tile, slices: 2 }, splits: 1 },
+  ]
+  const cases = plans.flatMap((plan) =>
+    [33, 1].flatMap((k) =>
+      (['NN', 'NT', 'TN', 'TT', 'VV'] as const).map((layouts) => [layouts, k, plan] as const),
+    ),
+  )
+  it.each(cases)('%s, %i steps, %j', async (layouts, k, plan) => {
+    const build = (): readonly Tensor[] => {
+      const next = numbers(9)
+      // V: rows of vectors that are part of wider ones.
+      const operand = (layout: string, rows: number, columns: number): Tensor =>
+        layout === 'T'
+          ? filled([2, columns, rows], next).transpose(1, 2)
+          : layout === 'V'
+            ? filled([2, rows, 4 * columns], next).narrow(2, 0, columns)
+            : filled([2, rows, columns], next)
+      const [a, b] = [operand(layouts[0] as string, 70, k), operand(layouts[1] as string, k, 45)]
+      const want = matmul(a, b)
+      if (want.device === 'reference') return [want]
+      const out = zeros([2, 70, 45])
+      multiply(full.engine, 'matmul', problemOf([out], a, b), undefined, () => plan)
+      return [out]
+    }
+    expect(await differs(full, build)).toBeLessThan(tolerance(k))
+  })
+})
+
 describe('tiles with a column beyond', () => {
   const shape = { bm: 64, bn: 64, bk: 32, tm: 8, tn: 8, slices: 2, plus: true }
   const narrow: Plan = { tile: { ...shape, bm: 16, bn: 16, tm: 4, tn: 4 }, splits: 1 }

@@ -35,8 +35,8 @@ export interface TileSpec {
   readonly b: Access
   /** Dims of the batch. */
   readonly dims: number
-  /** The steps of k do not fill the last stage. */
-  readonly tail: boolean
+  /** The steps of k do not fill the last stage; 'one': there is one more than whole stages have, and it goes first. */
+  readonly tail: boolean | 'one'
   /** Steps of k end where all rows of a tile have only zeros; see `Problem`. */
   readonly band: boolean
   readonly epilogue: Epilogue
@@ -143,7 +143,9 @@ export function stages(t: Tile, spec: TileSpec, lines: string[]): Stages {
         return t.plus && of.x === 0 ? `${code}\n${fetchBeyond(spec.b, i, v)}` : code
       })
     loads.push(
-      spec.tail ? `if (k0 + ${t.bk} <= kEnd) {\n${fetch(false)}\n} else {\n${fetch(true)}\n}` : fetch(false),
+      spec.tail === true
+        ? `if (k0 + ${t.bk} <= kEnd) {\n${fetch(false)}\n} else {\n${fetch(true)}\n}`
+        : fetch(false),
     )
     stores.push(
       each((of) => {
@@ -246,13 +248,15 @@ function put(t: Tile, of: Operand, i: number, v: string): string {
     .join('\n')
 }
 
+/** An element of a (x 0) or b (x 1), whatever it is read as. */
+export const elementAt = (x: 0 | 1, access: Access, at: string): string =>
+  isVectors(access) ? `x${x}[(${at}) >> 2u][(${at}) & 3]` : `x${x}[${at}]`
+
 /** Four steps of the column beyond, for a block of a. */
 function fetchBeyond(access: Access, i: number, v: string): string {
   const at = (j: number): string => `q1 + (k0 + kk${i} + ${j}) * p.r1 + (p.n - 1) * p.c1`
   if (access === 'K') return `h${i} = x1[(${at(0)}) >> 2u];`
-  const element = (j: number): string =>
-    access === 'O' ? `x1[(${at(j)}) >> 2u][(${at(j)}) & 3]` : `x1[${at(j)}]`
-  return `h${i} = ${v}(${four.map(element).join(', ')});`
+  return `h${i} = ${v}(${four.map((j) => elementAt(1, access, at(j))).join(', ')});`
 }
 
 function addBeyond(access: Access, i: number, v: string): string {

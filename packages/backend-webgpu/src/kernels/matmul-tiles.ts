@@ -30,7 +30,16 @@
 import type { Binding, Shader } from '../shader.ts'
 import { end, endBeyond } from './matmul-ends.ts'
 import { bindings, declarations, fields, places } from './matmul-epilogue.ts'
-import { bytesOf, rowOf, stages, type Tile, type TileSpec, threadsOf, type Way } from './matmul-stages.ts'
+import {
+  bytesOf,
+  elementAt,
+  rowOf,
+  stages,
+  type Tile,
+  type TileSpec,
+  threadsOf,
+  type Way,
+} from './matmul-stages.ts'
 
 const range = (n: number): number[] => Array.from({ length: n }, (_, i) => i)
 
@@ -47,6 +56,19 @@ function elementsOf({ tm, tn, order }: Tile): [i: number, j: number][] {
 function turning(m: number, n: number, way: Way): [number, number][] {
   if (way === 'down') return turning(n, m, 'across').map(([j, i]) => [i, j])
   return range(m).flatMap((i) => range(n).map((j): [number, number] => [i, i % 2 === 1 ? n - 1 - j : j]))
+}
+
+/** The last step of k, straight from memory, while the first stage is under way. */
+function lastStep({ bm, bn, tm, tn }: Tile, { a, b }: TileSpec): string[] {
+  const row = (i: number): string => `min(m0 + ${(i >> 2) * 4 * (bm / tm) + (i & 3)} + ty * 4, p.m - 1)`
+  const column = (j: number): string => `min(n0 + ${(j >> 2) * 4 * (bn / tn) + (j & 3)} + tx * 4, p.n - 1)`
+  return [
+    ...range(tm).map((i) => `let y${i} = ${elementAt(0, a, `q0 + ${row(i)} * p.r0 + kEnd * p.c0`)};`),
+    ...range(tn).flatMap((j) => [
+      `let z${j} = ${elementAt(1, b, `q1 + kEnd * p.r1 + ${column(j)} * p.c1`)};`,
+      ...range(tm).map((i) => `c${i}_${j >> 2}.${'xyzw'[j & 3]} = y${i} * z${j};`),
+    ]),
+  ]
 }
 
 export function tileShader(t: Tile, spec: TileSpec): Shader {
@@ -79,7 +101,7 @@ export function tileShader(t: Tile, spec: TileSpec): Shader {
     places(matrices, dims),
     // Partial products lie one after another.
     'q2 += split * (p.total / (p.tilesN * p.tilesM * p.splits)) * p.m * p.n;',
-    'var kEnd = min(p.k, (split + 1) * p.kStep);',
+    `var kEnd = min(p.k${spec.tail === 'one' ? ' - 1' : ''}, (split + 1) * p.kStep);`,
     ...(spec.band ? [`kEnd = min(kEnd, max(0, m0 + p.band + ${bm + bk - 1}) / ${bk} * ${bk});`] : []),
     'var k0 = split * p.kStep;',
     'let t = i32(li);',
@@ -119,6 +141,7 @@ export function tileShader(t: Tile, spec: TileSpec): Shader {
   const loadNext = `if (k0 < kEnd) {\n${load}\n}`
   lines.push(
     loadNext,
+    ...(spec.tail === 'one' ? lastStep(t, spec) : []),
     'loop {',
     'if (k0 >= kEnd) { break; }',
     store,
@@ -126,7 +149,7 @@ export function tileShader(t: Tile, spec: TileSpec): Shader {
     `k0 += ${bk};`,
     loadNext,
     // What the last stage has after the end of k need not be multiplied.
-    ...(spec.tail && slices === 1
+    ...(spec.tail === true && slices === 1
       ? [
           `if (k0 <= kEnd) {`,
           ...all,

@@ -44,10 +44,11 @@ export function multiply(
 function tiles(engine: Engine, label: string, p: Problem, program: Program | undefined, plan: Plan): void {
   const { tile, splits } = plan
   const [a, b] = [accessA(p), accessB(p)]
-  const tail = p.k % tile.bk !== 0
   const dims = p.sizes.length
   const epilogue = epilogueOf(p, program)
   const band = p.band !== undefined
+  const rest = p.k % tile.bk
+  const tail = rest === 1 && p.k > 1 && tile.slices * splits === 1 && !band ? 'one' : rest !== 0
   const key = `mt${tileKey(tile)}${a}${b}${dims}${tail}${band}${epilogueKey(epilogue)}`
   const kernel = engine.kernel(key, label, () => tileShader(tile, { a, b, dims, tail, band, epilogue }))
   const matrices = [p.a, p.b, ...p.outs, ...p.extras]
