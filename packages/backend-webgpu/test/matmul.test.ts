@@ -149,9 +149,16 @@ describe.each([
 
 describe('every tile', () => {
   const plans: readonly Plan[] = [
-    { tile: { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, slices: 1 }, splits: 1 },
-    { tile: { bm: 128, bn: 128, bk: 8, tm: 16, tn: 8, slices: 1 }, splits: 1 },
+    {
+      tile: { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, slices: 1, order: [16, 2, 'down', 'across'] },
+      splits: 1,
+    },
+    {
+      tile: { bm: 128, bn: 128, bk: 8, tm: 8, tn: 8, slices: 1, order: [4, 4, 'across', 'down'] },
+      splits: 1,
+    },
     { tile: { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, slices: 1 }, splits: 3 },
+    { tile: { bm: 64, bn: 64, bk: 16, tm: 4, tn: 8, slices: 1, order: [2, 8, 'down', 'down'] }, splits: 1 },
     { tile: { bm: 32, bn: 32, bk: 32, tm: 4, tn: 4, slices: 4 }, splits: 2 },
   ]
   it.each(plans)('%j', async (plan) => {
@@ -263,12 +270,15 @@ describe('the plan', () => {
     const rows = 16384
     expect(form(of(rows, 65, 384, at(384, 1), at(1, 384)))).toBe('64 x 64 + 1 x 32, 8 x 8 / 1')
     expect(form(of(65, 384, rows, at(1, 65), at(384, 1)))).toBe('64 x 64 + 1 x 32, 8 x 8 / 44 flipped')
-    expect(form(of(rows, 384, 65, at(65, 1), at(384, 1)))).toBe('128 x 128 x 16, 8 x 8 / 1')
+    expect(form(of(rows, 384, 65, at(65, 1), at(384, 1)))).toBe('64 x 64 x 16, 4 x 8 / 1')
     expect(form(of(rows, 384, 384, at(384, 1), at(1, 384)))).toBe('128 x 128 x 8, 16 x 8 / 1')
     expect(form(of(rows, 384, 384, at(384, 1), at(1, 384), false))).toBe('128 x 128 x 8, 8 x 8 / 1')
     expect(form(of(rows, 384, 384, at(384, 1), at(384, 1)))).toBe('128 x 128 x 16, 8 x 8 / 1')
-    expect(form(of(rows, 1536, 384, at(384, 1), at(1, 384)))).toBe('128 x 128 x 16, 16 x 8 / 1')
-    expect(form(of(384, 384, rows, at(1, 384), at(384, 1)))).toBe('64 x 64 x 16, 8 x 8 / 22')
+    expect(form(of(rows, 1152, 384, at(384, 1), at(1, 384)))).toBe('128 x 128 x 16, 8 x 8 / 1')
+    expect(form(of(rows, 1536, 384, at(384, 1), at(1, 384)))).toBe('128 x 128 x 16, 8 x 8 / 1')
+    expect(form(of(rows, 1536, 384, at(384, 1), at(1536, 1)))).toBe('128 x 128 x 16, 16 x 8 / 1')
+    expect(form(of(384, 384, rows, at(1, 384), at(384, 1)))).toBe('128 x 128 x 16, 8 x 8 / 29')
+    expect(form(of(384, 384, 4096, at(1, 384), at(384, 1)))).toBe('64 x 64 x 16, 8 x 8 / 16')
   })
   it('leaves small products with an odd column to small tiles', () => {
     expect(form(of(768, 65, 128, at(128, 1), at(1, 128)))).toBe('32 x 32 x 32, 4 x 4 / 1')

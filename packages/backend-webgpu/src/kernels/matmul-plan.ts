@@ -4,21 +4,30 @@
  *
  * What decides there for the 16,384 tokens of a GPT of width 384 (milliseconds, floors at 59 TFLOP/s):
  *
- * | | floor | large | shallow | broad | shallow and broad | one warp, 64 × 64 × 8 |
+ * | | floor | large | broad | shallow | shallow and broad | middle |
  * |---|---|---|---|---|---|---|
- * | 384 → 384, forward (gradient of x) | 0.081 | 0.163 (0.162) | 0.142 (0.140) | 0.181 (0.133) | 0.148 (0.140) | 0.149 (0.138) |
- * | and a residual | | 0.186 | 0.202 | 0.188 | 0.150 | 0.152 |
- * | 384 → 1,152 | 0.243 | 0.394 (0.454) | 0.381 | 0.421 (0.362) | 0.391 | 0.389 (0.376) |
- * | 384 → 1,536 | 0.324 | 0.477 (0.591) | 0.503 | 0.499 (0.477) | 0.508 (0.504) | 0.539 (0.493) |
- * | and GELU, both kept | | 0.503 | 0.511 | 0.541 | 0.584 | 0.533 |
- * | 1,536 → 384 | 0.324 | 0.604 (0.464) | 0.501 | 0.646 (0.480) | 0.511 (0.510) | 0.513 (0.512) |
- * | and a residual | | 0.620 | 0.636 | 0.640 | 0.505 | 0.514 |
- * | 2048³ | 0.289 | 0.403 | | 0.425 | 0.449 | 0.437 |
+ * | 384 → 384 | 0.081 | 0.162 | 0.156 | 0.130 | 0.138 | 0.144 |
+ * | and a residual | | 0.191 | 0.181 | 0.188 | 0.139 | 0.170 |
+ * | gradient of x | | 0.155 | 0.121 | | | 0.124 |
+ * | 384 → 768 | 0.162 | 0.243 | 0.234 | | 0.257 | 0.251 |
+ * | 384 → 1,152 | 0.243 | 0.394 | 0.342 | | 0.380 | 0.360 |
+ * | gradient of x | | | 0.339 | | | 0.344 |
+ * | 384 → 1,536 and GELU, both kept | 0.324 | 0.497 | 0.478 | | 0.537 | 0.512 |
+ * | gradient of x | | | 0.444 | | | 0.448 |
+ * | 1,536 → 384 | 0.324 | 0.606 | 0.592 | 0.478 | 0.500 | 0.508 |
+ * | and a residual | | | | | 0.472 | |
+ * | gradient of x | | 0.435 | | | | 0.442 |
+ * | 2048³ | 0.289 | 0.379 | 0.397 | | | 0.445 |
  *
- * Gradients of weights want parts of k: those of 384 × 384 take 0.123 ms in 22 parts, 0.155 in 29 and 0.131 in 14.
+ * A core takes two large or broad tiles at a time, three shallow ones. Fewer tiles than fill one round of that go faster in
+ * middle ones: 4,096 × 384 → 384 takes 0.043 ms, broad 0.045; 1024³ takes 0.063, broad 0.109.
  *
- * For vocabularies of 65, forward and gradient of the weight, tiles with a column beyond take 0.035 and 0.038 ms, others
- * 0.056 and 0.060. The floor is 0.014. An empty dispatch takes 0.002, the first load and the last store about 0.004, and a
+ * Gradients of weights want parts of k. In one round of broad tiles, and in middle ones: 384 × 384 0.119 and 0.119 ms,
+ * 1,536 × 384 0.422 and 0.431; with 8,192 tokens 768 × 768 0.224 and 0.242.
+ *
+ * For vocabularies of 65 tiles with a column beyond take 0.029 and 0.031 ms forward and for the gradient of the weight,
+ * others 0.056 and 0.060; that of x takes 0.028 in quick tiles that take the 65th step first, 0.034 in broad ones with a
+ * stage for it. The floor is 0.014. An empty dispatch takes 0.002, the first load and the last store about 0.004, and a
  * core has only two tiles to hide their waits behind: without seven eighths of the multiplications it is 0.018, and where
  * the operands lie makes no difference.
  */
@@ -36,26 +45,32 @@ export interface Plan {
 }
 
 /** Reads least per multiplication, but a core has only two of them at a time. */
-const large: Tile = { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, slices: 1 }
-/** As large, by twice as many threads: a core that has only one is less idle. It wants columns of b side by side. */
-const broad: Tile = { ...large, tm: 8 }
+const large: Tile = { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, slices: 1, order: [16, 2, 'down', 'across'] }
+/** As large, by twice as many threads: a core that has only one is less idle. */
+const broad: Tile = { ...large, tm: 8, order: [8, 4, 'across', 'down'] }
 /** Where b lies along k; by twice as many threads if a program follows, which needs registers as well. */
-const shallow: Tile = { ...large, bk: 8 }
-const shallowBroad: Tile = { ...broad, bk: 8 }
-const middle: Tile = { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, slices: 1 }
+const shallow: Tile = { ...large, bk: 8, order: [8, 4, 'down', 'across'] }
+const shallowBroad: Tile = { ...broad, bk: 8, order: [4, 4, 'across', 'down'] }
+const middle: Tile = { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, slices: 1, order: [2, 2, 'across', 'across'] }
+/** For few steps of k: more threads to load and to store. */
+const quick: Tile = { ...middle, tm: 4, order: [4, 4, 'across', 'down'] }
 /** Two columns of tiles of which the second were almost empty; two groups of threads make up for the fewer tiles. */
-const beyond: Tile = { ...middle, bk: 32, slices: 2, plus: true }
+const beyond: Tile = { ...middle, bk: 32, slices: 2, plus: true, order: [4, 4, 'down', 'across'] }
 /** For few elements: four threads share the steps of k of one, to be done sooner. */
 const small: Tile = { bm: 32, bn: 32, bk: 32, tm: 4, tn: 4, slices: 4 }
 const tiny: Tile = { bm: 16, bn: 16, bk: 16, tm: 4, tn: 4, slices: 4 }
 
-/** Large tiles at a time, and how much of all rounds must be used. */
+/** Large tiles at a time, and how much of all rounds must be used, by them and by others of their size. */
 const atATime = 264
 const fullEnough = 0.9
+const broadEnough = { O: 0.7, K: 0.8 }
 const enoughMiddle = 256
 /** With k split: so many workgroups, of at least so many steps each; one round where many parts are to be added up. */
 const wanted = (tiles: number): number => (tiles < 100 ? 792 : 1296)
 const leastSteps = 256
+const leastStepsBroad = 512
+/** Fewer steps are better shared by more threads, if single elements of a are read. */
+const fewSteps = 96
 /** With more columns than that an almost empty tile is a small part of all. */
 const mostBeyond = 256
 
@@ -86,13 +101,20 @@ export function planOf(engine: Engine, p: Problem, plain: boolean): Plan {
 
   const odd = fits(beyond) ? planBeyond(p, a, b) : null
   if (odd) return odd
-  const rounds = Math.ceil(count(large) / atATime)
-  const full = (p.items * p.m * p.n) / (rounds * atATime * large.bm * large.bn)
-  if (fits(large) && full >= fullEnough) return { tile: large, splits: 1 }
+  const all = count(large)
+  /** How much of a round the output fills. */
+  const round = (p.items * p.m * p.n) / (atATime * large.bm * large.bn)
+  const full = round / Math.ceil(all / atATime)
+  const across = b === 'O'
+  if (fits(large) && full >= fullEnough && (across || p.band !== undefined)) return { tile: large, splits: 1 }
   // With a band tiles take different times: small ones share the work better.
-  if (p.band === undefined && count(large) >= atATime) {
-    const tile = b === 'O' ? broad : plain ? shallow : shallowBroad
-    if (fits(tile)) return { tile, splits: 1 }
+  if (p.band === undefined && fits(broad)) {
+    if (all >= atATime && full >= broadEnough.O) {
+      if (across) return { tile: p.k < fewSteps && !isVectors(a) ? quick : broad, splits: 1 }
+      return { tile: full >= broadEnough.K ? broad : plain ? shallow : shallowBroad, splits: 1 }
+    }
+    const parts = Math.min(Math.floor(atATime / all), Math.floor(p.k / leastStepsBroad))
+    if (parts > 1 && parts * round >= fullEnough) return { tile: broad, splits: parts }
   }
   const n = count(middle)
   if (n >= enoughMiddle) return { tile: middle, splits: 1 }
