@@ -12,6 +12,7 @@ import {
 import { type BufferStats, GpuBuffer, sizeClass } from './buffers.ts'
 import { Engine } from './engine.ts'
 import { type Gpu, type GpuOptions, openGpu } from './gpu.ts'
+import { tuningOf } from './kernels/matmul-tuning.ts'
 import { kernelTable } from './kernels/table.ts'
 
 /** How a WebGPU backend is set up. */
@@ -35,7 +36,8 @@ export interface WebGpuBackend extends Backend {
 }
 
 /**
- * Opens a GPU as a backend. It is not registered as a device.
+ * Opens a GPU as a backend. It is not registered as a device. The first time it takes up to two seconds to measure which
+ * kernels suit the GPU, and keeps what it finds in the user's cache directory or in localStorage.
  *
  * @throws DeviceError when there is none, saying what to do; ValueError for a feature the adapter lacks.
  * @example
@@ -46,6 +48,8 @@ export async function createWebGpuBackend(options: WebGpuOptions = {}): Promise<
   const { maxPooledBytes, ...wanted } = options
   const gpu = await openGpu(wanted)
   const engine = new Engine(gpu, maxPooledBytes, () => largestHolders(backend))
+  // Dawn's null device runs nothing that could be measured.
+  if (!gpu.isSoftware && options.backend !== 'null') engine.tuning = await tuningOf(gpu)
   const bufferOf = (view: View): GpuBuffer => {
     if (view.buffer instanceof GpuBuffer) return view.buffer
     throw new DeviceError('webgpu: got a buffer of another backend')

@@ -18,6 +18,7 @@ import { Params } from './params.ts'
 import { type Bound, type GpuKernel, Pipelines } from './pipelines.ts'
 import type { Dispatch, Recorder, Scalar } from './recorded.ts'
 import type { Shader } from './shader.ts'
+import { type Tuning, untuned } from './tuning.ts'
 
 const firstBatch = 16
 const largestBatch = 256
@@ -29,6 +30,8 @@ export class Engine {
   readonly gpu: Gpu
   readonly device: GPUDevice
   readonly pool: BufferPool
+  /** What plans go by; it must not change once something has run, as calls are remembered. */
+  tuning: Tuning = untuned
   /** Dispatches and submissions so far. */
   readonly counts = { dispatches: 0, submits: 0 }
 

@@ -1,6 +1,6 @@
 /**
- * Which tile, and into how many parts k is cut. The thresholds were measured on one H100, with 132 cores; GPUs do not
- * tell how many they have.
+ * Which tile, and into how many parts k is cut: by the GPU's limits, by how many cores it was found to have and by what
+ * tiles of a kind are worth there (matmul-tuning.ts). The thresholds were measured on one H100, with 132 cores.
  *
  * What decides there for the 16,384 tokens of a GPT of width 384 (milliseconds, floors at 59 TFLOP/s):
  *
@@ -33,6 +33,7 @@
  */
 
 import type { Engine } from '../engine.ts'
+import type { TileKind, Tuning } from '../tuning.ts'
 import { type Access, accessA, accessB, type Problem } from './matmul-problem.ts'
 import { bytesOf, type Tile, threadsOf } from './matmul-stages.ts'
 
@@ -60,13 +61,12 @@ const beyond: Tile = { ...middle, bk: 32, slices: 2, plus: true, order: [4, 4, '
 const small: Tile = { bm: 32, bn: 32, bk: 32, tm: 4, tn: 4, slices: 4 }
 const tiny: Tile = { bm: 16, bn: 16, bk: 16, tm: 4, tn: 4, slices: 4 }
 
-/** Large tiles at a time, and how much of all rounds must be used, by them and by others of their size. */
-const atATime = 264
+/** Those of which it is measured what they are worth on a GPU; others need as many registers as one of them. */
+export const kinds: Readonly<Record<TileKind, Tile>> = { large, broad, middle, small }
+
+/** How much of all rounds must be used by large tiles, and by others of their size. */
 const fullEnough = 0.9
 const broadEnough = { O: 0.7, K: 0.8 }
-const enoughMiddle = 256
-/** With k split: so many workgroups, of at least so many steps each; one round where many parts are to be added up. */
-const wanted = (tiles: number): number => (tiles < 100 ? 792 : 1296)
 const leastSteps = 256
 const leastStepsBroad = 512
 /** Fewer steps are better shared by more threads, if single elements of a are read. */
@@ -74,51 +74,73 @@ const fewSteps = 96
 /** With more columns than that an almost empty tile is a small part of all. */
 const mostBeyond = 256
 
+/** Numbers of workgroups. */
+interface Counts {
+  /** Large tiles that go at a time. */
+  readonly round: number
+  /** Middle tiles that keep all cores busy. */
+  readonly busy: number
+  /** With k split, of so many tiles; one round where many parts are to be added up. */
+  wanted(tiles: number): number
+}
+const countsOf = ({ cores }: Tuning): Counts => ({
+  round: 2 * cores,
+  busy: 1.9 * cores,
+  wanted: (tiles) => Math.floor((tiles < 0.75 * cores ? 6 : 9.82) * cores),
+})
+
 const isVectors = (access: Access): boolean => access === 'K' || access === 'O'
 
 /** The plan for an output with one column, or row, more than whole tiles have; null where that is no good. */
-function planBeyond(p: Problem, a: Access, b: Access): Plan | null {
+function planBeyond(p: Problem, a: Access, b: Access, { round, busy }: Counts): Plan | null {
   const { bm, bn, bk } = beyond
   if (p.k % bk !== 0 || p.band !== undefined) return null
   const suits = (n: number): boolean => n % bn === 1 && n > 1 && n < mostBeyond
   const tiles = (m: number, n: number): number => Math.ceil(m / bm) * Math.floor(n / bn) * p.items
-  if (suits(p.n) && isVectors(a) && tiles(p.m, p.n) >= enoughMiddle) return { tile: beyond, splits: 1 }
+  if (suits(p.n) && isVectors(a) && tiles(p.m, p.n) >= busy) return { tile: beyond, splits: 1 }
   if (!suits(p.m) || !isVectors(b)) return null
   // Parts may lie transposed, the output had better not.
   const n = tiles(p.n, p.m)
-  const splits = Math.min(Math.floor(atATime / n), Math.floor(p.k / leastSteps))
-  return splits > 1 && n * splits >= enoughMiddle ? { tile: beyond, splits, flip: true } : null
+  const splits = Math.min(Math.floor(round / n), Math.floor(p.k / leastSteps))
+  return splits > 1 && n * splits >= busy ? { tile: beyond, splits, flip: true } : null
 }
 
 /** `plain`: no program follows the product. */
 export function planOf(engine: Engine, p: Problem, plain: boolean): Plan {
   const { maxComputeWorkgroupStorageSize: bytes, maxComputeInvocationsPerWorkgroup: threads } =
     engine.gpu.limits
+  const { tuning } = engine
+  const counts = countsOf(tuning)
   const [a, b] = [accessA(p), accessB(p)]
   const count = (t: Tile): number => Math.ceil(p.m / t.bm) * Math.ceil(p.n / t.bn) * p.items
   // Padded rows of the large ones take more than the 16 KiB that every device has.
-  const fits = (t: Tile): boolean => bytesOf(t, a, b) <= bytes && threadsOf(t) <= threads
+  const suits = (kind: TileKind, t = kinds[kind]): boolean =>
+    !tuning.slow.includes(kind) && bytesOf(t, a, b) <= bytes && threadsOf(t) <= threads
 
-  const odd = fits(beyond) ? planBeyond(p, a, b) : null
+  const odd = suits('middle', beyond) ? planBeyond(p, a, b, counts) : null
   if (odd) return odd
   const all = count(large)
   /** How much of a round the output fills. */
-  const round = (p.items * p.m * p.n) / (atATime * large.bm * large.bn)
-  const full = round / Math.ceil(all / atATime)
+  const round = (p.items * p.m * p.n) / (counts.round * large.bm * large.bn)
+  const full = round / Math.ceil(all / counts.round)
   const across = b === 'O'
-  if (fits(large) && full >= fullEnough && (across || p.band !== undefined)) return { tile: large, splits: 1 }
+  if (suits('large') && full >= fullEnough && (across || p.band !== undefined))
+    return { tile: large, splits: 1 }
   // With a band tiles take different times: small ones share the work better.
-  if (p.band === undefined && fits(broad)) {
-    if (all >= atATime && full >= broadEnough.O) {
+  if (p.band === undefined && suits('broad')) {
+    if (all >= counts.round && full >= broadEnough.O) {
       if (across) return { tile: p.k < fewSteps && !isVectors(a) ? quick : broad, splits: 1 }
-      return { tile: full >= broadEnough.K ? broad : plain ? shallow : shallowBroad, splits: 1 }
+      const other = plain && suits('large', shallow) ? shallow : shallowBroad
+      return { tile: full >= broadEnough.K ? broad : other, splits: 1 }
     }
-    const parts = Math.min(Math.floor(atATime / all), Math.floor(p.k / leastStepsBroad))
+    const parts = Math.min(Math.floor(counts.round / all), Math.floor(p.k / leastStepsBroad))
     if (parts > 1 && parts * round >= fullEnough) return { tile: broad, splits: parts }
   }
-  const n = count(middle)
-  if (n >= enoughMiddle) return { tile: middle, splits: 1 }
-  const splits = Math.min(Math.floor(wanted(n) / n), Math.floor(p.k / leastSteps))
-  if (n * splits >= enoughMiddle) return { tile: middle, splits }
+  if (suits('middle')) {
+    const n = count(middle)
+    if (n >= counts.busy) return { tile: middle, splits: 1 }
+    const splits = Math.min(Math.floor(counts.wanted(n) / n), Math.floor(p.k / leastSteps))
+    if (n * splits >= counts.busy) return { tile: middle, splits }
+  }
   return { tile: p.m * p.n <= small.bm * small.bn ? tiny : small, splits: 1 }
 }
