@@ -38,7 +38,7 @@ export interface GpuLost {
 /** An open GPU. */
 export interface Gpu {
   readonly device: GPUDevice
-  /** What the driver calls it, as far as the platform tells. */
+  /** Its name, as far as the platform tells. */
   readonly adapterName: string
   /** SwiftShader, by whatever name: it takes minutes to compile kernels that a GPU compiles at once. */
   readonly isSoftware: boolean
@@ -221,8 +221,12 @@ function immediateBytes(api: GPU, device: GPUDevice): number {
   return device.limits.maxImmediateSize ?? 0
 }
 
+/** What Dawn calls description is the driver's. Names that were cut off end with a hyphen. */
 const nameOf = ({ description, device, architecture, vendor }: GPUAdapterInfo): string =>
-  description || device || [vendor, architecture].filter(Boolean).join(' ') || 'unnamed GPU'
+  device.replace(/-+$/, '') ||
+  description ||
+  [vendor, architecture].filter(Boolean).join(' ') ||
+  'unnamed GPU'
 
 const messageOf = (cause: unknown): string => (cause instanceof Error ? cause.message : String(cause)).trim()
 

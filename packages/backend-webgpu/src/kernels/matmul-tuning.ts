@@ -91,10 +91,8 @@ export async function tune(
   for (const { buffer } of [a, b, out]) engine.pool.free(buffer)
   engine.pool.trim()
   const best = Math.min(...relative)
-  return {
-    cores,
-    slow: fitting.flatMap(([kind], i) => (best < worth * (relative[i] as number) ? [kind] : [])),
-  }
+  const isSlow = (i: number): boolean => best < worth * (relative[i] as number)
+  return { cores, slow: fitting.flatMap(([kind], i) => (kind !== 'small' && isSlow(i) ? [kind] : [])) }
 }
 
 /** A core that computes two workgroups takes twice as long: so many of them, over the time they take, against one alone. */
