@@ -14,6 +14,7 @@ import { Engine } from './engine.ts'
 import { type Gpu, type GpuOptions, openGpu } from './gpu.ts'
 import { tuningOf } from './kernels/matmul-tuning.ts'
 import { kernelTable } from './kernels/table.ts'
+import { software } from './tuning.ts'
 
 /** How a WebGPU backend is set up. */
 export interface WebGpuOptions extends GpuOptions {
@@ -49,7 +50,8 @@ export async function createWebGpuBackend(options: WebGpuOptions = {}): Promise<
   const gpu = await openGpu(wanted)
   const engine = new Engine(gpu, maxPooledBytes, () => largestHolders(backend))
   // Dawn's null device runs nothing that could be measured.
-  if (!gpu.isSoftware && options.backend !== 'null') engine.tuning = await tuningOf(gpu)
+  if (gpu.isSoftware) engine.tuning = software
+  else if (options.backend !== 'null') engine.tuning = await tuningOf(gpu)
   const bufferOf = (view: View): GpuBuffer => {
     if (view.buffer instanceof GpuBuffer) return view.buffer
     throw new DeviceError('webgpu: got a buffer of another backend')

@@ -16,12 +16,15 @@ import { createWebGpuBackend, type WebGpuBackend } from '../src/index.ts'
 import { multiply } from '../src/kernels/matmul.ts'
 import { type Plan, planOf } from '../src/kernels/matmul-plan.ts'
 import { type Problem, problemOf } from '../src/kernels/matmul-problem.ts'
+import { untuned } from '../src/tuning.ts'
 
 const full = await createWebGpuBackend()
 const plain = await createWebGpuBackend({ limits: 'default', features: 'default' })
+const soft = await createWebGpuBackend()
+// As on a GPU: software adapters have a tile of their own.
+full.engine.tuning = plain.engine.tuning = untuned
 afterAll(() => {
-  full.close()
-  plain.close()
+  for (const backend of [full, plain, soft]) backend.close()
 })
 
 /** The same numbers on every backend. */
@@ -84,6 +87,7 @@ const layouts: Record<
 describe.each([
   ['all limits', full],
   ['default limits', plain],
+  ['software', soft],
 ])('matmul, %s', (_, gpu) => {
   const cases: [m: number, k: number, n: number, a: string, b: string, batch: number[]][] = [
     [33, 20, 36, 'N', 'N', []],
