@@ -25,7 +25,10 @@ export interface GpuOptions extends DawnOptions {
   readonly features?: 'default' | 'all' | readonly string[]
   /** 'all' (default): every limit as high as the adapter offers; 'default': those each WebGPU device has. */
   readonly limits?: 'default' | 'all'
-  /** Told of errors that no error scope caught: mistakes in calls, memory running out. Default: console.error. */
+  /**
+   * Told of what no call can throw: errors that no error scope caught, as mistakes in calls and memory running out, and
+   * that a GPU could not be measured. Default: console.error.
+   */
   readonly onError?: (message: string) => void
 }
 
@@ -55,6 +58,8 @@ export interface Gpu {
   readonly lost: Promise<GpuLost>
   /** Why the device is gone, or undefined while it works. */
   readonly lostInfo: GpuLost | undefined
+  /** See `GpuOptions`. */
+  readonly onError: (message: string) => void
   /** Throws a DeviceError once the device is gone. */
   check(operation: string): void
   /**
@@ -116,6 +121,7 @@ class OpenGpu implements Gpu {
   readonly immediates: number
   readonly isNode: boolean
   readonly lost: Promise<GpuLost>
+  readonly onError: (message: string) => void
   lostInfo: GpuLost | undefined
   /** What to tell the reads under way. A race against `lost` would leave a reaction behind on it per read. */
   readonly #pending = new Set<() => void>()
@@ -137,6 +143,7 @@ class OpenGpu implements Gpu {
     this.timestamps = this.features.has('timestamp-query')
     this.immediates = immediates
     this.isNode = isNode
+    this.onError = onError
     device.addEventListener('uncapturederror', (event) => {
       // Dawn and browsers would print it as well.
       event.preventDefault()

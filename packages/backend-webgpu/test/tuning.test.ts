@@ -58,10 +58,16 @@ describe('the tuning of a GPU', () => {
     await tuningOf(other('another'), measure)
     expect(count).toBe(2)
   })
-  it('is that of an H100 where measuring fails, which is tried again', async () => {
-    const broken = () => Promise.reject(new Error('the GPU is gone'))
-    expect(await tuningOf(other('broken'), broken)).toEqual(untuned)
-    expect(await tuningOf(other('broken'), async () => found)).toEqual(found)
+  it('is that of an H100 where measuring fails, which is told and tried again', async () => {
+    const errors: string[] = []
+    const broken = {
+      ...other('broken'),
+      adapterName: 'acme',
+      onError: (message: string) => errors.push(message),
+    }
+    expect(await tuningOf(broken, () => Promise.reject(new Error('it was busy')))).toEqual(untuned)
+    expect(errors).toEqual(['measuring acme failed, plans are those of an H100: it was busy'])
+    expect(await tuningOf(broken, async () => found)).toEqual(found)
   })
   it('outlasts the process, unless its file is broken or cannot be written', async () => {
     const later = async (measured: Tuning): Promise<Tuning> => {

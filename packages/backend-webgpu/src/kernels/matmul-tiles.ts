@@ -125,17 +125,17 @@ export function tileShader(t: Tile, spec: TileSpec): Shader {
     `var rb = ${bk * rowA} + slice * ${each * rowB} + tx;`,
     ...range(tm).flatMap((i) => range(tn / 4).map((h) => `var c${i}_${h} = ${v}();`)),
   )
+  const multiply = elementsOf(t).map(([i, j]) => {
+    const c = `c${i}_${j >> 2}.${'xyzw'[j & 3]}`
+    const [a, b] = [`a${i >> 2}.${'xyzw'[i & 3]}`, `b${j >> 2}.${'xyzw'[j & 3]}`]
+    return type === 'f32' ? `${c} = fma(${a}, ${b}, ${c});` : `${c} += ${a} * ${b};`
+  })
   const step = (k: string): string => {
     const reads = [
       ...range(tm / 4).map((g) => `let a${g} = s[ra + ${k} * ${rowA} + ${g * ty}];`),
       ...range(tn / 4).map((h) => `let b${h} = s[rb + ${k} * ${rowB} + ${h * tx}];`),
     ]
-    const steps = elementsOf(t).map(([i, j]) => {
-      const c = `c${i}_${j >> 2}.${'xyzw'[j & 3]}`
-      const [a, b] = [`a${i >> 2}.${'xyzw'[i & 3]}`, `b${j >> 2}.${'xyzw'[j & 3]}`]
-      return type === 'f32' ? `${c} = fma(${a}, ${b}, ${c});` : `${c} += ${a} * ${b};`
-    })
-    return `{\n${[...reads, ...steps].join('\n')}\n}`
+    return `{\n${[...reads, ...multiply].join('\n')}\n}`
   }
   const all = range(each).map((k) => step(`${k}`))
   const loadNext = `if (k0 < kEnd) {\n${load}\n}`

@@ -28,15 +28,18 @@ const step = 4
 
 const known = new Map<string, Promise<Tuning>>()
 
-/** The tuning for a GPU, by `measure` where it is not known. If that fails, the next call will tell why. */
+/** The tuning for a GPU, by `measure` where it is not known. If that fails, its `onError` is told. */
 export function tuningOf(gpu: Gpu, measure: (gpu: Gpu) => Promise<Tuning> = tune): Promise<Tuning> {
   const { vendor, architecture, device, description } = gpu.info
   // With the driver, the limits, which tiles need, and the tiles.
   const key = `tilegrad tuning ${JSON.stringify([vendor, architecture, device, description, gpu.limits, kinds])}`
   let tuning = known.get(key)
   if (!tuning) {
-    tuning = recallOr(key, () => measure(gpu)).catch(() => {
+    tuning = recallOr(key, () => measure(gpu)).catch((cause) => {
       known.delete(key)
+      gpu.onError(
+        `measuring ${gpu.adapterName} failed, plans are those of an H100: ${(cause as Error).message}`,
+      )
       return untuned
     })
     known.set(key, tuning)
@@ -84,12 +87,16 @@ export async function tune(
   const [a, b, out] = [matrix(m, k), matrix(k, n), matrix(m, n)]
   const p: Problem = { m, n, k, items: 1, sizes: [], type: 'f32', a, b, outs: [out], extras: [] }
   const run = (tile: Tile) => () => multiply(engine, 'tuning', p, undefined, () => ({ tile, splits: 1 }))
-  const relative = await compare(
-    engine,
-    fitting.map(([, tile]) => run(tile)),
-  )
-  for (const { buffer } of [a, b, out]) engine.pool.free(buffer)
-  engine.pool.trim()
+  let relative: number[]
+  try {
+    relative = await compare(
+      engine,
+      fitting.map(([, tile]) => run(tile)),
+    )
+  } finally {
+    for (const { buffer } of [a, b, out]) engine.pool.free(buffer)
+    engine.pool.trim()
+  }
   const best = Math.min(...relative)
   const isSlow = (i: number): boolean => best < worth * (relative[i] as number)
   return { cores, slow: fitting.flatMap(([kind], i) => (kind !== 'small' && isSlow(i) ? [kind] : [])) }
@@ -117,7 +124,7 @@ async function coresOf(engine: Engine): Promise<number> {
   }
   engine.pool.free(out)
   const cores = Math.round(median(found) / step) * step
-  if (!Number.isFinite(cores) || cores < 0) throw new DeviceError('webgpu: what was measured makes no sense')
+  if (!Number.isFinite(cores) || cores < 0) throw new DeviceError('the times make no sense')
   return Math.max(step, cores)
 }
 
