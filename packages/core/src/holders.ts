@@ -3,7 +3,8 @@
 import { show } from './errors.ts'
 import { tracked } from './scope.ts'
 import { showBytes } from './show-bytes.ts'
-import type { Storage, Tensor } from './tensor.ts'
+import type { Storage } from './storage.ts'
+import type { Tensor } from './tensor.ts'
 
 /** How many kinds of tensors are named. */
 const named = 3

@@ -1,6 +1,7 @@
 import { runScope, type Scoped } from './scope.ts'
+import { counts } from './storage.ts'
 import type { GradNode } from './tape.ts'
-import { counts, Tensor } from './tensor.ts'
+import { Tensor } from './tensor.ts'
 
 export interface MemoryInfo {
   /** Live tensor objects, views included. */
