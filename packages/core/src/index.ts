@@ -98,6 +98,8 @@ export {
   dropoutFactors,
   dropoutParams,
   multinomial,
+  type RandnOptions,
+  type RandOptions,
   rand,
   randint,
   randn,

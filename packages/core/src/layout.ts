@@ -42,7 +42,8 @@ export const contiguous = (shape: readonly number[], offset = 0): Layout => ({
 })
 
 /** Are the elements dense and row-major? Strides of size-1 dims do not matter, nor do any where there are no elements. */
-export function isContiguous({ shape, strides }: Layout): boolean {
+export function isContiguous(layout: Layout): boolean {
+  const { shape, strides } = layout
   let step = 1
   for (let i = shape.length - 1; i >= 0; i--) {
     const n = shape[i]
@@ -180,7 +181,8 @@ export function reshapeLayout(layout: Layout, shape: readonly number[]): Layout 
   return { shape, strides, offset: layout.offset }
 }
 
-export function permuteLayout({ shape, strides, offset }: Layout, dims: readonly number[]): Layout {
+export function permuteLayout(layout: Layout, dims: readonly number[]): Layout {
+  const { shape, strides, offset } = layout
   const to = { shape: new Array<number>(dims.length), strides: new Array<number>(dims.length), offset }
   for (let i = 0; i < dims.length; i++) {
     to.shape[i] = shape[dims[i]]
@@ -256,12 +258,8 @@ export function flipLayout(layout: Layout, dims: readonly number[]): Layout {
 }
 
 /** The diagonal of two dims as a new last dim. */
-export function diagonalLayout(
-  { shape, strides, offset }: Layout,
-  diagonal: number,
-  dim1: number,
-  dim2: number,
-): Layout {
+export function diagonalLayout(layout: Layout, diagonal: number, dim1: number, dim2: number): Layout {
+  const { shape, strides, offset } = layout
   const size =
     diagonal >= 0
       ? Math.min(shape[dim1], shape[dim2] - diagonal)
@@ -275,12 +273,14 @@ export function diagonalLayout(
   }
 }
 
-export function squeezeLayout({ shape, strides, offset }: Layout, dims: readonly number[]): Layout {
+export function squeezeLayout(layout: Layout, dims: readonly number[]): Layout {
+  const { shape, strides, offset } = layout
   const keep = shape.map((_, i) => i).filter((i) => !(dims.includes(i) && shape[i] === 1))
   return { shape: keep.map((i) => shape[i]), strides: keep.map((i) => strides[i]), offset }
 }
 
-export function unsqueezeLayout({ shape, strides, offset }: Layout, dim: number): Layout {
+export function unsqueezeLayout(layout: Layout, dim: number): Layout {
+  const { shape, strides, offset } = layout
   const step = dim < shape.length ? shape[dim] * strides[dim] : 1
   return { shape: shape.toSpliced(dim, 0, 1), strides: strides.toSpliced(dim, 0, step), offset }
 }
@@ -289,10 +289,8 @@ export function unsqueezeLayout({ shape, strides, offset }: Layout, dim: number)
  * The element offsets of a layout in row-major order, in a plain odometer: the reference for every strided kernel.
  * Calls `visit(offset, index)` once per element.
  */
-export function forEachOffset(
-  { shape, strides, offset }: Layout,
-  visit: (offset: number, index: number) => void,
-): void {
+export function forEachOffset(layout: Layout, visit: (offset: number, index: number) => void): void {
+  const { shape, strides, offset } = layout
   const total = numel(shape)
   const at = new Array<number>(shape.length).fill(0)
   let where = offset

@@ -25,8 +25,9 @@ export class Embedding extends Module {
   readonly paddingIdx: number | null
   weight: Tensor
 
-  constructor(numEmbeddings: number, embeddingDim: number, { paddingIdx = null }: EmbeddingOptions = {}) {
+  constructor(numEmbeddings: number, embeddingDim: number, options: EmbeddingOptions = {}) {
     super()
+    const { paddingIdx = null } = options
     positive('Embedding', { numEmbeddings, embeddingDim })
     this.numEmbeddings = numEmbeddings
     this.embeddingDim = embeddingDim

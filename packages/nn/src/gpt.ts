@@ -129,14 +129,15 @@ export class GPT extends CausalLM {
     return this.h
   }
 
-  protected embed(idx: Tensor, { before, positions }: TokenPlaces): Tensor {
+  protected embed(idx: Tensor, places: TokenPlaces): Tensor {
+    const { before, positions } = places
     const tokens = this.wte.forward(idx)
     if (!this.wpe) return this.drop.forward(tokens)
     // Positions that follow each other are a slice of the table.
-    const places = positions
+    const rows = positions
       ? this.wpe.forward(positions)
       : this.wpe.weight.narrow(0, before, idx.shape[1] as number)
-    return this.drop.forward(tokens.add(places))
+    return this.drop.forward(tokens.add(rows))
   }
 
   protected finish(x: Tensor): Tensor {

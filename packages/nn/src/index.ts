@@ -61,6 +61,7 @@ export {
   type ParamsOrGroups,
   stateTensor,
   type Update,
+  type ZeroGradOptions,
 } from './optim/optimizer.ts'
 export * as schedule from './optim/schedule.ts'
 export { SGD, type SGDOptions } from './optim/sgd.ts'
@@ -84,6 +85,7 @@ export {
   type DropoutRates,
   GatedMLP,
   MLP,
+  type MLPForwardOptions,
   type MLPOptions,
   TransformerBlock,
   type TransformerBlockOptions,

@@ -22,8 +22,9 @@ export class Linear extends Module {
   weight: Tensor
   bias: Tensor | null
 
-  constructor(inFeatures: number, outFeatures: number, { bias = true }: LinearOptions = {}) {
+  constructor(inFeatures: number, outFeatures: number, options: LinearOptions = {}) {
     super()
+    const { bias = true } = options
     positive('Linear', { inFeatures, outFeatures })
     this.inFeatures = inFeatures
     this.outFeatures = outFeatures

@@ -115,8 +115,9 @@ export class GroupNorm extends Module {
   weight: Tensor | null
   bias: Tensor | null
 
-  constructor(numGroups: number, numChannels: number, { eps = 1e-5, affine = true }: GroupNormOptions = {}) {
+  constructor(numGroups: number, numChannels: number, options: GroupNormOptions = {}) {
     super()
+    const { eps = 1e-5, affine = true } = options
     positive('GroupNorm', { numGroups, numChannels })
     if (numChannels % numGroups !== 0) {
       throw new ValueError(

@@ -200,7 +200,8 @@ function int32(big: bigint): number {
  *
  * @throws ValueError for an I64 element outside int32.
  */
-export function storedValues({ dtype, bytes }: StoredTensor): TypedArray {
+export function storedValues(stored: StoredTensor): TypedArray {
+  const { dtype, bytes } = stored
   const size = SIZES[dtype]
   // A typed array begins at a multiple of its element size; a tensor in a file need not.
   const { buffer, byteOffset } = bytes.byteOffset % size === 0 ? bytes : new Uint8Array(bytes)

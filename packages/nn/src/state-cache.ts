@@ -29,8 +29,9 @@ export interface Memory {
 export class StateCache extends AttentionCache {
   readonly state: Tensor
 
-  constructor({ batch, numHeads, headDim, columns, dtype = 'float32', device }: StateCacheOptions) {
-    super(batch, Number.POSITIVE_INFINITY)
+  constructor(options: StateCacheOptions) {
+    super(options.batch, Number.POSITIVE_INFINITY)
+    const { batch, numHeads, headDim, columns, dtype = 'float32', device } = options
     positive('StateCache', { numHeads, headDim, columns })
     const where = device === undefined ? { dtype } : { dtype, device }
     this.state = zeros([batch, numHeads, headDim, columns], where)

@@ -35,6 +35,11 @@ export interface MLPOptions {
   activation?: Activation
 }
 
+export interface MLPForwardOptions {
+  /** A tensor of x's shape that is added to the result. Default: none (null). */
+  residual?: Tensor | null
+}
+
 /**
  * The position-wise layers of a transformer: c_proj(act(c_fc(x))), (…, embedDim) → (…, embedDim) by way of
  * (…, hiddenDim).
@@ -56,7 +61,8 @@ export class MLP extends Module {
   }
 
   /** `residual`, of x's shape, is added to the result. */
-  forward(x: Tensor, { residual = null }: { residual?: Tensor | null } = {}): Tensor {
+  forward(x: Tensor, options: MLPForwardOptions = {}): Tensor {
+    const { residual = null } = options
     const { activation } = this
     return this.c_proj.forward(this.c_fc.forward(x, { activation }), { residual })
   }
@@ -92,7 +98,8 @@ export class GatedMLP extends Module {
   }
 
   /** `residual`, of x's shape, is added to the result. */
-  forward(x: Tensor, { residual = null }: { residual?: Tensor | null } = {}): Tensor {
+  forward(x: Tensor, options: MLPForwardOptions = {}): Tensor {
+    const { residual = null } = options
     const { activation } = this
     const gate = this.gate_proj.forward(x, { activation })
     return this.down_proj.forward(gate.mul(this.up_proj.forward(x)), { residual })

@@ -60,8 +60,9 @@ export async function runWorkers(
   size: number,
   module: URL | string,
   input?: unknown,
-  { execArgv }: RunWorkersOptions = {},
+  options: RunWorkersOptions = {},
 ): Promise<unknown[]> {
+  const { execArgv } = options
   if (!Number.isInteger(size) || size < 1)
     throw new ValueError(`runWorkers: needs a whole number of ranks ≥ 1, got ${size}`)
   const ports = Array.from({ length: size }, () => new Array<MessagePort | null>(size).fill(null))

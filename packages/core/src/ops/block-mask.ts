@@ -124,8 +124,9 @@ export interface BlockMaskOptions {
  */
 export function createBlockMask(
   mask: Tensor | Nested | ((qBlock: number, kvBlock: number) => boolean),
-  { blockSize = 64, qLen, kvLen, device }: BlockMaskOptions = {},
+  options: BlockMaskOptions = {},
 ): BlockMask {
+  const { blockSize = 64, qLen, kvLen, device } = options
   const op = 'create_block_mask'
   checkSize(op, blockSize)
   const where = device === undefined ? {} : { device }
@@ -218,11 +219,8 @@ export interface TopkBlocksOptions {
  * blockMask.kvIndices.shape // → 1,2,8,3
  * scaledDotProductAttention(q, k, k, { blockMask, isCausal: true }).shape // → 1,2,256,8
  */
-export function topkBlocks(
-  q: Tensor,
-  k: Tensor,
-  { blockSize = 64, keep, isCausal = false }: TopkBlocksOptions,
-): BlockMask {
+export function topkBlocks(q: Tensor, k: Tensor, options: TopkBlocksOptions): BlockMask {
+  const { blockSize = 64, keep, isCausal = false } = options
   const op = 'topk_blocks'
   checkSize(op, blockSize)
   if (!Number.isInteger(keep) || keep < 1) throw new ValueError(`${op}: keep must be at least 1, got ${keep}`)

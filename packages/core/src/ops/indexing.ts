@@ -77,17 +77,19 @@ const EMBEDDING: Op<EmbeddingAttrs> = {
   },
 }
 
+export interface EmbeddingCallOptions {
+  /** A row whose gradient is zero; negative counts from the end. Default: none (null). */
+  paddingIdx?: number | null
+}
+
 /**
  * Rows of weight (V, D) at int32 indices of any shape → (…, D).
  *
  * With `paddingIdx`: a row whose gradient is zero; negative counts from the end.
  * @throws ValueError for an index outside 0 … V − 1.
  */
-export function embedding(
-  index: Tensor,
-  weight: Tensor,
-  { paddingIdx = null }: { paddingIdx?: number | null } = {},
-): Tensor {
+export function embedding(index: Tensor, weight: Tensor, options: EmbeddingCallOptions = {}): Tensor {
+  const { paddingIdx = null } = options
   return apply(EMBEDDING, [weight, index], {
     paddingIdx: paddingIdx !== null && paddingIdx < 0 ? paddingIdx + weight.shape[0] : paddingIdx,
   })[0]

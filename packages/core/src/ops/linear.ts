@@ -34,8 +34,9 @@ export function linear(
   x: Tensor,
   weight: Tensor,
   bias?: Tensor | null,
-  { activation, residual }: LinearEpilogue = {},
+  options: LinearEpilogue = {},
 ): Tensor {
+  const { activation, residual } = options
   if (activation !== undefined && !Object.hasOwn(activations, activation)) {
     const known = Object.keys(activations).join("', '")
     throw new ValueError(`linear: activation must be '${known}', not '${String(activation)}'`)

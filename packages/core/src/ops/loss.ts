@@ -28,13 +28,17 @@ export interface LossOptions {
 
 const MSE = program('mse_loss', 2, ([a, b]) => e.square(e.sub(a, b)))
 /** (input − target)² */
-export const mseLoss = (input: Tensor, target: Tensor, { reduction = 'mean' }: LossOptions = {}): Tensor =>
-  reduced('mse_loss', elementwise(MSE, [input, target]), reduction)
+export const mseLoss = (input: Tensor, target: Tensor, options: LossOptions = {}): Tensor => {
+  const { reduction = 'mean' } = options
+  return reduced('mse_loss', elementwise(MSE, [input, target]), reduction)
+}
 
 const L1 = program('l1_loss', 2, ([a, b]) => e.abs(e.sub(a, b)))
 /** |input − target| */
-export const l1Loss = (input: Tensor, target: Tensor, { reduction = 'mean' }: LossOptions = {}): Tensor =>
-  reduced('l1_loss', elementwise(L1, [input, target]), reduction)
+export const l1Loss = (input: Tensor, target: Tensor, options: LossOptions = {}): Tensor => {
+  const { reduction = 'mean' } = options
+  return reduced('l1_loss', elementwise(L1, [input, target]), reduction)
+}
 
 const SMOOTH = program(
   'smooth_l1_loss',
@@ -49,12 +53,15 @@ const SMOOTH = program(
   },
   1,
 )
+
+export interface SmoothL1Options extends LossOptions {
+  /** Where the loss changes from quadratic to linear. Default: 1. */
+  beta?: number
+}
+
 /** Quadratic below beta, linear above (Girshick 2015); beta 0 is the L1 loss. */
-export function smoothL1Loss(
-  input: Tensor,
-  target: Tensor,
-  { reduction = 'mean', beta = 1 }: LossOptions & { beta?: number } = {},
-): Tensor {
+export function smoothL1Loss(input: Tensor, target: Tensor, options: SmoothL1Options = {}): Tensor {
+  const { reduction = 'mean', beta = 1 } = options
   if (beta < 0) throw new ValueError(`smooth_l1_loss: beta must be ≥ 0, got ${beta}`)
   return beta === 0
     ? l1Loss(input, target, { reduction })
@@ -74,12 +81,15 @@ const HUBER = program(
   },
   1,
 )
+
+export interface HuberOptions extends LossOptions {
+  /** Where the loss changes from quadratic to linear. Default: 1. */
+  delta?: number
+}
+
 /** ½d² for |d| ≤ delta, else delta · (|d| − ½ delta) (Huber 1964) */
-export function huberLoss(
-  input: Tensor,
-  target: Tensor,
-  { reduction = 'mean', delta = 1 }: LossOptions & { delta?: number } = {},
-): Tensor {
+export function huberLoss(input: Tensor, target: Tensor, options: HuberOptions = {}): Tensor {
+  const { reduction = 'mean', delta = 1 } = options
   if (!(delta > 0)) throw new ValueError(`huber_loss: delta must be > 0, got ${delta}`)
   return reduced('huber_loss', elementwise(HUBER, [input, target], [delta]), reduction)
 }
@@ -106,8 +116,9 @@ export interface BceOptions extends LossOptions {
 export function binaryCrossEntropyWithLogits(
   input: Tensor,
   target: Tensor,
-  { weight, posWeight, reduction = 'mean' }: BceOptions = {},
+  options: BceOptions = {},
 ): Tensor {
+  const { weight, posWeight, reduction = 'mean' } = options
   if (!sameShape(input.shape, target.shape))
     throw new ShapeError(
       `binary_cross_entropy_with_logits: input ${show(input.shape)} and target ${show(target.shape)} must have the same shape`,
@@ -174,11 +185,8 @@ function checkTarget(op: string, target: Tensor): void {
 }
 
 /** Negative log-likelihood: input holds log-probabilities (N, C) or (N, C, d…), target int32 classes (N) or (N, d…). */
-export function nllLoss(
-  input: Tensor,
-  target: Tensor,
-  { weight, ignoreIndex = -100, reduction = 'mean' }: NllOptions = {},
-): Tensor {
+export function nllLoss(input: Tensor, target: Tensor, options: NllOptions = {}): Tensor {
+  const { weight, ignoreIndex = -100, reduction = 'mean' } = options
   checkReduction('nll_loss', reduction)
   checkTarget('nll_loss', target)
   const { x, t, shape } = rows('nll_loss', input, target)
@@ -240,11 +248,8 @@ export interface CrossEntropyOptions extends NllOptions {
  *
  * @throws ValueError for a class outside 0 … C − 1 other than ignoreIndex.
  */
-export function crossEntropy(
-  input: Tensor,
-  target: Tensor,
-  { weight, ignoreIndex = -100, reduction = 'mean', labelSmoothing = 0 }: CrossEntropyOptions = {},
-): Tensor {
+export function crossEntropy(input: Tensor, target: Tensor, options: CrossEntropyOptions = {}): Tensor {
+  const { weight, ignoreIndex = -100, reduction = 'mean', labelSmoothing = 0 } = options
   checkReduction('cross_entropy', reduction)
   if (!(labelSmoothing >= 0 && labelSmoothing <= 1))
     throw new ValueError(`cross_entropy: labelSmoothing must lie within 0 … 1, got ${labelSmoothing}`)

@@ -66,6 +66,14 @@ function normalised(
   return numel(shape)
 }
 
+export interface NormOptions {
+  /**
+   * Added to the variance (of rmsNorm: the mean square) under the root. Default: 1e-5; of rmsNorm the
+   * smallest step from 1 of the dtype, as in PyTorch.
+   */
+  eps?: number | null
+}
+
 /**
  * (x − mean) / √(variance + eps) · weight + bias over the last dims (Ba et al. 2016); the variance is the population's.
  *
@@ -76,8 +84,9 @@ export function layerNorm(
   normalizedShape: readonly number[],
   weight?: Tensor | null,
   bias?: Tensor | null,
-  { eps = 1e-5 }: { eps?: number } = {},
+  options: NormOptions = {},
 ): Tensor {
+  const eps = options.eps ?? 1e-5
   const size = normalised('layer_norm', x, normalizedShape, [weight, bias])
   if (bias && !weight) return add(layerNorm(x, normalizedShape, null, null, { eps }), bias)
   const inputs = [x, ...(weight ? [weight] : []), ...(bias ? [bias] : [])]
@@ -120,8 +129,9 @@ export function rmsNorm(
   x: Tensor,
   normalizedShape: readonly number[],
   weight?: Tensor | null,
-  { eps }: { eps?: number | null } = {},
+  options: NormOptions = {},
 ): Tensor {
+  const { eps } = options
   const size = normalised('rms_norm', x, normalizedShape, [weight])
   const small = eps ?? EPSILON[x.dtype as 'float32' | 'float64']
   return apply<RmsNormAttrs>(RMS_NORM, weight ? [x, weight] : [x], {
@@ -156,8 +166,9 @@ export function groupNorm(
   numGroups: number,
   weight?: Tensor | null,
   bias?: Tensor | null,
-  { eps = 1e-5 }: { eps?: number } = {},
+  options: NormOptions = {},
 ): Tensor {
+  const eps = options.eps ?? 1e-5
   if (!isFloat(x.dtype)) throw new DTypeError(`group_norm: takes floating tensors, not ${x.dtype}`)
   const c = x.shape[1]
   if (x.rank < 2 || !Number.isInteger(numGroups) || numGroups < 1 || c % numGroups !== 0) {

@@ -45,11 +45,20 @@ const scale10 = (up: boolean): Program =>
   program('round', 1, ([x], [s]) => (up ? e.div(e.round(e.mul(x, s)), s) : e.mul(e.round(e.div(x, s)), s)), 1)
 const ROUND_UP = scale10(true)
 const ROUND_DOWN = scale10(false)
+
+export interface RoundOptions {
+  /** How many decimals stay; negative counts tens, hundreds … Default: 0. */
+  decimals?: number
+}
+
 /** Nearest whole number, half to even; or that of x · 10^decimals, over 10^decimals. Integers stay as they are. */
-export const round = (x: Tensor, { decimals = 0 }: { decimals?: number } = {}): Tensor =>
-  decimals === 0 || !isFloat(x.dtype)
+export const round = (x: Tensor, options: RoundOptions = {}): Tensor => {
+  const { decimals = 0 } = options
+  return decimals === 0 || !isFloat(x.dtype)
     ? ROUND(x)
     : elementwise(decimals > 0 ? ROUND_UP : ROUND_DOWN, [x], [10 ** Math.abs(decimals)])
+}
+
 const SQUARE = unary('square', e.square)
 /** x²; of bools int32 */
 export const square = (x: Tensor): Tensor => SQUARE(x.dtype === 'bool' ? copy(x, 'int32') : x)
@@ -88,25 +97,34 @@ const scaled = (name: string, f: (a: e.Expr, b: e.Expr) => e.Expr): Program =>
 const ADD_SCALED = scaled('add', e.add)
 const SUB_SCALED = scaled('sub', e.sub)
 
+export interface AddOptions {
+  /** What the second operand is multiplied by first. Default: 1. */
+  alpha?: number
+}
+
 /** a + alpha · b */
-export const add = (a: Operand, b: Operand, { alpha = 1 }: { alpha?: number } = {}): Tensor =>
-  alpha === 1
+export const add = (a: Operand, b: Operand, options: AddOptions = {}): Tensor => {
+  const { alpha = 1 } = options
+  return alpha === 1
     ? ADD(a, b)
     : typeof b === 'number'
       ? ADD(a, b * alpha)
       : typeof a === 'number'
         ? ADD(a, mul(b, alpha))
         : elementwise(ADD_SCALED, [a, b], [alpha])
+}
 
 /** a − alpha · b */
-export const sub = (a: Operand, b: Operand, { alpha = 1 }: { alpha?: number } = {}): Tensor =>
-  alpha === 1
+export const sub = (a: Operand, b: Operand, options: AddOptions = {}): Tensor => {
+  const { alpha = 1 } = options
+  return alpha === 1
     ? SUB(a, b)
     : typeof b === 'number'
       ? SUB(a, b * alpha)
       : typeof a === 'number'
         ? SUB(a, mul(b, alpha))
         : elementwise(SUB_SCALED, [a, b], [alpha])
+}
 
 /** a · b */
 export const mul = binary('mul', e.mul)
@@ -141,7 +159,8 @@ export interface DivOptions {
 }
 
 /** a / b, always floating unless a rounding mode is given */
-export function div(a: Operand, b: Operand, { roundingMode = null }: DivOptions = {}): Tensor {
+export function div(a: Operand, b: Operand, options: DivOptions = {}): Tensor {
+  const { roundingMode = null } = options
   if (roundingMode === null) return DIV(a, b)
   const int = isWhole(a) && isWhole(b)
   if (roundingMode === 'floor') return int ? FLOORED_INT(a, b) : FLOORED(a, b)
@@ -220,9 +239,17 @@ export const maskedFill = (x: Tensor, mask: Tensor, value: Operand): Tensor =>
     : elementwise(FILL_TENSOR, [x, mask, value], [], x.dtype)
 
 const LEAKY = program('leaky_relu', 1, ([x], [slope]) => e.select(e.gt(x, 0), x, e.mul(slope, x)), 1)
+
+export interface LeakyReluOptions {
+  /** The slope below 0. Default: 0.01. */
+  negativeSlope?: number
+}
+
 /** x for x > 0, else negativeSlope · x */
-export const leakyRelu = (x: Tensor, { negativeSlope = 0.01 }: { negativeSlope?: number } = {}): Tensor =>
-  elementwise(LEAKY, [x], [negativeSlope])
+export const leakyRelu = (x: Tensor, options: LeakyReluOptions = {}): Tensor => {
+  const { negativeSlope = 0.01 } = options
+  return elementwise(LEAKY, [x], [negativeSlope])
+}
 
 // The branch not taken must stay finite: its gradient is 0 times what it has, and 0 · ∞ is NaN.
 const ELU = program(
@@ -231,9 +258,17 @@ const ELU = program(
   ([x], [alpha]) => e.select(e.le(x, 0), e.mul(alpha, e.expm1(e.select(e.le(x, 0), x, 0))), x),
   1,
 )
+
+export interface EluOptions {
+  /** What exp(x) − 1 is multiplied by below 0. Default: 1. */
+  alpha?: number
+}
+
 /** x for x > 0, else alpha · (exp(x) − 1) (Clevert et al. 2016) */
-export const elu = (x: Tensor, { alpha = 1 }: { alpha?: number } = {}): Tensor =>
-  elementwise(ELU, [x], [alpha])
+export const elu = (x: Tensor, options: EluOptions = {}): Tensor => {
+  const { alpha = 1 } = options
+  return elementwise(ELU, [x], [alpha])
+}
 
 const SOFTPLUS = program(
   'softplus',
@@ -245,17 +280,31 @@ const SOFTPLUS = program(
   },
   2,
 )
+
+export interface SoftplusOptions {
+  /** The larger, the nearer to relu. Default: 1. */
+  beta?: number
+  /** Where beta · x is larger than this, the result is x itself. Default: 20. */
+  threshold?: number
+}
+
 /** ln(1 + exp(beta · x)) / beta; x itself where beta · x > threshold */
-export const softplus = (
-  x: Tensor,
-  { beta = 1, threshold = 20 }: { beta?: number; threshold?: number } = {},
-): Tensor => elementwise(SOFTPLUS, [x], [beta, threshold])
+export const softplus = (x: Tensor, options: SoftplusOptions = {}): Tensor => {
+  const { beta = 1, threshold = 20 } = options
+  return elementwise(SOFTPLUS, [x], [beta, threshold])
+}
 
 const GELU = program('gelu', 1, ([x]) => activations.gelu(x))
 const GELU_TANH = program('gelu', 1, ([x]) => activations.gelu_tanh(x))
 
+export interface GeluOptions {
+  /** 'none' computes Φ by erf; 'tanh' is the approximation that GPT-2 was trained with. Default: 'none'. */
+  approximate?: 'none' | 'tanh'
+}
+
 /** x · Φ(x) (Hendrycks & Gimpel 2016), exact by erf or `{ approximate: 'tanh' }`. */
-export function gelu(x: Tensor, { approximate = 'none' }: { approximate?: 'none' | 'tanh' } = {}): Tensor {
+export function gelu(x: Tensor, options: GeluOptions = {}): Tensor {
+  const { approximate = 'none' } = options
   if (approximate !== 'none' && approximate !== 'tanh')
     throw new ValueError(`gelu: approximate must be 'none' or 'tanh', not '${String(approximate)}'`)
   return elementwise(approximate === 'tanh' ? GELU_TANH : GELU, [x])

@@ -30,17 +30,31 @@ const INTEGERS = program(
   6,
 )
 
+export interface RandOptions extends TensorOptions {
+  /** The smallest number that is drawn. Default: 0. */
+  low?: number
+  /** All numbers are below it. Default: 1. */
+  high?: number
+}
+
 /** Uniform in [low, high), default [0, 1). */
-export const rand = (
-  shape: readonly number[],
-  { low = 0, high = 1, ...options }: TensorOptions & { low?: number; high?: number } = {},
-): Tensor => generated('rand', UNIFORM, shape, options, [...nextDraw(), low, high - low])
+export const rand = (shape: readonly number[], options: RandOptions = {}): Tensor => {
+  const { low = 0, high = 1, ...rest } = options
+  return generated('rand', UNIFORM, shape, rest, [...nextDraw(), low, high - low])
+}
+
+export interface RandnOptions extends TensorOptions {
+  /** The mean of the distribution. Default: 0. */
+  mean?: number
+  /** The standard deviation of the distribution. Default: 1. */
+  std?: number
+}
 
 /** Normal, default mean 0 and standard deviation 1. */
-export const randn = (
-  shape: readonly number[],
-  { mean = 0, std = 1, ...options }: TensorOptions & { mean?: number; std?: number } = {},
-): Tensor => generated('randn', NORMAL, shape, options, [...nextDraw(), mean, std])
+export const randn = (shape: readonly number[], options: RandnOptions = {}): Tensor => {
+  const { mean = 0, std = 1, ...rest } = options
+  return generated('randn', NORMAL, shape, rest, [...nextDraw(), mean, std])
+}
 
 /** 1 with probability p, else 0; float32 unless said. */
 export function bernoulli(shape: readonly number[], p: number, options: TensorOptions = {}): Tensor {

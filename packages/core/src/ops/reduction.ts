@@ -45,7 +45,8 @@ export const prod = (x: Tensor, dim?: Dims, options: SumOptions = {}): Tensor =>
   total('prod', x, dim, options)
 
 /** Arithmetic mean over dims; NaN of no elements. @throws DTypeError for integers: convert first. */
-export function mean(x: Tensor, dim?: Dims, { keepdim = false, dtype }: SumOptions = {}): Tensor {
+export function mean(x: Tensor, dim?: Dims, options: SumOptions = {}): Tensor {
+  const { keepdim = false, dtype } = options
   const from = as(x, dtype)
   if (!isFloat(from.dtype))
     throw new DTypeError(`mean: takes floating tensors, not ${from.dtype}; convert with .to('float32')`)
@@ -54,12 +55,16 @@ export function mean(x: Tensor, dim?: Dims, { keepdim = false, dtype }: SumOptio
 }
 
 /** Largest over dims; ties share the gradient equally. NaN if there is one. */
-export const amax = (x: Tensor, dim?: Dims, { keepdim = false }: ReduceOptions = {}): Tensor =>
-  reduce('max', x, wrapDims('amax', dim, x.rank), keepdim)
+export const amax = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor => {
+  const { keepdim = false } = options
+  return reduce('max', x, wrapDims('amax', dim, x.rank), keepdim)
+}
 
 /** Smallest over dims; ties share the gradient equally. NaN if there is one. */
-export const amin = (x: Tensor, dim?: Dims, { keepdim = false }: ReduceOptions = {}): Tensor =>
-  reduce('min', x, wrapDims('amin', dim, x.rank), keepdim)
+export const amin = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor => {
+  const { keepdim = false } = options
+  return reduce('min', x, wrapDims('amin', dim, x.rank), keepdim)
+}
 
 function argReduce(kind: 'max' | 'min', x: Tensor, dim: number | null | undefined, keepdim: boolean): Tensor {
   const op = `arg${kind}`
@@ -78,11 +83,16 @@ function argReduce(kind: 'max' | 'min', x: Tensor, dim: number | null | undefine
 }
 
 /** Position of the first largest along dim, or in the flattened tensor; int32. NaN wins. */
-export const argmax = (x: Tensor, dim?: number | null, { keepdim = false }: ReduceOptions = {}): Tensor =>
-  argReduce('max', x, dim, keepdim)
+export const argmax = (x: Tensor, dim?: number | null, options: ReduceOptions = {}): Tensor => {
+  const { keepdim = false } = options
+  return argReduce('max', x, dim, keepdim)
+}
+
 /** Position of the first smallest along dim, or in the flattened tensor; int32. NaN wins. */
-export const argmin = (x: Tensor, dim?: number | null, { keepdim = false }: ReduceOptions = {}): Tensor =>
-  argReduce('min', x, dim, keepdim)
+export const argmin = (x: Tensor, dim?: number | null, options: ReduceOptions = {}): Tensor => {
+  const { keepdim = false } = options
+  return argReduce('min', x, dim, keepdim)
+}
 
 export interface VarOptions extends ReduceOptions {
   /** Degrees of freedom taken off the count: 1 for the sample variance (default), 0 for the population's. */
@@ -149,15 +159,28 @@ function alongDim(op: Op<{ dim: number }>, input: Tensor, dim: number, dtype: DT
   return reshapeView(apply(op, [reshapeView(x, [1])], { dim: 0 })[0], [])
 }
 
+export interface CastOptions {
+  /** Convert to this dtype first. Default: none; of cumsum and cumprod bools count as int32. */
+  dtype?: DType
+}
+
 /** exp(x) / Σ exp(x) along dim, shifted by the largest so that nothing overflows. */
-export const softmax = (x: Tensor, dim: number, { dtype }: { dtype?: DType } = {}): Tensor =>
-  alongDim(SOFTMAX, x, dim, dtype)
+export const softmax = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
+  const { dtype } = options
+  return alongDim(SOFTMAX, x, dim, dtype)
+}
+
 /** x − ln Σ exp(x) along dim */
-export const logSoftmax = (x: Tensor, dim: number, { dtype }: { dtype?: DType } = {}): Tensor =>
-  alongDim(LOG_SOFTMAX, x, dim, dtype)
+export const logSoftmax = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
+  const { dtype } = options
+  return alongDim(LOG_SOFTMAX, x, dim, dtype)
+}
+
 /** softmax(−x) along dim */
-export const softmin = (x: Tensor, dim: number, { dtype }: { dtype?: DType } = {}): Tensor =>
-  alongDim(SOFTMAX, mul(as(x, dtype), -1), dim, undefined)
+export const softmin = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
+  const { dtype } = options
+  return alongDim(SOFTMAX, mul(as(x, dtype), -1), dim, undefined)
+}
 
 const LOGSUMEXP: Op<{ dims: readonly number[]; keepdim: boolean }> = {
   name: 'logsumexp',
@@ -182,7 +205,8 @@ const FINITE = program('isfinite', 1, ([x]) => e.lt(e.abs(x), Infinity))
 const SUM = program('add', 2, ([a, b]) => e.add(a, b))
 
 /** ln Σ exp(x) over dims, without overflow */
-export function logsumexp(x: Tensor, dim: Dims, { keepdim = false }: ReduceOptions = {}): Tensor {
+export function logsumexp(x: Tensor, dim: Dims, options: ReduceOptions = {}): Tensor {
+  const { keepdim = false } = options
   const from = as(x, toFloat(x.dtype))
   return apply(LOGSUMEXP, [from], { dims: wrapDims('logsumexp', dim, x.rank), keepdim })[0]
 }
@@ -194,11 +218,16 @@ function cumulative(kind: 'sum' | 'prod', x: Tensor, dim: number, dtype: DType |
 }
 
 /** Running sum along dim. */
-export const cumsum = (x: Tensor, dim: number, { dtype }: { dtype?: DType } = {}): Tensor =>
-  cumulative('sum', x, dim, dtype)
+export const cumsum = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
+  const { dtype } = options
+  return cumulative('sum', x, dim, dtype)
+}
+
 /** Running product along dim; its gradient is right also where there are zeros. */
-export const cumprod = (x: Tensor, dim: number, { dtype }: { dtype?: DType } = {}): Tensor =>
-  cumulative('prod', x, dim, dtype)
+export const cumprod = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
+  const { dtype } = options
+  return cumulative('prod', x, dim, dtype)
+}
 
 export interface SortOptions {
   descending?: boolean
@@ -207,11 +236,8 @@ export interface SortOptions {
 }
 
 /** Sorted values and their int32 indices along dim; stable, NaN last (first if descending). */
-export function sort(
-  x: Tensor,
-  dim = -1,
-  { descending = false }: SortOptions = {},
-): [values: Tensor, indices: Tensor] {
+export function sort(x: Tensor, dim = -1, options: SortOptions = {}): [values: Tensor, indices: Tensor] {
+  const { descending = false } = options
   return sortPrimitive(x, wrapDim('sort', dim, x.rank), descending)
 }
 
@@ -222,13 +248,21 @@ export function argsort(x: Tensor, dim = -1, options: SortOptions = {}): Tensor 
   return indices
 }
 
+export interface TopkOptions {
+  /** Find the largest (true) or the smallest (false). Default: true. */
+  largest?: boolean
+  /** The results always are in order; accepted for familiarity. */
+  sorted?: boolean
+}
+
 /** The k largest (or smallest) along dim, in order, and their int32 indices. */
 export function topk(
   x: Tensor,
   k: number,
   dim = -1,
-  { largest = true }: { largest?: boolean; sorted?: boolean } = {},
+  options: TopkOptions = {},
 ): [values: Tensor, indices: Tensor] {
+  const { largest = true } = options
   const d = wrapDim('topk', dim, x.rank)
   const n = x.shape[d] ?? 1
   if (!Number.isInteger(k) || k < 0 || k > n)

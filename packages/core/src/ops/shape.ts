@@ -170,11 +170,18 @@ export function flip(x: Tensor, dims: number | readonly number[]): Tensor {
   return x.rank === 0 || list.length === 0 ? flipView(x, []) : flipView(x, L.wrapDims('flip', list, x.rank))
 }
 
+export interface DiagonalOptions {
+  /** Which diagonal: 0 the main one, above 0 those above it, below 0 those below. Default: 0. */
+  offset?: number
+  /** The dim that counts rows. Default: 0. */
+  dim1?: number
+  /** The dim that counts columns. Default: 1. */
+  dim2?: number
+}
+
 /** The diagonal of two dims as a new last dim; `offset` > 0 lies above the main one. A view. */
-export function diagonal(
-  x: Tensor,
-  { offset = 0, dim1 = 0, dim2 = 1 }: { offset?: number; dim1?: number; dim2?: number } = {},
-): Tensor {
+export function diagonal(x: Tensor, options: DiagonalOptions = {}): Tensor {
+  const { offset = 0, dim1 = 0, dim2 = 1 } = options
   const [a, b] = [L.wrapDim('diagonal', dim1, x.rank), L.wrapDim('diagonal', dim2, x.rank)]
   if (a === b || x.rank < 2)
     throw new ShapeError(`diagonal: needs two different dims, got ${dim1} and ${dim2} of ${show(x.shape)}`)
@@ -360,16 +367,23 @@ export function triu(x: Tensor, diagonal = 0): Tensor {
 
 export type PadMode = 'constant' | 'reflect' | 'replicate' | 'circular'
 
+export interface PadOptions {
+  /**
+   * What the new elements hold: `value`, or what is there, repeated in one of three ways. Default:
+   * 'constant'.
+   */
+  mode?: PadMode
+  /** What mode 'constant' fills with. Default: 0. */
+  value?: number
+}
+
 /**
  * Pads the last dims: [left, right] of the last, then of the one before, …; negative sizes crop.
  *
  * @param mode 'constant' fills with `value`; 'reflect', 'replicate' and 'circular' repeat what is there.
  */
-export function pad(
-  x: Tensor,
-  padding: readonly number[],
-  { mode = 'constant', value = 0 }: { mode?: PadMode; value?: number } = {},
-): Tensor {
+export function pad(x: Tensor, padding: readonly number[], options: PadOptions = {}): Tensor {
+  const { mode = 'constant', value = 0 } = options
   if (padding.length % 2 !== 0 || padding.length / 2 > x.rank || !padding.every(Number.isInteger)) {
     throw new ShapeError(
       `pad: padding ${show(padding)} must be pairs of integers, at most one pair per dim of ${show(x.shape)}`,

@@ -25,9 +25,10 @@ function piece(length: number, i: number, pieces: number): [number, number] {
  */
 export function ringPieces(
   length: number,
-  { rank, size }: Pick<Link, 'rank' | 'size'>,
+  link: Pick<Link, 'rank' | 'size'>,
   order: RingOrder,
 ): [number, number][] {
+  const { rank, size } = link
   return order === 'contiguous'
     ? [piece(length, rank, size)]
     : [rank, 2 * size - 1 - rank].map((i) => piece(length, i, 2 * size))

@@ -42,14 +42,15 @@ export async function ringLinearAttention(
   q: Tensor,
   k: Tensor,
   v: Tensor,
-  { isCausal = false, ...options }: RingLinearAttentionOptions = {},
+  options: RingLinearAttentionOptions = {},
 ): Promise<RingAttention> {
+  const { isCausal = false, ...rest } = options
   const { rank } = link
   const [queries, keys, values] = [q, k, v].map(leaf)
   const state = enableGrad(
     () =>
       linearAttention(narrow(queries, 2, 0, 0), keys, values, {
-        ...options,
+        ...rest,
         isCausal: false,
         returnState: true,
       })[1],
@@ -57,7 +58,7 @@ export async function ringLinearAttention(
   const before = await sumOf(link, 'states', state, (other) => (isCausal ? other < rank : other !== rank))
   const initial = before && leaf(before)
   const taped = enableGrad(() =>
-    linearAttention(queries, keys, values, { ...options, isCausal, initialState: initial }),
+    linearAttention(queries, keys, values, { ...rest, isCausal, initialState: initial }),
   )
   const saved = [queries, keys, values, state, before, initial, taped]
   const dispose = (): void => {

@@ -47,6 +47,11 @@ export interface OptimizerStateDict<O> {
   paramGroups: (O & { params: number[] })[]
 }
 
+export interface ZeroGradOptions {
+  /** Free the gradients (true) or fill them with zeros (false). Default: true. */
+  setToNull?: boolean
+}
+
 /**
  * Base of the optimisers. A step updates every parameter that has a gradient, in place and untaped, and reads nothing
  * back. State tensors are made at a parameter's first update and kept.
@@ -145,7 +150,8 @@ export abstract class Optimizer<O extends { lr: number }> {
   }
 
   /** Frees the gradients of all parameters; with `setToNull: false` fills them with zeros instead. */
-  zeroGrad({ setToNull = true }: { setToNull?: boolean } = {}): void {
+  zeroGrad(options: ZeroGradOptions = {}): void {
+    const { setToNull = true } = options
     if (!setToNull) {
       const grads = this.#all().flatMap((p) => p.grad ?? [])
       noGrad(() =>

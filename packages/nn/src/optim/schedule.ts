@@ -48,7 +48,8 @@ export interface WarmupCosineOptions {
  *
  * @throws ValueError for negative numbers or a warm-up longer than decaySteps.
  */
-export function warmupCosine({ lr, minLr = 0, warmupSteps = 0, decaySteps }: WarmupCosineOptions): Schedule {
+export function warmupCosine(options: WarmupCosineOptions): Schedule {
+  const { lr, minLr = 0, warmupSteps = 0, decaySteps } = options
   check('warmupCosine', { lr, minLr, warmupSteps, decaySteps }, ['lr', 'minLr', 'warmupSteps'])
   if (warmupSteps > decaySteps)
     throw new ValueError(`schedule.warmupCosine: ${warmupSteps} warmupSteps exceed ${decaySteps} decaySteps`)
@@ -60,28 +61,48 @@ export function warmupCosine({ lr, minLr = 0, warmupSteps = 0, decaySteps }: War
   }
 }
 
+export interface LinearOptions {
+  /** The rate at step 0. */
+  from: number
+  /** The rate at step `steps` and after. */
+  to: number
+  /** How many steps the line takes. */
+  steps: number
+}
+
 /** In a straight line from `from` at step 0 to `to` at step `steps` and after. */
-export function linear({ from, to, steps }: { from: number; to: number; steps: number }): Schedule {
+export function linear(options: LinearOptions): Schedule {
+  const { from, to, steps } = options
   check('linear', { from, to, steps }, ['from', 'to'])
   return (step) => from + (to - from) * Math.min(1, step / steps)
 }
 
-/** lr · gamma^⌊step / stepSize⌋: a drop by gamma (default 0.1) every stepSize steps. */
-export function stepDecay({
-  lr,
-  stepSize,
-  gamma = 0.1,
-}: {
+export interface StepDecayOptions {
+  /** The rate at step 0. */
   lr: number
+  /** How many steps a rate lasts. */
   stepSize: number
+  /** What the rate is multiplied by. Default: 0.1. */
   gamma?: number
-}): Schedule {
+}
+
+/** lr · gamma^⌊step / stepSize⌋: a drop by gamma (default 0.1) every stepSize steps. */
+export function stepDecay(options: StepDecayOptions): Schedule {
+  const { lr, stepSize, gamma = 0.1 } = options
   check('stepDecay', { lr, stepSize, gamma }, ['lr'])
   return (step) => lr * gamma ** Math.floor(step / stepSize)
 }
 
+export interface ExponentialOptions {
+  /** The rate at step 0. */
+  lr: number
+  /** What each step multiplies the rate by. */
+  gamma: number
+}
+
 /** lr · gamma^step */
-export function exponential({ lr, gamma }: { lr: number; gamma: number }): Schedule {
+export function exponential(options: ExponentialOptions): Schedule {
+  const { lr, gamma } = options
   check('exponential', { lr, gamma }, ['lr'])
   return (step) => lr * gamma ** step
 }
