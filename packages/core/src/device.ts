@@ -97,6 +97,9 @@ export function defaultBackend(): Backend {
   return chosen
 }
 
+/** @internal Do new tensors live there? Makes no backend that is not there yet. */
+export const isDefaultBackend = (backend: Backend): boolean => chosen === backend || chosen === backend.name
+
 /** Sets where new tensors live: a name or a backend. */
 export function setDefaultBackend(device: Backend | string): void {
   chosen = typeof device === 'string' && makers.has(device) ? device : getBackend(device)

@@ -65,6 +65,7 @@ export {
   type Nested,
   ones,
   onesLike,
+  type TensorJSON,
   type TensorOptions,
   tensor,
   to,
@@ -108,6 +109,7 @@ export {
 export * from './ops/reduction.ts'
 export * from './ops/rotary.ts'
 export * from './ops/shape.ts'
+export { text } from './ops/text.ts'
 export * from './ops/total-norm.ts'
 export {
   elementwise as applyProgram,
@@ -119,6 +121,7 @@ export {
   elementwiseIntoEach as applyProgramIntoEach,
   type InPlaceCall,
 } from './primitives/foreach.ts'
+export { Printable, type PrintOptions, setPrintOptions } from './printing.ts'
 export { type Path, type Profile, type ProfileRow, profile, profileAsync, reportPath } from './profile.ts'
 export {
   type Gradient,

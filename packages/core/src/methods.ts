@@ -9,13 +9,14 @@ import * as pointwise from './ops/pointwise.ts'
 import { dropout } from './ops/random.ts'
 import * as reduction from './ops/reduction.ts'
 import * as shape from './ops/shape.ts'
+import { text } from './ops/text.ts'
 import { Tensor } from './tensor.ts'
 
 /**
  * Every operator whose first argument is a tensor is also a method: `add(a, b)` and `a.add(b)`. A new operator in one
  * of these files becomes one without further ado.
  */
-const { to, data, dataSync, item, itemSync, toArray, equal } = create
+const { to, data, dataSync, item, itemSync, toArray, toJSON, equal } = create
 const families: Record<string, unknown> = {
   ...pointwise,
   ...reduction,
@@ -31,6 +32,8 @@ const families: Record<string, unknown> = {
   item,
   itemSync,
   toArray,
+  toJSON,
+  text,
   equal,
 }
 
@@ -50,6 +53,8 @@ type Families = typeof pointwise &
     item: typeof create.item
     itemSync: typeof create.itemSync
     toArray: typeof create.toArray
+    toJSON: typeof create.toJSON
+    text: typeof text
     equal: typeof create.equal
   }
 

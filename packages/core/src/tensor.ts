@@ -8,14 +8,19 @@ import {
   ShapeError,
   show,
   UnsupportedOpError,
+  ValueError,
 } from './errors.ts'
 import { largestHolders } from './holders.ts'
 import { contiguousStrides, isContiguous, type Layout, numel, orderedStrides } from './layout.ts'
+import { debugSymbol, type InspectOptions, inspectSymbol, inspectTensor, tensorText } from './printing.ts'
 import { type Scoped, track } from './scope.ts'
 import { counts, Storage } from './storage.ts'
 import type { GradNode } from './tape.ts'
 
 export type Hook = (grad: Tensor) => Tensor | undefined | void
+
+/** How many tensors there have been. */
+let made = 0
 
 /**
  * A strided view of a storage, with its place on the tape. Make one with `tensor`, `zeros`, `randn` …; operators are
@@ -24,25 +29,22 @@ export type Hook = (grad: Tensor) => Tensor | undefined | void
  * Strides and offset count elements.
  */
 export class Tensor implements View, Scoped {
-  readonly storage: Storage
+  // The only enumerable properties, so that whatever walks objects (JSON, structuredClone, the equality of test
+  // runners) finds little to walk, and never takes two tensors for one.
+  /** A serial number: no two tensors of a program share one. */
+  readonly id: number
   readonly dtype: DType
   readonly shape: readonly number[]
-  readonly strides: readonly number[]
-  readonly offset: number
-  /** Number of elements. */
-  readonly numel: number
-  /** The operator that made this tensor, where gradients flow through it. */
-  gradFn: GradNode | null = null
-  /** The gradient that `backward()` accumulated here; null before. */
-  grad: Tensor | null = null
-  /** Survives `scope` and `backward()`: set by `keep()`. */
-  kept = false
-  /** @internal Does `backward()` store a gradient here although this is no leaf? See `retainGrad()`. */
-  retainsGrad = false
-  /** @internal A gradient handed to the caller by `grad()`: not the tape's to free. */
-  returned = false
-  /** @internal */
-  hooks: Hook[] | null = null
+  readonly #storage: Storage
+  readonly #strides: readonly number[]
+  readonly #offset: number
+  readonly #numel: number
+  #gradFn: GradNode | null = null
+  #grad: Tensor | null = null
+  #kept = false
+  #retainsGrad = false
+  #returned = false
+  #hooks: Hook[] | null = null
   #leafGrad = false
   #freedBy: string | null = null
   #contiguous: boolean | null = null
@@ -56,15 +58,90 @@ export class Tensor implements View, Scoped {
     offset: number,
     size = numel(shape),
   ) {
-    this.storage = storage
+    this.id = ++made
     this.dtype = dtype
     this.shape = shape
-    this.strides = strides
-    this.offset = offset
-    this.numel = size
+    this.#storage = storage
+    this.#strides = strides
+    this.#offset = offset
+    this.#numel = size
     storage.tensors.count++
     counts.tensors++
     track(this)
+  }
+
+  /** @internal */
+  get storage(): Storage {
+    return this.#storage
+  }
+
+  /** How many elements apart neighbours along each dim lie in memory. */
+  get strides(): readonly number[] {
+    return this.#strides
+  }
+
+  /** Where the first element lies in the storage, in elements. */
+  get offset(): number {
+    return this.#offset
+  }
+
+  /** Number of elements. */
+  get numel(): number {
+    return this.#numel
+  }
+
+  /** The operator that made this tensor, where gradients flow through it. */
+  get gradFn(): GradNode | null {
+    return this.#gradFn
+  }
+
+  set gradFn(value: GradNode | null) {
+    this.#gradFn = value
+  }
+
+  /** The gradient that `backward()` accumulated here; null before. */
+  get grad(): Tensor | null {
+    return this.#grad
+  }
+
+  set grad(value: Tensor | null) {
+    this.#grad = value
+  }
+
+  /** Survives `scope` and `backward()`: set by `keep()`. */
+  get kept(): boolean {
+    return this.#kept
+  }
+
+  set kept(value: boolean) {
+    this.#kept = value
+  }
+
+  /** @internal Does `backward()` store a gradient here although this is no leaf? See `retainGrad()`. */
+  get retainsGrad(): boolean {
+    return this.#retainsGrad
+  }
+
+  set retainsGrad(value: boolean) {
+    this.#retainsGrad = value
+  }
+
+  /** @internal A gradient handed to the caller by `grad()`: not the tape's to free. */
+  get returned(): boolean {
+    return this.#returned
+  }
+
+  set returned(value: boolean) {
+    this.#returned = value
+  }
+
+  /** @internal */
+  get hooks(): Hook[] | null {
+    return this.#hooks
+  }
+
+  set hooks(value: Hook[] | null) {
+    this.#hooks = value
   }
 
   /** Number of dims. */
@@ -78,12 +155,12 @@ export class Tensor implements View, Scoped {
   }
 
   get backend(): Backend {
-    return this.storage.backend
+    return this.#storage.backend
   }
 
   /** Name of the backend that holds the data. */
   get device(): string {
-    return this.storage.backend.name
+    return this.#storage.backend.name
   }
 
   get layout(): Layout {
@@ -92,8 +169,8 @@ export class Tensor implements View, Scoped {
 
   /** @internal The backend's handle; throws DisposedError once the memory is gone. */
   get buffer(): BackendBuffer {
-    if (this.#freedBy !== null || this.storage.buffer === null) throw this.#gone()
-    return this.storage.buffer
+    if (this.#freedBy !== null || this.#storage.buffer === null) throw this.#gone()
+    return this.#storage.buffer
   }
 
   #gone(): DisposedError {
@@ -119,12 +196,12 @@ export class Tensor implements View, Scoped {
 
   /** Do gradients flow to or through this tensor? */
   get requiresGrad(): boolean {
-    return this.#leafGrad || this.gradFn !== null
+    return this.#leafGrad || this.#gradFn !== null
   }
 
   set requiresGrad(value: boolean) {
     if (value === this.requiresGrad) return
-    if (this.gradFn !== null)
+    if (this.#gradFn !== null)
       throw new GradError(
         'requiresGrad: only leaf tensors can change it; use detach() to stop gradients here',
       )
@@ -135,7 +212,7 @@ export class Tensor implements View, Scoped {
 
   /** Was it made by the user rather than by a differentiated operator? */
   get isLeaf(): boolean {
-    return this.gradFn === null
+    return this.#gradFn === null
   }
 
   /** Frees this view now; the memory goes with its last view. Safe to call twice. */
@@ -149,7 +226,7 @@ export class Tensor implements View, Scoped {
 
   /** @internal */
   adopt(): void {
-    this.storage.adopt()
+    this.#storage.adopt()
   }
 
   /** @internal */
@@ -157,19 +234,19 @@ export class Tensor implements View, Scoped {
     if (this.#freedBy !== null) return
     this.#freedBy = by
     counts.tensors--
-    if (--this.storage.tensors.count === 0) this.storage.free()
+    if (--this.#storage.tensors.count === 0) this.#storage.free()
   }
 
   /** Exempts this tensor from `scope` and from what `backward()` frees; it lives until `dispose()` or until it is unreachable. */
   keep(): this {
-    this.kept = true
+    this.#kept = true
     track(this)
     return this
   }
 
   /** Lets `backward()` store a gradient in this non-leaf tensor's `.grad`. */
   retainGrad(): this {
-    this.retainsGrad = true
+    this.#retainsGrad = true
     return this
   }
 
@@ -179,16 +256,16 @@ export class Tensor implements View, Scoped {
    */
   registerHook(hook: Hook): () => void {
     if (!this.requiresGrad) throw new GradError('registerHook: this tensor does not require a gradient')
-    this.hooks = [...(this.hooks ?? []), hook]
+    this.#hooks = [...(this.#hooks ?? []), hook]
     return () => {
-      this.hooks = this.hooks?.filter((h) => h !== hook) ?? null
+      this.#hooks = this.#hooks?.filter((h) => h !== hook) ?? null
     }
   }
 
   /** @internal A new view of the same storage. */
   viewAs(layout: Layout): Tensor {
     if (this.#freedBy !== null) throw this.#gone()
-    return new Tensor(this.storage, this.dtype, layout.shape, layout.strides, layout.offset)
+    return new Tensor(this.#storage, this.dtype, layout.shape, layout.strides, layout.offset)
   }
 
   /** The same data, cut off from the tape. */
@@ -196,13 +273,35 @@ export class Tensor implements View, Scoped {
     return this.viewAs(this)
   }
 
-  /** Says what it is and, where the backend can answer at once, shows the elements. */
+  /**
+   * The tensor as text, as PyTorch prints it: its elements, only the edges where there are more than 1000, with shape,
+   * dtype and, where it is not the default, device. Where the device cannot answer at once it tells what is known, and
+   * `await x.text()` the elements.
+   *
+   * @example
+   * String(tensor([[1, 2.5], [3, 4]])) // → tensor([[1.0000, 2.5000],\n        [3.0000, 4.0000]], shape=[2, 2], dtype=float32)
+   */
   toString(): string {
-    const tags = [
-      this.dtype === 'float32' ? '' : `, ${this.dtype}`,
-      this.gradFn ? `, gradFn=${this.gradFn.name}` : this.#leafGrad ? ', requiresGrad' : '',
-    ]
-    return `Tensor(${show(this.shape)}${tags.join('')}, ${this.device}${this.disposed ? ', freed' : ''})`
+    return tensorText(this, this.#freedBy)
+  }
+
+  /** @internal */
+  [inspectSymbol](depth: number, options: InspectOptions): string {
+    return inspectTensor(this, this.#freedBy, depth, options)
+  }
+
+  /** @internal */
+  [debugSymbol](): string {
+    return tensorText(this, this.#freedBy)
+  }
+
+  /** @internal A tensor is text where text is due; as a number it would be NaN, and wrong without a word. */
+  [Symbol.toPrimitive](hint: string): string {
+    if (hint === 'string') return this.toString()
+    throw new ValueError(
+      'a tensor is no number: use a.add(b), a.sub(b), a.mul(b), a.div(b), a.lt(b), a.gt(b), a.eq(b) for a + b, a - b, …, a < b, a > b, a == b; ' +
+        'await a.item() gives the value of one element, String(a) the text',
+    )
   }
 }
 

@@ -1,7 +1,7 @@
 import type { Backend } from '../backend.ts'
 import { defaultBackend, getBackend, isDevice } from '../device.ts'
 import { type DType, dtypeOf, info, isFloat, type TypedArray } from '../dtype.ts'
-import { DeviceError, DTypeError, ShapeError, show, UnsupportedOpError } from '../errors.ts'
+import { DeviceError, DTypeError, ShapeError, show, UnsupportedOpError, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import { checkShape, numel, sameShape } from '../layout.ts'
 import { copy, fill, generate } from '../primitives/elementwise.ts'
@@ -234,8 +234,23 @@ const one = (x: Tensor, op: string): void => {
     )
 }
 
+/**
+ * A promise of something read. Used as a number or in a text before it is awaited it would be NaN or
+ * "[object Promise]": it throws instead.
+ */
+const promised = <T>(op: string, read: Promise<T>): Promise<T> =>
+  Object.defineProperty(read, Symbol.toPrimitive, {
+    value: () => {
+      throw new ValueError(`${op}: gives a promise, which is no value yet; use await x.${op}()`)
+    },
+  })
+
 /** The value of a one-element tensor (bool: 0 or 1). */
-export async function item(x: Tensor): Promise<number> {
+export function item(x: Tensor): Promise<number> {
+  return promised('item', readItem(x))
+}
+
+async function readItem(x: Tensor): Promise<number> {
   one(x, 'item')
   return (await data(x))[0]
 }
@@ -247,7 +262,11 @@ export function itemSync(x: Tensor): number {
 }
 
 /** The elements as nested arrays; a scalar gives a number. bool elements are booleans. */
-export async function toArray(x: Tensor): Promise<Nested> {
+export function toArray(x: Tensor): Promise<Nested> {
+  return promised('toArray', readNested(x))
+}
+
+async function readNested(x: Tensor): Promise<Nested> {
   const flat = await data(x)
   let next = 0
   const build = (depth: number): Nested => {
@@ -258,8 +277,48 @@ export async function toArray(x: Tensor): Promise<Nested> {
 }
 
 /** Same shape, dtype and elements (NaN equals nothing)? Reads both. */
-export async function equal(a: Tensor, b: Tensor): Promise<boolean> {
+export function equal(a: Tensor, b: Tensor): Promise<boolean> {
+  return promised('equal', readEqual(a, b))
+}
+
+async function readEqual(a: Tensor, b: Tensor): Promise<boolean> {
   if (!sameShape(a.shape, b.shape) || a.dtype !== b.dtype) return false
   const [x, y] = [await data(a), await data(b)]
   return x.every((v, i) => v === y[i])
+}
+
+/** A tensor as `JSON.stringify` writes it. */
+export interface TensorJSON {
+  dtype: DType
+  shape: readonly number[]
+  /** The elements in row-major order. JSON has no NaN and no infinities: they become null in its text. */
+  data: (number | boolean)[] | string
+}
+
+/** JSON.stringify writes tensors of so many elements at most. */
+const mostInJson = 2 ** 20
+
+/** Test runners that print what differs get at most so many elements as numbers. */
+const mostInDiffs = 1000
+
+/**
+ * What `JSON.stringify` writes of a tensor: `{ dtype, shape, data }`, which `tensor(data, shape, { dtype })` takes back.
+ * Called without a key, as test runners do to print what differs, it gives the text in place of more than 1000 elements.
+ *
+ * @throws DeviceError where the backend cannot read at once: use `await x.toArray()`; ValueError for more than 2²⁰
+ * elements: use `saveSafetensors`.
+ * @example
+ * JSON.stringify(tensor([1, 2])) // → {"dtype":"float32","shape":[2],"data":[1,2]}
+ */
+export function toJSON(x: Tensor, key?: string): TensorJSON {
+  const { dtype, shape } = x
+  if (key === undefined && x.numel > mostInDiffs) return { dtype, shape, data: String(x) }
+  if (!x.backend.readSync)
+    throw new DeviceError(`JSON: ${x.device} cannot be read at once; write what await x.toArray() gives`)
+  if (x.numel > mostInJson)
+    throw new ValueError(
+      `JSON: a tensor ${show(shape)} is too large to be written as text; use saveSafetensors, or await x.data()`,
+    )
+  const flat = Array.from(dataSync(x))
+  return { dtype, shape, data: dtype === 'bool' ? flat.map((v) => v !== 0) : flat }
 }
