@@ -46,15 +46,15 @@ const element = ({ layout: l, data }: Operand, b: number, h: number, t: number, 
   return data[l.offset + b * sb + h * sh + t * st + d * sd] as number
 }
 
-/** out, lse, dq, dk, dv by the formulas, in float64. */
+/** out, stats (the maxima of rows, then their sums), dq, dk, dv by the formulas, in float64. */
 function plain({ q, k, v, mask, dout, attrs }: Case): Float64Array[] {
   const [B, H, T, D] = q.layout.shape as [number, number, number, number]
   const [, Hk, S] = k.layout.shape as [number, number, number]
   const Dv = v.layout.shape[3] as number
-  const results = [B * H * T * Dv, B * H * T, B * H * T * D, B * Hk * S * D, B * Hk * S * Dv].map(
+  const results = [B * H * T * Dv, 2 * B * H * T, B * H * T * D, B * Hk * S * D, B * Hk * S * Dv].map(
     (n) => new Float64Array(n),
   )
-  const [out, lse, dq, dk, dv] = results as [
+  const [out, stats, dq, dk, dv] = results as [
     Float64Array,
     Float64Array,
     Float64Array,
@@ -82,12 +82,10 @@ function plain({ q, k, v, mask, dout, attrs }: Case): Float64Array[] {
           scores[j] = s
         }
         const top = scores.reduce((x, y) => Math.max(x, y), -Infinity)
-        if (top === -Infinity) {
-          lse[row] = -Infinity
-          continue
-        }
+        stats[row] = top
+        if (top === -Infinity) continue
         const sum = scores.reduce((x, s) => x + Math.exp(s - top), 0)
-        lse[row] = top + Math.log(sum)
+        stats[B * H * T + row] = sum
         const p = scores.map((s) => Math.exp(s - top) / sum)
         let delta = 0
         const dp = new Float64Array(S)
@@ -146,18 +144,18 @@ function run(engine: Engine, c: Case, needs: readonly boolean[], gap = -1): (Flo
     return put(engine, { layout: l, dtype: 'float32', data: new Float32Array(extent(l)).fill(-77) })
   }
   const out = result([B, H, T, v.layout.shape[3] as number])
-  const lse = output(engine, [B, H, T], 'float32')
+  const stats = output(engine, [2, B, H, T], 'float32')
   const fused = attention(engine)
   expect(fused.supports?.(inputs, attrs)).toBe(true)
-  fused.run([out, lse], inputs, attrs)
+  fused.run([out, stats], inputs, attrs)
   const gradient = put(engine, dout)
   const back = attentionBackward(engine)
-  const all = [...inputs, out, lse, gradient]
+  const all = [...inputs, out, stats, gradient]
   const backAttrs = { ...attrs, needs: [...needs, ...(mask ? [false] : [])] }
   expect(back.supports?.(all, backAttrs)).toBe(true)
   const grads = shapes.filter((_, i) => needs[i]).map(result)
   if (grads.length > 0) back.run(grads, all, backAttrs)
-  const got = [out, lse, ...grads].map((x) => written(engine, x))
+  const got = [out, stats, ...grads].map((x) => written(engine, x))
   release(engine, [...all, ...grads])
   let next = 2
   return [
@@ -178,7 +176,7 @@ function agree(got: ArrayLike<number>, want: Float64Array, which: number, contex
   expect(mismatch(got as Float32Array, want, atol, 1e-5), context).toBeNull()
 }
 
-const names = ['out', 'lse', 'dq', 'dk', 'dv']
+const names = ['out', 'stats', 'dq', 'dk', 'dv']
 const engines = await makeEngines()
 
 function check(c: Case, needs: readonly boolean[] = [true, true, true], gap = -1): void {
@@ -310,8 +308,8 @@ describe('masks', () => {
     const c = make(rnd, { H: 1, T: 40, S: 50, D: 8 }, {}, { layout: l, dtype: 'bool', data })
     check(c)
     const { engine } = engines[0] as { engine: Engine }
-    const [out, lse, dq] = run(engine, c, [true, true, true]) as [Float32Array, Float32Array, Float32Array]
-    expect(lse[5]).toBe(-Infinity)
+    const [out, stats, dq] = run(engine, c, [true, true, true]) as [Float32Array, Float32Array, Float32Array]
+    expect([stats[5], stats[40 + 5]]).toEqual([-Infinity, 0])
     expect(out.slice(5 * 8, 6 * 8)).toEqual(new Float32Array(8))
     expect(dq.slice(5 * 8, 6 * 8)).toEqual(new Float32Array(8))
     const additive = Float32Array.from(data, (x) => (x ? 0 : -Infinity))
@@ -426,8 +424,8 @@ test('large scores do not overflow', () => {
   const c = make(rnd, { T: 40, D: 8 }, { scale: 1 })
   const { engine } = engines[0] as { engine: Engine }
   const q = { ...c.q, data: Float32Array.from(c.q.data, (x) => 300 * x) }
-  const [out, lse, ...grads] = run(engine, { ...c, q }, [true, true, true])
-  for (const x of [out, lse, ...grads]) expect((x as Float32Array).every(Number.isFinite)).toBe(true)
+  const [out, stats, ...grads] = run(engine, { ...c, q }, [true, true, true])
+  for (const x of [out, stats, ...grads]) expect((x as Float32Array).every(Number.isFinite)).toBe(true)
 })
 
 test('declines what the kernels do not do', () => {
@@ -472,7 +470,7 @@ describe('through the operator', () => {
         .map((r) => r.op)
         .sort(),
     ).toEqual(['scaled_dot_product_attention', 'scaled_dot_product_attentionBackward'])
-    // The output, three gradients, lse; then the scratch memory of two threads, and code.
+    // The output, three gradients, maxima and sums; then the scratch memory of two threads, and code.
     const taken = backend.stats().peakBytes - before
     expect(taken).toBeGreaterThan(4 * bytes)
     expect(taken).toBeLessThan(6 * bytes + 2 ** 20)

@@ -2,7 +2,7 @@
  * Softmax attention, backward (FlashAttention-2, Dao 2023), for a block of 64 queries against a block of 96
  * keys, with δ = rowsum(dO ∘ O), which is computed where dO is loaded:
  *
- *   P = exp(K (scale Q)ᵀ − lse),  dP = V dOᵀ,  dS = scale P ∘ (dP − δ)     rows are keys, lanes are queries
+ *   P = exp(K (scale Q)ᵀ − m) / l,  dP = V dOᵀ,  dS = scale P ∘ (dP − δ)     rows are keys, lanes are queries
  *   dV += P dO,  dK += dS Q,  dQᵀ += Kᵀ dS
  *
  * P and dS are 96×64 and stay in the cache; nothing of size T×S exists. Two ways through the pairs of blocks:
@@ -57,13 +57,17 @@ const passParams = ['i32', 'i32', 'i32'] as const
 type PassFunc = Func<typeof passParams, null>
 const gradientsParams = [...passParams, 'i32', 'i32'] as const
 
-/** Scores → P in place: scores, number of keys, lse. */
+/** Scores → P in place: scores, number of keys, m; and 1 / l a row of weights further. */
 function weightsFunc(m: ModuleBuilder, vectors: number): PassFunc {
-  return m.func(passParams, (f, scores, keys, lse) => {
+  return m.func(passParams, (f, scores, keys, stats) => {
     const exp = expBelow(f)
-    const tops = Array.from({ length: vectors }, (_, j) => f.let(v128.load(lse, 16 * j)))
+    const load = (at: number) =>
+      Array.from({ length: vectors }, (_, j) => f.let(v128.load(stats, at + 16 * j)))
+    const [tops, inverses] = [load(0), load(weightStep)]
     eachRow(f, keys, scores, weightStep, (at) => {
-      const weights = tops.map((top, j) => f.let(exp(v128.load(at, 16 * j), top)))
+      const weights = tops.map((top, j) =>
+        f.let(f32x4.mul(exp(v128.load(at, 16 * j), top), inverses[j] as Var<'v128'>)),
+      )
       weights.forEach((x, j) => f.store(at, x, 16 * j))
     })
   })
@@ -186,7 +190,7 @@ function pairFunc(m: ModuleBuilder, c: Context): PairFunc {
       f.if(adjusts(c) ? 1 : limited, () => {
         f.call(hide, params, weights, n, from, first, h, limited, at.mask)
       })
-      f.call(toWeights, weights, n, at.lse.add(i.shl(2)))
+      f.call(toWeights, weights, n, at.tops.add(i.shl(2)))
       f.if(changes, () => {
         const panel = at.dout.add(i.mul(valueDepth).shl(2))
         f.call(scoresOf, valueDepth, v.add(skip.mul(vRow)), vRow, n, panel, weights.add(distance))

@@ -89,8 +89,9 @@ const scalars = [
   'drop2',
   'drop3',
   'drop4',
-  /** (B, H, T), contiguous. */
-  'lsePtr',
+  /** Each row's maximum and sum, (B, H, T) both, contiguous. */
+  'topPtr',
+  'sumPtr',
   'scratch',
   'scratchStep',
   /** Chunks of queries, or of keys, per head: tasks are numbered (b, head, chunk). */
@@ -119,6 +120,10 @@ export const reader =
   (params: I32) =>
   (name: Word): I32 =>
     i32.load(params, wordOffset(name))
+
+/** Bytes from the first row's maximum or sum to those of another row. */
+export const statsAt = (word: ReturnType<typeof reader>, b: I32, h: I32, row: I32): I32 =>
+  b.mul(word('heads')).add(h).mul(word('queries')).add(row).shl(2)
 
 /** Address of row `row` of an operand, for a batch item and head. */
 export function rowOf(word: ReturnType<typeof reader>, name: OperandName, b: I32, h: I32, row: I32): I32 {

@@ -7,12 +7,11 @@
  *   P = exp(S − m′),  l = l · exp(m − m′) + Σ P
  *   Oᵀ = exp(m − m′) Oᵀ + Vᵀ · P   columns of v from memory
  *
- * at the end O / l and lse = m + log l. l sums all weights, and dropout, if any, comes before O. Blocks of keys lie at
+ * at the end O / l; m and l are kept. l sums all weights, and dropout, if any, comes before O. Blocks of keys lie at
  * multiples of 96, panels at multiples of their width: results do not depend on how queries were dealt to tasks.
  * Hidden blocks are skipped (attention-visits.ts), and in a block of the diagonal every panel stops at its own last key.
  */
 
-import { mathF32x4 } from '../math.ts'
 import { type Func, f32x4, type ModuleBuilder, v128 } from '../wasm/index.ts'
 import {
   eachRow,
@@ -25,6 +24,7 @@ import {
   rowOf,
   scoresFunc,
   sparse,
+  statsAt,
   wordOffset,
 } from './attention-blocks.ts'
 import { adjusts, dropFunc, hideFunc, loadMask, weightNumber } from './attention-scores.ts'
@@ -88,16 +88,14 @@ function softenFunc(m: ModuleBuilder, vectors: number): Func<typeof softenParams
   })
 }
 
-const finishParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as const
+const finishParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as const
 
-/** Divides a panel of outputs by l, and stores it as rows; and m + log l. */
+/** Divides a panel of outputs by l, and stores it as rows; and m and l. */
 function finishFunc(m: ModuleBuilder, pack: PackFunc, vectors: number): Func<typeof finishParams, null> {
   const step = 16 * vectors
-  return m.func(finishParams, (f, panel, state, valueDepth, out, outRow, lse, have) => {
-    const { log } = mathF32x4(f, ['log'])
+  return m.func(finishParams, (f, panel, state, valueDepth, out, outRow, tops, sums, have) => {
     const inverse = Array.from({ length: vectors }, (_, j) => {
       const l = f.let(v128.load(state, step + 16 * j))
-      f.store(state, f32x4.add(v128.load(state, 16 * j), log(l)), 16 * j)
       // No key at all: zeros, rather than 0 / 0.
       return f.let(v128.andnot(f32x4.div(1, l), f32x4.eq(l, 0)))
     })
@@ -105,7 +103,8 @@ function finishFunc(m: ModuleBuilder, pack: PackFunc, vectors: number): Func<typ
       inverse.forEach((x, j) => f.store(at, f32x4.mul(v128.load(at, 16 * j), x), 16 * j))
     })
     f.call(pack, out, outRow, panel, 4, step, have, valueDepth)
-    f.copy(lse, state, have.shl(2))
+    f.copy(tops, state, have.shl(2))
+    f.copy(sums, state.add(step), have.shl(2))
   })
 }
 
@@ -229,7 +228,7 @@ export function buildForward(m: ModuleBuilder, form: Form): void {
       panel.set(scratch)
       f.for(0, rows, lanes, (i) => {
         const row = f.let(q0.add(i))
-        const lse = word('lsePtr').add(b.mul(word('heads')).add(h).mul(word('queries')).add(row).shl(2))
+        const place = f.let(statsAt(word, b, h, row))
         const out = rowOf(word, 'out', b, h, row)
         f.call(
           finish,
@@ -238,7 +237,8 @@ export function buildForward(m: ModuleBuilder, form: Form): void {
           valueDepth,
           out,
           word('outRow'),
-          lse,
+          word('topPtr').add(place),
+          word('sumPtr').add(place),
           least(rows.sub(i), lanes),
         )
         panel.set(panel.add(panelSize))

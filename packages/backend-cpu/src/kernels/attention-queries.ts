@@ -21,6 +21,7 @@ import {
   queryBlock,
   reader,
   rowOf,
+  statsAt,
   wordOffset,
 } from './attention-blocks.ts'
 import type { Tile } from './matmul-micro.ts'
@@ -49,7 +50,8 @@ function places<T>(
   const rowsOf = (columns: T): T => ops.mul(ops.panels(columns), 4 * queryBlock)
   return {
     /** Per query of the block. */
-    lse: take(4 * queryBlock),
+    tops: take(4 * queryBlock),
+    inverses: take(4 * queryBlock),
     delta: take(4 * queryBlock),
     weights: take((keyBlock + tile.rows) * weightStep),
     gradients: take((keyBlock + tile.rows) * weightStep),
@@ -138,7 +140,7 @@ function deltaFunc(m: ModuleBuilder, pack: PackFunc): Func<typeof deltaParams, n
   })
 }
 
-/** Loads a block of queries: panels of scale · Q and of dO, of columns of Q and dO; lse and δ; zeros for dQ. */
+/** Loads a block of queries: panels of scale · Q and of dO, of columns of Q and dO; m, 1 / l and δ; zeros for dQ. */
 export function loadQueries(m: ModuleBuilder, c: Context): BlockFunc {
   const { tile, pack } = c
   const lanes = 4 * tile.vectors
@@ -158,15 +160,19 @@ export function loadQueries(m: ModuleBuilder, c: Context): BlockFunc {
       f.let(rowOf(word, 'dout', b, h, q0)),
       f.let(rowOf(word, 'out', b, h, q0)),
     ]
-    const lse = f.let(word('lsePtr').add(b.mul(word('heads')).add(h).mul(word('queries')).add(q0).shl(2)))
-    // Lanes without a query have lse = ∞, so that their P is 0.
-    for (let i = 0; i < weightStep; i += 16) f.store(at.lse, f32x4.const(Infinity), i)
-    f.copy(at.lse, lse, rows.shl(2))
-    const infinity = f.let(f32x4.const(Infinity))
+    const place = f.let(statsAt(word, b, h, q0))
+    for (const [to, from] of [
+      [at.tops, 'topPtr'],
+      [at.inverses, 'sumPtr'],
+    ] as const) {
+      f.fill(to, 0, weightStep)
+      f.copy(to, word(from).add(place), rows.shl(2))
+    }
     for (let i = 0; i < weightStep; i += 16) {
-      // Queries that see no key have lse = −∞: no weight, either.
-      const x = f.let(v128.load(at.lse, i))
-      f.store(at.lse, v128.bitselect(infinity, x, f32x4.eq(x, -Infinity)), i)
+      // Queries that see no key, and lanes without a query, have a sum of 0: their weights are exp(s − 0) · 0.
+      const [top, sum] = [f.let(v128.load(at.tops, i)), f.let(v128.load(at.inverses, i))]
+      f.store(at.tops, v128.andnot(top, f32x4.eq(top, -Infinity)), i)
+      f.store(at.inverses, v128.andnot(f32x4.div(1, sum), f32x4.eq(sum, 0)), i)
     }
     f.if(rows.remU(lanes), () => {
       f.fill(at.q, 0, depth.mul(4 * queryBlock))

@@ -7,7 +7,7 @@
  * Takes float32 operands with any strides, D and Dv up to 256, grouped heads, a mask to add or to keep by
  * (any strides), causality from either corner, windows, global tokens, masks of blocks, ALiBi and dropout.
  * Declines the gradient of a mask: the composition takes over. Results are the same bits on any number of threads. A query that sees no key gives
- * zeros, lse = −∞, and no gradient.
+ * zeros, a maximum of −∞, a sum of 0, and no gradient.
  *
  * The ladder, causal, B1 H8 T1024 D64, q, k and v views of one packed projection; ms on one core of a Zen 4,
  * best of many on a machine with other work:
@@ -113,6 +113,13 @@ function writeOperand(
   set(`${name}Step`, step * bytes)
 }
 
+/** (2, B, H, T): the rows' maxima, then their sums. */
+function writeStats(engine: Engine, set: ReturnType<typeof writer>, stats: View): void {
+  const [, b, h, t] = stats.shape
+  set('topPtr', engine.address(stats))
+  set('sumPtr', engine.address(stats) + 4 * b * h * t)
+}
+
 function writeCommon(
   engine: Engine,
   inputs: readonly View[],
@@ -163,7 +170,7 @@ function writeCommon(
 
 export const attention: KernelFactory<AttentionAttrs> = (engine) => ({
   supports: takes,
-  run([out, lse], inputs, attrs) {
+  run([out, stats], inputs, attrs) {
     const { q, k, v } = attentionOperands(inputs, attrs)
     const [b, h, t, d] = q.shape
     const dv = v.shape[3]
@@ -175,7 +182,7 @@ export const attention: KernelFactory<AttentionAttrs> = (engine) => ({
     const scratch = engine.scratch(bytes)
     const set = writeCommon(engine, inputs, attrs)
     writeOperand(engine, set, 'out', out)
-    set('lsePtr', engine.address(lse))
+    writeStats(engine, set, stats)
     set('scratch', scratch)
     set('scratchStep', align64(bytes))
     const chunks = chunksOf(t, queryBlock, attrs.blockSize)
@@ -192,7 +199,7 @@ export const attentionBackward: KernelFactory<AttentionAttrs & { readonly needs:
     const { q, k, v, rest } = attentionOperands(inputs, attrs)
     const [b, h, t, d] = q.shape
     const [keyHeads, s, dv] = [k.shape[1], k.shape[2], v.shape[3]]
-    const [out, lse, dout] = rest
+    const [out, stats, dout] = rest
     const [needQ, needK, needV] = attrs.needs
     const form = formOf(engine, inputs, attrs)
     const bytes = backwardScratch(form.tile, form.mask, d, dv)
@@ -209,7 +216,7 @@ export const attentionBackward: KernelFactory<AttentionAttrs & { readonly needs:
       if (need) writeOperand(engine, set, name, outputs[next++])
       set(flag, Number(need))
     }
-    set('lsePtr', engine.address(lse))
+    writeStats(engine, set, stats)
     set('scratch', scratch)
     set('scratchStep', align64(bytes))
     const run = (mode: BackwardMode, items: number, chunks: number): void => {

@@ -1,9 +1,10 @@
 /**
  * Cross-entropy of logits (N, C) with int32 classes (N), without weights or smoothing, and its gradient.
  *
- * Forward, per row: largest m; Σ exp(x − m); lse = m + ln sum; loss = (m − x[target]) + ln sum. The rows' losses are
- * added in order by one thread. Backward: (exp(x − lse) − [c = target]) · scale in one pass; no softmax is kept.
- * Rows whose target is `ignoreIndex` cost nothing but zeros.
+ * Forward, per row: largest m; Σ exp(x − m); loss = (m − x[target]) + ln sum. The rows' losses are added in order by
+ * one thread. Backward: (exp(x − m) / sum − [c = target]) · scale in one pass; no softmax is kept. m and the sum are
+ * kept apart, [2, N]: as one float32, m + ln sum would lose the logarithm beside a large m. Rows whose target is
+ * `ignoreIndex` cost nothing but zeros.
  *
  * Measured, Node 20, one thread, 1024 classes, in the cache, ns per logit: forward 0.50, backward 0.44; [768, 65]
  * takes 49 µs and 28 µs.
@@ -12,7 +13,7 @@
  */
 
 import type { View } from '@tilegrad/core'
-import type { KernelFactory } from '../engine.ts'
+import type { Engine, KernelFactory } from '../engine.ts'
 import { mathF32x4 } from '../math.ts'
 import { f32, f32x4, f64, i32, type ModuleBuilder } from '../wasm/index.ts'
 import { checkIndex, flagOf } from './indexing.ts'
@@ -48,9 +49,15 @@ const takes = (inputs: readonly View[], { labelSmoothing }: Attrs): boolean => {
   )
 }
 
+/** Where the rows' maxima and sums are, in [2, N]. */
+const planes = (engine: Engine, stats: View): number[] => {
+  const at = engine.address(stats)
+  return [at, at + 4 * stats.shape[1]]
+}
+
 export const crossEntropy: KernelFactory<Attrs> = (engine) => ({
   supports: (inputs, attrs) => inputs.length === 2 && takes(inputs, attrs),
-  run([loss, lse, count], [logits, target], { ignoreIndex, reduction }) {
+  run([loss, stats, count], [logits, target], { ignoreIndex, reduction }) {
     const [rows, classes] = logits.shape
     const each = reduction === 'none' ? engine.address(loss) : engine.memory.alloc(4 * rows)
     try {
@@ -60,7 +67,7 @@ export const crossEntropy: KernelFactory<Attrs> = (engine) => ({
         [logits, target],
         1,
         classes,
-        [engine.address(lse), each, ignoreIndex, flagOf(engine)],
+        [...planes(engine, stats), each, ignoreIndex, flagOf(engine)],
         buildForward,
       )
       checkIndex(engine, 'cross_entropy', target, 1, classes, ignoreIndex)
@@ -89,12 +96,13 @@ export const crossEntropy: KernelFactory<Attrs> = (engine) => ({
 function buildForward(m: ModuleBuilder, rank: number): void {
   m.kernel('main', (f, start, end, params) => {
     const words = new Words(f, params)
-    const [logits, target, n, lse, losses, ignore, flag] = Array.from({ length: 7 }, () => words.i32())
+    const [logits, target, n, tops, sums, losses, ignore, flag] = Array.from({ length: 8 }, () => words.i32())
     const exp = expBelow(f)
     const math = mathF32x4(f, ['log'])
     eachRow(f, words, rank, [logits, target], start, end, ([row, at], i) => {
       const to = f.let(i.shl(2))
-      f.store(lse.add(to), f32.const(0))
+      f.store(tops.add(to), f32.const(0))
+      f.store(sums.add(to), f32.const(0))
       f.store(losses.add(to), f32.const(0))
       const label = f.let(i32.load(at))
       f.if(label.ne(ignore), () => {
@@ -106,8 +114,10 @@ function buildForward(m: ModuleBuilder, rank: number): void {
             const sum = total(f, floatFolds.sum)
             foldRow(f, n, 4, floatFolds.sum, [sum], (v) => [exp(v.load(row), largest)])
             const m = f.let(f32x4.extractLane(largest, 0))
-            const logSum = f.let(f32x4.extractLane(math.log(f32x4.splat(f32.demoteF64(sum))), 0))
-            f.store(lse.add(to), m.add(logSum))
+            const all = f.let(f32.demoteF64(sum))
+            const logSum = f.let(f32x4.extractLane(math.log(f32x4.splat(all)), 0))
+            f.store(tops.add(to), m)
+            f.store(sums.add(to), all)
             f.store(losses.add(to), m.sub(f32.load(row.add(label.shl(2)))).add(logSum))
           },
         )
@@ -135,7 +145,7 @@ function buildFinish(m: ModuleBuilder, reduction: Attrs['reduction'], rank: numb
 
 export const crossEntropyBackward: KernelFactory<Attrs & { needs: readonly boolean[] }> = (engine) => ({
   supports: (inputs, attrs) => inputs.length === 6 && takes(inputs, attrs) && attrs.needs[0],
-  run([dlogits], [logits, target, , lse, count, dloss], { ignoreIndex, reduction }) {
+  run([dlogits], [logits, target, , stats, count, dloss], { ignoreIndex, reduction }) {
     const { buffer, dtype, offset } = dloss
     const scalar = { buffer, dtype, offset, shape: [logits.shape[0]], strides: [0] }
     const grads = reduction === 'none' ? dloss : scalar
@@ -145,7 +155,7 @@ export const crossEntropyBackward: KernelFactory<Attrs & { needs: readonly boole
       [logits, target, grads, dlogits],
       1,
       logits.shape[1],
-      [engine.address(lse), engine.address(count), ignoreIndex],
+      [...planes(engine, stats), engine.address(count), ignoreIndex],
       (m, rank) => buildBackward(m, reduction, rank),
     )
   },
@@ -154,7 +164,7 @@ export const crossEntropyBackward: KernelFactory<Attrs & { needs: readonly boole
 function buildBackward(m: ModuleBuilder, reduction: Attrs['reduction'], rank: number): void {
   m.kernel('main', (f, start, end, params) => {
     const words = new Words(f, params)
-    const [logits, target, dloss, dlogits, n, lse, count, ignore] = Array.from({ length: 8 }, () =>
+    const [logits, target, dloss, dlogits, n, tops, sums, count, ignore] = Array.from({ length: 9 }, () =>
       words.i32(),
     )
     const exp = expBelow(f)
@@ -166,8 +176,8 @@ function buildBackward(m: ModuleBuilder, reduction: Attrs['reduction'], rank: nu
         () => {
           const d = f32.load(grad)
           const scale = f.let(reduction === 'mean' ? d.div(f32.load(count)) : d)
-          const scales = f.let(f32x4.splat(scale))
-          const shift = f.let(f32x4.splat(f32.load(lse.add(i.shl(2)))))
+          const scales = f.let(f32x4.splat(scale.div(f32.load(sums.add(i.shl(2))))))
+          const shift = f.let(f32x4.splat(f32.load(tops.add(i.shl(2)))))
           eachVector(f, 0, n, 4, (v) => v.store(to, f32x4.mul(exp(v.load(row), shift), scales)))
           // Forward has refused other labels, but a store must not depend on that.
           f.if(label.ltU(n), () => {

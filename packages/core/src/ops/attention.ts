@@ -102,7 +102,9 @@ const ATTENTION: Op<AttentionAttrs> = {
     return [
       // In memory (B, T, H, Dv), so that heads merge as a view.
       { shape: [b, h, t, v.shape[3]], dtype: q.dtype, order: [0, 2, 1, 3] },
-      { shape: [b, h, t], dtype: q.dtype },
+      // The maximum m of each row's scores, and Σ exp(s − m): −∞ and 0 of a row without any key. As one float32,
+      // m + ln Σ would lose the logarithm beside a large m.
+      { shape: [2, b, h, t], dtype: q.dtype },
     ]
   },
   compose: (inputs, attrs) => {

@@ -208,7 +208,8 @@ const CROSS_ENTROPY: Op<CrossEntropyAttrs> = {
   name: 'cross_entropy',
   infer: ([x], { reduction }) => [
     { shape: reduction === 'none' ? [x.shape[0]] : [], dtype: x.dtype },
-    { shape: [x.shape[0]], dtype: x.dtype },
+    // The rows' maxima, and their sums of exp(x − maximum); then how many rows count.
+    { shape: [2, x.shape[0]], dtype: x.dtype },
     { shape: [1], dtype: x.dtype },
   ],
   compose: ([x, target, weight], { ignoreIndex, reduction, labelSmoothing }) => {

@@ -1,8 +1,9 @@
 import * as e from '../expr.ts'
 import { apply, type Op } from '../op.ts'
 import type { AttentionAttrs } from '../ops/attention.ts'
-import { add, div, exp, log, mul, sub, where } from '../ops/pointwise.ts'
+import { div, exp, mul, sub, where } from '../ops/pointwise.ts'
 import { sum } from '../ops/reduction.ts'
+import { cat, narrow } from '../ops/shape.ts'
 import { elementwise, elementwiseInto } from '../primitives/elementwise.ts'
 import { matmulPrimitive } from '../primitives/matmul.ts'
 import { reduce } from '../primitives/reduce.ts'
@@ -12,9 +13,9 @@ import { noGrad } from '../tape.ts'
 import type { Tensor } from '../tensor.ts'
 
 /**
- * Softmax attention against a part of the keys, for parts that are computed apart and merged by their log-sum-exp: on
+ * Softmax attention against a part of the keys, for parts that are computed apart and merged by the maxima and sums of their rows: on
  * several devices, or over time. These are the operator's fused kernels, where a backend has them, without the tape;
- * q (B, H, T, D), k (B, Hk, S, D), v (B, Hk, S, Dv) and lse (B, H, T) are checked by the caller.
+ * q (B, H, T, D), k (B, Hk, S, D), v (B, Hk, S, Dv) and stats (2, B, H, T) are checked by the caller.
  */
 
 const FORWARD = 'scaled_dot_product_attention'
@@ -37,12 +38,21 @@ function spread(x: Tensor, heads: number): Tensor {
   return reshapeView(each, [b, heads, s, d])
 }
 
+/** The maxima and sums of rows, (2, B, H, T), as two (B, H, T, 1). */
+function rowStats(stats: Tensor): [top: Tensor, total: Tensor] {
+  const column = (i: number): Tensor => {
+    const [, b, h, t] = stats.shape
+    return reshapeView(narrow(stats, 0, i, 1), [b, h, t, 1])
+  }
+  return [column(0), column(1)]
+}
+
 const BLOCK: Op<AttentionAttrs> = {
   name: FORWARD,
   outputs: 2,
   infer: ([q, , v]) => [
     { shape: [...q.shape.slice(0, 3), v.shape[3]], dtype: q.dtype },
-    { shape: q.shape.slice(0, 3), dtype: q.dtype },
+    { shape: [2, ...q.shape.slice(0, 3)], dtype: q.dtype },
   ],
   compose: ([q, k, v], attrs) => {
     const s = scores(q, spread(k, q.shape[1]), attrs)
@@ -51,21 +61,24 @@ const BLOCK: Op<AttentionAttrs> = {
     const p = exp(sub(s, where(hidden, 0, top)))
     const total = reduce('sum', p, [3], true)
     const out = matmulPrimitive(FORWARD, div(p, where(hidden, 1, total)), spread(v, q.shape[1]))
-    return [out, reshapeView(add(top, log(where(hidden, 1, total))), q.shape.slice(0, 3))]
+    return [out, reshapeView(cat([top, total], 0), [2, ...q.shape.slice(0, 3)])]
   },
 }
 
-/** Inputs q, k, v, out, lse, dout, where out and lse are those of all keys: P = exp(S − lse) is then right for a part. */
+/**
+ * Inputs q, k, v, out, stats, dout, where out and stats are those of all keys: P = exp(S − m) / l is then right for a
+ * part.
+ */
 const BLOCK_BACKWARD: Op<AttentionAttrs & { needs: readonly boolean[] }> = {
   name: `${FORWARD}Backward`,
   outputs: 3,
   infer: ([q, k, v]) => [q, k, v].map(({ shape, dtype }) => ({ shape, dtype })),
-  compose: ([q, k, v, out, lse, dout], attrs) => {
-    const [b, h, t] = q.shape
+  compose: ([q, k, v, out, stats, dout], attrs) => {
+    const [b, h] = q.shape
     const keys = spread(k, h)
-    const rows = reshapeView(lse, [b, h, t, 1])
-    const hidden = elementwise(ALL_HIDDEN, [rows])
-    const p = exp(sub(scores(q, keys, attrs), where(hidden, Infinity, rows)))
+    const [top, total] = rowStats(stats)
+    const hidden = elementwise(ALL_HIDDEN, [top])
+    const p = div(exp(sub(scores(q, keys, attrs), where(hidden, 0, top))), where(hidden, 1, total))
     const delta = sum(mul(dout, out), 3, { keepdim: true })
     const dp = matmulPrimitive(FORWARD, dout, transposeView(spread(v, h), 2, 3))
     const ds = mul(mul(p, sub(dp, delta)), attrs.scale)
@@ -101,59 +114,65 @@ const attrsOf = ({ scale, isCausal }: AttentionBlockOptions): AttentionAttrs => 
 })
 
 /**
- * Attention over a part of the keys, untaped: the part's output (B, H, T, Dv) and its log-sum-exp (B, H, T).
+ * Attention over a part of the keys, untaped: the part's output (B, H, T, Dv), and the maximum m
+ * of each row's scores and Σ exp(s − m), (2, B, H, T).
  */
 export function attentionBlock(
   q: Tensor,
   k: Tensor,
   v: Tensor,
   options: AttentionBlockOptions,
-): { out: Tensor; lse: Tensor } {
-  const [out, lse] = noGrad(() => apply(BLOCK, [q, k, v], attrsOf(options)))
-  return { out, lse }
+): { out: Tensor; stats: Tensor } {
+  const [out, stats] = noGrad(() => apply(BLOCK, [q, k, v], attrsOf(options)))
+  return { out, stats }
 }
 
 /**
- * What a part of the keys adds to the gradients of q, and the gradients of that part's k and v; `out`, `lse` and `dout`
+ * What a part of the keys adds to the gradients of q, and the gradients of that part's k and v; `out`, `stats` and `dout`
  * are those of attention over all keys.
  */
 export function attentionBlockBackward(
   q: Tensor,
   k: Tensor,
   v: Tensor,
-  whole: { out: Tensor; lse: Tensor; dout: Tensor },
+  whole: { out: Tensor; stats: Tensor; dout: Tensor },
   options: AttentionBlockOptions,
 ): { dq: Tensor; dk: Tensor; dv: Tensor } {
-  // Kernels take out and lse as they wrote them.
-  const [out, lse, dout] = [whole.out, whole.lse, whole.dout].map(contiguous)
+  // Kernels take out and stats as they wrote them.
+  const [out, stats, dout] = [whole.out, whole.stats, whole.dout].map(contiguous)
   const attrs = { ...attrsOf(options), needs: [true, true, true] }
-  const [dq, dk, dv] = noGrad(() => apply(BLOCK_BACKWARD, [q, k, v, out, lse, dout], attrs))
+  const [dq, dk, dv] = noGrad(() => apply(BLOCK_BACKWARD, [q, k, v, out, stats, dout], attrs))
   return { dq, dk, dv }
 }
 
-const weight = (a: e.Expr, b: e.Expr): { wa: e.Expr; wb: e.Expr; none: e.Expr; top: e.Expr } => {
-  const top = e.max(a, b)
-  const none = e.eq(top, -Infinity)
-  const safe = e.select(none, 0, top)
-  return { wa: e.exp(e.sub(a, safe)), wb: e.exp(e.sub(b, safe)), none, top }
-}
-const MERGE_OUT = program('attention.merge', 4, ([x, y, a, b]) => {
-  const { wa, wb, none } = weight(a, b)
-  return e.div(e.add(e.mul(wa, x), e.mul(wb, y)), e.select(none, 1, e.add(wa, wb)))
-})
-const MERGE_LSE = program('attention.merge_lse', 2, ([a, b]) => {
-  const { wa, wb, none, top } = weight(a, b)
-  return e.select(none, -Infinity, e.add(top, e.log(e.select(none, 1, e.add(wa, wb)))))
-})
-
 /**
- * Merges attention over further keys into what there is, in place: lse = log(e^lse₁ + e^lse₂),
- * out = e^(lse₁ − lse) out₁ + e^(lse₂ − lse) out₂ (Liu et al. 2023).
+ * Inputs: outputs, maxima and sums of two parts. An output is a mean weighted by its sum: e^(m₁ − m) l₁ of it, m being
+ * the larger maximum; where neither part sees a key, both sums are 0.
  */
-export function mergeAttention(into: { out: Tensor; lse: Tensor }, more: { out: Tensor; lse: Tensor }): void {
-  const column = (lse: Tensor): Tensor => reshapeView(lse, [...lse.shape, 1])
+const MERGE = program('attention.merge', 6, ([x, y, m1, m2, l1, l2]) => {
+  const { w1, w2, total } = weights(m1, m2, l1, l2)
+  return e.div(e.add(e.mul(w1, x), e.mul(w2, y)), e.select(e.eq(total, 0), 1, total))
+})
+const MERGE_STATS = program('attention.merge_stats', 4, ([m1, m2, l1, l2]) => [
+  e.max(m1, m2),
+  weights(m1, m2, l1, l2).total,
+])
+function weights(m1: e.Expr, m2: e.Expr, l1: e.Expr, l2: e.Expr): Record<'w1' | 'w2' | 'total', e.Expr> {
+  const top = e.max(m1, m2)
+  const shift = e.select(e.eq(top, -Infinity), 0, top)
+  const [w1, w2] = [e.mul(l1, e.exp(e.sub(m1, shift))), e.mul(l2, e.exp(e.sub(m2, shift)))]
+  return { w1, w2, total: e.add(w1, w2) }
+}
+
+/** Merges attention over further keys into what there is, in place (Liu et al. 2023). */
+export function mergeAttention(
+  into: { out: Tensor; stats: Tensor },
+  more: { out: Tensor; stats: Tensor },
+): void {
   noGrad(() => {
-    elementwiseInto([into.out], MERGE_OUT, [into.out, more.out, column(into.lse), column(more.lse)])
-    elementwiseInto([into.lse], MERGE_LSE, [into.lse, more.lse])
+    const [m1, l1] = rowStats(into.stats)
+    const [m2, l2] = rowStats(more.stats)
+    elementwiseInto([into.out], MERGE, [into.out, more.out, m1, m2, l1, l2])
+    elementwiseInto([m1, l1], MERGE_STATS, [m1, m2, l1, l2])
   })
 }

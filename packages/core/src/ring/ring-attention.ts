@@ -124,7 +124,7 @@ interface Call {
 /**
  * Softmax attention over a sequence that is spread over several devices (Ring Attention, Liu et al. 2023): each holds a
  * part of the queries, and the keys and values of all ranks travel around the ring, from each rank to the next, while
- * the last ones are computed with. Partial results merge through their log-sum-exp; going backward, gradients of keys
+ * the last ones are computed with. Partial results merge through the maxima and sums of their rows; going backward, gradients of keys
  * and values travel with them. Besides its part a device stores the keys and values of one other rank at a time.
  *
  * Every rank of the link must call it, with its part of the sequence: any, and of any length; if causal, the one that
@@ -158,10 +158,15 @@ export async function ringAttention(
   // Views of our own: the caller may dispose of its tensors.
   const [queries, keys, values] = [q, k, v].map((t) => t.detach())
   const [b, h, t] = q.shape
-  const { out, lse } = noGrad(() => ({
-    out: zeros([b, h, t, v.shape[3]], { dtype: q.dtype, device: q.backend }),
-    lse: fill_(zeros([b, h, t], { dtype: q.dtype, device: q.backend }), -Infinity),
-  }))
+  const { out, stats } = noGrad(() => {
+    const [out, stats] = [
+      [b, h, t, v.shape[3]],
+      [2, b, h, t],
+    ].map((shape) => zeros(shape, { dtype: q.dtype, device: q.backend }))
+    // No key seen so far: a maximum of −∞, a sum of 0.
+    scope(() => void fill_(narrow(stats, 0, 0, 1), -Infinity))
+    return { out, stats }
+  })
   await travel(link, 'ringAttention', [keys, values], async (from, [k, v]) => {
     scope(() => {
       const { queries: rows, keys: cols, isCausal } = visible(rank, from, plan)
@@ -170,10 +175,10 @@ export async function ringAttention(
         scale: plan.scale,
         isCausal,
       })
-      mergeAttention({ out: narrow(out, 2, ...rows), lse: narrow(lse, 2, ...rows) }, part)
+      mergeAttention({ out: narrow(out, 2, ...rows), stats: narrow(stats, 3, ...rows) }, part)
     })
   })
-  const saved = [queries, keys, values, out.detach(), lse]
+  const saved = [queries, keys, values, out.detach(), stats]
   const dispose = (): void => {
     for (const t of saved) t.dispose()
   }
@@ -195,7 +200,7 @@ export async function ringAttention(
 async function ringBackward(
   link: Link,
   plan: Plan,
-  [queries, keys, values, out, lse]: readonly Tensor[],
+  [queries, keys, values, out, stats]: readonly Tensor[],
   dout: Tensor,
 ): Promise<{ dq: Tensor; dk: Tensor; dv: Tensor }> {
   const { rank, size } = link
@@ -214,7 +219,7 @@ async function ringBackward(
           at(queries),
           narrow(k, 2, ...cols),
           narrow(v, 2, ...cols),
-          { out: at(out), lse: at(lse), dout: at(dout) },
+          { out: at(out), stats: narrow(stats, 3, ...rows), dout: at(dout) },
           { scale: plan.scale, isCausal },
         )
         add_(at(dq), part.dq)
