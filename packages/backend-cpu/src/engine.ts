@@ -128,7 +128,9 @@ export function createEngine(features: Features, memory: Heap, pool: Pool, mark 
       const bytes = align64(bytesPerThread) * pool.threads
       if (bytes > scratchBytes) {
         if (scratchPtr !== 0) memory.free(scratchPtr)
+        // There is none if the next line throws.
         scratchBytes = 0
+        scratchPtr = 0
         scratchPtr = memory.alloc(bytes)
         scratchBytes = bytes
       }

@@ -151,6 +151,8 @@ export class Heap {
   alloc(bytes: number): number {
     if (!(bytes >= 0)) throw new ValueError(`memory: ${bytes} bytes asked for; expected a number >= 0`)
     if (bytes > smallMax) {
+      // Before any arithmetic on pages, whose numbers are of 32 bits.
+      if (bytes > this.limitBytes) throw new OutOfMemoryError(bytes, this.#liveBytes, this.limitBytes)
       const pages = Math.ceil(bytes / pageBytes)
       const page = this.#take(pages, bytes)
       this.#count(pages * pageBytes)
@@ -278,12 +280,21 @@ export class Heap {
     const perWasmPage = wasmPageBytes / pageBytes
     const now = this.#runs.pages / perWasmPage
     const left = this.limitBytes / wasmPageBytes - now
-    const needed = Math.ceil((pages - this.#runs.freeAtEnd()) / perWasmPage)
+    const atEnd = this.#runs.freeAtEnd()
+    const needed = Math.ceil((pages - atEnd) / perWasmPage)
     // By a quarter at least: growth renews all views, and pages that are not used cost nothing.
     const generous = Math.min(left, Math.max(needed, Math.floor(now / 4)))
-    if (needed > left || !(this.#tryGrow(generous) || this.#tryGrow(needed))) {
-      throw new OutOfMemoryError(bytes, this.#liveBytes, this.limitBytes)
+    if (needed > left) {
+      const more = left * perWasmPage
+      const free = this.#runs.free() + more
+      const largest = Math.max(this.#runs.largest(), atEnd + more)
+      // Enough is free, but nowhere in one piece.
+      const pieces = free < pages ? undefined : { free: free * pageBytes, largest: largest * pageBytes }
+      throw new OutOfMemoryError(bytes, this.#liveBytes, this.limitBytes, pieces)
     }
+    // What the operating system refuses is beyond the limit as well.
+    if (!(this.#tryGrow(generous) || this.#tryGrow(needed)))
+      throw new OutOfMemoryError(bytes, this.#liveBytes, this.#runs.pages * pageBytes)
     this.#runs.extend(this.memory.buffer.byteLength / pageBytes)
     this.#adopt()
   }

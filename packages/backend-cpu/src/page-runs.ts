@@ -16,6 +16,8 @@ const maxLooks = 16
 /** The runs of pages 0 … `pages` − 1; page 0 is never given out. */
 export class PageRuns {
   pages = 0
+  /** Pages in free runs. */
+  #free = 0
   /** By page: > 0 length of the taken run that starts here; < 0 −length of the free run that starts or ends here. */
   #runs = new Int32Array(0)
   /** By first page of a free run: its neighbours in its list, −1 for none. */
@@ -35,8 +37,26 @@ export class PageRuns {
     return page > 0 && page < this.pages ? Math.max(0, this.#runs[page] as number) : 0
   }
 
+  /** How many pages are free, in runs of any length. */
+  free(): number {
+    return this.#free
+  }
+
+  /** The length of the longest free run. Looks at all runs of its list. */
+  largest(): number {
+    if (this.#rowBits === 0) return 0
+    const row = 31 - Math.clz32(this.#rowBits)
+    const step = 31 - Math.clz32(this.#stepBits[row] as number)
+    let longest = 0
+    for (let run = this.#heads[row * steps + step] as number; run >= 0; run = this.#next[run] as number)
+      longest = Math.max(longest, -(this.#runs[run] as number))
+    return longest
+  }
+
   /** Takes a run of `length` pages: its first page, or −1 if no free run is that long. */
   take(length: number): number {
+    // Lengths that are no 32-bit integers would wrap below.
+    if (!(length >= 1 && length < this.pages)) return -1
     const page = this.#find(length)
     if (page < 0) return -1
     const found = -(this.#runs[page] as number)
@@ -126,6 +146,7 @@ export class PageRuns {
   }
 
   #insert(page: number, length: number): void {
+    this.#free += length
     this.#runs[page] = -length
     this.#runs[page + length - 1] = -length
     const list = listOf(length)
@@ -139,6 +160,7 @@ export class PageRuns {
   }
 
   #remove(page: number, length: number): void {
+    this.#free -= length
     const list = listOf(length)
     const next = this.#next[page] as number
     const previous = this.#previous[page] as number

@@ -92,7 +92,10 @@ export function createPeaks(backend: CpuBackend): Peaks {
   const area = (index: number, bytes: number): number => {
     const known = areas[index]
     if (known !== undefined && known.bytes >= bytes) return known.ptr
-    if (known !== undefined) memory.free(known.ptr)
+    if (known !== undefined) {
+      memory.free(known.ptr)
+      delete areas[index]
+    }
     const ptr = memory.alloc(bytes)
     memory.u8.fill(0, ptr, ptr + bytes)
     areas[index] = { ptr, bytes }

@@ -47,13 +47,24 @@ export class OutOfMemoryError extends TilegradError {
   readonly liveBytes: number
   readonly limitBytes: number
 
-  /** `limitBytes`: Infinity where the device does not say. */
-  constructor(requestedBytes: number, liveBytes: number, limitBytes: number) {
+  /**
+   * `limitBytes` is Infinity where the device does not say. `pieces` is for fragmented memory: how many bytes are free,
+   * and how many of them in one piece at most.
+   */
+  constructor(
+    requestedBytes: number,
+    liveBytes: number,
+    limitBytes: number,
+    pieces?: { free: number; largest: number },
+  ) {
     const limit = Number.isFinite(limitBytes) ? ` of at most ${showBytes(limitBytes)} are` : ' are'
     const refused = Number.isFinite(limitBytes) ? '' : 'the device has no more, and '
     super(
-      `memory: ${showBytes(requestedBytes)} asked for, but ${refused}${showBytes(liveBytes)}${limit} in use; ` +
-        'free tensors (scope(), dispose()), or use smaller batches',
+      `memory: ${showBytes(requestedBytes)} asked for, but ${refused}${showBytes(liveBytes)}${limit} in use` +
+        (pieces
+          ? `, and the ${showBytes(pieces.free)} that are free lie in pieces of at most ${showBytes(pieces.largest)} (fragmentation)`
+          : '') +
+        '; free tensors (scope(), dispose()), or use smaller batches',
     )
     this.requestedBytes = requestedBytes
     this.liveBytes = liveBytes

@@ -51,7 +51,9 @@ export const foreach = (engine: Engine): Foreach => {
   const reserve = (words: number): void => {
     if (words <= capacity) return
     if (table !== 0) memory.free(table)
+    // There is none if the next line throws.
     capacity = 0
+    table = 0
     table = memory.alloc(8 * words)
     capacity = 2 * words
   }

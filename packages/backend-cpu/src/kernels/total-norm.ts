@@ -31,7 +31,9 @@ export const totalNorm: KernelFactory<Record<never, never>> = (engine) => {
       const bytes = 8 * blocks + entry * inputs.length
       if (bytes > capacity) {
         if (buffer !== 0) memory.free(buffer)
+        // There is none if the next line throws.
         capacity = 0
+        buffer = 0
         buffer = memory.alloc(2 * bytes)
         capacity = 2 * bytes
       }

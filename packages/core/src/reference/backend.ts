@@ -1,5 +1,7 @@
 import type { Backend, View } from '../backend.ts'
-import { info, type TypedArray } from '../dtype.ts'
+import { type DType, info, type TypedArray } from '../dtype.ts'
+import { OutOfMemoryError } from '../errors.ts'
+import { counts } from '../storage.ts'
 import { referenceKernels } from './kernels.ts'
 
 class Memory {
@@ -14,10 +16,19 @@ const dataOf = (view: View): TypedArray => (view.buffer as Memory).data
 const read = (view: View): TypedArray =>
   dataOf(view).slice(view.offset, view.offset + view.shape.reduce((p, n) => p * n, 1))
 
+function alloc(bytes: number, dtype: DType): Memory {
+  try {
+    return new Memory(info[dtype].make(bytes / info[dtype].bytes))
+  } catch {
+    // A RangeError: longer than arrays can be, or than there is memory for.
+    throw new OutOfMemoryError(bytes, counts.bytes, Number.POSITIVE_INFINITY)
+  }
+}
+
 /** The plain-JavaScript backend: typed arrays and loops, in float32 and float64. The meaning of everything, at no speed. */
 export const reference: Backend = {
   name: 'reference',
-  alloc: (bytes, dtype) => new Memory(info[dtype].make(bytes / info[dtype].bytes)),
+  alloc,
   free: () => {},
   write: (view, data) => dataOf(view).set(data, view.offset),
   read: (view) => Promise.resolve(read(view)),
