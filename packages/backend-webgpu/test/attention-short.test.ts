@@ -153,6 +153,24 @@ describe('options', () => {
     await checkShort({ ...c, mask: { data: add, shape }, options: { isCausal: true } })
   })
 
+  test('masked keys that are not finite reach nothing', async () => {
+    const shape = [37, 50]
+    const seen = (key: number): number => Number(key % 6 !== 2 && key < 45)
+    const keep = Uint8Array.from({ length: 37 * 50 }, (_, n) => seen(n % 50))
+    const spoilt = ({ data, ...rest }: Data): Data => ({
+      ...rest,
+      data: (data as Float32Array).map((x, n) => {
+        const bad = [NaN, Infinity, -Infinity][n % 3] as number
+        return seen(Math.floor(n / 16) % 50) ? x : bad
+      }),
+    })
+    for (const data of [keep, Float32Array.from(keep, (x) => (x ? 0.5 : -Infinity))]) {
+      const masked = { ...c, mask: { data, shape } }
+      const worse = { ...masked, k: spoilt(c.k), v: spoilt(c.v) }
+      expect(await compute(whole, worse)).toEqual(await compute(whole, masked))
+    }
+  })
+
   test('scores far below 0: what lies beyond the last query and key adds nothing', async () => {
     const far = make({ T: 5, D: 8 })
     far.q.data.fill(60)

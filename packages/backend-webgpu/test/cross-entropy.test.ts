@@ -28,8 +28,7 @@ function make(
   }
 }
 const both = ['cross_entropy', 'cross_entropyBackward']
-// A loss of size up to 60 plus ln C, and rounding of x − lse, which exp makes a relative error of the gradient, besides
-// the 3 + 2 |x − lse| ulp of WGSL's exp.
+// A loss of size up to 60 plus ln C; the 3 + 2 |x − m| ulp of WGSL's exp are relative errors of the gradient.
 const tolerances = [
   [6e-6, 1e-6],
   [1e-6, 2e-5],
@@ -91,6 +90,28 @@ test('extreme logits', async () => {
     await given((i) => (i === n + 2 ? Infinity : i))
     await given((i) => (i % 2 ? 1e30 : -1e30))
   }
+})
+
+test('logits far from 0 have the gradients of their differences', async () => {
+  for (const { backend } of backends)
+    for (const [offset, n] of [
+      [1e4, 3],
+      [1e8, 4],
+      [-1e9, 3],
+      [-3.4028234663852886e38, 4],
+    ] as const) {
+      const { results, fused } = await evaluate(backend, {
+        inputs: [plain([2, n], () => offset), plain([2], (i) => 2 * i, 'int32')],
+        needs: [true, false],
+        dout: null,
+        call: ([x, t]) => crossEntropy(x, t),
+      })
+      expect(fused).toEqual(both)
+      expect(results[0][0]).toBeCloseTo(Math.log(n), 6)
+      results[1].forEach((g, i) =>
+        expect(g, `${offset}`).toBeCloseTo((1 / n - Number(i === 0 || i === n + 2)) / 2, 6),
+      )
+    }
 })
 
 test('a class out of range has neither loss nor gradient, and counts', async () => {

@@ -1,7 +1,8 @@
 /**
  * Gradients of attention (FlashAttention-2, Dao 2023), deterministic and without atomics: one kernel for dQ, whose
  * workgroups hold a block of queries while keys stream by; one for dK and dV, the other way round. Each recomputes
- * P = e^(S − lse) and dP = dO Vᵀ; dS = P ∘ (dP − δ) with δ = rowsum(dO ∘ O), which a small kernel computes first:
+ * P = e^(S − m) / l, of the forward pass's maxima and sums, and dP = dO Vᵀ; dS = P ∘ (dP − δ) with δ = rowsum(dO ∘ O),
+ * which a small kernel computes first:
  *
  *   dQ = scale · dS K,   dK = scale · dSᵀ Q,   dV = Pᵀ dO
  *
@@ -26,7 +27,6 @@ import {
   load,
   operandParams,
   place,
-  power,
   putWeights,
   rowSwizzle,
   rowsInMemory,
@@ -35,22 +35,31 @@ import {
   store,
   sums,
   threadsOf,
-  times,
   turns,
-  unit,
   zeroScores,
   zeroSums,
 } from './attention-blocks.ts'
+import {
+  carefulBytes,
+  carefully,
+  carefulMemory,
+  carefulSums,
+  notFinite,
+  notFiniteFunction,
+} from './attention-careful.ts'
 import { optionBindings, optionParams } from './attention-options.ts'
 import {
-  alibi,
+  atEdge,
   draw,
   drop,
   droppedFunction,
-  exponent,
   factor,
+  forget,
   headOptions,
   hide,
+  scaled,
+  shiftsFunction,
+  weight,
 } from './attention-scores.ts'
 import { putDeltas, storeDq, takeDeltas } from './attention-short.ts'
 import { putStored, storedParams, zeroStored } from './attention-stored.ts'
@@ -85,7 +94,7 @@ function tilesOf(form: Form, gradients: Gradients): Record<string, number> {
 export const backwardBytes = (form: Form, gradients: Gradients): number =>
   (form.tile.inTurn && !(takesTurns(form) && gradients !== 'q')) || (gradients === 'qkv' && !form.rowsInPlace)
     ? Infinity
-    : Object.values(tilesOf(form, gradients)).reduce((sum, floats) => sum + 4 * floats, 0)
+    : Object.values(tilesOf(form, gradients)).reduce((sum, floats) => sum + 4 * floats, carefulBytes)
 
 export function backwardShader(form: Form, gradients: Gradients): Shader {
   const { tile, vectors, dropout, stored, sharing } = form
@@ -98,7 +107,7 @@ export function backwardShader(form: Form, gradients: Gradients): Shader {
       ...commonParams,
       ...['q', 'k', 'v', 'g'].flatMap(operandParams),
       ...optionParams(form),
-      ...(short ? [...operandParams('o'), 'lseAt: i32'] : []),
+      ...(short ? [...operandParams('o'), 'statsAt: i32'] : []),
       ...(stored ? storedParams : []),
       ...own.flatMap(operandParams),
     ],
@@ -107,8 +116,8 @@ export function backwardShader(form: Form, gradients: Gradients): Shader {
       { name: 'k', item },
       { name: 'v', item },
       { name: 'g', item },
-      ...(short ? [{ name: 'o', item } as const, { name: 'lse', item: 'f32' } as const] : []),
-      ...(short ? [] : [{ name: 'stat', item: 'f32' } as const]),
+      ...(short ? [{ name: 'o', item } as const, { name: 'stats', item: 'f32' } as const] : []),
+      ...(short ? [] : [{ name: 'stat', item: 'vec4<f32>' } as const]),
       ...optionBindings(form),
       ...own.filter((_, n) => sharing[n] === n).map((name) => ({ name, item, write: true }) as const),
       ...(stored ? [{ name: 'ds', item: 'vec4<f32>', write: true } as const] : []),
@@ -118,6 +127,8 @@ export function backwardShader(form: Form, gradients: Gradients): Shader {
       ...Object.entries(tilesOf(form, gradients)).map(
         ([name, floats]) => `var<workgroup> ${name}: array<vec4f, ${floats / 4}>;`,
       ),
+      ...(ofQueries ? [notFiniteFunction, carefulMemory] : []),
+      ...(short ? [notFiniteFunction, shiftsFunction] : []),
       ...(dropout ? [droppedFunction(form)] : []),
     ].join('\n'),
     body: `let index = wg.x + wg.y * groups.x;
@@ -129,7 +140,7 @@ ${ofQueries ? queriesBody(form) : keysBody(form, gradients)}`,
 
 /** Loads of tiles of rows and of columns. */
 function loads(form: Form, ofQueries: boolean) {
-  const { tile, dq, dv, vectors, mask, rowsInPlace } = form
+  const { tile, dq, dv, vectors, rowsInPlace } = form
   const common = { threads: threadsOf(tile), vectors }
   const held = { ...common, rows: rowsOf(tile), swizzle: rowSwizzle(tile) }
   const streamed = { ...common, rows: colsOf(tile), swizzle: columnSwizzle }
@@ -155,7 +166,7 @@ function loads(form: Form, ofQueries: boolean) {
           ...more,
         })
   return {
-    q: get(ofQuery, 'q', narrow, { times: times(mask) }),
+    q: get(ofQuery, 'q', narrow),
     g: get(ofQuery, 'g', wide, takesTurns(form) ? { to: 'tq' } : {}),
     k: get(ofKey, 'k', narrow),
     v: get(ofKey, 'v', wide),
@@ -170,11 +181,12 @@ let firstRow = (b * i32(p.heads) + h) * p.queries;
 ${headOptions(form)}`
 
 function queriesBody(form: Form): string {
-  const { tile, dq, dv, mask, rowsInPlace } = form
-  const { rm, kn } = tile
-  const [rows, cols] = [rowsOf(tile), colsOf(tile)]
+  const { tile, dq, dv, rowsInPlace } = form
+  const { rm, kn, tx } = tile
+  const rows = rowsOf(tile)
   const [q4, v4] = [dq / 4, dv / 4]
   const get = loads(form, true)
+  const weighed = [tile, 'o', 'tv', 'tk', q4, true, 'end - k0'] as const
   return `${turns}
 let q0 = i32(p.blocks - 1u - turn) * ${rows};
 let b = i32(head / p.heads); let h = i32(head % p.heads); let hk = i32(head % p.heads / p.group);
@@ -183,9 +195,10 @@ ${keyBases}
 ${reach(form, 'keys')}
 ${get.q}
 ${get.g}
-${each(rm, (i) => `let z${i} = u32(firstRow + min(q0 + i32(ty) * ${rm} + ${i}, p.queries - 1)) * 2u;`)}
-${each(rm, (i) => `let e${i} = stat[z${i}]; let t${i} = stat[z${i} + 1u];`)}
+${each(rm, (i) => `let z${i} = stat[u32(firstRow + min(q0 + i32(ty) * ${rm} + ${i}, p.queries - 1))];`)}
 ${zeroSums(tile, 'o', q4)}
+${carefully(
+  `${each(rm, (i) => each(q4 / tx, (c) => `o${i}_${c} = vec4f();`))}
 ${walk(
   form,
   'keys',
@@ -194,24 +207,31 @@ ${get.v}
 workgroupBarrier();
 ${zeroScores(tile, 's')}
 ${scores(tile, 's', rowsInPlace ? 'q' : 'tq', 'tk', q4, 'p.width', rowsInPlace)}
-${rowsInPlace ? each(rm, (i) => each(kn, (j) => `s${i}_${j} *= ${times(mask)};`)) : ''}
-${alibi(form, 's', 'keys')}${mask === 'none' ? `if (k0 + ${cols - 1} - q0 > p.high || k0 - q0 - ${rows - 1} <= p.low || k0 + ${cols} > p.keys)` : ''} {
-${hide(form, 's', 'keys')}
-}
+${scaled(form, 's', 'keys')}
+${atEdge(form, 'keys', hide(form, 's', 'keys'))}
 ${zeroScores(tile, 'd')}
 ${scores(tile, 'd', rowsInPlace ? 'g' : 'tg', 'tv', v4, 'p.valueWidth', rowsInPlace)}
-${drop(form, 'd', 'keys')}${each(rm, (i) => each(kn, (j) => `s${i}_${j} = ${power(`s${i}_${j} - e${i}`, mask)} * (d${i}_${j} - t${i});`))}
+${drop(form, 'd', 'keys')}${each(rm, (i) =>
+  each(
+    kn,
+    (j) =>
+      `s${i}_${j} = ${weight(`s${i}_${j}`, `z${i}.x`, `z${i}.y`)}; d${i}_${j} = s${i}_${j} * (d${i}_${j} - z${i}.z);`,
+  ),
+)}
+${atEdge(form, 'keys', forget(form, 'd', 's'))}
 workgroupBarrier();
-${putWeights(tile, 's', 'tv')}
+${putWeights(tile, 'd', 'tv')}
 workgroupBarrier();
-${sums(tile, 'o', 'tv', 'tk', q4, true, 'end - k0')}
+if (careful) ${carefulSums(...weighed)} else ${sums(...weighed)}
 workgroupBarrier();`,
+)}`,
+  notFinite(rm, q4 / tx, 'o'),
 )}
 ${store(form, { to: 'dq', width4: q4, width: 'p.width', head: 'h', first: 'q0', limit: 'p.queries', value: (i, c) => `o${i}_${c} * p.scale` })}`
 }
 
 function keysBody(form: Form, gradients: Gradients): string {
-  const { tile, dq, dv, mask, rowsInPlace, dropout, stored, sharing } = form
+  const { tile, dq, dv, rowsInPlace, dropout, stored, sharing } = form
   const { rm, kn } = tile
   const [rows, cols] = [rowsOf(tile), colsOf(tile)]
   const [q4, v4] = [dq / 4, dv / 4]
@@ -244,9 +264,12 @@ function keysBody(form: Form, gradients: Gradients): string {
       return `${putWeights(tile, of, 'tv', part)}\nworkgroupBarrier();\n${add}`
     }).join('\nworkgroupBarrier();\n')
   }
+  // With all keys in one block, dQ is made of the whole block, also of what lies beyond the last key.
+  const more = short ? ` || k0 + ${rows} > p.keys` : ''
   const ofKey = { head: 'hk', first: 'k0', limit: 'p.keys' }
   const product = (d: (i: number, j: number) => string): string =>
-    each(rm, (i) => each(kn, (j) => `d${i}_${j} = s${i}_${j} * (${d(i, j)} - t${j});`))
+    each(rm, (i) => each(kn, (j) => `d${i}_${j} = s${i}_${j} * (${d(i, j)} - z${j}.z);`)) +
+    atEdge(form, 'queries', forget(form, 'd', 's'), more)
   /** Keys get gradients by all weights, and by what values get of those that are kept. */
   const dropped = (): string => {
     const keep = (i: number, j: number): string => factor(tile, i, j)
@@ -276,16 +299,14 @@ ${walk(
   `${get.q}
 ${inTurn ? '' : get.g}
 ${needK && !rowsInPlace ? get.v : ''}
-${short ? putDeltas(form) : each(kn, (j) => `let z${j} = u32(firstRow + min(q0 + i32(tx) * 4 + ${column(tile, j)}, p.queries - 1)) * 2u;`)}
-${short ? '' : each(kn, (j) => `let e${j} = stat[z${j}]; let t${j} = stat[z${j} + 1u];`)}
+${short ? putDeltas(form) : each(kn, (j) => `let z${j} = stat[u32(firstRow + min(q0 + i32(tx) * 4 + ${column(tile, j)}, p.queries - 1))];`)}
 workgroupBarrier();
 ${short ? takeDeltas(form) : ''}
 ${zeroScores(tile, 's')}
 ${scores(tile, 's', rowsInPlace ? 'k' : 'tk', 'tq', q4, 'p.width', rowsInPlace)}
-${alibi(form, 's', 'queries')}${mask === 'none' ? `if (k0 + ${rows - 1} - q0 > p.high || k0 - q0 - ${cols - 1} <= p.low || q0 + ${cols} > p.queries${short ? ` || k0 + ${rows} > p.keys` : ''})` : ''} {
-${hide(form, 's', 'queries')}
-}
-${each(rm, (i) => each(kn, (j) => `s${i}_${j} = ${power(`s${i}_${j} - e${j}`, mask)};`))}
+${scaled(form, 's', 'queries')}
+${atEdge(form, 'queries', hide(form, 's', 'queries'), more)}
+${each(rm, (i) => each(kn, (j) => `s${i}_${j} = ${weight(`s${i}_${j}`, `z${j}.x`, `z${j}.y`)};`))}
 ${inTurn ? `workgroupBarrier();\n${get.g}\nworkgroupBarrier();` : ''}
 ${needK ? `${zeroScores(tile, 'd')}\n${scores(tile, 'd', rowsInPlace ? 'v' : 'tv', tg, v4, 'p.valueWidth', rowsInPlace)}` : ''}
 ${dropout ? dropped() : ''}${rowsInPlace && (inTurn || !short) ? '' : 'workgroupBarrier();'}
@@ -298,7 +319,7 @@ ${short ? storeDq(form, to('q')) : ''}
 workgroupBarrier();`,
 )}
 }
-${needK ? store(form, { to: to('k'), name: 'dk', width4: q4, width: 'p.width', ...ofKey, value: (i, c) => `x${i}_${c} * ${inTurn ? 'p.scale' : `(1.0 / ${unit(mask)})`}` }) : ''}
+${needK ? store(form, { to: to('k'), name: 'dk', width4: q4, width: 'p.width', ...ofKey, value: (i, c) => `x${i}_${c} * p.scale` }) : ''}
 ${needV ? store(form, { to: to('v'), name: 'dv', width4: v4, width: 'p.valueWidth', ...ofKey, value: (i, c) => `y${i}_${c}` }) : ''}`
 }
 
@@ -306,8 +327,8 @@ const lanes = 16
 /** Rows per workgroup of the kernel below. */
 export const statRows = 16
 
-/** For every row of queries lse, in the scores' unit, and δ = sum(dO ∘ O): 16 threads per row. */
-export function statShader({ vectors, mask }: Pick<Form, 'vectors' | 'mask'>): Shader {
+/** For every row of queries what `weight` takes of the softmax, and δ = sum(dO ∘ O): 16 threads per row. */
+export function statShader({ vectors }: Pick<Form, 'vectors'>): Shader {
   const item = vectors ? 'vec4<f32>' : 'f32'
   const step = vectors ? 4 : 1
   return {
@@ -318,16 +339,17 @@ export function statShader({ vectors, mask }: Pick<Form, 'vectors' | 'mask'>): S
       'width: u32',
       ...operandParams('g'),
       ...operandParams('o'),
-      'lseAt: i32',
+      'statsAt: i32',
     ],
     bindings: [
       { name: 'g', item },
       { name: 'o', item },
-      { name: 'lse', item: 'f32' },
-      { name: 'stat', item: 'f32', write: true },
+      { name: 'stats', item: 'f32' },
+      { name: 'stat', item: 'vec4<f32>', write: true },
     ],
     workgroup: [lanes * statRows],
-    declarations: `var<workgroup> t: array<f32, ${lanes * statRows}>;`,
+    declarations: `${shiftsFunction}
+var<workgroup> t: array<f32, ${lanes * statRows}>;`,
     body: `let lane = li % ${lanes}u;
 let row = (wg.x + wg.y * groups.x) * ${statRows}u + li / ${lanes}u;
 let r = min(row, p.rows - 1u);
@@ -342,9 +364,8 @@ t[li] = sum;
 workgroupBarrier();
 if (lane == 0u && row < p.rows) {
 for (var i = 1u; i < ${lanes}u; i++) { sum += t[li + i]; }
-let e = lse[u32(p.lseAt) + row];
-stat[row * 2u] = ${exponent('e', mask)};
-stat[row * 2u + 1u] = sum;
+let at = u32(p.statsAt) + row;
+stat[row] = vec4f(shifts(stats[at], stats[at + p.rows]), sum, 0.0);
 }`,
   }
 }

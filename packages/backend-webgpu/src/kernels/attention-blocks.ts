@@ -117,6 +117,7 @@ export const commonParams = [
   'low: i32',
   'ninf: f32',
   'scale: f32',
+  'zero: f32',
 ]
 
 const floatsAt = [commonParams.indexOf('ninf: f32'), commonParams.indexOf('scale: f32')] as const
@@ -162,7 +163,7 @@ export function commonWords(
   const low = window > 0 ? offset - Math.min(window, far) : -far
   const dv = (v as View).shape[3] as number
   return {
-    words: [items * blocks, blocks, together(operands, attrs), h, h / hk, t, s, d, dv, high, low, 0, 0],
+    words: [items * blocks, blocks, together(operands, attrs), h, h / hk, t, s, d, dv, high, low, 0, 0, 0],
     floats: [
       [floatsAt[0], -Infinity],
       [floatsAt[1], scale],
@@ -170,11 +171,8 @@ export function commonWords(
   }
 }
 
-/** Scores are kept in units of log 2, so that e^x is 2^x; with a mask to add, whose −3·10³⁸ must stay finite, as is. */
-export const unit = (mask: MaskKind): string => (mask === 'float32' ? '1.0' : '1.4426950408889634')
-export const times = (mask: MaskKind): string => `(p.scale * ${unit(mask)})`
-export const power = (x: string, mask: MaskKind): string =>
-  mask === 'float32' ? `exp2((${x}) * 1.4426950408889634)` : `exp2(${x})`
+/** e^x of what is left of a score when its row's maximum is taken off. */
+export const power = (x: string): string => `exp2((${x}) * 1.4426950408889634)`
 
 interface Load {
   /** The tile, and how many of its vectors a row has. */
@@ -192,12 +190,11 @@ interface Load {
   readonly vectors: boolean
   /** What to XOR a vector's place with. */
   readonly swizzle?: (row: string) => string
-  readonly times?: string
 }
 
 /** Copies rows to a tile; zeros beyond the last row and column. At least one row must exist. */
 export function load(l: Load): string {
-  const { to, width4, rows, threads, from, base, first, limit, width, vectors, swizzle, times } = l
+  const { to, width4, rows, threads, from, base, first, limit, width, vectors, swizzle } = l
   const count = rows * width4
   const passes = Math.ceil(count / threads)
   const value = (i: number): string => {
@@ -220,7 +217,7 @@ let v${i} = ${value(i)};`,
   )
   const writes = each(passes, (i) => {
     const c = swizzle ? `(c${i} ^ ${swizzle(`r${i}`)})` : `c${i}`
-    const store = `${to}[r${i} * ${width4}u + ${c}] = ${keep(i)}${times ? ` * ${times}` : ''};`
+    const store = `${to}[r${i} * ${width4}u + ${c}] = ${keep(i)};`
     return (i + 1) * threads > count ? `if (x${i} < ${count}u) { ${store} }` : store
   })
   return `{\n${reads}\n${writes}\n}`
@@ -298,7 +295,7 @@ ${multiply('q')}
 }
 
 /** Place in a tile of weights of vector `v` of row `ty · rm`, whose rows have `cols` numbers. */
-const weightAt = ({ rm }: Tile, cols: number, v: string): string =>
+export const weightAt = ({ rm }: Tile, cols: number, v: string): string =>
   `ty * ${(rm * cols) / 4}u + (${v} ^ (sa & ${Math.min(8, cols / 4) - 1}u))`
 
 /** One of so many equal parts of a block's columns. */

@@ -1,9 +1,8 @@
 /**
  * Forward attention for one block of queries (FlashAttention-2, Dao 2023): keys and values stream by in blocks; a running
- * maximum m and sum l per row; O rescaled where m grows. At the end O / l and lse = m + log l.
+ * maximum m and sum l per row; O rescaled where m grows. At the end O / l; m and l are kept for the gradients.
  *
- * Workgroup memory holds the block of queries (times scale · log₂ e), a block of keys, whose place the weights then
- * take, and one of values. Blocks in which no key is visible are not visited; only those at an edge look at every score.
+ * Workgroup memory holds the block of queries, a block of keys, whose place the weights then take, and one of values. Blocks in which no key is visible are not visited; only those at an edge look at every score.
  */
 
 import type { Shader } from '../shader.ts'
@@ -25,20 +24,27 @@ import {
   store,
   sums,
   threadsOf,
-  times,
   turns,
   zeroScores,
   zeroSums,
 } from './attention-blocks.ts'
+import {
+  carefulBytes,
+  carefully,
+  carefulMemory,
+  carefulSums,
+  notFinite,
+  notFiniteFunction,
+} from './attention-careful.ts'
 import { optionBindings, optionParams } from './attention-options.ts'
-import { alibi, drop, droppedFunction, headOptions, hide } from './attention-scores.ts'
+import { atEdge, drop, droppedFunction, headOptions, hide, scaled } from './attention-scores.ts'
 import { reach, walk } from './attention-visits.ts'
 
 /** Bytes of workgroup memory. */
 export function forwardBytes({ tile, dq, dv, shuffle, rowsInPlace, valuesInPlace }: Form): number {
   const [rows, cols] = [rowsOf(tile), colsOf(tile)]
   const blocks = (rowsInPlace ? 0 : rows * dq) + (valuesInPlace ? 0 : cols * dv)
-  return 4 * (blocks + Math.max(cols * dq, rows * cols) + (shuffle ? 0 : rows * tile.tx))
+  return carefulBytes + 4 * (blocks + Math.max(cols * dq, rows * cols) + (shuffle ? 0 : rows * tile.tx))
 }
 
 /** Combines a number per row over the threads of the row: `name` + i; `and` is max or +. */
@@ -67,7 +73,7 @@ ${each(rm, (i) => {
 }
 
 export function forwardShader(form: Form): Shader {
-  const { tile, dq, dv, vectors, mask, shuffle, rowsInPlace, valuesInPlace, exact, dropout } = form
+  const { tile, dq, dv, vectors, shuffle, rowsInPlace, valuesInPlace, exact, dropout } = form
   const { rm, kn, tx } = tile
   const [rows, cols, threads] = [rowsOf(tile), colsOf(tile), threadsOf(tile)]
   const [q4, v4] = [dq / 4, dv / 4]
@@ -77,6 +83,8 @@ export function forwardShader(form: Form): Shader {
     exact
       ? `vAt + (${column}) * vRow + ${vector}`
       : `u32(vBase + min(k0 + i32(${column}), p.keys - 1) * p.vRow) + min(${vector}, last)`
+  const values = valuesInPlace ? 'v' : 'tv'
+  const weighed = [tile, 'o', 'tk', values, v4, false, 'end - k0', valuesInPlace ? value : undefined] as const
   const body = `let index = wg.x + wg.y * groups.x;
 if (index >= p.count) { return; }
 ${place(tile)}
@@ -89,10 +97,12 @@ let kBase = p.kAt + b * p.kBatch + hk * p.kHead;
 let vBase = p.vAt + b * p.vBatch + hk * p.vHead;
 ${headOptions(form)}${dropout ? '\nlet firstRow = i32(head) * p.queries;' : ''}
 ${reach(form, 'keys')}
-${rowsInPlace ? rowsInMemory(tile, 'q', 'qBase', 'q0', 'p.queries') : load({ ...common, to: 'tq', width4: q4, rows, from: 'q', base: 'qBase', first: 'q0', limit: 'p.queries', width: 'p.width', swizzle: rowSwizzle(tile), times: times(mask) })}
+${rowsInPlace ? rowsInMemory(tile, 'q', 'qBase', 'q0', 'p.queries') : load({ ...common, to: 'tq', width4: q4, rows, from: 'q', base: 'qBase', first: 'q0', limit: 'p.queries', width: 'p.width', swizzle: rowSwizzle(tile) })}
 ${valuesInPlace ? (exact ? 'let vRow = u32(p.vRow);' : 'let last = u32(p.valueWidth / 4 - 1);') : ''}
 ${zeroSums(tile, 'o', v4)}
 ${each(rm, (i) => `var m${i} = p.ninf; var l${i} = 0.0;`)}
+${carefully(
+  `${each(rm, (i) => `m${i} = p.ninf; l${i} = 0.0; ${each(v4 / tx, (c) => `o${i}_${c} = vec4f();`)}`)}
 ${walk(
   form,
   'keys',
@@ -101,10 +111,8 @@ ${valuesInPlace ? '' : load({ ...common, to: 'tv', width4: v4, rows: cols, from:
 workgroupBarrier();
 ${zeroScores(tile, 's')}
 ${scores(tile, 's', rowsInPlace ? 'q' : 'tq', 'tk', q4, 'p.width', rowsInPlace)}
-${rowsInPlace ? each(rm, (i) => each(kn, (j) => `s${i}_${j} *= ${times(mask)};`)) : ''}
-${alibi(form, 's', 'keys')}${mask === 'none' ? `if (k0 + ${cols - 1} - q0 > p.high || k0 - q0 - ${rows - 1} <= p.low || k0 + ${cols} > p.keys)` : ''} {
-${hide(form, 's', 'keys')}
-}
+${scaled(form, 's', 'keys')}
+${atEdge(form, 'keys', hide(form, 's', 'keys'))}
 ${each(rm, (i) => {
   let top = `s${i}_0`
   for (let j = 1; j < kn; j++) top = `max(${top}, s${i}_${j})`
@@ -114,24 +122,26 @@ ${combine(form, 'x', (a, c) => `max(${a}, ${c})`)}
 ${each(
   rm,
   (i) => `let n${i} = max(m${i}, x${i}); let u${i} = select(n${i}, 0.0, n${i} == p.ninf);
-let f${i} = ${power(`m${i} - u${i}`, mask)}; m${i} = n${i}; l${i} *= f${i};
-${each(kn, (j) => `s${i}_${j} = ${power(`s${i}_${j} - u${i}`, mask)}; l${i} += s${i}_${j};`)}
+let f${i} = ${power(`m${i} - u${i}`)}; m${i} = n${i}; l${i} *= f${i};
+${each(kn, (j) => `s${i}_${j} = ${power(`s${i}_${j} - u${i}`)}; l${i} += s${i}_${j};`)}
 ${each(v4 / tx, (c) => `o${i}_${c} *= f${i};`)}`,
 )}
 ${drop(form, 's', 'keys')}${shuffle ? 'workgroupBarrier();' : ''}
 ${putWeights(tile, 's', 'tk')}
 workgroupBarrier();
 ${exact ? 'let vAt = u32(vBase + k0 * p.vRow);' : ''}
-${sums(tile, 'o', 'tk', valuesInPlace ? 'v' : 'tv', v4, false, 'end - k0', valuesInPlace ? value : undefined)}
+if (careful) ${carefulSums(...weighed)} else ${sums(...weighed)}
 workgroupBarrier();`,
+)}`,
+  notFinite(rm, v4 / tx, 'o'),
 )}
 ${combine(form, 'l', (a, c) => `(${a} + ${c})`)}
-let lseRow = p.lseAt + i32(head) * p.queries;
+let statsRow = p.statsAt + i32(head) * p.queries;
+let statsPlane = i32(p.count / p.blocks) * p.queries;
 ${each(
   rm,
   (i) => `{ let row = q0 + i32(ty) * ${rm} + ${i};
-if (tx == 0u && row < p.queries) {
-lse[u32(lseRow + row)] = select(m${i}${mask === 'float32' ? '' : ' * 0.6931471805599453'} + log(l${i}), p.ninf, l${i} == 0.0); }
+if (tx == 0u && row < p.queries) { stats[u32(statsRow + row)] = m${i}; stats[u32(statsPlane + statsRow + row)] = l${i}; }
 l${i} = select(1.0 / l${i}, 0.0, l${i} == 0.0); }`,
 )}
 ${store(form, { to: 'o', width4: v4, width: 'p.valueWidth', head: 'h', first: 'q0', limit: 'p.queries', value: (i, c) => `o${i}_${c} * l${i}` })}`
@@ -141,7 +151,7 @@ ${store(form, { to: 'o', width4: v4, width: 'p.valueWidth', head: 'h', first: 'q
       ...['q', 'k', 'v'].flatMap(operandParams),
       ...optionParams(form),
       ...operandParams('o'),
-      'lseAt: i32',
+      'statsAt: i32',
     ],
     bindings: [
       { name: 'q', item },
@@ -149,11 +159,13 @@ ${store(form, { to: 'o', width4: v4, width: 'p.valueWidth', head: 'h', first: 'q
       { name: 'v', item },
       ...optionBindings(form),
       { name: 'o', item, write: true },
-      { name: 'lse', item: 'f32', write: true },
+      { name: 'stats', item: 'f32', write: true },
     ],
     workgroup: [threads],
     ...(shuffle && { enables: ['subgroups'] }),
-    declarations: `${rowsInPlace ? '' : `var<workgroup> tq: array<vec4f, ${rows * q4}>;`}
+    declarations: `${notFiniteFunction}
+${carefulMemory}
+${rowsInPlace ? '' : `var<workgroup> tq: array<vec4f, ${rows * q4}>;`}
 var<workgroup> tk: array<vec4f, ${Math.max(cols * q4, (rows * cols) / 4)}>;
 ${valuesInPlace ? '' : `var<workgroup> tv: array<vec4f, ${cols * v4}>;`}
 ${shuffle ? '' : `var<workgroup> tr: array<f32, ${rows * tx}>;`}${dropout ? `\n${droppedFunction(form)}` : ''}`,

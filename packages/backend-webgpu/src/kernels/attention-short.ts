@@ -1,15 +1,15 @@
 /**
  * All gradients at once where all keys fit one block: a workgroup of the kernel of dK and dV then has whole rows of dS, so
  * that it makes dQ as well, and before that δ = rowsum(dO ∘ O): one dispatch instead of three, and five products instead
- * of seven. (rowsum(P ∘ dP) would need no O, but is not δ where attention goes by parts of the keys, whose O and lse are
- * those of all.)
+ * of seven. (rowsum(P ∘ dP) would need no O, but is not δ where attention goes by parts of the keys, whose O and statistics
+ * are those of all.)
  *
  * For both, threads share queries by fours: a thread has four, and some of the vectors of their rows.
  */
 
 import type { AttentionAttrs, View } from '@tilegrad/core'
 import { colsOf, each, type Form, rowsOf, store, type Tile, threadsOf, zeroSums } from './attention-blocks.ts'
-import { exponent } from './attention-scores.ts'
+import { notFinite } from './attention-careful.ts'
 
 /** Where there are more workgroups than that, a large GPU's cores have several at a time, if they fit. */
 const onePerCore = 128
@@ -59,20 +59,21 @@ sum += vec4f(${[0, 1, 2, 3].map((i) => `dot(g[u32(g${i} + c)], o[u32(o${i} + c)]
 tv[tx * ${own.ty}u + ty] = sum; }`
 }
 
-/** Declares lse in the scores' unit, e{j}, and δ, t{j}, of a thread's columns. Needs `putDeltas` and a barrier. */
-export function takeDeltas({ tile, mask, dv }: Form): string {
+/** Declares z{j}: what `weight` takes of a thread's columns, and their δ. Needs `putDeltas` and a barrier. */
+export function takeDeltas({ tile, dv }: Form): string {
   const { kn, tx } = tile
   const { own } = byFours(tile, dv / 4)
-  return each(kn / 4, (v) => {
-    const first = `tx + ${v * tx}u`
-    return `var delta${v} = tv[${first}];
+  return `let plane = u32(i32(p.count / p.blocks * p.group) * p.queries);
+${each(kn / 4, (v) => {
+  const first = `tx + ${v * tx}u`
+  return `var delta${v} = tv[${first}];
 for (var part = 1u; part < ${own.tx}u; part++) { delta${v} += tv[part * ${own.ty}u + ${first}]; }
 ${each(4, (i) => {
   const j = 4 * v + i
-  return `let lse${j} = lse[u32(p.lseAt + firstRow + min(q0 + i32(${first}) * 4 + ${i}, p.queries - 1))];
-let e${j} = ${exponent(`lse${j}`, mask)}; let t${j} = delta${v}[${i}];`
+  return `let row${j} = u32(p.statsAt + firstRow + min(q0 + i32(${first}) * 4 + ${i}, p.queries - 1));
+let z${j} = vec3f(shifts(stats[row${j}], stats[row${j} + plane]), delta${v}[${i}]);`
 })}`
-  })
+})}`
 }
 
 /** Stores dQ of the queries at q0 through the binding `to`; `tv` has dSᵀ, a row per key, as `putWeights` puts it. */
@@ -95,6 +96,16 @@ let row${i} = u32(kBase + min(i32(r) * ${rm} + ${i}, p.keys - 1) * p.kRow);
 ${each(vectors, (c) => `let k${i}_${c} = k[row${i} + c${c}];`)}`,
 )}
 ${each(rm, (i) => each(4, (e) => each(vectors, (c) => `o${e}_${c} = fma(vec4f(w${i}[${e}]), k${i}_${c}, o${e}_${c});`)))}
+}
+// A key that is hidden but not finite was multiplied by its 0: once more without what is 0.
+if (${notFinite(4, vectors, 'o')}) {
+${each(4, (e) => each(vectors, (c) => `o${e}_${c} = vec4f();`))}
+for (var j = 0u; j < u32(p.keys); j++) {
+let w = tv[j * ${cols4}u + (ty ^ ((j / ${rm}u) & ${Math.min(8, cols4) - 1}u))];
+let row = u32(kBase + i32(j) * p.kRow);
+${each(vectors, (c) => `let k${c} = k[row + c${c}];`)}
+${each(4, (e) => `if (!(w[${e}] == 0.0)) { ${each(vectors, (c) => `o${e}_${c} = fma(vec4f(w[${e}]), k${c}, o${e}_${c});`)} }`)}
+}
 }
 ${store({ ...form, tile: own }, { to, name: 'dq', width4: vectors * own.tx, width: 'p.width', head: 'h', first: 'q0', limit: 'p.queries', value: (i, c) => `o${i}_${c} * p.scale` })}
 }`

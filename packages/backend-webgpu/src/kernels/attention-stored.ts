@@ -7,10 +7,13 @@
 import { type AttentionAttrs, attentionOperands, type View } from '@tilegrad/core'
 import type { GpuBuffer } from '../buffers.ts'
 import type { Engine } from '../engine.ts'
-import { colsOf, each, offsetOf, rowsOf, type Tile } from './attention-blocks.ts'
+import { grid } from '../layout.ts'
+import type { Shader } from '../shader.ts'
+import { colsOf, each, far, offsetOf, rowsOf, type Tile } from './attention-blocks.ts'
 import { multiply } from './matmul.ts'
 import { planOf } from './matmul-plan.ts'
-import type { Problem } from './matmul-problem.ts'
+import type { Matrix, Problem } from './matmul-problem.ts'
+import { bufferOf } from './rows.ts'
 
 export const storedParams = ['firstHead: u32', 'dsKeys: i32', 'dsRow: i32', 'margin: i32']
 
@@ -121,10 +124,57 @@ export function storedOf(
     ...(attrs.causal !== 'none' && { band: offsetOf(q, k, attrs) }),
   }
   const { bm, bk } = planOf(engine, problem, true).tile
+  const elements = problem.items * t * d
+  const high = attrs.causal === 'none' ? far : offsetOf(q, k, attrs)
+  const words = [elements, t, d, s, high, chunk.heads, group, row, step]
+  for (const x of [problem.outs[0] as Matrix, problem.b]) words.push(x.offset, ...x.batch, x.row, x.column)
   return {
     buffer,
     words: [chunk.first, keys, row / 4, bm + bk],
-    multiply: () => multiply(engine, 'scaled_dot_product_attentionBackward', problem, undefined),
+    multiply() {
+      const name = 'scaled_dot_product_attentionBackward'
+      multiply(engine, name, problem, undefined)
+      const kernel = engine.kernel('attentionBackward:mended', name, mendShader)
+      engine.run(kernel, [dq, k].map(bufferOf).concat(buffer), words, ...grid(Math.ceil(elements / 256)))
+    },
+  }
+}
+
+const places = (name: string): string[] =>
+  ['At', 'Item', 'Head', 'Group', 'Row', 'Step'].map((part) => `${name}${part}: i32`)
+
+/**
+ * Where dQ is not finite, it is added up once more without the keys whose dS is 0: one that is hidden but not finite was
+ * multiplied by it.
+ */
+function mendShader(): Shader {
+  const at = (name: string, row: string): string =>
+    `p.${name}At + item * p.${name}Item + head * p.${name}Head + part * p.${name}Group + ${row} * p.${name}Row + c * p.${name}Step`
+  return {
+    params: [
+      'count: u32',
+      ...['rows', 'width', 'keys', 'high', 'heads', 'group', 'dsRow', 'dsStep'].map((name) => `${name}: i32`),
+      ...places('q'),
+      ...places('k'),
+    ],
+    bindings: [
+      { name: 'dq', item: 'f32', write: true },
+      { name: 'k', item: 'f32' },
+      { name: 'ds', item: 'f32' },
+    ],
+    workgroup: [256],
+    body: `let index = (wg.x + wg.y * groups.x) * 256u + li;
+if (index >= p.count) { return; }
+let c = i32(index) % p.width; let row = i32(index) / p.width % p.rows; let whole = i32(index) / p.width / p.rows;
+let part = whole % p.group; let head = whole / p.group % p.heads; let item = whole / p.group / p.heads;
+let to = u32(${at('q', 'row')});
+if ((bitcast<u32>(dq[to]) & 0x7f800000u) != 0x7f800000u) { return; }
+var sum = 0.0;
+for (var j = 0; j < min(p.keys, row + p.high + 1); j++) {
+let w = ds[u32(whole * p.dsStep + j * p.dsRow + row)];
+if (!(w == 0.0)) { sum = fma(w, k[u32(${at('k', 'j')})], sum); }
+}
+dq[to] = sum;`,
   }
 }
 

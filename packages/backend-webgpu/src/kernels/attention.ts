@@ -7,8 +7,9 @@
  * Takes float32 operands with any strides, D and Dv up to 128, grouped heads, a mask to add or to keep by (any
  * strides), causality from either corner, windows, global tokens, masks of blocks, ALiBi and dropout. Declines the
  * gradient of a mask, and what needs more buffers than the GPU binds (8 by default: masks of blocks with both a mask and
- * ALiBi, or backward with either): the composition takes over. A query that sees no key gives zeros, lse = −∞, and no
- * gradient.
+ * ALiBi, or backward with either): the composition takes over. A query that sees no key gives zeros and no gradient,
+ * also where that key is NaN or infinite. Saved for the gradients is [2, B, H, T]: the largest score of each row, and
+ * Σ e^(score − largest); −∞ and 0 where no key is visible.
  *
  * The ladder on one H100 (chain of multiply-adds: 59 TFLOP/s), float32, causal, B4 H12 T2048 D64, GPU time in ms; tiles as
  * threads × rows, threads × columns:
@@ -95,6 +96,7 @@ const takes = (engine: Engine, inputs: readonly View[], attrs: AttentionAttrs, b
     buffers + optionBuffers(attrs) <= engine.gpu.limits.maxStorageBuffersPerShaderStage &&
     [q, k, v, ...(slopes ? [slopes] : [])].every((t) => t.dtype === 'float32') &&
     (mask === null || mask.dtype === 'float32' || mask.dtype === 'bool') &&
+    q.shape[1] !== 0 &&
     [q.shape[3], v.shape[3]].every((n) => (n as number) >= 1 && (n as number) <= maxWidth)
   )
 }
@@ -153,7 +155,7 @@ export function attention(engine: Engine, tiles = usable(engine, forwardTiles)):
   return {
     supports: (inputs, attrs) => takes(engine, inputs, attrs, forwardBuffers),
     run(outputs, inputs, attrs) {
-      const [out, lse] = outputs as [View, View]
+      const [out, stats] = outputs as [View, View]
       const { q, k, v } = attentionOperands(inputs, attrs)
       const [b, h, t] = q.shape as [number, number, number]
       if (b * h * t === 0) return
@@ -165,8 +167,8 @@ export function attention(engine: Engine, tiles = usable(engine, forwardTiles)):
       for (const x of [q, k, v]) words.push(...operandWords(x, form.vectors))
       const buffers = [q, k, v].map(buffer)
       addOptions({ words, floats, buffers }, form, 'keys', inputs, attrs)
-      words.push(...operandWords(out, form.vectors), lse.offset)
-      buffers.push(buffer(out), buffer(lse))
+      words.push(...operandWords(out, form.vectors), stats.offset)
+      buffers.push(buffer(out), buffer(stats))
       engine.run(kernel, buffers, words, ...grid(words[0] as number), 1, floats)
     },
   }
@@ -181,10 +183,10 @@ export function attentionBackward(
     supports: (inputs, attrs) =>
       takes(engine, inputs, attrs, backwardBuffers) && !(attrs.hasMask && attrs.needs[3]),
     run(outputs, inputs, attrs) {
-      const { q, k, v, mask, rest } = attentionOperands(inputs, attrs)
+      const { q, k, v, rest } = attentionOperands(inputs, attrs)
       const [b, h, t] = q.shape as [number, number, number]
       const [keyHeads, s] = [k.shape[1] as number, k.shape[2] as number]
-      const [out, lse, dout] = rest as [View, View, View]
+      const [out, stats, dout] = rest as [View, View, View]
 
       const formOf = (gradients: Gradients, results: readonly View[], of = tiles): Form => ({
         ...chooseForm(engine, of, (f) => backwardBytes(f, gradients), inputs, attrs, [out, dout, ...results]),
@@ -209,7 +211,7 @@ export function attentionBackward(
         for (const x of [q, k, v, dout]) words.push(...operandWords(x, form.vectors))
         const buffers = [q, k, v, dout].map(buffer).concat(saved)
         addOptions({ words, floats, buffers }, form, isQ ? 'keys' : 'queries', inputs, attrs)
-        if (gradients === 'qkv') words.push(...operandWords(out, form.vectors), lse.offset)
+        if (gradients === 'qkv') words.push(...operandWords(out, form.vectors), stats.offset)
         buffers.push(...results.filter((_, n) => form.sharing[n] === n).map(buffer))
         const stored = chunk && storedOf(engine, form.tile, chunk, inputs, attrs, outputs[0] as View)
         if (stored) {
@@ -228,30 +230,33 @@ export function attentionBackward(
       const needAll = needQ && needK && needV
       const fits = (more: number): boolean => takes(engine, inputs, attrs, backwardBuffers + more)
       const short = shortTiles(tiles, q, k, attrs, allowed.leastGroups)
-      // Operands, out and lse, and the buffers of the results.
+      // Operands, out and its statistics, and the buffers of the results.
       if (needAll && short.length > 0 && fits(new Set(outputs.map(buffer)).size)) {
         const form = formOf('qkv', outputs, short)
         if (backwardBytes(form, 'qkv') <= engine.gpu.limits.maxComputeWorkgroupStorageSize) {
-          run('qkv', outputs, form, [out, lse].map(buffer))
+          run('qkv', outputs, form, [out, stats].map(buffer))
           return
         }
       }
 
       const rows = b * h * t
-      const stat = engine.pool.alloc(2 * rows, 'float32')
+      const stat = engine.pool.alloc(4 * rows, 'float32')
       if (rows > 0) {
-        const kind = maskKind(mask)
         const vectors = [out, dout].every(isVectors)
-        const kernel = engine.kernel(
-          `attentionStat:${vectors}:${kind}`,
-          'scaled_dot_product_attentionBackward',
-          () => statShader({ vectors, mask: kind }),
-        )
+        const name = 'scaled_dot_product_attentionBackward'
+        const kernel = engine.kernel(`attentionStat:${vectors}`, name, () => statShader({ vectors }))
         const width = v.shape[3] as number
-        const words = [rows, h, t, width, ...[dout, out].flatMap((x) => operandWords(x, vectors)), lse.offset]
+        const words = [
+          rows,
+          h,
+          t,
+          width,
+          ...[dout, out].flatMap((x) => operandWords(x, vectors)),
+          stats.offset,
+        ]
         engine.run(
           kernel,
-          [dout, out, lse].map(buffer).concat(stat),
+          [dout, out, stats].map(buffer).concat(stat),
           words,
           ...grid(Math.ceil(rows / statRows)),
         )

@@ -1,9 +1,9 @@
 /**
  * Cross-entropy of logits (N, C) with int32 classes (N), without weights or smoothing, and its gradient.
  *
- * Forward, per row, each logit read once: largest m and Σ exp(x − m); lse = m + ln sum; loss = (m − x[target]) + ln sum.
- * One workgroup then counts the targets and adds the rows' losses. Backward: (exp(x − lse) − [c = target]) · scale in
- * one pass; no softmax is kept. Rows whose target is `ignoreIndex` have no gradient. The GPU cannot throw: a class out
+ * Forward, per row, each logit read once: largest m and Σ exp(x − m), both kept for the gradient; loss =
+ * (m − x[target]) + ln sum. One workgroup then counts the targets and adds the rows' losses. Backward: (exp(x − m) / sum −
+ * [c = target]) · scale in one pass; no softmax is kept. Rows whose target is `ignoreIndex` have no gradient. The GPU cannot throw: a class out
  * of range counts as one of loss 0 and no gradient, as where `gather` reads 0.
  *
  * Reference: `CROSS_ENTROPY` in core's ops/loss.ts. Test: cross-entropy.test.ts.
@@ -59,7 +59,7 @@ const takes = (inputs: readonly View[], { labelSmoothing }: Attrs): boolean => {
 export const crossEntropy = (engine: Engine): KernelOf<Attrs> => ({
   supports: (inputs, attrs) => inputs.length === 2 && takes(inputs, attrs),
   run(outputs, inputs, { ignoreIndex, reduction }) {
-    const [loss, lse, count] = outputs as readonly [View, View, View]
+    const [loss, stats, count] = outputs as readonly [View, View, View]
     const [logits, target] = inputs as readonly [View, View]
     const [rows, n] = logits.shape as readonly [number, number]
     const t = tilingOf(engine, n, widthOf(n, 1, [logits]), 8)
@@ -68,7 +68,7 @@ export const crossEntropy = (engine: Engine): KernelOf<Attrs> => ({
     const kernel = engine.kernel(`cross_entropy:${tilingKey(t)}`, 'cross_entropy', () =>
       forwardShader(t, walk),
     )
-    const buffers = [bufferOf(logits), bufferOf(target), bufferOf(lse), each]
+    const buffers = [bufferOf(logits), bufferOf(target), bufferOf(stats), each]
     const words = [rows, n / t.width, n, ignoreIndex, ...walk.words]
     engine.run(kernel, buffers, words, ...rowGrid(t, rows))
     if (reduction === 'none') return
@@ -90,7 +90,7 @@ function forwardShader(t: Tiling, walk: RowWalk): Shader {
     bindings: [
       { name: 'x', item: itemOfWidth(t.width) },
       { name: 'labels', item: 'i32' },
-      { name: 'lse', item: 'f32', write: true },
+      { name: 'stats', item: 'f32', write: true },
       { name: 'losses', item: 'f32', write: true },
     ],
     workgroup: [256],
@@ -104,7 +104,8 @@ ${statistics(t, x, false)}
 if (!live || lane != 0u) { return; }
 let logarithm = ${ifValid('log(total)')};
 let label = labels[at1];
-lse[row] = largest + logarithm;
+stats[row] = largest;
+stats[p.rows + row] = ${ifValid('total')};
 var loss = 0.0;
 if (label != p.ignored && u32(label) < p.n) {
   let hit = at0 + u32(label);
@@ -128,9 +129,16 @@ function finishShader(mean: boolean, subgroup: number): Shader {
     workgroup: [256],
     ...enablesOf(all),
     declarations: `${mathCode(['tg_bits'])}\n${reduction(all, 'group_sum', 'vec2f', plus)}`,
+    // In runs of 32 rows: one after the other, millions of losses would be rounded as often.
     body: `var part = vec2f();
-for (var i = li; i < p.rows; i += 256u) {
-  part += vec2f(losses[i], select(0.0, 1.0, labels[p.o + i32(i) * p.s] != p.ignored));
+var i = li;
+for (; i < p.rows;) {
+  var run = vec2f();
+  let end = min(p.rows, i + ${32 * 256}u);
+  for (; i < end; i += 256u) {
+    run += vec2f(losses[i], select(0.0, 1.0, labels[p.o + i32(i) * p.s] != p.ignored));
+  }
+  part += run;
 }
 let sum = group_sum(part, li);
 if (li == 0u) {
@@ -144,7 +152,7 @@ export const crossEntropyBackward = (engine: Engine): KernelOf<Attrs & { needs: 
   supports: (inputs, attrs) => inputs.length === 6 && takes(inputs, attrs) && attrs.needs[0] === true,
   run(outputs, inputs, { ignoreIndex, reduction }) {
     const [dlogits] = outputs as readonly [View]
-    const [logits, target, , lse, count, dloss] = inputs as readonly [View, View, View, View, View, View]
+    const [logits, target, , stats, count, dloss] = inputs as readonly [View, View, View, View, View, View]
     const [rows, n] = logits.shape as readonly [number, number]
     const grads = reduction === 'none' ? dloss : viewOf(dloss, [rows], [0])
     const t = tilingOf(engine, n, widthOf(n, 1, [logits]), 8)
@@ -155,7 +163,7 @@ export const crossEntropyBackward = (engine: Engine): KernelOf<Attrs & { needs: 
       'cross_entropyBackward',
       () => backwardShader(t, walk, mean),
     )
-    const buffers = [logits, target, lse, count, dloss, dlogits].map(bufferOf)
+    const buffers = [logits, target, stats, count, dloss, dlogits].map(bufferOf)
     const words = [rows, n / t.width, n, ignoreIndex, ...walk.words]
     engine.run(kernel, buffers, words, ...rowGrid(t, rows))
   },
@@ -169,7 +177,7 @@ function backwardShader(t: Tiling, walk: RowWalk, mean: boolean): Shader {
     bindings: [
       { name: 'x', item },
       { name: 'labels', item: 'i32' },
-      { name: 'lse', item: 'f32' },
+      { name: 'stats', item: 'f32' },
       { name: 'count', item: 'f32' },
       { name: 'dloss', item: 'f32' },
       { name: 'dx', item, write: true },
@@ -183,11 +191,12 @@ ${walk.code('row')}
 ${hold(t, [x])}
 let label = labels[at1];
 let counts = label != p.ignored && u32(label) < p.n;
-let shift = lse[row];
+let largest = stats[row];
+let share = 1.0 / stats[p.rows + row];
 let scale = dloss[at2]${mean ? ' / count[0]' : ''};
 ${each(t, [x], ({ of, j }) => {
   const column = t.width === 4 ? `(vec4(4u * ${j}) + vec4(0u, 1u, 2u, 3u))` : j
-  return `let e = exp(${of('x')} - shift);
+  return `let e = exp(${of('x')} - largest) * share;
 let d = select(e, e - 1.0, ${column} == U(u32(label))) * scale;
 dx[${startOf(t.width, 3)} + ${j}] = select(V(), d, counts);`
 })}`,
