@@ -1,10 +1,12 @@
 // Prints, per package, the lines of code and the size of its minified bundle (without the packages it imports
-// from here), and for tilegrad the size of everything together.
+// from here), then what a program of one line takes and how long importing does, beside jax-js in the same run.
+import { spawnSync } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { brotliCompressSync, gzipSync } from 'node:zlib'
-import { build as bundle } from 'esbuild'
+
 import ts from 'typescript'
+import { bundled } from './bundled.mjs'
 import { root } from './setup.mjs'
 
 /** Lines that hold more than blanks and comments. @param {string} file */
@@ -25,24 +27,13 @@ function linesOfCode(file) {
   return lines.size
 }
 
-/** @param {string} entry @param {string[]} external */
-async function sizes(entry, external) {
-  const result = await bundle({
-    entryPoints: [entry],
-    bundle: true,
-    minify: true,
-    write: false,
-    format: 'esm',
-    platform: 'browser',
-    target: 'es2022',
-    external: ['node:*', 'mathjs', ...external],
-    logLevel: 'error',
-  })
-  const code = result.outputFiles[0]?.contents ?? new Uint8Array()
-  return [code.length, gzipSync(code, { level: 9 }).length, brotliCompressSync(code).length]
-}
-
 const kB = (/** @type {number} */ bytes) => `${(bytes / 1000).toFixed(1)} kB`
+/** @param {Uint8Array[]} files */
+const cells = (files) => [
+  kB(files.reduce((sum, file) => sum + file.length, 0)),
+  kB(files.reduce((sum, file) => sum + gzipSync(file, { level: 9 }).length, 0)),
+  kB(files.reduce((sum, file) => sum + brotliCompressSync(file).length, 0)),
+]
 /** @type {string[][]} */
 const rows = [['', 'lines of code', 'minified', 'gzip', 'brotli']]
 let total = 0
@@ -54,11 +45,39 @@ for (const name of readdirSync(join(root, 'packages'))) {
     .filter((file) => file.endsWith('.ts'))
     .reduce((sum, file) => sum + linesOfCode(join(folder, 'src', file)), 0)
   total += lines
-  const own = await sizes(join(folder, 'dist', 'index.js'), ['@tilegrad/*'])
-  rows.push([name, `${lines}`, ...own.map(kB)])
+  const own = await bundled(`export * from './dist/index.js'`, folder, ['@tilegrad/*'])
+  rows.push([name, `${lines}`, ...cells(own.all)])
 }
-const whole = await sizes(join(root, 'packages', 'tilegrad', 'dist', 'index.js'), [])
-rows.push(['everything', `${total}`, ...whole.map(kB)])
+const bench = join(root, 'bench')
+const whole = await bundled(`export * from 'tilegrad'`, bench)
+rows.push(['everything', `${total}`, ...cells(whole.all)])
+// The one-line program of each, and what it loads before a GPU is asked for.
+const ours = await bundled(`import { tensor } from 'tilegrad'; console.log(tensor([1, 2, 3]).mul(2))`, bench)
+const theirs = await bundled(
+  `import { numpy as np } from '@jax-js/jax'; console.log(np.array([1, 2, 3]).mul(2))`,
+  bench,
+)
+rows.push(['one line', '', ...cells(ours.first)])
+rows.push(['one line, jax-js', '', ...cells(theirs.first)])
 for (const [name = '', ...cells] of rows) {
-  console.log(name.padEnd(16) + cells.map((cell) => cell.padStart(15)).join(''))
+  console.log(name.padEnd(18) + cells.map((cell) => cell.padStart(15)).join(''))
 }
+
+/** Milliseconds that a fresh process takes to import a package. @param {string} name */
+function importTime(name) {
+  const code = `const start = performance.now(); await import('${name}'); console.log(performance.now() - start)`
+  const { stdout } = spawnSync(process.execPath, ['--input-type=module', '-e', code], {
+    cwd: bench,
+    encoding: 'utf8',
+  })
+  return Number(stdout)
+}
+const median = (/** @type {number[]} */ list) => list.sort((a, b) => a - b)[list.length >> 1] ?? Number.NaN
+const names = ['tilegrad', '@jax-js/jax']
+/** @type {number[][]} */
+const times = names.map(() => [])
+for (let run = 0; run < 21; run++) names.forEach((name, i) => times[i]?.push(importTime(name)))
+const [mine = Number.NaN, other = Number.NaN] = times.map(median)
+console.log(
+  `import, median of 21 fresh processes in turn: ${mine.toFixed(1)} ms; jax-js ${other.toFixed(1)} ms; ratio ${(mine / other).toFixed(2)}`,
+)

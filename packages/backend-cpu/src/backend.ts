@@ -18,7 +18,7 @@ import {
   nodeProcess,
   refuseRevectorized,
 } from './features.ts'
-import { guard } from './guard.ts'
+import { canCheck, guard } from './guard.ts'
 import { kernelTable } from './kernels/table.ts'
 import { Heap, type HeapStats } from './memory.ts'
 import { Pool } from './pool.ts'
@@ -81,7 +81,7 @@ export interface CpuParts {
  */
 export function createCpuBackend(options: CpuOptions = {}, parts: CpuParts = { kernelTable }): CpuBackend {
   const { maxBytes, spin, ...wanted } = options
-  const features = detectFeatures(wanted)
+  const features = detectFeatures(wanted, canCheck)
   const heap = new Heap({ shared: features.shared, ...(maxBytes === undefined ? {} : { maxBytes }) })
   const pool = new Pool(heap, features, spin === undefined ? {} : { spin })
   let engine = createEngine(features, heap, pool)

@@ -151,8 +151,10 @@ function parallelism(): number {
  * variable `TILEGRAD_WASM_FLAGS=off` leaves them alone): relaxed SIMD and pairing are what is compiled from then on.
  *
  * Throws `DeviceError` where WebAssembly has no SIMD, `ValueError` for a bad number of threads.
+ *
+ * @param mayPair false where pairs could not be checked: none are made then
  */
-export function detectFeatures(options: FeatureOptions = {}): Features {
+export function detectFeatures(options: FeatureOptions = {}, mayPair = true): Features {
   if (!hasSimd()) {
     throw new DeviceError(
       'backend-cpu: WebAssembly SIMD is missing here; expected Node >= 20 or a browser of 2023 or later',
@@ -163,7 +165,7 @@ export function detectFeatures(options: FeatureOptions = {}): Features {
     throw new ValueError(`backend-cpu: threads is ${threads}; expected an integer in 1 … 256`)
   }
   const relaxed = level !== 'simd' && hasRelaxed()
-  const wide = level === undefined || level === 'revectorized'
+  const wide = mayPair && (level === undefined || level === 'revectorized')
   const revectorized = wide && relaxed && hasRevectorized(level !== undefined)
   const shared = options.shared !== false && hasSharedMemory()
   return {

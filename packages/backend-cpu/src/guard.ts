@@ -44,6 +44,9 @@ import {
 } from '@tilegrad/core'
 import { optimizedAtOnce } from './features.ts'
 
+/** Pairs of instructions can be checked: `guard-none.ts`, which bundles for browsers get, says no. */
+export const canCheck: boolean = true
+
 /** What is run to check a family, on float32 inputs of these shapes. */
 interface Family {
   readonly shapes: readonly (readonly number[])[]

@@ -90,16 +90,49 @@ interface Request {
   readonly outputs: readonly DType[] | undefined
 }
 
+/**
+ * An elementwise operator as data: `build` gets an expression for each input and each param and returns the output's
+ * expression, or a list with one for each output. It runs at the program's first use, so that importing costs nothing.
+ *
+ * @example
+ * const SQUARED_ERROR = program('squared_error', 2, ([a, b]) => expr.square(expr.sub(a, b)))
+ */
+// What is not used can be left out of a bundle: calling it has no effect of its own.
+/* @__NO_SIDE_EFFECTS__ */
 export function program(
   name: string,
   inputs: number,
   build: (inputs: readonly Expr[], params: readonly Expr[]) => Expr | readonly Expr[],
   params = 0,
 ): Program {
-  const list = <T>(n: number, f: (i: number) => T): T[] => Array.from({ length: n }, (_, i) => f(i))
-  const built = build(list(inputs, e.input), list(params, e.param))
-  const exprs = Array.isArray(built) ? (built as readonly Expr[]) : [built as Expr]
-  return { name, inputs, params, exprs, kernels: new Map(), gradients: new Map(), latest: null }
+  return new BuiltLater(name, inputs, params, build)
+}
+
+class BuiltLater implements Program {
+  readonly name: string
+  readonly inputs: number
+  readonly params: number
+  readonly kernels = new Map<string, Kernel>()
+  readonly gradients = new Map<string, Gradient>()
+  latest: Request | null = null
+  #exprs: readonly Expr[] | null = null
+  readonly #build: Parameters<typeof program>[2]
+
+  constructor(name: string, inputs: number, params: number, build: Parameters<typeof program>[2]) {
+    this.name = name
+    this.inputs = inputs
+    this.params = params
+    this.#build = build
+  }
+
+  get exprs(): readonly Expr[] {
+    if (this.#exprs === null) {
+      const list = <T>(n: number, f: (i: number) => T): T[] => Array.from({ length: n }, (_, i) => f(i))
+      const built = this.#build(list(this.inputs, e.input), list(this.params, e.param))
+      this.#exprs = Array.isArray(built) ? (built as readonly Expr[]) : [built as Expr]
+    }
+    return this.#exprs
+  }
 }
 
 /** How to compute the gradients of some inputs of a program: a program over picked inputs, outputs and output gradients. */

@@ -1,4 +1,4 @@
-import seedrandom from 'seedrandom'
+import seedrandom from 'seedrandom/seedrandom.js'
 import type { Expr } from './expr.ts'
 import * as e from './expr.ts'
 

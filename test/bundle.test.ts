@@ -1,0 +1,43 @@
+/** What users' bundlers make of the packages as they are built. */
+import { spawnSync } from 'node:child_process'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { gzipSync } from 'node:zlib'
+import { expect, test } from 'vitest'
+import { bundled } from '../scripts/bundled.mjs'
+
+const here = fileURLToPath(new URL('.', import.meta.url))
+const gzip = (files: readonly Uint8Array[]): number =>
+  files.reduce((sum, file) => sum + gzipSync(file, { level: 9 }).length, 0)
+const text = (files: readonly Uint8Array[]): string =>
+  files.map((file) => new TextDecoder().decode(file)).join('\n')
+
+const line = `import { tensor } from 'tilegrad'; console.log(tensor([1, 2, 3]).mul(2).dataSync().join())`
+
+test('a program of one line takes at most 100 kB until it asks for a GPU', async () => {
+  const { first, all } = await bundled(line, here)
+  expect(gzip(first)).toBeLessThan(100_000)
+  // The engine for GPUs is there, in a file of its own.
+  expect(text(first)).not.toContain('@compute')
+  expect(text(all)).toContain('@compute')
+})
+
+test('the bundle of a program of one line runs', async () => {
+  const { first } = await bundled(line.replace('tilegrad', '@tilegrad/core'), here)
+  const folder = mkdtempSync(join(tmpdir(), 'tilegrad-bundle-'))
+  try {
+    const file = join(folder, 'program.mjs')
+    writeFileSync(file, text(first))
+    expect(spawnSync(process.execPath, [file], { encoding: 'utf8' }).stdout).toBe('2,4,6\n')
+  } finally {
+    rmSync(folder, { recursive: true })
+  }
+})
+
+test('layers are not bundled for a program that has none', async () => {
+  const model = `import { GPT } from 'tilegrad'; console.log(GPT)`
+  expect(text((await bundled(model, here)).first)).toContain('lm_head')
+  expect(text((await bundled(line, here)).first)).not.toContain('lm_head')
+})
