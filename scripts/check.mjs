@@ -1,10 +1,15 @@
 // Sets up and runs every check, with --tests also the tests. All steps run; one line each; a failure shows its output.
+// With --tests and arguments for Vitest (a part of a file's path, -t NAME) it runs those tests alone, and shows them.
+import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { install, root, tool } from './setup.mjs'
-import { report, summary } from './summary.mjs'
+import { otherNode } from './nodes.mjs'
+import { capture, install, program, root, tool } from './setup.mjs'
+import { reports, summary } from './summary.mjs'
 
-const tests = process.argv.includes('--tests')
+const [flag, ...chosen] = process.argv.slice(2)
+const tests = flag === '--tests'
+const [report, otherReport] = reports
 
 function publint() {
   const outputs = readdirSync(join(root, 'packages'))
@@ -14,14 +19,35 @@ function publint() {
   return { ok: outputs.every((result) => result.ok), output: outputs.map((result) => result.output).join('') }
 }
 
-function vitest() {
-  const result = tool('vitest', [
-    'run',
-    '--reporter=default',
-    '--reporter=json',
-    `--outputFile.json=${report}`,
-  ])
-  return result.ok ? { ...result, note: summary().line } : result
+const engine = ['--config', 'vitest.engine.config.ts']
+
+/** @param {string} node @param {string} file @param {string[]} options */
+function vitest(node, file, options) {
+  const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${file}`]
+  const result = capture(node, [program('vitest'), 'run', ...reporters, ...options])
+  return result.ok ? { ...result, note: summary([file]).line } : result
+}
+
+/** @returns {[string, () => { ok: boolean, output: string, note?: string }]} */
+function testOther() {
+  const { name, path, why, missing } = otherNode()
+  if (path) return [name, () => vitest(path, otherReport, engine)]
+  return [name, () => ({ ok: !missing, output: why, note: `NOT RUN: ${why}` })]
+}
+
+/** Shows the tests that match as they run. @param {string[]} args */
+function runChosen(args) {
+  const build = tool('typescript', ['-b'])
+  if (!build.ok) console.error(build.output)
+  /** @param {string} node @param {string[]} options */
+  const run = (node, options) =>
+    spawnSync(node, [program('vitest'), 'run', ...options, ...args], { cwd: root, stdio: 'inherit' })
+      .status === 0
+  const { name, path, why, missing } = otherNode()
+  const here = run(process.execPath, [])
+  console.log(`Those of them that test the CPU engine, on ${name}${path ? ':' : ` NOT RUN: ${why}`}`)
+  const there = path ? run(path, [...engine, '--passWithNoTests']) : !missing
+  return build.ok && here && there
 }
 
 const colors = process.stdout.isTTY ? 'force' : 'off'
@@ -35,18 +61,19 @@ const steps = [
   ['packaging', publint],
   ['api docs', () => tool('typedoc', ['--logLevel', 'Warn'])],
 ]
-if (tests) steps.push(['tests', vitest])
 
 install()
-rmSync(report, { force: true })
 mkdirSync(join(root, '.reports'), { recursive: true })
+if (chosen.length) process.exit(runChosen(chosen) ? 0 : 1)
+for (const file of reports) rmSync(file, { force: true })
+if (tests) steps.push(['tests', () => vitest(process.execPath, report, [])], testOther())
 
 let failures = 0
 for (const [name, step] of steps) {
   const start = performance.now()
   const { ok, output, note = '' } = step()
   const seconds = ((performance.now() - start) / 1000).toFixed(1)
-  console.log(`${ok ? 'ok  ' : 'FAIL'}  ${name.padEnd(10)} ${seconds.padStart(6)} s  ${note}`.trimEnd())
+  console.log(`${ok ? 'ok  ' : 'FAIL'}  ${name.padEnd(12)} ${seconds.padStart(6)} s  ${note}`.trimEnd())
   if (ok) continue
   failures++
   console.log(`\n${output.trimEnd()}\n`)

@@ -33,15 +33,21 @@ export function capture(command, args, options) {
 }
 
 /**
+ * The file of an installed package's command line.
+ * @param {string} name the package
+ */
+export function program(name) {
+  const { bin } = json(`node_modules/${name}/package.json`)
+  const file = typeof bin === 'string' ? bin : (bin[name] ?? Object.values(bin)[0])
+  return join(root, 'node_modules', name, file)
+}
+
+/**
  * Runs the command line of an installed package with this Node.
  * @param {string} name the package
  * @param {string[]} args
  */
-export function tool(name, args) {
-  const { bin } = json(`node_modules/${name}/package.json`)
-  const file = typeof bin === 'string' ? bin : (bin[name] ?? Object.values(bin)[0])
-  return capture(process.execPath, [join(root, 'node_modules', name, file), ...args])
-}
+export const tool = (name, args) => capture(process.execPath, [program(name), ...args])
 
 /** @param {{ ok: boolean, output: string }} result @param {string} what */
 function exitUnlessOk(result, what) {

@@ -34,7 +34,7 @@ test('a page trains a transformer on WebGPU as Node does on its CPU', async () =
   // divides small gradients by their own size: 1e-3 of a loss of about ln 13.
   got.losses.forEach((loss, i) => expect(Math.abs(loss - (want.losses[i] as number))).toBeLessThan(1e-3))
   expect(got.losses).toHaveLength(steps)
-}, 300_000)
+})
 
 test.each(['gpu', 'train'])('the bundle of page %s does not contain Dawn', async (name) => {
   const site = await bundle(page(name))

@@ -2,66 +2,26 @@ import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:f
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { createCpuBackend } from '@tilegrad/backend-cpu'
 import { createWebGpuBackend } from '@tilegrad/backend-webgpu'
-import { type Backend, reference } from '@tilegrad/core'
+import { reference } from '@tilegrad/core'
 import { afterAll, describe, expect, test } from 'vitest'
+import { failures, fixtures, OPERATORS, testBackend } from './checks.ts'
 import { main } from './cli.ts'
 import { type OpCase, readJson } from './manifest.ts'
-import { runConformance } from './run.ts'
 import { torchOpNames } from './torch-ops.ts'
 
-const fixtures = fileURLToPath(new URL('../fixtures/conformance', import.meta.url))
-const cpu = createCpuBackend()
-afterAll(() => cpu.close())
+// The CPU engine's are in cpu.test.ts.
+describe('PyTorch and reference', () => testBackend(reference))
 
-const OPERATORS = /^(?!attention|trajectory|gpt2|llama)/
-
-/** Runs what matches; the tolerances are those of `compare.ts`. */
-async function failures(backend: Backend, only: RegExp): Promise<{ failed: string[]; passed: number }> {
-  const failed: string[] = []
-  const report = await runConformance(fixtures, backend, {
-    only,
-    print: (line) => void (line.startsWith('FAIL') && failed.push(line)),
-  })
-  return { failed, passed: report.passed }
-}
-
-describe.each([['reference', reference] as const, ['cpu', cpu] as const])('PyTorch and %s', (_, backend) => {
-  test('operators', async () => {
-    const { failed, passed } = await failures(backend, OPERATORS)
-    expect(failed).toEqual([])
-    expect(passed).toBeGreaterThan(400)
-  })
-
-  test('attention', async () => {
-    const { failed, passed } = await failures(backend, /^attention/)
-    expect(failed).toEqual([])
-    expect(passed).toBeGreaterThan(3)
-  })
-})
-
-describe('checkpoints', () => {
-  test.each([['reference', reference] as const, ['cpu', cpu] as const])('%s', async (_, backend) => {
-    // Eight models: logits, loss and gradients, greedy tokens.
-    expect(await failures(backend, /^(gpt2|llama)/)).toEqual({ failed: [], passed: 24 })
-  })
-
-  test('webgpu', async () => {
-    const webgpu = await createWebGpuBackend()
-    try {
-      // A software adapter takes minutes for the rest: pnpm conformance runs it.
-      const some = /^(gpt2_scales|llama_biases)\.(logits|loss)/
-      expect(await failures(webgpu, some)).toEqual({ failed: [], passed: 4 })
-    } finally {
-      webgpu.close()
-    }
-  }, 180_000)
-})
-
-// On the reference backend it takes a minute: pnpm conformance runs it there.
-test('30 training steps of a GPT on cpu', async () => {
-  expect(await failures(cpu, /^trajectory/)).toEqual({ failed: [], passed: 1 })
+test('PyTorch and webgpu', async () => {
+  const webgpu = await createWebGpuBackend()
+  try {
+    // A software adapter takes minutes for the rest: pnpm conformance runs it.
+    const some = /^(gpt2_scales|llama_biases)\.(logits|loss)/
+    expect(await failures(webgpu, some)).toEqual({ failed: [], passed: 4 })
+  } finally {
+    webgpu.close()
+  }
 })
 
 test('the fixture has cases of every operator that PyTorch names', () => {

@@ -44,10 +44,14 @@ const prologue = `
   const use = () => pool.run(kernel, 1000, 1, params)
 `
 
-/** Runs a program in a new process: exit code, output, milliseconds from its last line to its end. */
+// How long an end takes depends on how busy the machine is; what could put it off is a timer.
+const epilogue = `console.log(process.getActiveResourcesInfo().filter((name) => name === 'Timeout').length, 'timers')`
+const idle = '0 timers\n'
+
+/** Runs a program in a new process: exit code, and what it prints; at last how many timers it waits for. */
 async function run(program: string, env: Record<string, string> = {}) {
   const file = join(folder, `${Math.random().toString(36).slice(2)}.mjs`)
-  await writeFile(file, `${prologue}${program}\nconsole.log(Date.now())`)
+  await writeFile(file, `${prologue}${program}\n${epilogue}`)
   const child = spawn(process.execPath, [file], { env: { ...process.env, ...env } })
   let output = ''
   child.stdout.on('data', (data) => {
@@ -56,14 +60,13 @@ async function run(program: string, env: Record<string, string> = {}) {
   child.stderr.on('data', (data) => {
     output += data
   })
-  const timer = setTimeout(() => child.kill('SIGKILL'), 20_000)
+  // Only to end what hangs.
+  const timer = setTimeout(() => child.kill('SIGKILL'), 240_000)
   const code = await new Promise((resolve) => child.on('close', resolve))
   clearTimeout(timer)
-  const last = Number(output.trim().split('\n').at(-1))
-  return { code, output, wait: Date.now() - last }
+  return { code, output }
 }
 
-// Two seconds are what a user would notice; measured: about 30 ms.
 test.each([
   ['sleeping workers', 'await pool.ready(); use(); await new Promise((r) => setTimeout(r, 100))'],
   ['spinning workers', 'await pool.ready(); for (let i = 0; i < 1000; i++) use()'],
@@ -71,10 +74,9 @@ test.each([
   ['workers that nobody used', ''],
   ['closed workers', 'await pool.ready(); use(); await pool.close()'],
 ])('a process ends by itself: %s', async (_, program) => {
-  const { code, output, wait } = await run(program)
-  expect(output).toMatch(/^\d+\n$/)
+  const { code, output } = await run(program)
+  expect(output).toBe(idle)
   expect(code).toBe(0)
-  expect(wait).toBeLessThan(2000)
 })
 
 test('TILEGRAD_WASM_FLAGS=off leaves the flags of V8 alone', async () => {
@@ -89,12 +91,11 @@ test('TILEGRAD_WASM_FLAGS=off leaves the flags of V8 alone', async () => {
 })
 
 test('workers may be forbidden: the caller works alone', async () => {
-  const major = Number.parseInt(process.versions.node, 10)
-  if (major < 24) return
+  const flag = Number.parseInt(process.versions.node, 10) >= 24 ? '--permission' : '--experimental-permission'
   const program = `
     use()
     await pool.ready().then(() => console.log('started'), (error) => console.log(error.code))`
-  const { code, output } = await run(program, { NODE_OPTIONS: '--permission --allow-fs-read=*' })
+  const { code, output } = await run(program, { NODE_OPTIONS: `${flag} --allow-fs-read=*` })
   expect(output).toContain('ERR_ACCESS_DENIED')
   expect(code).toBe(0)
 })
@@ -109,5 +110,5 @@ test('a program whose event loop stands still while workers start: slow chunks o
     const began = Date.now()
     while (Date.now() - began < 3000) pool.run(rows, 5, 1, params)
   `)
-  expect(output).toMatch(/^\d+\n$/)
+  expect(output).toBe(idle)
 })

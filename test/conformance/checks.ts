@@ -1,0 +1,41 @@
+/** What results of PyTorch say of a backend, as tests; the tolerances are those of `compare.ts`. */
+import { fileURLToPath } from 'node:url'
+import type { Backend } from '@tilegrad/core'
+import { expect, test } from 'vitest'
+import { runConformance } from './run.ts'
+
+export const fixtures = fileURLToPath(new URL('../fixtures/conformance', import.meta.url))
+
+export const OPERATORS = /^(?!attention|trajectory|gpt2|llama)/
+
+/** Runs what matches. */
+export async function failures(
+  backend: Backend,
+  only: RegExp,
+): Promise<{ failed: string[]; passed: number }> {
+  const failed: string[] = []
+  const report = await runConformance(fixtures, backend, {
+    only,
+    print: (line) => void (line.startsWith('FAIL') && failed.push(line)),
+  })
+  return { failed, passed: report.passed }
+}
+
+/** Operators, attention, and eight models: their logits, loss and gradients, greedy tokens. */
+export function testBackend(backend: Backend): void {
+  test('operators', async () => {
+    const { failed, passed } = await failures(backend, OPERATORS)
+    expect(failed).toEqual([])
+    expect(passed).toBeGreaterThan(400)
+  })
+
+  test('attention', async () => {
+    const { failed, passed } = await failures(backend, /^attention/)
+    expect(failed).toEqual([])
+    expect(passed).toBeGreaterThan(3)
+  })
+
+  test('checkpoints', async () => {
+    expect(await failures(backend, /^(gpt2|llama)/)).toEqual({ failed: [], passed: 24 })
+  })
+}
