@@ -137,6 +137,32 @@ for (const name of ['layer_norm', 'rms_norm'] as const) {
       }
     })
 
+    test('rows of one value', async () => {
+      for (const [value, n] of [
+        [100.1, 1000],
+        [12345.678, 768],
+        [100000.3, 8200],
+        [-1.7e10, 36],
+        [3.3e30, 513],
+      ] as const) {
+        if (name === 'rms_norm' && Math.abs(value) > 1e18) continue
+        const { backend } = backends[0]
+        const c = {
+          inputs: [plain([2, n], () => Math.fround(value))],
+          needs: [true],
+          dout: plain([2, n], () => 1),
+          call: operators[name]([n]),
+        }
+        const { results, fused } = await evaluate(backend, c)
+        expect(fused).toEqual(both)
+        // 0 exactly, or ±1 in every place; no gradient either way, but what rounding leaves of 1 − n · (1 / n), times 316.
+        const want = name === 'layer_norm' ? 0 : Math.sign(value)
+        const [y, dx] = results as [Float32Array, Float32Array]
+        for (const v of y) expect(Math.abs(v - want)).toBeLessThanOrEqual(want === 0 ? 0 : 1e-6)
+        for (const v of dx) expect(Math.abs(v)).toBeLessThan(1e-4)
+      }
+    })
+
     test('NaN and infinity spoil their rows only', async () => {
       for (const bad of [NaN, Infinity]) {
         const c = {

@@ -1,8 +1,8 @@
 /**
  * Layer norm and RMS norm over dense trailing dims.
  *
- * Per row: mean; Σ(x − mean)² in a second pass, so that nothing cancels, and Σ(x − mean) with it, which takes back the
- * rounding of the mean; y. Rows that fit are held in registers and read once, longer ones are read for every pass. The
+ * Per row: mean, counted from the row's first element, so that a row of one value has no rounding; Σ(x − mean)² in a second
+ * pass, so that nothing cancels, and Σ(x − mean) with it, which takes back the rounding of the mean; y. Rows that fit are held in registers and read once, longer ones are read for every pass. The
  * statistics are kept for the gradients, which layer-norm-backward.ts computes. RMS norm is the same without the mean.
  *
  * Reference: `LAYER_NORM`, `RMS_NORM` in core's ops/norm.ts. Test: norm.test.ts.
@@ -124,8 +124,9 @@ ${block(
 )}`
   const statistics = centred
     ? `var part = V();
-${block(each(t, [x], ({ of }) => `part += ${of('x')};`))}
-let rough = group_sum(hsum(part), li) * p.share;
+let first = x[${startOf(t.width, 0)}]${t.width === 4 ? '.x' : ''};
+${block(each(t, [x], ({ of }) => `part += ${of('x')} - first;`))}
+let rough = first + group_sum(hsum(part), li) * p.share;
 ${squares}
 let moments = group_pair(vec2f(hsum(squares), hsum(rest)), li) * p.share;
 let rstd = 1.0 / sqrt((moments.x - moments.y * moments.y) + p.eps);
