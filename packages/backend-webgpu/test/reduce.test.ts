@@ -98,11 +98,19 @@ describe.each(gpus)('$name', ({ gpu }) => {
   })
 
   test('sums of many equal numbers do not drift', async () => {
-    const n = 1_000_000
-    const x = operand(layout.contiguous([n]), 'float32', () => 0.1)
-    const [got] = await runKernel(gpu, 'reduce', [output([1], 'float32')], [x], { kind: 'sum', dims: [0] })
-    // Added one after the other in float32 they give 100,958.
-    expect(Math.abs(got[0] / (n * Math.fround(0.1)) - 1)).toBeLessThan(1e-6)
+    // Added one after the other in float32, a million give 100,958.
+    const exact = Math.fround(0.1)
+    for (const [shape, dims] of [
+      [[10_000_000], [0]],
+      [[150_000, 8], [0]],
+      [[8, 150_000], [1]],
+    ] as const) {
+      const x = operand(layout.contiguous(shape), 'float32', () => 0.1)
+      const out = shape.map((n, d) => ((dims as readonly number[]).includes(d) ? 1 : n))
+      const [got] = await runKernel(gpu, 'reduce', [output(out, 'float32')], [x], { kind: 'sum', dims })
+      const n = shape[dims[0]] as number
+      for (const sum of got) expect(Math.abs(sum / (n * exact) - 1)).toBeLessThan(3e-7)
+    }
   })
 
   test('argReduce: any layout, ties, NaN', async () => {

@@ -3,8 +3,8 @@
  *
  * Threads of a workgroup share out each row (all elements of one output), four running results each, and combine
  * theirs in a tree through workgroup memory; see lanes.ts for who reads what. Where that gives too few threads, rows
- * are cut into parts whose results are reduced in a second pass. Sums of float32 are thus trees over runs of some
- * tens of elements, and their order depends on shapes and strides only.
+ * are cut into parts whose results are reduced in a second pass. Longer runs of a thread add up their runs of 32. Sums of
+ * float32 are thus trees over runs of some tens of elements, and their order depends on shapes and strides only.
  *
  * Reference: `reduce` in core's reference/kernels.ts. Test: reduce.test.ts.
  */
@@ -19,6 +19,8 @@ import { type Lanes, laneCode, neighbour, shareOut, workgroup } from './lanes.ts
 
 /** As many threads as keep a large GPU busy. */
 const enoughThreads = 2 ** 17
+/** Elements that a running result of a thread takes before it is added to those before. */
+const run = 32
 /** No thread is worth starting for fewer elements. */
 const fewestEach = 32
 
@@ -103,8 +105,13 @@ function shader(kind: Reduction, dtype: DType, how: Lanes, ranks: readonly [numb
     'let end = min(first + p.chunk, p.length);',
     ...[0, 1, 2, 3].map((j) => `var a${j} = ${start};`),
     'var i = first + lane;',
-    `for (; i + ${3 * how.lanes}u < end; i += ${4 * how.lanes}u) {`,
-    ...[0, 1, 2, 3].map((j) => `a${j} = ${combine(`a${j}`, `x[base + inner(i + ${j * how.lanes}u)]`)};`),
+    `for (; i + ${3 * how.lanes}u < end;) {`,
+    ...[0, 1, 2, 3].map((j) => `var r${j} = ${start};`),
+    `let stop = min(end, i + ${4 * run * how.lanes}u);`,
+    `for (; i + ${3 * how.lanes}u < stop; i += ${4 * how.lanes}u) {`,
+    ...[0, 1, 2, 3].map((j) => `r${j} = ${combine(`r${j}`, `x[base + inner(i + ${j * how.lanes}u)]`)};`),
+    '}',
+    ...[0, 1, 2, 3].map((j) => `a${j} = ${combine(`a${j}`, `r${j}`)};`),
     '}',
     `for (; i < end; i += ${how.lanes}u) { a0 = ${combine('a0', 'x[base + inner(i)]')}; }`,
     `var a = ${combine(combine('a0', 'a1'), combine('a2', 'a3'))};`,
