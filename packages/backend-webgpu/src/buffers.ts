@@ -1,6 +1,6 @@
 /** GPU memory: one buffer per storage, recycled by size. */
 
-import { DeviceError, type DType, DTypeError, OutOfMemoryError } from '@tilegrad/core'
+import { type DType, DTypeError, OutOfMemoryError } from '@tilegrad/core'
 import type { Gpu } from './gpu.ts'
 import type { Recorder } from './recorded.ts'
 
@@ -109,7 +109,7 @@ export class BufferPool {
     this.#owner = owner
   }
 
-  /** A buffer for `count` elements. Throws DTypeError, or DeviceError if the device has no buffers of that size. */
+  /** A buffer for `count` elements. Throws DTypeError, or OutOfMemoryError if the device has no buffers of that size. */
   alloc(count: number, dtype: DType): GpuBuffer {
     if (dtype === 'float64' || dtype === 'float16')
       throw new DTypeError(
@@ -117,10 +117,12 @@ export class BufferPool {
       )
     const most = this.#largest
     const wanted = 4 * count
-    if (wanted > most)
-      throw new DeviceError(
-        `${this.recorder ? `${this.recorder.name}: its workspace` : 'webgpu: a tensor'} of ${count} elements takes ${wanted} bytes; ${this.#gpu.adapterName} allows ${most} per buffer. Split it`,
-      )
+    if (wanted > most) {
+      const error = new OutOfMemoryError(wanted, this.#used, most)
+      const what = this.recorder ? `${this.recorder.name}: its workspace` : 'webgpu: a tensor'
+      error.message = `${what} of ${count} elements takes ${wanted} bytes; ${this.#gpu.adapterName} allows ${most} per buffer. Split it`
+      throw error
+    }
     const bytes = Math.min(sizeClass(wanted), most - (most % 4))
     let shelf = this.#shelves.get(bytes)
     if (!shelf) {

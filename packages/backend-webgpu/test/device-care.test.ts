@@ -84,10 +84,33 @@ test('what is too large for the device throws before anything is allocated', asy
     () => column.matmul(row),
     () => column.expand([side, side]).contiguous(),
   ]) {
-    expect(() => scope(call)).toThrow(DeviceError)
+    expect(() => scope(call)).toThrow(OutOfMemoryError)
     expect(() => scope(call)).toThrow(
       `takes ${4 * side * side} bytes; ${backend.gpu.adapterName} allows ${most} per buffer`,
     )
+  }
+  for (const shape of [
+    [2 ** 42 + 8192],
+    [2 ** 21, 2 ** 21],
+    [2 ** 22, 2 ** 20 + 1],
+    [2 ** 43 + 65536],
+    [2 ** 32],
+    [2 ** 30 + 1],
+  ]) {
+    const count = shape.reduce((n, s) => n * s, 1)
+    for (const call of [
+      () => zeros(shape, { device: backend }),
+      () => randn(shape, { device: backend }),
+      () =>
+        column
+          .narrow(0, 0, 1)
+          .reshape(shape.map(() => 1))
+          .expand(shape)
+          .add(1),
+    ]) {
+      expect(() => scope(call), `${shape}`).toThrow(OutOfMemoryError)
+      expect(() => scope(call), `${shape}`).toThrow(`of ${count} elements takes ${4 * count} bytes`)
+    }
   }
   expect([backend.stats(), memory()]).toEqual(before)
   expect(await column.add(1).sum().item()).toBe(side)
