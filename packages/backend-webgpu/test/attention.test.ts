@@ -3,7 +3,7 @@
  * limits, where tiles are smaller.
  */
 
-import { grad, scaledDotProductAttention, type Tensor } from '@tilegrad/core'
+import { grad, ones, scaledDotProductAttention, type Tensor } from '@tilegrad/core'
 import { afterAll, describe, expect, test } from 'vitest'
 import {
   check,
@@ -45,6 +45,24 @@ describe('shapes', () => {
   test('no queries; no keys: zeros', async () => {
     await check(make({ T: 0, S: 5 }))
     await check(make({ T: 5, S: 0 }))
+  })
+
+  test('no query heads: nothing comes out, and keys and values have zeros for gradients', async () => {
+    for (const [, gpu] of gpus) {
+      const [q, k, v] = [
+        [1, 0, 40, 16],
+        [1, 2, 40, 16],
+        [1, 2, 40, 16],
+      ].map((shape) => ones(shape, { device: gpu, requiresGrad: true })) as [Tensor, Tensor, Tensor]
+      const out = scaledDotProductAttention(q, k, v, { enableGqa: true })
+      expect(out.shape).toEqual([1, 0, 40, 16])
+      const grads = grad([out.sum()], [q, k, v])
+      expect(await Promise.all(grads.map((g) => g.data()))).toEqual([
+        new Float32Array(0),
+        new Float32Array(1280),
+        new Float32Array(1280),
+      ])
+    }
   })
 })
 
