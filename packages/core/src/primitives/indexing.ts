@@ -75,6 +75,6 @@ function scatterBackward(node: GradNode<number>, [d]: readonly (Tensor | null)[]
     picked &&
       (index.shape.every((n, i) => n === source.shape[i])
         ? picked
-        : embed(picked, source.shape, (l) => ({ ...l, shape: index.shape }))),
+        : embed(picked, source.shape, ({ strides, offset }) => ({ shape: index.shape, strides, offset }))),
   ]
 }

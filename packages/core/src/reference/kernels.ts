@@ -122,7 +122,7 @@ export function referenceKernels(dataOf: (view: View) => TypedArray): Primitives
           result[to[i]] = data[o]
         })
         const where = offsets(index)
-        const from = offsets({ ...source, shape: index.shape })
+        const from = offsets({ shape: index.shape, strides: source.strides, offset: source.offset })
         forEachCoord(index.shape, (coords, i) => {
           result[address(out, coords, dim, at[where[i]])] += added[from[i]]
         })
