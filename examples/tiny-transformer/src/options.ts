@@ -31,11 +31,15 @@ export interface Options {
 }
 
 const whole =
-  (least: number) =>
+  (least: number, most = Number.POSITIVE_INFINITY) =>
   (text: string): number => {
     const n = Number(text)
-    if (text.trim() === '' || !Number.isSafeInteger(n) || n < least)
-      throw new InvalidArgumentError(`expected a whole number, at least ${least}`)
+    const range =
+      most === Number.POSITIVE_INFINITY
+        ? `at least ${least}`
+        : `from ${least} to ${most.toLocaleString('en')}`
+    if (text.trim() === '' || !Number.isSafeInteger(n) || n < least || n > most)
+      throw new InvalidArgumentError(`expected a whole number, ${range}`)
     return n
   }
 
@@ -49,15 +53,31 @@ const real =
     return x
   }
 
-/** The command line. Its defaults are the main job: about two minutes on two cores. */
-export function command(): Command {
-  return new Command('tiny-transformer')
-    .description('Trains a small character-level GPT on a text and shows what it learned.')
-    .usage('[options]     (after `npm start --`)')
-    .option('--data <file>', 'a UTF-8 text to learn from (default: Moby-Dick)')
-    .option('--steps <n>', 'optimiser steps', whole(1), 1600)
+/** The sizes and rates of a job where the command line says nothing. */
+type Defaults = Pick<Options, 'steps' | 'lr' | 'out'>
+
+/** A program: what it is called, what it does, and its defaults. */
+export interface Program {
+  readonly name: string
+  /** The command that people type. */
+  readonly typed: string
+  readonly description: string
+  readonly defaults: Defaults
+  /** Whether it learns from Moby-Dick where no text is given. */
+  readonly hasText: boolean
+  /** Whether it writes a sample. */
+  readonly samples: boolean
+}
+
+/** The command line of a program. */
+function command({ name, typed, description, defaults, hasText, samples }: Program): Command {
+  const command = new Command(name)
+    .description(description)
+    .usage(`[options]     (after \`${typed}\`)`)
+    .option('--data <file>', `a UTF-8 text to learn from (${hasText ? 'default: Moby-Dick' : 'needed'})`)
+    .option('--steps <n>', 'optimiser steps', whole(1), defaults.steps)
     .option('--seed <n>', 'the same seed gives the same run', whole(0), 1337)
-    .option('--threads <n>', 'CPU threads (default: all cores)', whole(1))
+    .option('--threads <n>', 'CPU threads (default: all cores)', whole(1, 256))
     .addOption(
       new Option('--backend <name>', 'where to compute')
         .choices(['cpu', 'webgpu', 'reference'])
@@ -77,22 +97,28 @@ export function command(): Command {
     .option('--accumulate <n>', 'batches whose gradients make one step', whole(1), 1)
     .option('--dropout <p>', 'share of activations dropped while training', real(0, 1), 0)
     .option('--bias', 'biases in linear and norm layers', false)
-    .option('--lr <x>', 'highest learning rate', real(0), 2e-3)
+    .option('--lr <x>', 'highest learning rate', real(0), defaults.lr)
     .option('--min-lr <x>', 'learning rate at the end', real(0), 1e-4)
     .option('--warmup <n>', 'steps of rising learning rate', whole(0), 100)
     .option('--beta2 <x>', 'AdamW’s memory of squared gradients', real(0, 1), 0.99)
     .option('--weight-decay <x>', 'AdamW’s decay of matrices', real(0), 0.1)
     .option('--clip <x>', 'largest gradient norm; 0: no limit', real(0), 1)
     .option('--eval-every <n>', 'steps between validation losses', whole(1), 100)
-    .option('--eval-batches <n>', 'batches in a validation loss', whole(1), 20)
-    .option('--sample <n>', 'characters to write at the end', whole(0), 500)
-    .option('--out <dir>', 'where results go', 'out')
+    .option('--eval-batches <n>', 'batches in a validation loss', whole(1, 1_000_000), 20)
+  if (samples) command.option('--sample <n>', 'characters to write at the end', whole(0), 500)
+  return command
+    .option('--out <dir>', 'where results go', defaults.out)
+    .addHelpText(
+      'after',
+      '\nCtrl-C stops early and keeps what was learned; a second one ends at once. The weights and all that is needed to\n' +
+        'use them are in model.safetensors, from the first step on also in checkpoint.safetensors until the run ends.',
+    )
     .allowExcessArguments(false)
 }
 
 /** Parses arguments. @throws UsageError for a bad one; exits 0 for --help. */
-export function parseOptions(args: readonly string[]): Options {
-  const program = command()
+export function parseOptions(from: Program, args: readonly string[]): Options {
+  const program = command(from)
     .exitOverride()
     .configureOutput({ writeErr: () => {} })
   try {
@@ -103,12 +129,18 @@ export function parseOptions(args: readonly string[]): Options {
       `${(error as Error).message.replace(/^error: /, '').replaceAll('\n', ' ')}; --help lists the options`,
     )
   }
-  const options = program.opts<Options>()
+  const options: Options = { ...program.opts<Options>(), ...(!from.samples && { sample: 0 }) }
+  if (options.data === undefined && !from.hasText)
+    throw new UsageError('--data FILE is needed: a UTF-8 text to learn from')
   if (options.width % options.heads !== 0)
-    throw new UsageError(`--width ${options.width} must be a multiple of --heads ${options.heads}`)
+    throw new UsageError(
+      `--width ${options.width} must be a multiple of --heads ${options.heads}; try --width ${options.heads * Math.ceil(options.width / options.heads)}`,
+    )
   if (options.window !== undefined && options.attention !== 'window' && options.attention !== 'dynamic')
     throw new UsageError(`--window is for --attention window or dynamic, not ${options.attention}`)
   if (options.minLr > options.lr)
-    throw new UsageError(`--min-lr ${options.minLr} must not be above --lr ${options.lr}`)
+    throw new UsageError(
+      `--min-lr ${options.minLr} must not be above --lr ${options.lr}; give a smaller --min-lr`,
+    )
   return options
 }

@@ -1,25 +1,8 @@
-import { mkdirSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
 import plot from 'simple-ascii-chart'
-import { saveSafetensors } from 'tilegrad'
-import * as vega from 'vega'
-import { compile, type TopLevelSpec } from 'vega-lite'
+import type { TopLevelSpec } from 'vega-lite'
 import type { Corpus } from './corpus.ts'
 import type { Options } from './options.ts'
 import type { Point, Run } from './train.ts'
-import { UsageError } from './usage-error.ts'
-
-/** Makes the folder for results. @throws UsageError if nothing can be written there. */
-export function prepare(folder: string): void {
-  try {
-    mkdirSync(folder, { recursive: true })
-    writeFileSync(join(folder, 'run.json'), '{}\n')
-  } catch (error) {
-    throw new UsageError(
-      `--out ${folder}: cannot write there (${(error as NodeJS.ErrnoException).code ?? error})`,
-    )
-  }
-}
 
 /** Averages neighbours so that at most `most` points remain. */
 export function thin(points: readonly Point[], most: number): Point[] {
@@ -34,7 +17,9 @@ export function thin(points: readonly Point[], most: number): Point[] {
 }
 
 /** The run as a picture: training and validation loss, and the bigram entropy as a line to beat. */
-export async function lossCurve(run: Run, title: string): Promise<string> {
+export async function lossCurve(run: Run, bigramEntropy: number, title: string): Promise<string> {
+  // Loaded when there is something to draw: they take as long to load as many steps to train.
+  const [vega, { compile }] = await Promise.all([import('vega'), import('vega-lite')])
   const rows = [
     ...thin(run.training, 300).map((p) => ({ ...p, curve: 'training' })),
     ...run.validation.map((p) => ({ ...p, curve: 'held-out text' })),
@@ -61,12 +46,12 @@ export async function lossCurve(run: Run, title: string): Promise<string> {
         },
       },
       {
-        data: { values: [{ y: run.bigramEntropy }] },
+        data: { values: [{ y: bigramEntropy }] },
         mark: { type: 'rule', strokeDash: [5, 4], color: '#666' },
         encoding: { y: { field: 'y', type: 'quantitative' } },
       },
       {
-        data: { values: [{ y: run.bigramEntropy, text: `bigram entropy ${run.bigramEntropy.toFixed(2)}` }] },
+        data: { values: [{ y: bigramEntropy, text: `bigram entropy ${bigramEntropy.toFixed(2)}` }] },
         mark: { type: 'text', align: 'right', dy: -7, x: 636, color: '#666' },
         encoding: { y: { field: 'y', type: 'quantitative' }, text: { field: 'text' } },
       },
@@ -80,8 +65,8 @@ export async function lossCurve(run: Run, title: string): Promise<string> {
   }
 }
 
-/** The curves for a terminal of the given width. */
-export function terminalCurve(run: Run, width: number): string {
+/** The curves for a terminal of so many columns. */
+export function terminalCurve(run: Run, width: number, colors: boolean): string {
   const line = (points: readonly Point[]): [number, number][] => points.map((p) => [p.step, p.loss])
   const columns = Math.max(30, Math.min(90, width - 12))
   const training = thin(run.training, columns)
@@ -90,8 +75,7 @@ export function terminalCurve(run: Run, width: number): string {
   const last = run.steps
   const ticks = [0, 1, 2, 3, 4].map((i) => Math.round((i * last) / 4))
   const size = { width: columns, height: 12, customXAxisTicks: ticks }
-  if (!process.stdout.hasColors?.())
-    return plot(curves, { ...size, title: 'loss: training, and in steps on held-out text' })
+  if (!colors) return plot(curves, { ...size, title: 'loss: training, and in steps on held-out text' })
   return plot(curves, {
     ...size,
     color: ['ansiBlue', 'ansiRed'],
@@ -99,27 +83,21 @@ export function terminalCurve(run: Run, width: number): string {
   })
 }
 
-/** Writes everything a run gave into `folder`; returns what each file is, by its path. */
-export async function save(
-  folder: string,
-  run: Run,
-  corpus: Corpus,
-  options: Options,
-  sample: string,
-): Promise<[file: string, what: string][]> {
-  const last = run.validation.at(-1)?.loss ?? Number.NaN
-  const files: [string, string | Uint8Array, string][] = [
-    ['loss.svg', await lossCurve(run, `Learning ${corpus.name}`), 'the loss curve'],
-    ['sample.txt', `${sample}\n`, 'the sample'],
-    ['model.safetensors', await saveSafetensors(run.model.stateDict()), 'the weights'],
-    [
-      'run.json',
-      `${JSON.stringify({ corpus: corpus.name, options, alphabet: corpus.alphabet.join(''), steps: run.steps, trainSeconds: run.trainSeconds, peakBytes: run.peakBytes, heldOutLoss: last, bigramEntropy: run.bigramEntropy, training: run.training, validation: run.validation }, null, 1)}\n`,
-      'options, alphabet and losses',
-    ],
-  ]
-  return files.map(([name, content, what]) => {
-    writeFileSync(join(folder, name), content)
-    return [join(folder, name), what]
-  })
-}
+/** What a run was and how it went, as JSON. */
+export const report = (run: Run, corpus: Corpus, options: Options, bigramEntropy: number | null): string =>
+  `${JSON.stringify(
+    {
+      corpus: corpus.name,
+      options,
+      alphabet: corpus.alphabet.join(''),
+      steps: run.steps,
+      trainSeconds: run.trainSeconds,
+      peakBytes: run.peakBytes,
+      heldOutLoss: run.validation.at(-1)?.loss ?? null,
+      bigramEntropy,
+      training: run.training,
+      validation: run.validation,
+    },
+    null,
+    1,
+  )}\n`
