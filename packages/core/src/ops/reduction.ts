@@ -114,10 +114,13 @@ const VAR: Op<{ dim: Dims; options: VarOptions }> = {
   name: 'var',
   compose: ([x], { dim, options }) => [variance('var', x, dim, options)],
 }
-/** Σ(x − mean)² / (n − correction) over dims. */
 const var_ = (x: Tensor, dim?: Dims, options: VarOptions = {}): Tensor => apply(VAR, [x], { dim, options })[0]
 
-export { var_ as var }
+export {
+  // Here, not at its declaration: of a name that is exported as another, this is where editors look.
+  /** Σ(x − mean)² / (n − correction) over dims. */
+  var_ as var,
+}
 
 const SQRT_SAFE = program('std', 1, ([x]) => e.sqrt(x))
 const STD: Op<{ dim: Dims; options: VarOptions }> = {
