@@ -1,78 +1,44 @@
-import { readdirSync, readFileSync } from 'node:fs'
-import { join, relative } from 'node:path'
-import { fileURLToPath } from 'node:url'
-import * as formula from '@tilegrad/core/formula'
-import { transform } from 'esbuild'
-import * as tilegrad from 'tilegrad'
-import { describe, expect, it } from 'vitest'
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
+import { afterAll, describe, expect, it, vi } from 'vitest'
+import { examples, observed, root, shown, typeErrors } from './support/examples.ts'
 
 /**
- * Runs every code example: the ts blocks of README.md and the guides (a page's blocks one after the other, as a reader
- * would), and the `@example` of every docstring. An import of tilegrad's packages is taken as said; a comment
- * `// → text` behind an expression statement asserts what `String(value)` of it, awaited, is.
+ * Runs every example as a reader pastes it: the ts blocks of a page one after the other in one file, and each `@example`
+ * of a docstring. A comment `// → text` behind an expression asserts its value, and strict TypeScript has no complaint.
  */
-const root = fileURLToPath(new URL('..', import.meta.url))
-const names = { ...tilegrad, formula: formula.elementwise }
+const parent = join(root, '.reports')
+mkdirSync(parent, { recursive: true })
+const folder = mkdtempSync(join(parent, 'examples-'))
+afterAll(() => rmSync(folder, { recursive: true, force: true }))
 
-interface Example {
-  where: string
-  code: string
+function seen(value: unknown, text: string): void {
+  if (value instanceof Promise) throw new Error(`${text} is the value of a promise; await it`)
+  expect([String(value), shown(value)]).toContain(text)
 }
 
-const pages = [
-  'README.md',
-  ...readdirSync(join(root, 'docs'))
-    .filter((f) => f.endsWith('.md'))
-    .map((f) => `docs/${f}`),
-]
-
-function fromPage(file: string): Example[] {
-  const blocks = [...readFileSync(join(root, file), 'utf8').matchAll(/```ts\n([\s\S]*?)```/g)].map(
-    (m) => m[1] ?? '',
-  )
-  return blocks.length > 0 ? [{ where: file, code: blocks.join('\n') }] : []
-}
-
-function fromSource(file: string): Example[] {
-  const text = readFileSync(file, 'utf8')
-  return [...text.matchAll(/^ *\* @example\n((?: *\* ?.*\n)*?) *(?:\*\/|\* @)/gm)].map((m) => ({
-    where: `${relative(root, file)}:${text.slice(0, m.index).split('\n').length}`,
-    code: (m[1] ?? '').replace(/^ *\* ?/gm, '').replace(/^```.*$/gm, ''),
-  }))
-}
-
-const sources = readdirSync(join(root, 'packages'), { recursive: true, encoding: 'utf8' })
-  .filter((f) => /^[\w-]+\/src\/.*\.ts$/.test(f))
-  .map((f) => join(root, 'packages', f))
-
-async function run(code: string): Promise<string[]> {
-  const asserted = code
-    .replace(/^import\b[^\n]*from '(?:tilegrad|@tilegrad\/[\w/-]+)'$/gm, '')
-    .replace(
-      /^(?!\s*(?:const|let|var|\/\/))(.+?);?\s*\/\/ → (.+)$/gm,
-      (_, value: string, text: string) => `same(await (${value}), ${JSON.stringify(text.trim())})`,
-    )
-  const { code: js } = await transform(`async function example() {\n${asserted}\n}`, {
-    loader: 'ts',
-    target: 'es2022',
-  })
-  const seen: string[] = []
-  const console_ = { ...console, log: () => {} }
-  const same = (value: unknown, text: string): void => {
-    seen.push(text)
-    expect(String(value)).toBe(text)
+let count = 0
+async function run(code: string): Promise<void> {
+  const file = join(folder, `example-${count++}.ts`)
+  writeFileSync(file, observed(code))
+  vi.stubGlobal('seen', seen)
+  const log = vi.spyOn(console, 'log').mockImplementation(() => {})
+  try {
+    await import(pathToFileURL(file).href)
+  } finally {
+    log.mockRestore()
+    vi.unstubAllGlobals()
   }
-  const known = { ...names, elementwise: formula.elementwise, console: console_, same }
-  await new Function(...Object.keys(known).filter((n) => n !== 'var'), `${js}\nreturn example()`)(
-    ...Object.entries(known)
-      .filter(([n]) => n !== 'var')
-      .map(([, v]) => v),
-  )
-  return seen
 }
 
-describe('examples run', () => {
-  const all = [...pages.flatMap(fromPage), ...sources.flatMap(fromSource)]
-  it('there are some', () => expect(all.length).toBeGreaterThan(5))
-  for (const { where, code } of all) it(where, () => run(code))
+it('there are many examples', () => expect(examples.length).toBeGreaterThan(100))
+
+describe('examples run as pasted', () => {
+  for (const { where, code } of examples) it(where, () => run(code))
+})
+
+describe('examples type-check', () => {
+  const errors = typeErrors(examples)
+  for (const { where } of examples) it(where, () => expect(errors.get(where)).toEqual([]))
 })

@@ -22,7 +22,7 @@ import type { Tensor } from './tensor.ts'
  * const [w, x] = [randn([8, 8], { requiresGrad: true }), randn([4, 8])]
  * const y = checkpoint((x) => dropout(x.matmul(w).gelu(), 0.1).matmul(w), x)
  * y.sum().backward()
- * w.grad.shape // → 8,8
+ * w.grad?.shape // → 8,8
  */
 export function checkpoint<I extends readonly Tensor[], T>(fn: (...inputs: I) => T, ...inputs: I): T {
   if (!gradEnabled()) return fn(...inputs)

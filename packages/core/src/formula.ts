@@ -130,6 +130,8 @@ export function parseFormula(formula: string): { expr: e.Expr; variables: string
  * @returns a function of one tensor per variable, in order of appearance; the tensors broadcast.
  * @throws ValueError for a formula that does not parse or uses unknown functions.
  * @example
+ * import { elementwise } from '@tilegrad/core/formula'
+ *
  * const mish = elementwise('x * tanh(log(1 + exp(x)))')
  * const y = mish(randn([4]))
  */

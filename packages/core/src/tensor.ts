@@ -17,6 +17,9 @@ import { type Scoped, track } from './scope.ts'
 import { counts, Storage } from './storage.ts'
 import type { GradNode } from './tape.ts'
 
+/**
+ * A function that `registerHook` calls with a gradient; what it returns, if anything, takes the gradient's place.
+ */
 export type Hook = (grad: Tensor) => Tensor | undefined | void
 
 /** How many tensors there have been. */
@@ -33,7 +36,9 @@ export class Tensor implements View, Scoped {
   // runners) finds little to walk, and never takes two tensors for one.
   /** A serial number: no two tensors of a program share one. */
   readonly id: number
+  /** The type of the elements. */
   readonly dtype: DType
+  /** The size of each dim; [] for a scalar. */
   readonly shape: readonly number[]
   readonly #storage: Storage
   readonly #strides: readonly number[]
@@ -70,22 +75,22 @@ export class Tensor implements View, Scoped {
     track(this)
   }
 
-  /** @internal */
+  /** @internal The piece of memory that holds the elements, shared with all views of it. */
   get storage(): Storage {
     return this.#storage
   }
 
-  /** How many elements apart neighbours along each dim lie in memory. */
+  /** How many elements of the storage lie between two neighbours along each dim. */
   get strides(): readonly number[] {
     return this.#strides
   }
 
-  /** Where the first element lies in the storage, in elements. */
+  /** Where in the storage the first element lies, counted in elements. */
   get offset(): number {
     return this.#offset
   }
 
-  /** Number of elements. */
+  /** The number of elements, the product of all sizes. */
   get numel(): number {
     return this.#numel
   }
@@ -144,25 +149,52 @@ export class Tensor implements View, Scoped {
     this.#hooks = value
   }
 
-  /** Number of dims. */
+  /**
+   * The number of dims.
+   *
+   * @example
+   * zeros([2, 3]).rank // → 2
+   */
   get rank(): number {
     return this.shape.length
   }
 
-  /** Number of dims, PyTorch's name. */
+  /**
+   * The number of dims, by PyTorch's name; as `rank`.
+   *
+   * @example
+   * zeros([2, 3]).ndim // → 2
+   */
   get ndim(): number {
     return this.shape.length
   }
 
+  /**
+   * The backend that holds the data and computes with it.
+   *
+   * @example
+   * zeros([2]).backend.name // → cpu
+   */
   get backend(): Backend {
     return this.#storage.backend
   }
 
-  /** Name of the backend that holds the data. */
+  /**
+   * The name of the backend that holds the data.
+   *
+   * @example
+   * zeros([2]).device // → cpu
+   */
   get device(): string {
     return this.#storage.backend.name
   }
 
+  /**
+   * Shape, strides and offset, as the functions of `layout` take them.
+   *
+   * @example
+   * layout.isContiguous(zeros([2, 3]).T.layout) // → false
+   */
   get layout(): Layout {
     return this
   }
@@ -184,17 +216,37 @@ export class Tensor implements View, Scoped {
     return new DisposedError(`tensor ${show(this.shape)} was freed by ${by}; ${fix}`)
   }
 
+  /**
+   * Says whether this tensor was freed; its memory lives on while other views of it do.
+   *
+   * @example
+   * const x = zeros([2])
+   * x.dispose()
+   * x.disposed // → true
+   */
   get disposed(): boolean {
     return this.#freedBy !== null
   }
 
-  /** Are the elements dense and in row-major order? */
+  /**
+   * Says whether the elements are dense and in row-major order.
+   *
+   * @example
+   * zeros([2, 3]).T.isContiguous // → false
+   */
   get isContiguous(): boolean {
     this.#contiguous ??= isContiguous(this)
     return this.#contiguous
   }
 
-  /** Do gradients flow to or through this tensor? */
+  /**
+   * Says whether gradients flow to or through this tensor. On a floating leaf it can be set.
+   *
+   * @throws GradError if set on the result of a differentiated operator, DTypeError if set to true for integers.
+   * @example
+   * const w = zeros([2], { requiresGrad: true })
+   * w.mul(2).requiresGrad // → true
+   */
   get requiresGrad(): boolean {
     return this.#leafGrad || this.#gradFn !== null
   }
@@ -210,12 +262,27 @@ export class Tensor implements View, Scoped {
     this.#leafGrad = value
   }
 
-  /** Was it made by the user rather than by a differentiated operator? */
+  /**
+   * Says whether the tensor was made by the user rather than by a differentiated operator.
+   *
+   * @example
+   * const w = zeros([2], { requiresGrad: true })
+   * w.isLeaf // → true
+   * w.mul(2).isLeaf // → false
+   */
   get isLeaf(): boolean {
     return this.#gradFn === null
   }
 
-  /** Frees this view now; the memory goes with its last view. Safe to call twice. */
+  /**
+   * Frees this view now; the memory goes with its last view. It is safe to call twice. `using x = …` does it at
+   * the end of a block.
+   *
+   * @example
+   * const x = zeros([1000])
+   * x.dispose()
+   * x.disposed // → true
+   */
   dispose(): void {
     this.release('dispose()')
   }
@@ -237,14 +304,31 @@ export class Tensor implements View, Scoped {
     if (--this.#storage.tensors.count === 0) this.#storage.free()
   }
 
-  /** Exempts this tensor from `scope` and from what `backward()` frees; it lives until `dispose()` or until it is unreachable. */
+  /**
+   * Exempts this tensor from `scope` and from what `backward()` frees: it lives until `dispose()`, or until
+   * nothing refers to it.
+   *
+   * @returns the tensor itself.
+   * @example
+   * const kept = scope(() => ({ x: zeros([2]).keep() }))
+   * kept.x.disposed // → false
+   */
   keep(): this {
     this.#kept = true
     track(this)
     return this
   }
 
-  /** Lets `backward()` store a gradient in this non-leaf tensor's `.grad`. */
+  /**
+   * Lets `backward()` store a gradient in this tensor's `.grad` although it is no leaf.
+   *
+   * @returns the tensor itself.
+   * @example
+   * const x = ones([2], { requiresGrad: true })
+   * const y = x.mul(2).retainGrad()
+   * y.square().sum().backward()
+   * await y.grad?.toArray() // → [4, 4]
+   */
   retainGrad(): this {
     this.#retainsGrad = true
     return this
@@ -252,7 +336,17 @@ export class Tensor implements View, Scoped {
 
   /**
    * Calls `hook` with the gradient of this tensor once it is complete during a backward pass; what it returns, if
-   * anything, replaces it. Returns a function that removes the hook.
+   * anything, takes the gradient's place.
+   *
+   * @returns a function that removes the hook.
+   * @throws GradError if the tensor does not require a gradient, and during the backward pass ShapeError if the
+   * hook returns another shape.
+   * @example
+   * const x = ones([2], { requiresGrad: true })
+   * const remove = x.registerHook((grad) => grad.mul(10))
+   * x.sum().backward()
+   * await x.grad?.toArray() // → [10, 10]
+   * remove()
    */
   registerHook(hook: Hook): () => void {
     if (!this.requiresGrad) throw new GradError('registerHook: this tensor does not require a gradient')
@@ -268,7 +362,13 @@ export class Tensor implements View, Scoped {
     return new Tensor(this.#storage, this.dtype, layout.shape, layout.strides, layout.offset)
   }
 
-  /** The same data, cut off from the tape. */
+  /**
+   * Gives the same data as a view that is cut off from the tape: no gradient flows through it.
+   *
+   * @example
+   * const x = ones([2], { requiresGrad: true })
+   * x.mul(2).detach().requiresGrad // → false
+   */
   detach(): Tensor {
     return this.viewAs(this)
   }
@@ -279,7 +379,7 @@ export class Tensor implements View, Scoped {
    * `await x.text()` the elements.
    *
    * @example
-   * String(tensor([[1, 2.5], [3, 4]])) // → tensor([[1.0000, 2.5000],\n        [3.0000, 4.0000]], shape=[2, 2], dtype=float32)
+   * String(tensor([1, 2.5])) // → tensor([1.0000, 2.5000], shape=[2], dtype=float32)
    */
   toString(): string {
     return tensorText(this, this.#freedBy)

@@ -274,7 +274,7 @@ export class MultiHeadAttention extends SelfAttention<KVCache> {
    * const cache = attention.newCache(2, 10)
    * noGrad(() => attention.forward(randn([2, 3, 16]), { cache }))
    * noGrad(() => attention.forward(randn([2, 1, 16]), { cache })) // the fourth token, which sees all four
-   * cache.length // → 4
+   * cache?.length // → 4
    */
   override newCache(batch: number, maxLength: number): KVCache | null {
     if (!this.isCausal) {

@@ -84,7 +84,8 @@ export class LlamaBlock extends Module {
  * const tokens = randint(0, 11, [3, 9])
  * const { logits, loss } = model.forward(tokens.narrow(1, 0, 8), tokens.narrow(1, 1, 8))
  * logits.shape // → 3,8,11
- * (await model.generate(tokens, { maxNewTokens: 5 }).tensor()).shape // → 3,14
+ * const continued = await model.generate(tokens, { maxNewTokens: 5 }).tensor()
+ * continued.shape // → 3,14
  */
 export class Llama extends CausalLM {
   readonly config: Readonly<LlamaConfig>

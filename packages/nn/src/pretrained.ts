@@ -110,7 +110,8 @@ function check(
  * const { config, weights } = await savePretrained(trained)
  * const model = loadPretrained(config, weights).eval()
  * const start = tensor([[1, 2, 3]], { dtype: 'int32' })
- * (await model.generate(start, { maxNewTokens: 5 }).tensor()).shape // → 1,8
+ * const continued = await model.generate(start, { maxNewTokens: 5 }).tensor()
+ * continued.shape // → 1,8
  */
 export function loadPretrained(
   config: PretrainedConfig,

@@ -52,7 +52,7 @@ const fewest = 256
  * const [x, weight] = [randn([6, 4]), randn([1000, 4], { requiresGrad: true })]
  * const loss = linearCrossEntropy(x, weight, randint(0, 1000, [6]), { chunkSize: 2 })
  * loss.backward()
- * weight.grad.shape // → 1000,4
+ * weight.grad?.shape // → 1000,4
  */
 export function linearCrossEntropy(
   x: Tensor,

@@ -11,7 +11,9 @@ import { activations } from './activations.ts'
  * a plain number is as good as a tensor.
  */
 
-/** What stands on the right of an operator. */
+/**
+ * What may stand beside an operator: a tensor, or a plain number, which takes the dtype of the tensor beside it.
+ */
 export type Operand = Tensor | number
 
 const unary = (name: string, f: (x: e.Expr) => e.Expr): ((x: Tensor) => Tensor) => {
@@ -32,13 +34,44 @@ const binary = (name: string, f: (a: e.Expr, b: e.Expr) => e.Expr): ((a: Operand
   }
 }
 
-/** −x */
+/**
+ * Negates every element, −x, in x's shape and dtype; bools count as int32.
+ *
+ * @example
+ * await tensor([1, -2]).neg().toArray() // → [-1, 2]
+ */
 export const neg = unary('neg', e.neg)
-/** |x|; the gradient at 0 is 0 */
+
+/**
+ * Takes the absolute value |x| of every element, in x's shape and dtype. The gradient at 0 is 0.
+ *
+ * @example
+ * await tensor([-1.5, 2]).abs().toArray() // → [1.5, 2]
+ */
 export const abs = unary('abs', e.abs)
-/** −1, 0 or 1; 0 for NaN */
+
+/**
+ * Gives the sign of every element, −1, 0 or 1, in x's shape; 0 for NaN. Its gradient is 0.
+ *
+ * @example
+ * await tensor([-3, 0, 5]).sign().toArray() // → [-1, 0, 1]
+ */
 export const sign = unary('sign', e.sign)
+
+/**
+ * Rounds every element down to a whole number, in x's shape and dtype. Its gradient is 0.
+ *
+ * @example
+ * await tensor([1.7, -1.2]).floor().toArray() // → [1, -2]
+ */
 export const floor = unary('floor', e.floor)
+
+/**
+ * Rounds every element up to a whole number, in x's shape and dtype. Its gradient is 0.
+ *
+ * @example
+ * await tensor([1.2, -1.7]).ceil().toArray() // → [2, -1]
+ */
 export const ceil = unary('ceil', e.ceil)
 const ROUND = unary('round', e.round)
 const scale10 = (up: boolean): Program =>
@@ -46,12 +79,20 @@ const scale10 = (up: boolean): Program =>
 const ROUND_UP = scale10(true)
 const ROUND_DOWN = scale10(false)
 
+/** Options of `round`. */
 export interface RoundOptions {
   /** How many decimals stay; negative counts tens, hundreds … Default: 0. */
   decimals?: number
 }
 
-/** Nearest whole number, half to even; or that of x · 10^decimals, over 10^decimals. Integers stay as they are. */
+/**
+ * Rounds every element to the nearest whole number, half to even, or with `decimals` to so many places after the
+ * point. Integers stay as they are; the gradient is 0.
+ *
+ * @example
+ * await tensor([0.5, 1.5, 2.6]).round().toArray() // → [0, 2, 3]
+ * await tensor([126, 3]).round({ decimals: -1 }).toArray() // → [130, 0]
+ */
 export const round = (x: Tensor, options: RoundOptions = {}): Tensor => {
   const { decimals = 0 } = options
   return decimals === 0 || !isFloat(x.dtype)
@@ -60,34 +101,141 @@ export const round = (x: Tensor, options: RoundOptions = {}): Tensor => {
 }
 
 const SQUARE = unary('square', e.square)
-/** x²; of bools int32 */
+
+/**
+ * Squares every element, x², in x's shape and dtype; bools give int32, and int32 wraps.
+ *
+ * @example
+ * await tensor([-3, 2]).square().toArray() // → [9, 4]
+ */
 export const square = (x: Tensor): Tensor => SQUARE(x.dtype === 'bool' ? copy(x, 'int32') : x)
+
+/**
+ * Takes the square root √x of every element, in x's shape; integers become float32. NaN below 0.
+ *
+ * @example
+ * await tensor([4, 9]).sqrt().toArray() // → [2, 3]
+ */
 export const sqrt = unary('sqrt', e.sqrt)
-/** 1 / √x */
+
+/**
+ * Takes 1 / √x of every element, in x's shape; integers become float32. NaN below 0, ∞ at 0.
+ *
+ * @example
+ * await tensor([4, 16]).rsqrt().toArray() // → [0.5, 0.25]
+ */
 export const rsqrt = unary('rsqrt', (x) => e.div(1, e.sqrt(x)))
-/** 1 / x */
+
+/**
+ * Takes 1 / x of every element, in x's shape; integers become float32.
+ *
+ * @example
+ * await tensor([2, 4]).reciprocal().toArray() // → [0.5, 0.25]
+ */
 export const reciprocal = unary('reciprocal', (x) => e.div(1, x))
+
+/**
+ * Takes the exponential eˣ of every element, in x's shape; integers become float32.
+ *
+ * @example
+ * await tensor([0, 1]).exp().round({ decimals: 2 }).text() // → tensor([1.0000, 2.7200], shape=[2], dtype=float32)
+ */
 export const exp = unary('exp', e.exp)
-/** exp(x) − 1, accurate near 0 */
+
+/**
+ * Takes eˣ − 1 of every element, in x's shape, as exactly near 0 as elsewhere; integers become float32.
+ *
+ * @example
+ * await tensor([0]).expm1().toArray() // → [0]
+ */
 export const expm1 = unary('expm1', e.expm1)
-/** Natural logarithm */
+
+/**
+ * Takes the natural logarithm ln x of every element, in x's shape; integers become float32. −∞ at 0, NaN below.
+ *
+ * @example
+ * await tensor([1, 0]).log().toArray() // → [0, -Infinity]
+ */
 export const log = unary('log', e.log)
-/** ln(1 + x), accurate near 0 */
+
+/**
+ * Takes ln(1 + x) of every element, in x's shape, as exactly near 0 as elsewhere; integers become float32.
+ *
+ * @example
+ * await tensor([0]).log1p().toArray() // → [0]
+ */
 export const log1p = unary('log1p', e.log1p)
+
+/**
+ * Takes the sine of every element, an angle in radians, in x's shape; integers become float32.
+ *
+ * @example
+ * await tensor([0, Math.PI / 2]).sin().toArray() // → [0, 1]
+ */
 export const sin = unary('sin', e.sin)
+
+/**
+ * Takes the cosine of every element, an angle in radians, in x's shape; integers become float32.
+ *
+ * @example
+ * await tensor([0, Math.PI]).cos().toArray() // → [1, -1]
+ */
 export const cos = unary('cos', e.cos)
+
+/**
+ * Takes the hyperbolic tangent of every element, in x's shape; integers become float32.
+ *
+ * @example
+ * await tensor([0, 50]).tanh().toArray() // → [0, 1]
+ */
 export const tanh = unary('tanh', e.tanh)
-/** 1 / (1 + exp(−x)) */
+
+/**
+ * Takes 1 / (1 + exp(−x)) of every element, in x's shape; integers become float32.
+ *
+ * @example
+ * await tensor([0, 50]).sigmoid().toArray() // → [0.5, 1]
+ */
 export const sigmoid = unary('sigmoid', e.sigmoid)
-/** 2/√π ∫₀ˣ exp(−t²) dt */
+
+/**
+ * Takes the error function 2/√π ∫₀ˣ exp(−t²) dt of every element, in x's shape; integers become float32.
+ *
+ * @example
+ * await tensor([0, 5]).erf().toArray() // → [0, 1]
+ */
 export const erf = unary('erf', e.erf)
-/** bool: is the element NaN? */
+
+/**
+ * Says of every element whether it is NaN: bools in x's shape.
+ *
+ * @example
+ * await tensor([1, NaN]).isnan().toArray() // → [false, true]
+ */
 export const isnan = unary('isnan', e.isnan)
-/** bool: is the element 0? */
+
+/**
+ * Says of every element whether it is 0 (or false): bools in x's shape.
+ *
+ * @example
+ * await tensor([true, false]).logicalNot().toArray() // → [false, true]
+ */
 export const logicalNot = unary('logical_not', e.not)
-/** max(x, 0); NaN stays */
+
+/**
+ * Takes max(x, 0) of every element, in x's shape and dtype; NaN stays. The gradient at 0 is 0.
+ *
+ * @example
+ * await tensor([-1, 2]).relu().toArray() // → [0, 2]
+ */
 export const relu = unary('relu', activations.relu)
-/** x · sigmoid(x) (Ramachandran et al. 2017) */
+
+/**
+ * Takes x · sigmoid(x) of every element, also called swish (Ramachandran et al. 2017), in x's shape.
+ *
+ * @example
+ * await tensor([0, 50]).silu().toArray() // → [0, 50]
+ */
 export const silu = unary('silu', activations.silu)
 
 const ADD = binary('add', e.add)
@@ -97,12 +245,20 @@ const scaled = (name: string, f: (a: e.Expr, b: e.Expr) => e.Expr): Program =>
 const ADD_SCALED = scaled('add', e.add)
 const SUB_SCALED = scaled('sub', e.sub)
 
+/** Options of `add` and `sub`. */
 export interface AddOptions {
   /** What the second operand is multiplied by first. Default: 1. */
   alpha?: number
 }
 
-/** a + alpha · b */
+/**
+ * Adds a + alpha · b; shapes broadcast and dtypes promote. Either may be a number, not both.
+ *
+ * @throws ShapeError if the shapes do not broadcast, DeviceError if the tensors are on different devices.
+ * @example
+ * await tensor([1, 2]).add(10).toArray() // → [11, 12]
+ * await tensor([1, 2]).add(tensor([3, 4]), { alpha: 2 }).toArray() // → [7, 10]
+ */
 export const add = (a: Operand, b: Operand, options: AddOptions = {}): Tensor => {
   const { alpha = 1 } = options
   return alpha === 1
@@ -114,7 +270,14 @@ export const add = (a: Operand, b: Operand, options: AddOptions = {}): Tensor =>
         : elementwise(ADD_SCALED, [a, b], [alpha])
 }
 
-/** a − alpha · b */
+/**
+ * Subtracts a − alpha · b; shapes broadcast and dtypes promote. Either may be a number, not both.
+ *
+ * @throws ShapeError if the shapes do not broadcast, DeviceError if the tensors are on different devices.
+ * @example
+ * await tensor([[1], [2]]).sub(tensor([1, 2])).toArray() // → [[0, -1], [1, 0]]
+ * await sub(1, tensor([1, 2])).toArray() // → [0, -1]
+ */
 export const sub = (a: Operand, b: Operand, options: AddOptions = {}): Tensor => {
   const { alpha = 1 } = options
   return alpha === 1
@@ -126,7 +289,14 @@ export const sub = (a: Operand, b: Operand, options: AddOptions = {}): Tensor =>
         : elementwise(SUB_SCALED, [a, b], [alpha])
 }
 
-/** a · b */
+/**
+ * Multiplies a · b element by element; shapes broadcast and dtypes promote. Either may be a number, not both. For
+ * matrices see `matmul`.
+ *
+ * @throws ShapeError if the shapes do not broadcast, DeviceError if the tensors are on different devices.
+ * @example
+ * await tensor([1, 2]).mul(tensor([3, 4])).toArray() // → [3, 8]
+ */
 export const mul = binary('mul', e.mul)
 const DIV = binary('div', e.div)
 const FLOORED = binary('div', (a, b) => e.floor(e.div(a, b)))
@@ -153,12 +323,21 @@ const TRUNCATED_INT = binary('div', (a, b) => {
 })
 const isWhole = (x: Operand): boolean => (typeof x === 'number' ? Number.isInteger(x) : !isFloat(x.dtype))
 
+/** Options of `div`. */
 export interface DivOptions {
   /** Round the quotient down or towards 0; it then keeps integers as int32, and its gradient is 0. */
   roundingMode?: 'floor' | 'trunc' | null
 }
 
-/** a / b, always floating unless a rounding mode is given */
+/**
+ * Divides a / b element by element; shapes broadcast. The result is floating, unless a rounding mode is given.
+ * Either may be a number, not both.
+ *
+ * @throws ShapeError if the shapes do not broadcast, ValueError for an unknown rounding mode.
+ * @example
+ * await tensor([1, 2]).div(2).toArray() // → [0.5, 1]
+ * await tensor([-7, 7]).div(2, { roundingMode: 'floor' }).toArray() // → [-4, 3]
+ */
 export function div(a: Operand, b: Operand, options: DivOptions = {}): Tensor {
   const { roundingMode = null } = options
   if (roundingMode === null) return DIV(a, b)
@@ -167,27 +346,107 @@ export function div(a: Operand, b: Operand, options: DivOptions = {}): Tensor {
   if (roundingMode === 'trunc') return int ? TRUNCATED_INT(a, b) : TRUNCATED(a, b)
   throw new ValueError(`div: roundingMode must be 'floor', 'trunc' or null, not '${String(roundingMode)}'`)
 }
-/** aᵇ; int32 wraps */
+
+/**
+ * Raises a to the power b, element by element; shapes broadcast, dtypes promote, int32 wraps. Either may be a
+ * number, not both.
+ *
+ * @throws ShapeError if the shapes do not broadcast.
+ * @example
+ * await tensor([2, 3]).pow(2).toArray() // → [4, 9]
+ */
 export const pow = binary('pow', e.pow)
-/** Larger of two; NaN if either is NaN; ties share the gradient */
+
+/**
+ * Takes the larger of two, element by element; shapes broadcast. NaN if either is NaN; where both are equal each
+ * gets half of the gradient.
+ *
+ * @throws ShapeError if the shapes do not broadcast.
+ * @example
+ * await tensor([1, 5]).maximum(3).toArray() // → [3, 5]
+ */
 export const maximum = binary('maximum', e.max)
-/** Smaller of two; NaN if either is NaN; ties share the gradient */
+
+/**
+ * Takes the smaller of two, element by element; shapes broadcast. NaN if either is NaN; where both are equal each
+ * gets half of the gradient.
+ *
+ * @throws ShapeError if the shapes do not broadcast.
+ * @example
+ * await tensor([1, 5]).minimum(3).toArray() // → [1, 3]
+ */
 export const minimum = binary('minimum', e.min)
-/** bool: a = b */
+
+/**
+ * Compares a = b, element by element: bools; shapes broadcast.
+ *
+ * @throws ShapeError if the shapes do not broadcast.
+ * @example
+ * await tensor([1, 2]).eq(2).toArray() // → [false, true]
+ */
 export const eq = binary('eq', e.eq)
-/** bool: a ≠ b */
+
+/**
+ * Compares a ≠ b, element by element: bools; shapes broadcast.
+ *
+ * @throws ShapeError if the shapes do not broadcast.
+ * @example
+ * await tensor([1, 2]).ne(2).toArray() // → [true, false]
+ */
 export const ne = binary('ne', e.ne)
-/** bool: a < b */
+
+/**
+ * Compares a < b, element by element: bools; shapes broadcast.
+ *
+ * @throws ShapeError if the shapes do not broadcast.
+ * @example
+ * await tensor([1, 2]).lt(2).toArray() // → [true, false]
+ */
 export const lt = binary('lt', e.lt)
-/** bool: a ≤ b */
+
+/**
+ * Compares a ≤ b, element by element: bools; shapes broadcast.
+ *
+ * @throws ShapeError if the shapes do not broadcast.
+ * @example
+ * await tensor([1, 2, 3]).le(2).toArray() // → [true, true, false]
+ */
 export const le = binary('le', e.le)
-/** bool: a > b */
+
+/**
+ * Compares a > b, element by element: bools; shapes broadcast.
+ *
+ * @throws ShapeError if the shapes do not broadcast.
+ * @example
+ * await tensor([1, 2]).gt(1).toArray() // → [false, true]
+ */
 export const gt = binary('gt', e.gt)
-/** bool: a ≥ b */
+
+/**
+ * Compares a ≥ b, element by element: bools; shapes broadcast.
+ *
+ * @throws ShapeError if the shapes do not broadcast.
+ * @example
+ * await tensor([1, 2, 3]).ge(2).toArray() // → [false, true, true]
+ */
 export const ge = binary('ge', e.ge)
-/** bool: both */
+
+/**
+ * Says whether both elements are not 0 (or true): bools; shapes broadcast.
+ *
+ * @throws ShapeError if the shapes do not broadcast.
+ * @example
+ * await tensor([1, 0]).logicalAnd(tensor([1, 1])).toArray() // → [true, false]
+ */
 export const logicalAnd = binary('logical_and', (a, b) => e.and(e.cast('bool', a), e.cast('bool', b)))
-/** bool: either */
+
+/**
+ * Says whether at least one of two elements is not 0 (or true): bools; shapes broadcast.
+ *
+ * @throws ShapeError if the shapes do not broadcast.
+ * @example
+ * await tensor([1, 0]).logicalOr(tensor([0, 0])).toArray() // → [true, false]
+ */
 export const logicalOr = binary('logical_or', (a, b) => e.or(e.cast('bool', a), e.cast('bool', b)))
 
 // The gradient passes where lo ≤ x ≤ hi, ends included; where lo > hi the result is hi, as in PyTorch.
@@ -198,7 +457,15 @@ const MAX = binary('clamp', below)
 const CLAMP = program('clamp', 1, ([x], [lo, hi]) => below(above(x, lo), hi), 2)
 const CLAMP_TENSORS = program('clamp', 3, ([x, lo, hi]) => below(above(x, lo), hi))
 
-/** x limited to [min, max]; either may be missing (undefined or null). NaN stays. */
+/**
+ * Limits x to [min, max], each a number or a tensor that broadcasts; either may be missing (undefined or null).
+ * NaN stays. The gradient passes where x lies within the limits, ends included.
+ *
+ * @throws ValueError if both limits are missing, ShapeError if the shapes do not broadcast.
+ * @example
+ * await tensor([-2, 0.5, 3]).clamp(0, 1).toArray() // → [0, 0.5, 1]
+ * await tensor([-2, 3]).clamp(null, 1).toArray() // → [-2, 1]
+ */
 export function clamp(x: Tensor, min?: Operand | null, max?: Operand | null): Tensor {
   const hasMin = min !== undefined && min !== null
   const hasMax = max !== undefined && max !== null
@@ -217,7 +484,14 @@ const WHERE_A = program('where', 2, ([c, a], [b]) => e.select(e.cast('bool', c),
 const WHERE_B = program('where', 2, ([c, b], [a]) => e.select(e.cast('bool', c), a, b), 1)
 const WHERE_NONE = program('where', 1, ([c], [a, b]) => e.select(e.cast('bool', c), a, b), 2)
 
-/** a where the condition holds (is not 0), b elsewhere; all three broadcast. */
+/**
+ * Takes a where the condition holds (is not 0), b elsewhere; all three broadcast.
+ *
+ * @throws ShapeError if the shapes do not broadcast.
+ * @example
+ * const x = tensor([-1, 2])
+ * await where(x.gt(0), x, 0).toArray() // → [0, 2]
+ */
 export function where(condition: Tensor, a: Operand, b: Operand): Tensor {
   if (typeof a === 'number') {
     return typeof b === 'number'
@@ -232,7 +506,14 @@ export function where(condition: Tensor, a: Operand, b: Operand): Tensor {
 const FILL = program('masked_fill', 2, ([x, mask], [v]) => e.select(mask, v, x), 1)
 const FILL_TENSOR = program('masked_fill', 3, ([x, mask, v]) => e.select(mask, v, x))
 
-/** x with `value` where the mask holds; keeps x's dtype. value: a number or a scalar tensor. */
+/**
+ * Puts `value`, a number or a scalar tensor, where the mask (bool, broadcast to x) is true, and keeps x elsewhere,
+ * in x's shape and dtype.
+ *
+ * @throws ShapeError if the shapes do not broadcast.
+ * @example
+ * await tensor([1, 2]).maskedFill(tensor([true, false]), 0).toArray() // → [0, 2]
+ */
 export const maskedFill = (x: Tensor, mask: Tensor, value: Operand): Tensor =>
   typeof value === 'number'
     ? elementwise(FILL, [x, mask], [value], x.dtype)
@@ -240,12 +521,18 @@ export const maskedFill = (x: Tensor, mask: Tensor, value: Operand): Tensor =>
 
 const LEAKY = program('leaky_relu', 1, ([x], [slope]) => e.select(e.gt(x, 0), x, e.mul(slope, x)), 1)
 
+/** Options of `leakyRelu`. */
 export interface LeakyReluOptions {
   /** The slope below 0. Default: 0.01. */
   negativeSlope?: number
 }
 
-/** x for x > 0, else negativeSlope · x */
+/**
+ * Takes x for x > 0, else negativeSlope · x, of every element, in x's shape.
+ *
+ * @example
+ * await tensor([-2, 2]).leakyRelu({ negativeSlope: 0.5 }).toArray() // → [-1, 2]
+ */
 export const leakyRelu = (x: Tensor, options: LeakyReluOptions = {}): Tensor => {
   const { negativeSlope = 0.01 } = options
   return elementwise(LEAKY, [x], [negativeSlope])
@@ -259,12 +546,18 @@ const ELU = program(
   1,
 )
 
+/** Options of `elu`. */
 export interface EluOptions {
   /** What exp(x) − 1 is multiplied by below 0. Default: 1. */
   alpha?: number
 }
 
-/** x for x > 0, else alpha · (exp(x) − 1) (Clevert et al. 2016) */
+/**
+ * Takes x for x > 0, else alpha · (exp(x) − 1), of every element (Clevert et al. 2016), in x's shape.
+ *
+ * @example
+ * await tensor([-50, 2]).elu({ alpha: 0.5 }).toArray() // → [-0.5, 2]
+ */
 export const elu = (x: Tensor, options: EluOptions = {}): Tensor => {
   const { alpha = 1 } = options
   return elementwise(ELU, [x], [alpha])
@@ -281,6 +574,7 @@ const SOFTPLUS = program(
   2,
 )
 
+/** Options of `softplus`. */
 export interface SoftplusOptions {
   /** The larger, the nearer to relu. Default: 1. */
   beta?: number
@@ -288,7 +582,13 @@ export interface SoftplusOptions {
   threshold?: number
 }
 
-/** ln(1 + exp(beta · x)) / beta; x itself where beta · x > threshold */
+/**
+ * Takes ln(1 + exp(beta · x)) / beta of every element, a smooth relu, in x's shape; x itself where beta · x >
+ * threshold.
+ *
+ * @example
+ * await tensor([-200, 30]).softplus().toArray() // → [0, 30]
+ */
 export const softplus = (x: Tensor, options: SoftplusOptions = {}): Tensor => {
   const { beta = 1, threshold = 20 } = options
   return elementwise(SOFTPLUS, [x], [beta, threshold])
@@ -297,12 +597,20 @@ export const softplus = (x: Tensor, options: SoftplusOptions = {}): Tensor => {
 const GELU = program('gelu', 1, ([x]) => activations.gelu(x))
 const GELU_TANH = program('gelu', 1, ([x]) => activations.gelu_tanh(x))
 
+/** Options of `gelu`. */
 export interface GeluOptions {
   /** 'none' computes Φ by erf; 'tanh' is the approximation that GPT-2 was trained with. Default: 'none'. */
   approximate?: 'none' | 'tanh'
 }
 
-/** x · Φ(x) (Hendrycks & Gimpel 2016), exact by erf or `{ approximate: 'tanh' }`. */
+/**
+ * Takes x · Φ(x) of every element (Hendrycks & Gimpel 2016), in x's shape, exactly or with `{ approximate: 'tanh'
+ * }` as GPT-2 does.
+ *
+ * @throws ValueError for an unknown approximation.
+ * @example
+ * await tensor([-50, 0, 50]).gelu().toArray() // → [0, 0, 50]
+ */
 export function gelu(x: Tensor, options: GeluOptions = {}): Tensor {
   const { approximate = 'none' } = options
   if (approximate !== 'none' && approximate !== 'tanh')

@@ -13,14 +13,19 @@ import type { Tensor } from '../tensor.ts'
 import { div, exp, log, mul, sub, where } from './pointwise.ts'
 import { narrow } from './shape.ts'
 
-/** One dim, several, or all of them (undefined, null or []). */
+/**
+ * The dims that a reduction takes: one, several, or all of them (undefined, null or []). Negative ones count from
+ * the end.
+ */
 export type Dims = number | readonly number[] | null | undefined
 
+/** Options of reductions. */
 export interface ReduceOptions {
   /** Keep the reduced dims with size 1. */
   keepdim?: boolean
 }
 
+/** Options of `sum`, `prod` and `mean`. */
 export interface SumOptions extends ReduceOptions {
   /** Convert to this dtype first. */
   dtype?: DType
@@ -37,14 +42,37 @@ function total(kind: 'sum' | 'prod', x: Tensor, dim: Dims, { keepdim = false, dt
   return dtype === 'bool' ? copy(out, dtype) : out
 }
 
-/** Sum over dims; bool counts as int32, int32 wraps. */
+/**
+ * Sums over dims, by default all; other dims stay, reduced ones vanish or with `keepdim` get size 1. Bools count
+ * as int32, and int32 wraps.
+ *
+ * @throws ShapeError for a dim that x does not have.
+ * @example
+ * const x = tensor([[1, 2], [3, 4]])
+ * await x.sum().item() // → 10
+ * await x.sum(1).toArray() // → [3, 7]
+ * await x.sum(0, { keepdim: true }).toArray() // → [[4, 6]]
+ */
 export const sum = (x: Tensor, dim?: Dims, options: SumOptions = {}): Tensor => total('sum', x, dim, options)
 
-/** Product over dims; right also for the gradients of zeros. */
+/**
+ * Multiplies over dims, by default all. The gradient is right also where there are zeros. Bools count as int32,
+ * and int32 wraps.
+ *
+ * @throws ShapeError for a dim that x does not have.
+ * @example
+ * await tensor([[1, 2], [3, 4]]).prod(1).toArray() // → [2, 12]
+ */
 export const prod = (x: Tensor, dim?: Dims, options: SumOptions = {}): Tensor =>
   total('prod', x, dim, options)
 
-/** Arithmetic mean over dims; NaN of no elements. @throws DTypeError for integers: convert first. */
+/**
+ * Takes the arithmetic mean over dims, by default all; NaN of no elements.
+ *
+ * @throws DTypeError for integers: convert first. ShapeError for a dim that x does not have.
+ * @example
+ * await tensor([[1, 2], [3, 4]]).mean(0).toArray() // → [2, 3]
+ */
 export function mean(x: Tensor, dim?: Dims, options: SumOptions = {}): Tensor {
   const { keepdim = false, dtype } = options
   const from = as(x, dtype)
@@ -54,13 +82,27 @@ export function mean(x: Tensor, dim?: Dims, options: SumOptions = {}): Tensor {
   return div(reduce('sum', from, dims, keepdim), count(x, dims))
 }
 
-/** Largest over dims; ties share the gradient equally. NaN if there is one. */
+/**
+ * Finds the largest over dims, by default all; NaN if there is one. Elements that are equally large share the
+ * gradient equally.
+ *
+ * @throws ShapeError for a dim that x does not have, or if there are no elements.
+ * @example
+ * await tensor([[1, 5], [3, 4]]).amax(1).toArray() // → [5, 4]
+ */
 export const amax = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor => {
   const { keepdim = false } = options
   return reduce('max', x, wrapDims('amax', dim, x.rank), keepdim)
 }
 
-/** Smallest over dims; ties share the gradient equally. NaN if there is one. */
+/**
+ * Finds the smallest over dims, by default all; NaN if there is one. Elements that are equally small share the
+ * gradient equally.
+ *
+ * @throws ShapeError for a dim that x does not have, or if there are no elements.
+ * @example
+ * await tensor([[1, 5], [3, 4]]).amin(1).toArray() // → [1, 3]
+ */
 export const amin = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor => {
   const { keepdim = false } = options
   return reduce('min', x, wrapDims('amin', dim, x.rank), keepdim)
@@ -82,18 +124,33 @@ function argReduce(kind: 'max' | 'min', x: Tensor, dim: number | null | undefine
   return keepdim ? out : reshapeView(out, x.shape.toSpliced(d, 1))
 }
 
-/** Position of the first largest along dim, or in the flattened tensor; int32. NaN wins. */
+/**
+ * Finds the position of the first largest along dim, or in the flattened tensor if dim is missing: int32. NaN
+ * counts as largest.
+ *
+ * @throws ShapeError if there are no elements.
+ * @example
+ * await tensor([[1, 5], [7, 4]]).argmax(1).toArray() // → [1, 0]
+ */
 export const argmax = (x: Tensor, dim?: number | null, options: ReduceOptions = {}): Tensor => {
   const { keepdim = false } = options
   return argReduce('max', x, dim, keepdim)
 }
 
-/** Position of the first smallest along dim, or in the flattened tensor; int32. NaN wins. */
+/**
+ * Finds the position of the first smallest along dim, or in the flattened tensor if dim is missing: int32. NaN
+ * counts as smallest.
+ *
+ * @throws ShapeError if there are no elements.
+ * @example
+ * await tensor([[1, 5], [7, 4]]).argmin(1).toArray() // → [0, 1]
+ */
 export const argmin = (x: Tensor, dim?: number | null, options: ReduceOptions = {}): Tensor => {
   const { keepdim = false } = options
   return argReduce('min', x, dim, keepdim)
 }
 
+/** Options of `var` and `std`. */
 export interface VarOptions extends ReduceOptions {
   /** Degrees of freedom taken off the count: 1 for the sample variance (default), 0 for the population's. */
   correction?: number
@@ -118,7 +175,13 @@ const var_ = (x: Tensor, dim?: Dims, options: VarOptions = {}): Tensor => apply(
 
 export {
   // Here, not at its declaration: of a name that is exported as another, this is where editors look.
-  /** Σ(x − mean)² / (n − correction) over dims. */
+  /**
+   * Takes the variance Σ(x − mean)² / (n − correction) over dims, by default all; the correction is 1 unless said.
+   *
+   * @throws DTypeError for integers: convert first. ShapeError for a dim that x does not have.
+   * @example
+   * await tensor([1, 2, 3]).var().item() // → 1
+   */
   var_ as var,
 }
 
@@ -127,7 +190,14 @@ const STD: Op<{ dim: Dims; options: VarOptions }> = {
   name: 'std',
   compose: ([x], { dim, options }) => [elementwise(SQRT_SAFE, [variance('std', x, dim, options)])],
 }
-/** Square root of the variance over dims. */
+
+/**
+ * Takes the standard deviation, the square root of `var`, over dims, by default all.
+ *
+ * @throws DTypeError for integers: convert first. ShapeError for a dim that x does not have.
+ * @example
+ * await tensor([1, 2, 3]).std().item() // → 1
+ */
 export const std = (x: Tensor, dim?: Dims, options: VarOptions = {}): Tensor =>
   apply(STD, [x], { dim, options })[0]
 
@@ -162,24 +232,43 @@ function alongDim(op: Op<{ dim: number }>, input: Tensor, dim: number, dtype: DT
   return reshapeView(apply(op, [reshapeView(x, [1])], { dim: 0 })[0], [])
 }
 
+/** Options of operators that may convert their input first. */
 export interface CastOptions {
   /** Convert to this dtype first. Default: none; of cumsum and cumprod bools count as int32. */
   dtype?: DType
 }
 
-/** exp(x) / Σ exp(x) along dim, shifted by the largest so that nothing overflows. */
+/**
+ * Takes exp(x) / Σ exp(x) along dim, in x's shape; shifted by the largest, so that nothing overflows.
+ *
+ * @throws DTypeError for integers: convert first. ShapeError for a dim that x does not have.
+ * @example
+ * await tensor([[1, 1], [0, 100]]).softmax(1).toArray() // → [[0.5, 0.5], [0, 1]]
+ */
 export const softmax = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
   const { dtype } = options
   return alongDim(SOFTMAX, x, dim, dtype)
 }
 
-/** x − ln Σ exp(x) along dim */
+/**
+ * Takes x − ln Σ exp(x) along dim, in x's shape: the logarithm of `softmax`, without its loss of precision.
+ *
+ * @throws DTypeError for integers: convert first. ShapeError for a dim that x does not have.
+ * @example
+ * await tensor([0, 100]).logSoftmax(0).toArray() // → [-100, 0]
+ */
 export const logSoftmax = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
   const { dtype } = options
   return alongDim(LOG_SOFTMAX, x, dim, dtype)
 }
 
-/** softmax(−x) along dim */
+/**
+ * Takes `softmax` of −x along dim, in x's shape.
+ *
+ * @throws DTypeError for integers: convert first. ShapeError for a dim that x does not have.
+ * @example
+ * await tensor([0, 100]).softmin(0).toArray() // → [1, 0]
+ */
 export const softmin = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
   const { dtype } = options
   return alongDim(SOFTMAX, mul(as(x, dtype), -1), dim, undefined)
@@ -207,7 +296,14 @@ const LOGSUMEXP: Op<{ dims: readonly number[]; keepdim: boolean }> = {
 const FINITE = program('isfinite', 1, ([x]) => e.lt(e.abs(x), Infinity))
 const SUM = program('add', 2, ([a, b]) => e.add(a, b))
 
-/** ln Σ exp(x) over dims, without overflow */
+/**
+ * Takes ln Σ exp(x) over dims, null for all, shifted by the largest so that nothing overflows; integers become
+ * float32.
+ *
+ * @throws ShapeError for a dim that x does not have.
+ * @example
+ * await tensor([1000, 0]).logsumexp(0).item() // → 1000
+ */
 export function logsumexp(x: Tensor, dim: Dims, options: ReduceOptions = {}): Tensor {
   const { keepdim = false } = options
   const from = as(x, toFloat(x.dtype))
@@ -220,37 +316,68 @@ function cumulative(kind: 'sum' | 'prod', x: Tensor, dim: number, dtype: DType |
   return x.rank === 0 ? copy(from) : scan(kind, [from], d, false)
 }
 
-/** Running sum along dim. */
+/**
+ * Sums along dim up to and with each element, in x's shape; bools count as int32.
+ *
+ * @throws ShapeError for a dim that x does not have.
+ * @example
+ * await tensor([1, 2, 3]).cumsum(0).toArray() // → [1, 3, 6]
+ */
 export const cumsum = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
   const { dtype } = options
   return cumulative('sum', x, dim, dtype)
 }
 
-/** Running product along dim; its gradient is right also where there are zeros. */
+/**
+ * Multiplies along dim up to and with each element, in x's shape. The gradient is right also where there are
+ * zeros.
+ *
+ * @throws ShapeError for a dim that x does not have.
+ * @example
+ * await tensor([1, 2, 3]).cumprod(0).toArray() // → [1, 2, 6]
+ */
 export const cumprod = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
   const { dtype } = options
   return cumulative('prod', x, dim, dtype)
 }
 
+/** Options of `sort` and `argsort`. */
 export interface SortOptions {
+  /** Begin with the largest. Default: false. */
   descending?: boolean
-  /** Sorting here is always stable; accepted for familiarity. */
+  /** Sorting here always is stable; accepted for familiarity. Default: true. */
   stable?: boolean
 }
 
-/** Sorted values and their int32 indices along dim; stable, NaN last (first if descending). */
+/**
+ * Sorts along dim, by default the last: the values and where they stood (int32), both in x's shape. Equal elements
+ * keep their order; NaN comes last, or first if descending.
+ *
+ * @throws ShapeError for a dim that x does not have.
+ * @example
+ * const [values, indices] = tensor([3, 1, 2]).sort()
+ * await values.toArray() // → [1, 2, 3]
+ * await indices.toArray() // → [1, 2, 0]
+ */
 export function sort(x: Tensor, dim = -1, options: SortOptions = {}): [values: Tensor, indices: Tensor] {
   const { descending = false } = options
   return sortPrimitive(x, wrapDim('sort', dim, x.rank), descending)
 }
 
-/** Indices that sort x along dim; int32. */
+/**
+ * Finds the indices that sort x along dim, by default the last: int32, in x's shape.
+ *
+ * @throws ShapeError for a dim that x does not have.
+ * @example
+ * await tensor([3, 1, 2]).argsort().toArray() // → [1, 2, 0]
+ */
 export function argsort(x: Tensor, dim = -1, options: SortOptions = {}): Tensor {
   const [values, indices] = sort(x.detach(), dim, options)
   values.dispose()
   return indices
 }
 
+/** Options of `topk`. */
 export interface TopkOptions {
   /** Find the largest (true) or the smallest (false). Default: true. */
   largest?: boolean
@@ -258,7 +385,15 @@ export interface TopkOptions {
   sorted?: boolean
 }
 
-/** The k largest (or smallest) along dim, in order, and their int32 indices. */
+/**
+ * Finds the k largest (or smallest) along dim, by default the last, in order, and where they stood (int32).
+ *
+ * @throws ValueError unless k is a whole number between 0 and the size of dim.
+ * @example
+ * const [values, indices] = tensor([3, 1, 2]).topk(2)
+ * await values.toArray() // → [3, 2]
+ * await indices.toArray() // → [0, 2]
+ */
 export function topk(
   x: Tensor,
   k: number,
@@ -277,10 +412,23 @@ export function topk(
   return [narrow(values, d, 0, k), narrow(indices, d, 0, k)]
 }
 
-/** Is any element not 0? Over dims; bool. */
+/**
+ * Says whether any element is not 0, over dims, by default all: bool.
+ *
+ * @throws ShapeError for a dim that x does not have.
+ * @example
+ * await tensor([[0, 0], [0, 1]]).any(1).toArray() // → [false, true]
+ */
 export const any = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor =>
   copy(amaxOrZero(x, dim, options), 'bool')
-/** Are all elements not 0? Over dims; bool. */
+
+/**
+ * Says whether all elements are not 0, over dims, by default all: bool.
+ *
+ * @throws ShapeError for a dim that x does not have.
+ * @example
+ * await tensor([[1, 1], [0, 1]]).all(1).toArray() // → [true, false]
+ */
 export const all = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor =>
   copy(
     reduce('prod', copy(copy(x, 'bool'), 'int32'), wrapDims('all', dim, x.rank), options.keepdim ?? false),

@@ -137,14 +137,15 @@ interface Call {
  * @example
  * const [q, k, v] = [randn([1, 2, 7, 4]), randn([1, 2, 7, 4]), randn([1, 2, 7, 4])]
  * const parts = await runRanks(2, async (link) => {
- *   const mine = [q, k, v].map((t) => ringShard(t, 2, link, 'zigzag'))
- *   const { out, backward } = await ringAttention(link, mine[0], mine[1], mine[2], { isCausal: true })
+ *   const mine = (t: Tensor) => ringShard(t, 2, link, 'zigzag')
+ *   const { out, backward } = await ringAttention(link, mine(q), mine(k), mine(v), { isCausal: true })
  *   const { dq } = await backward(onesLike(out))
  *   return { out, dq }
  * })
  * const whole = scaledDotProductAttention(q, k, v, { isCausal: true })
  * const out = ringUnshard(parts.map((p) => p.out), 2, 'zigzag')
- * (await out.sub(whole).square().sum().item()) < 1e-9 // → true
+ * const off = await out.sub(whole).square().sum().item()
+ * off < 1e-9 // → true
  */
 export async function ringAttention(
   link: Link,

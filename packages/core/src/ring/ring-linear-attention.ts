@@ -30,12 +30,13 @@ export interface RingLinearAttentionOptions
  * @example
  * const [q, k, v] = [randn([1, 2, 7, 4]), randn([1, 2, 7, 4]), randn([1, 2, 7, 4])]
  * const parts = await runRanks(3, async (link) => {
- *   const mine = [q, k, v].map((t) => ringShard(t, 2, link, 'contiguous'))
- *   return (await ringLinearAttention(link, mine[0], mine[1], mine[2], { isCausal: true })).out
+ *   const mine = (t: Tensor) => ringShard(t, 2, link, 'contiguous')
+ *   return (await ringLinearAttention(link, mine(q), mine(k), mine(v), { isCausal: true })).out
  * })
  * const whole = linearAttention(q, k, v, { isCausal: true })
  * const out = ringUnshard(parts, 2, 'contiguous')
- * (await out.sub(whole).square().sum().item()) < 1e-9 // → true
+ * const off = await out.sub(whole).square().sum().item()
+ * off < 1e-9 // → true
  */
 export async function ringLinearAttention(
   link: Link,

@@ -86,7 +86,7 @@ function update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState, d
  * const optimizer = new Adam([x], { lr: 0.1 })
  * x.square().sum().backward()
  * optimizer.step() // the first step is lr long
- * (await x.item()).toFixed(4) // → 2.9000
+ * await x.detach().text() // → tensor([2.9000], shape=[1], dtype=float32)
  */
 export class Adam extends Optimizer<AdamOptions> {
   constructor(params: ParamsOrGroups<AdamOptions>, options: Partial<AdamOptions> = {}) {

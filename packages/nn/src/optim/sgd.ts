@@ -65,7 +65,7 @@ const NESTEROV = withMomentum(true)
  * const optimizer = new SGD([x], { lr: 0.1 })
  * x.square().sum().backward()
  * optimizer.step() // x becomes 3 − 0.1 · 6
- * (await x.item()).toFixed(4) // → 2.4000
+ * await x.detach().text() // → tensor([2.4000], shape=[1], dtype=float32)
  */
 export class SGD extends Optimizer<SGDOptions> {
   constructor(params: ParamsOrGroups<SGDOptions>, options: Partial<SGDOptions> = {}) {
