@@ -1,4 +1,4 @@
-import { type MathNode, type OperatorNode, parse } from 'mathjs'
+import { type MathNode, parse } from 'mathjs'
 import { ValueError } from './errors.ts'
 import * as e from './expr.ts'
 import { elementwise as run } from './primitives/elementwise.ts'
@@ -9,53 +9,65 @@ import type { Tensor } from './tensor.ts'
  * Formulas as operators; the one entry point that needs mathjs.
  */
 
-const unary: Record<string, (x: e.Expr) => e.Expr> = {
-  abs: e.abs,
-  sign: e.sign,
-  floor: e.floor,
-  ceil: e.ceil,
-  round: e.round,
-  sqrt: e.sqrt,
-  exp: e.exp,
-  log: e.log,
-  log1p: e.log1p,
-  expm1: e.expm1,
-  sin: e.sin,
-  cos: e.cos,
-  tanh: e.tanh,
-  sigmoid: e.sigmoid,
-  erf: e.erf,
-  square: e.square,
-  unaryMinus: e.neg,
-  unaryPlus: (x) => x,
-  not: e.not,
-  relu: (x) => e.select(e.gt(x, 0), x, 0),
-}
-const binary: Record<string, (a: e.Expr, b: e.Expr) => e.Expr> = {
-  add: e.add,
-  subtract: e.sub,
-  multiply: e.mul,
-  divide: e.div,
-  pow: power,
-  max: e.max,
-  min: e.min,
-  larger: e.gt,
-  largerEq: e.ge,
-  smaller: e.lt,
-  smallerEq: e.le,
-  equal: e.eq,
-  unequal: e.ne,
-  and: e.and,
-  or: e.or,
-}
-const constants: Record<string, number> = {
-  pi: Math.PI,
-  PI: Math.PI,
-  e: Math.E,
-  E: Math.E,
-  tau: 2 * Math.PI,
-  Infinity: Number.POSITIVE_INFINITY,
-}
+// Maps, not objects: those would also know 'constructor' and '__proto__'.
+const unary = new Map<string, (x: e.Expr) => e.Expr>(
+  Object.entries({
+    abs: e.abs,
+    sign: e.sign,
+    floor: e.floor,
+    ceil: e.ceil,
+    round: e.round,
+    sqrt: e.sqrt,
+    exp: e.exp,
+    log: e.log,
+    log1p: e.log1p,
+    expm1: e.expm1,
+    sin: e.sin,
+    cos: e.cos,
+    tanh: e.tanh,
+    sigmoid: e.sigmoid,
+    erf: e.erf,
+    square: e.square,
+    unaryMinus: e.neg,
+    unaryPlus: (x: e.Expr) => x,
+    not: e.not,
+    relu: (x: e.Expr) => e.select(e.gt(x, 0), x, 0),
+  }),
+)
+const binary = new Map<string, (a: e.Expr, b: e.Expr) => e.Expr>(
+  Object.entries({
+    add: e.add,
+    subtract: e.sub,
+    multiply: e.mul,
+    divide: e.div,
+    pow: power,
+    max: e.max,
+    min: e.min,
+    larger: e.gt,
+    largerEq: e.ge,
+    smaller: e.lt,
+    smallerEq: e.le,
+    equal: e.eq,
+    unequal: e.ne,
+    and: e.and,
+    or: e.or,
+  }),
+)
+const constants = new Map(
+  Object.entries({
+    pi: Math.PI,
+    PI: Math.PI,
+    e: Math.E,
+    E: Math.E,
+    tau: 2 * Math.PI,
+    Infinity: Number.POSITIVE_INFINITY,
+  }),
+)
+
+/** Longer formulas are refused: what they take to parse, derive and compile grows with them. */
+const longest = 4096
+/** Of operators and functions, for the same reason: a power and its gradient are hundreds of instructions. */
+const most = 128
 
 /** Small whole exponents become products: exact, and right for negative bases. */
 function power(a: e.Expr, b: e.Expr): e.Expr {
@@ -65,12 +77,20 @@ function power(a: e.Expr, b: e.Expr): e.Expr {
   return e.pow(a, b)
 }
 
+const called = (formula: string): string =>
+  `elementwise('${formula.length > 100 ? `${formula.slice(0, 100)}…` : formula}')`
+
 /** Parses a formula into a scalar expression and the names of its variables, in order of appearance. */
 export function parseFormula(formula: string): { expr: e.Expr; variables: string[] } {
   const variables: string[] = []
   const fail = (what: string): never => {
-    throw new ValueError(`elementwise('${formula}'): ${what}`)
+    throw new ValueError(`${called(formula)}: ${what}`)
   }
+  if (typeof formula !== 'string') fail('takes a formula as a string')
+  if (formula.length > longest) fail(`is ${formula.length} characters long; at most ${longest} are read`)
+  const tooMuch = (): never =>
+    fail(`has more than ${most} operators and functions; make operators of its parts`)
+  let operators = 0
   const build = (node: MathNode): e.Expr => {
     switch (node.type) {
       case 'ConstantNode': {
@@ -79,31 +99,39 @@ export function parseFormula(formula: string): { expr: e.Expr; variables: string
       }
       case 'SymbolNode': {
         const { name } = node as unknown as { name: string }
-        if (name in constants) return e.constant(constants[name])
+        const value = constants.get(name)
+        if (value !== undefined) return e.constant(value)
         if (!variables.includes(name)) variables.push(name)
         return e.input(variables.indexOf(name))
       }
       case 'ParenthesisNode':
+        if (++operators > most) tooMuch()
         return build((node as unknown as { content: MathNode }).content)
       case 'ConditionalNode': {
         const { condition, trueExpr, falseExpr } = node as unknown as Record<
           'condition' | 'trueExpr' | 'falseExpr',
           MathNode
         >
+        if (++operators > most) tooMuch()
         return e.select(build(condition), build(trueExpr), build(falseExpr))
       }
       case 'OperatorNode':
       case 'FunctionNode': {
-        const name =
-          node.type === 'OperatorNode'
-            ? (node as OperatorNode).fn
-            : (node as unknown as { fn: { name: string } }).fn.name
-        const args = (node as unknown as { args: MathNode[] }).args.map(build)
-        if (args.length === 1 && unary[name]) return unary[name](args[0])
-        if (args.length >= 2 && binary[name])
-          return args.slice(1).reduce((a, b) => binary[name](a, b), args[0])
+        const { fn, args: parts } = node as unknown as {
+          fn: string | (MathNode & { name: string })
+          args: MathNode[]
+        }
+        // What is called may also be a part of something, as in a.exp(x).
+        if (typeof fn !== 'string' && fn.type !== 'SymbolNode') fail('calls something that is not a name')
+        const name = typeof fn === 'string' ? fn : fn.name
+        operators += Math.max(1, parts.length - 1)
+        if (operators > most) tooMuch()
+        const args = parts.map(build)
+        const [one, two] = [unary.get(name), binary.get(name)]
+        if (args.length === 1 && one) return one(args[0])
+        if (args.length >= 2 && two) return args.slice(1).reduce((a, b) => two(a, b), args[0])
         return fail(
-          `${name} of ${args.length} arguments is not known; known: ${Object.keys(unary).join(', ')} and + - * / ^ max min, comparisons, c ? a : b`,
+          `${name.slice(0, 40)} of ${args.length} arguments is not known; known: ${[...unary.keys()].join(', ')} and + - * / ^ max min, comparisons, c ? a : b`,
         )
       }
       default:
@@ -116,7 +144,7 @@ export function parseFormula(formula: string): { expr: e.Expr; variables: string
   try {
     tree = parse(formula)
   } catch (error) {
-    return fail((error as Error).message)
+    return error instanceof RangeError ? tooMuch() : fail((error as Error).message)
   }
   const expr = build(tree)
   if (variables.length === 0) fail('needs at least one variable')
@@ -141,7 +169,7 @@ export function elementwise(formula: string): (...inputs: Tensor[]) => Tensor {
   return (...inputs) => {
     if (inputs.length !== variables.length)
       throw new ValueError(
-        `elementwise('${formula}'): takes ${variables.length} tensors (${variables.join(', ')}), got ${inputs.length}`,
+        `${called(formula)}: takes ${variables.length} tensors (${variables.join(', ')}), got ${inputs.length}`,
       )
     return run(p, inputs)
   }

@@ -1,4 +1,5 @@
 import seedrandom from 'seedrandom/seedrandom.js'
+import { ValueError } from './errors.ts'
 import type { Expr } from './expr.ts'
 import * as e from './expr.ts'
 
@@ -100,12 +101,42 @@ export interface RngState {
   host: unknown
 }
 
+/** The state of the random numbers, to continue exactly here with `setRngState`. */
 export const getRngState = (): RngState => ({ key: state.key, draw: state.draw, host: state.host.state() })
 
+const isInt32 = (value: unknown): value is number => value === (Number(value) | 0)
+const isByte = (value: unknown): value is number => isInt32(value) && value >= 0 && value < 256
+
+/** What seedrandom's generator (RC4) holds: two places, and each byte once. */
+function isHost(value: unknown): value is seedrandom.State.Arc4 {
+  const { i, j, S: bytes } = Object(value) as { i?: unknown; j?: unknown; S?: unknown }
+  return (
+    isByte(i) &&
+    isByte(j) &&
+    Array.isArray(bytes) &&
+    bytes.length === 256 &&
+    new Set(bytes.filter(isByte)).size === 256
+  )
+}
+
+/**
+ * Makes all that is random go on as it did after `getRngState` had returned `saved`.
+ *
+ * @throws ValueError for what is no such state; nothing has changed then.
+ */
 export function setRngState(saved: RngState): void {
+  const { key, draw, host } = Object(saved) as RngState
+  if (
+    !Array.isArray(key) ||
+    key.length !== 2 ||
+    !key.every(isInt32) ||
+    !Number.isSafeInteger(draw) ||
+    !isHost(host)
+  )
+    throw new ValueError('setRngState: takes what getRngState returned, { key, draw, host }, unchanged')
   state = {
-    key: saved.key,
-    draw: saved.draw,
-    host: seedrandom('', { state: saved.host as seedrandom.State.Arc4 }) as State['host'],
+    key: [key[0], key[1]],
+    draw,
+    host: seedrandom('', { state: host }) as State['host'],
   }
 }

@@ -4,7 +4,7 @@ import { describe, expect, test } from 'vitest'
 import * as e from '../src/expr.ts'
 import { derive } from '../src/expr-grad.ts'
 import { elementwise, parseFormula } from '../src/formula.ts'
-import { applyProgram, dataSync, grad, type Tensor, tensor } from '../src/index.ts'
+import { applyProgram, dataSync, grad, type Tensor, tensor, ValueError } from '../src/index.ts'
 import { program, specialize } from '../src/program.ts'
 
 const float64 = (values: readonly number[]): Tensor =>
@@ -253,6 +253,52 @@ describe('formulas', () => {
   ])("'%s' is refused", (formula, message) => {
     expect(() => elementwise(formula)).toThrow(message)
     expect(() => elementwise(formula)).toThrow(`elementwise('${formula}'): `)
+  })
+
+  test('know nothing of what JavaScript objects have by nature', () => {
+    for (const formula of [
+      'constructor(x)',
+      'toString(x)',
+      'valueOf(x)',
+      '__proto__(x)',
+      '__defineGetter__(x, x)',
+    ])
+      expect(() => elementwise(formula)).toThrow(/ of \d arguments is not known/)
+    // As names of variables they are as good as any.
+    expect(parseFormula('constructor + __proto__ * toString').variables).toEqual([
+      'constructor',
+      '__proto__',
+      'toString',
+    ])
+    expect(() => elementwise('foo.exp(x)')).toThrow('calls something that is not a name')
+    expect(() => elementwise('exp(x)(x)')).toThrow(ValueError)
+  })
+
+  test('of more than can be compiled in no time are refused, in short messages', () => {
+    const long = [
+      '-'.repeat(5000),
+      'x+'.repeat(20000),
+      'x^'.repeat(2000),
+      'sin('.repeat(2000),
+      '('.repeat(4000),
+    ]
+    const wide = [
+      `max(${'x,'.repeat(200)}x)`,
+      `${'x+'.repeat(200)}x`,
+      `${'x'.repeat(5000)}`,
+      `${'a'.repeat(3000)}(x)`,
+    ]
+    for (const formula of [...long.map((start) => `${start}x`), ...wide]) {
+      let error: unknown
+      try {
+        elementwise(formula)
+      } catch (caught) {
+        error = caught
+      }
+      expect(error).toBeInstanceOf(ValueError)
+      expect((error as Error).message.length).toBeLessThan(500)
+    }
+    expect([...dataSync(elementwise(`${'x+'.repeat(100)}x`)(tensor([2])))]).toEqual([202])
   })
 
   test('want one tensor per variable', () => {

@@ -211,6 +211,41 @@ describe('seeds', () => {
     expect([values(rand([4])), hostRandom()]).toEqual(next)
   })
 
+  test('a state that is none is refused, and changes nothing', () => {
+    manualSeed(9)
+    const state = getRngState()
+    const { key, draw, host } = state as typeof state & { host: { i: number; j: number; S: number[] } }
+    const wrong: unknown[] = [
+      null,
+      undefined,
+      7,
+      {},
+      { ...state, key: [1] },
+      { ...state, key: [1, Number.NaN] },
+      { ...state, key: [1, 2 ** 40] },
+      { ...state, draw: 0.5 },
+      { ...state, draw: '1' },
+      { key, draw },
+      { key, draw, host: {} },
+      { key, draw, host: { ...host, i: 256 } },
+      { key, draw, host: { ...host, S: host.S.slice(1) } },
+      { key, draw, host: { ...host, S: host.S.map(() => 0) } },
+      JSON.parse('{"__proto__": {"key": [1, 2], "draw": 0}}'),
+    ]
+    for (const saved of wrong)
+      expect(() => setRngState(saved as never)).toThrow('setRngState: takes what getRngState')
+    expect(getRngState()).toEqual(state)
+  })
+
+  test('a state is copied', () => {
+    const state = getRngState()
+    const before = JSON.stringify(state)
+    setRngState(state)
+    rand([3])
+    hostRandom()
+    expect(JSON.stringify(state)).toBe(before)
+  })
+
   test('wrong arguments are refused', () => {
     expect(() => bernoulli([2], 1.5)).toThrow('bernoulli: p must lie within 0 … 1, got 1.5')
     expect(() => dropout(ones([2]), -1)).toThrow('dropout: p must lie within 0 … 1, got -1')

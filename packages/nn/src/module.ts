@@ -352,7 +352,7 @@ export abstract class Module {
 /** As core's `to`, but integers keep their dtype. */
 function move(t: Tensor, target: MoveTarget): Tensor {
   if (isFloat(t.dtype)) return scope(() => moveTensor(t, target))
-  if (typeof target === 'string') return target in dtypeInfo ? t : moveTensor(t, target)
+  if (typeof target === 'string') return Object.hasOwn(dtypeInfo, target) ? t : moveTensor(t, target)
   return moveTensor(t, 'kernels' in target ? target : { device: target.device ?? t.backend })
 }
 

@@ -1,4 +1,5 @@
 import { type Activation, UnsupportedOpError, ValueError } from '@tilegrad/core'
+import { brief } from './brief.ts'
 import type { GPT, GPTConfig } from './gpt.ts'
 import type { Llama, LlamaConfig } from './llama.ts'
 import type { RopeOptions, RopeScaling } from './rope.ts'
@@ -25,6 +26,10 @@ class Values {
   readonly #config: PretrainedConfig
 
   constructor(config: PretrainedConfig) {
+    if (typeof config !== 'object' || config === null || Array.isArray(config))
+      throw new ValueError(
+        `loadPretrained: the config must be the object in config.json, not ${brief(config)}; for its text, JSON.parse(text)`,
+      )
     this.#config = config
   }
 
@@ -35,7 +40,7 @@ class Values {
 
   wrong(name: string, expected: string): ValueError {
     return new ValueError(
-      `loadPretrained: the config's ${name} is ${JSON.stringify(this.get(name))}; expected ${expected}`,
+      `loadPretrained: the config's ${name} is ${brief(this.get(name))}; expected ${expected}`,
     )
   }
 
@@ -72,7 +77,7 @@ class Values {
       const value = this.get(name)
       if (value !== undefined && value !== false)
         throw new UnsupportedOpError(
-          `loadPretrained: the config has ${name}: ${JSON.stringify(value)}, which is not supported`,
+          `loadPretrained: the config has ${name}: ${brief(value)}, which is not supported`,
         )
     }
   }
@@ -171,7 +176,7 @@ function scaling(type: unknown, parameters: Values): RopeScaling | null {
       }
     default:
       throw new UnsupportedOpError(
-        `loadPretrained: rope_type ${JSON.stringify(type)} is not supported; expected 'default', 'linear' or 'llama3'`,
+        `loadPretrained: rope_type ${brief(type)} is not supported; expected 'default', 'linear' or 'llama3'`,
       )
   }
 }

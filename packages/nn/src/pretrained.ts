@@ -1,7 +1,14 @@
 import { DTypeError, noGrad, ShapeError, scope, type Tensor, tensor, ValueError } from '@tilegrad/core'
+import { brief, quoted } from './brief.ts'
 import { GPT } from './gpt.ts'
 import { Llama } from './llama.ts'
-import { gpt2Config, llamaConfig, type PretrainedConfig, readConfig } from './pretrained-config.ts'
+import {
+  gpt2Config,
+  llamaConfig,
+  type ModelConfig,
+  type PretrainedConfig,
+  readConfig,
+} from './pretrained-config.ts'
 import { readSafetensors, type StoredTensor, saveSafetensors, storedValues } from './safetensors.ts'
 
 /** How Hugging Face's checkpoints name and lay out a model's tensors. */
@@ -48,12 +55,15 @@ function collect(files: readonly Uint8Array[], { prefix, ignored }: Format): Map
     for (const [full, t] of readSafetensors(file).tensors) {
       const name = full.startsWith(prefix) ? full.slice(prefix.length) : full
       if (ignored.test(name)) continue
-      if (stored.has(name)) throw new ValueError(`loadPretrained: '${name}' is stored twice`)
+      if (stored.has(name)) throw new ValueError(`loadPretrained: ${quoted(name)} is stored twice`)
       stored.set(name, t)
     }
   }
   return stored
 }
+
+const sameSizes = (a: readonly number[], b: readonly number[]): boolean =>
+  a.length === b.length && a.every((n, i) => n === b[i])
 
 const sameBytes = (a: Uint8Array, b: Uint8Array): boolean =>
   a.length === b.length && a.every((v, i) => v === b[i])
@@ -69,6 +79,34 @@ function dropTiedHead(stored: Map<string, StoredTensor>, embedding: string): voi
   stored.delete(HEAD)
 }
 
+/** The first of many, for a message. */
+const some = (all: readonly string[], separator = ', '): string => {
+  const shown = all.slice(0, 20).map((text) => (text.length > 200 ? `${text.slice(0, 200)}…` : text))
+  return [...shown, ...(all.length > 20 ? [`and ${all.length - 20} more`] : [])].join(separator)
+}
+
+/** Weights that are stored for half of a model leave it to `check` to say what is missing. */
+const partly = 4
+/** Models with fewer numbers than this are built whatever is stored. */
+const small = 2 ** 16
+
+/**
+ * A config may name any sizes: the model is not built if it would be far larger than what is stored.
+ *
+ * @throws ValueError naming both.
+ */
+function checkSize({ config }: ModelConfig, stored: ReadonlyMap<string, StoredTensor>): void {
+  const { vocabSize, embedDim, numLayers, hiddenDim = embedDim } = config
+  // What every model of these sizes has at least: embeddings, and norms and an MLP in each layer.
+  const least = embedDim * (vocabSize + numLayers * 2 * (1 + hiddenDim))
+  let numbers = 0
+  for (const { shape } of stored.values()) numbers += shape.reduce((n, d) => n * d, 1)
+  if (least > partly * numbers + small)
+    throw new ValueError(
+      `loadPretrained: the config describes a model of at least ${least} numbers, but the weights hold ${numbers}; do they belong together, and is every part given?`,
+    )
+}
+
 /** All that does not fit, so that one message says it. */
 function check(
   model: string,
@@ -81,15 +119,15 @@ function check(
   for (const [name, { target, transposed }] of wanted) {
     const found = stored.get(name)
     const expected = transposed ? [...target.shape].reverse() : target.shape
-    if (found && found.shape.join() !== expected.join())
-      shapes.push(`${name} is [${found.shape.join(', ')}], expected [${expected.join(', ')}]`)
+    if (found && !sameSizes(found.shape, expected))
+      shapes.push(`${name} is ${brief(found.shape)}, expected [${expected.join(', ')}]`)
     if (found && !/^B?F\d/.test(found.dtype))
       throw new DTypeError(`loadPretrained: ${name} is ${found.dtype}, no floating dtype`)
   }
   const problems = [
-    ...(missing.length > 0 ? [`missing: ${missing.join(', ')}`] : []),
-    ...(unexpected.length > 0 ? [`unexpected: ${unexpected.join(', ')}`] : []),
-    ...shapes,
+    ...(missing.length > 0 ? [`missing: ${some(missing)}`] : []),
+    ...(unexpected.length > 0 ? [`unexpected: ${some(unexpected)}`] : []),
+    ...(shapes.length > 0 ? [some(shapes, '\n  ')] : []),
   ]
   if (problems.length === 0) return
   const message = `loadPretrained: the weights do not fit the ${model} of this config.\n  ${problems.join('\n  ')}`
@@ -120,6 +158,7 @@ export function loadPretrained(
   const read = readConfig(config)
   const format = read.type === 'gpt2' ? GPT2 : LLAMA
   const stored = collect(weights instanceof Uint8Array ? [weights] : weights, format)
+  checkSize(read, stored)
   const model = read.type === 'gpt2' ? new GPT(read.config) : new Llama(read.config)
   try {
     const wanted = slots(model, format)

@@ -7,6 +7,7 @@ import {
   tensor,
   ValueError,
 } from '@tilegrad/core'
+import { brief, quoted } from './brief.ts'
 import type { StateDict } from './module.ts'
 
 /** Bytes per element of the dtypes that are read. */
@@ -32,6 +33,8 @@ export interface Safetensors {
 const METADATA = '__metadata__'
 /** Longer headers are refused, as by the format's own library. */
 const LONGEST_HEADER = 100_000_000
+/** The most dims of a tensor, as in PyTorch. */
+const MOST_DIMS = 64
 
 const wrong = (what: string): ValueError => new ValueError(`safetensors: ${what}`)
 
@@ -41,12 +44,6 @@ const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
 /** A list of whole numbers from 0 to 2⁵³ − 1. */
 const isSizes = (value: unknown): value is number[] =>
   Array.isArray(value) && value.every((n) => Number.isSafeInteger(n) && n >= 0 && !Object.is(n, -0))
-
-/** A value of the header, for a message. */
-const shown = (value: unknown): string => {
-  const text = JSON.stringify(value) ?? 'nothing'
-  return text.length > 60 ? `${text.slice(0, 60)}…` : text
-}
 
 /** The first key that an object of this valid JSON has twice: of such keys `JSON.parse` keeps the last in silence. */
 function repeatedKey(json: string): string | null {
@@ -93,14 +90,15 @@ function header(bytes: Uint8Array): [entries: Readonly<Record<string, unknown>>,
   } catch (error) {
     throw wrong(`the header is no JSON object in UTF-8: ${(error as Error).message}`)
   }
-  if (repeated !== null) throw wrong(`the header names '${repeated}' twice`)
+  if (repeated !== null) throw wrong(`the header names ${quoted(repeated)} twice`)
   return [entries as Readonly<Record<string, unknown>>, start]
 }
 
 function metadataOf(value: unknown): Map<string, string> {
-  if (!isObject(value)) throw wrong(`${METADATA} must map names to strings, not ${shown(value)}`)
+  if (!isObject(value)) throw wrong(`${METADATA} must map names to strings, not ${brief(value)}`)
   const pairs = Object.entries(value).map(([key, text]): [string, string] => {
-    if (typeof text !== 'string') throw wrong(`${METADATA} '${key}' must be a string, not ${shown(text)}`)
+    if (typeof text !== 'string')
+      throw wrong(`${METADATA} ${quoted(key)} must be a string, not ${brief(text)}`)
     return [key, text]
   })
   return new Map(pairs)
@@ -108,24 +106,24 @@ function metadataOf(value: unknown): Map<string, string> {
 
 /** Checks what the header says of one tensor; its bytes are counted from where the data begins. */
 function entryOf(name: string, value: unknown): { dtype: StoredDType; shape: number[]; range: number[] } {
-  if (!isObject(value)) throw wrong(`'${name}' must be { dtype, shape, data_offsets }, not ${shown(value)}`)
+  const what = quoted(name)
+  if (!isObject(value)) throw wrong(`${what} must be { dtype, shape, data_offsets }, not ${brief(value)}`)
   const { dtype, shape, data_offsets: range } = value
   if (typeof dtype !== 'string' || !Object.hasOwn(SIZES, dtype))
     throw new DTypeError(
-      `safetensors: '${name}' has dtype ${shown(dtype)}; expected one of ${Object.keys(SIZES).join(', ')}`,
+      `safetensors: ${what} has dtype ${brief(dtype)}; expected one of ${Object.keys(SIZES).join(', ')}`,
     )
-  if (!isSizes(shape)) throw wrong(`'${name}' has shape ${shown(shape)}; expected whole numbers`)
+  if (!isSizes(shape)) throw wrong(`${what} has shape ${brief(shape)}; expected whole numbers`)
+  if (shape.length > MOST_DIMS) throw wrong(`${what} has ${shape.length} dims; at most ${MOST_DIMS} are read`)
   if (!isSizes(range) || range.length !== 2 || (range[0] as number) > (range[1] as number))
     throw wrong(
-      `'${name}' has data_offsets ${shown(range)}; expected its first byte and the one after its last`,
+      `${what} has data_offsets ${brief(range)}; expected its first byte and the one after its last`,
     )
   const known = dtype as StoredDType
   const expected = shape.reduce((n, d) => n * d, SIZES[known])
   const given = (range[1] as number) - (range[0] as number)
   if (expected !== given)
-    throw wrong(
-      `'${name}', ${known} [${shape.join(', ')}], takes ${expected} bytes; data_offsets hold ${given}`,
-    )
+    throw wrong(`${what}, ${known} ${brief(shape)}, takes ${expected} bytes; data_offsets hold ${given}`)
   return { dtype: known, shape, range }
 }
 
@@ -155,7 +153,7 @@ export function readSafetensors(bytes: Uint8Array): Safetensors {
     const [begin, end] = range as [number, number]
     if (start + end > bytes.length)
       throw wrong(
-        `'${name}' ends at byte ${end} of the data, which has ${bytes.length - start}; is the file whole?`,
+        `${quoted(name)} ends at byte ${end} of the data, which has ${bytes.length - start}; is the file whole?`,
       )
     places.push([begin, end, name])
     // No subarray(): of Node's Buffer it would be another Buffer, whose slice() does not copy.
@@ -166,7 +164,7 @@ export function readSafetensors(bytes: Uint8Array): Safetensors {
   for (const [begin, end, name] of places.sort((a, b) => a[0] - b[0] || a[1] - b[1])) {
     if (begin !== at)
       throw wrong(
-        `'${name}' begins at byte ${begin} of the data; expected ${at}: tensors may neither overlap nor leave gaps`,
+        `${quoted(name)} begins at byte ${begin} of the data; expected ${at}: tensors may neither overlap nor leave gaps`,
       )
     at = end
   }
@@ -265,7 +263,7 @@ export function writeSafetensors(
   let at = 0
   for (const [name, { dtype, shape, bytes }] of entries) {
     if (name === METADATA) throw wrong(`no tensor can be called '${METADATA}'`)
-    if (name in head) throw wrong(`two tensors are called '${name}'`)
+    if (name in head) throw wrong(`two tensors are called ${quoted(name)}`)
     const range = [at, at + bytes.length]
     entryOf(name, { dtype, shape, data_offsets: range })
     head[name] = { dtype, shape, data_offsets: range }

@@ -4,9 +4,11 @@ import {
   randint,
   ShapeError,
   type Tensor,
+  TilegradError,
   tensor,
   UnsupportedOpError,
   ValueError,
+  zeros,
 } from '@tilegrad/core'
 import {
   AdamW,
@@ -19,6 +21,7 @@ import {
   readSafetensors,
   type StoredTensor,
   savePretrained,
+  saveSafetensors,
   writeSafetensors,
 } from '@tilegrad/nn'
 import { beforeEach, describe, expect, it } from 'vitest'
@@ -179,6 +182,47 @@ describe('what does not fit is named', () => {
     [{ model_type: 'llama', rope_parameters: { partial_rotary_factor: 0.5 } }, /partial_rotary_factor: 0\.5/],
   ])('%j', (config, message) => {
     expect(() => loadPretrained(config as Record<string, unknown>, new Uint8Array(0))).toThrow(message)
+  })
+
+  it('a config of more than the weights could hold, before a model is made of it', async () => {
+    const weights = await saveSafetensors({ x: zeros([2]) })
+    const small = { n_layer: 1, n_embd: 4, n_head: 1, vocab_size: 2, n_positions: 2 }
+    for (const [name, value] of [
+      ['n_layer', 1e8],
+      ['n_embd', 1e6],
+      ['vocab_size', 2 ** 50],
+      ['n_inner', 2 ** 40],
+    ] as const)
+      expect(() => loadPretrained({ model_type: 'gpt2', ...small, [name]: value }, weights)).toThrow(
+        /describes a model of at least \d[\d.e+]* numbers, but the weights hold 2;/,
+      )
+    expect(() => loadPretrained({ model_type: 'llama', num_hidden_layers: 1e9 }, weights)).toThrow(ValueError)
+  })
+
+  it('a config that is none, and one with too much in it, in few words', () => {
+    const none = new Uint8Array(0)
+    for (const config of [null, 'gpt2', [], 3])
+      expect(() => loadPretrained(config as never, none)).toThrow(
+        'the config must be the object in config.json',
+      )
+    const deep = JSON.parse(`${'['.repeat(1e5)}${']'.repeat(1e5)}`) as unknown
+    for (const config of [
+      { model_type: deep },
+      { model_type: 'gpt2', n_layer: deep },
+      { model_type: 'x'.repeat(1e6) },
+      { model_type: 'llama', rope_scaling: { rope_type: deep } },
+      { model_type: 'llama', rope_scaling: { rope_type: deep } },
+      { model_type: 'gpt2', activation_function: '__proto__' },
+    ]) {
+      let error: unknown
+      try {
+        loadPretrained(config, none)
+      } catch (caught) {
+        error = caught
+      }
+      expect(error).toBeInstanceOf(TilegradError)
+      expect((error as Error).message.length).toBeLessThan(300)
+    }
   })
 
   it('a GPT that GPT-2 cannot express', async () => {

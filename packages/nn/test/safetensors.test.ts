@@ -240,6 +240,34 @@ describe('malformed files are refused, saying why', () => {
     expect(Object.hasOwn(Object.prototype, 'dtype')).toBe(false)
   })
 
+  it('in a short message, however much is nested, long or named', () => {
+    const deep = `${'['.repeat(1e5)}${']'.repeat(1e5)}`
+    const long = 'x'.repeat(1e6)
+    const headers = [
+      `{"a":${deep}}`,
+      `{"a":{"dtype":${deep},"shape":[],"data_offsets":[0,4]}}`,
+      `{"a":{"dtype":"F32","shape":${deep},"data_offsets":[0,4]}}`,
+      `{"a":{"dtype":"F32","shape":[1],"data_offsets":${deep}}}`,
+      `{"__metadata__":{"a":${deep}}}`,
+      `{"__metadata__":{"${long}":1}}`,
+      `{"${long}":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}`,
+      `{"${long}":{"dtype":"${long}","shape":[1],"data_offsets":[0,4]}}`,
+      `{"${long}":1,"${long}":2}`,
+      `{"a":{"dtype":"F32","shape":[${'1,'.repeat(1e6)}1],"data_offsets":[0,5]}}`,
+      `{"a":{"dtype":"F32","shape":[${'1,'.repeat(64)}1],"data_offsets":[0,4]}}`,
+    ]
+    for (const header of headers) {
+      let error: unknown
+      try {
+        readSafetensors(file(header, 4))
+      } catch (caught) {
+        error = caught
+      }
+      expect(error).toBeInstanceOf(TilegradError)
+      expect((error as Error).message.length).toBeLessThan(300)
+    }
+  })
+
   it('so are wrong tensors to write', async () => {
     await expect(saveSafetensors({ __metadata__: ones([1]) })).rejects.toThrow(/can be called '__metadata__'/)
     const one = { dtype: 'F32', shape: [1], bytes: new Uint8Array(4) } as const

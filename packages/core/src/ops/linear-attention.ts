@@ -144,7 +144,7 @@ export function linearAttention(
   const op = 'linear_attention'
   const { isCausal = false, eps = 1e-6, featureMap = 'elu', initialState = null, returnState } = options
   checkOperands(op, q, k, v, isCausal)
-  if (typeof featureMap === 'string' && !(featureMap in featureMaps))
+  if (typeof featureMap === 'string' && !Object.hasOwn(featureMaps, featureMap))
     throw new ValueError(
       `${op}: featureMap '${featureMap}' is not one of ${Object.keys(featureMaps).join(', ')}; pass a function for another one`,
     )

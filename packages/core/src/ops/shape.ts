@@ -460,7 +460,7 @@ function padBy(mode: PadMode, x: Tensor, d: number, left: number, right: number)
     replicate: () => [edge(0, left), edge(n - 1, right)],
     circular: () => [narrow(x, d, n - left, left), narrow(x, d, 0, right)],
   }
-  if (mode === 'constant' || !(mode in sides))
+  if (mode === 'constant' || !Object.hasOwn(sides, mode))
     throw new ValueError(`pad: mode '${mode}' is not one of constant, reflect, replicate, circular`)
   const [before, after] = sides[mode]()
   return cat([...(left > 0 ? [before] : []), x, ...(right > 0 ? [after] : [])], d)
