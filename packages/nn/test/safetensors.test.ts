@@ -178,7 +178,7 @@ describe('malformed files are refused, saying why', () => {
     ['an entry that is a number', file({ a: 1 }), /'a' must be \{ dtype, shape, data_offsets \}, not 1/],
     ['an entry that is null', file({ a: null }), /not null/],
     ['an entry that is a list', file({ a: [1] }), /not \[1\]/],
-    ['no shape', file({ a: { dtype: 'U8', data_offsets: [0, 0] } }), /shape nothing/],
+    ['no shape', file({ a: { dtype: 'U8', data_offsets: [0, 0] } }), /shape undefined/],
     ['a negative size', file({ a: entry('U8', [-1], 0, 0) }), /shape \[-1\]/],
     ['a fraction', file({ a: entry('U8', [0.5], 0, 0) }), /shape \[0.5\]/],
     ['a size as text', file({ a: entry('U8', ['1'], 0, 1) }, 1), /shape \["1"\]/],
