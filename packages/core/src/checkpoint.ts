@@ -1,3 +1,4 @@
+import { expectFunction } from './checks.ts'
 import { GradError, show } from './errors.ts'
 import { sameShape } from './layout.ts'
 import { tensorsIn } from './memory.ts'
@@ -25,6 +26,7 @@ import type { Tensor } from './tensor.ts'
  * w.grad?.shape // → 8,8
  */
 export function checkpoint<I extends readonly Tensor[], T>(fn: (...inputs: I) => T, ...inputs: I): T {
+  expectFunction('checkpoint', fn)
   if (!gradEnabled()) return fn(...inputs)
   const rng = getRngState()
   const { result, nodes, made } = record(fn, inputs)

@@ -1,4 +1,5 @@
 import type { Backend } from './backend.ts'
+import { amongKnown, describe } from './checks.ts'
 import { DeviceError } from './errors.ts'
 import { reference } from './reference/backend.ts'
 
@@ -27,9 +28,15 @@ export function registerAsyncBackend(name: string, open: () => Promise<Backend>)
 /** @internal Is this the name of a device? */
 export const isDevice = (name: string): boolean => makers.has(name) || openers.has(name)
 
+/** @internal All names of devices. */
+export const deviceNames = (): string[] => [...makers.keys(), ...openers.keys()]
+
 /** A device by name, or the backend itself. @throws DeviceError for an unknown name, or one that must be opened first. */
 export function getBackend(device: Backend | string): Backend {
-  if (typeof device !== 'string') return device
+  if (typeof device !== 'string') {
+    if (typeof device === 'object' && device !== null && 'kernels' in device) return device
+    throw new DeviceError(`device: takes a name or a backend, got ${describe(device)}`)
+  }
   const known = made.get(device)
   if (known && !known.closed) return known
   if (openers.has(device))
@@ -39,7 +46,7 @@ export function getBackend(device: Backend | string): Backend {
   const make = makers.get(device)
   if (!make)
     throw new DeviceError(
-      `device '${device}' is not known here; known: ${[...makers.keys(), ...openers.keys()].join(', ')}. Import the package that brings it`,
+      `device '${device}' is not known here${amongKnown(device, deviceNames())}. Import the package that brings it`,
     )
   const backend = make()
   made.set(device, backend)

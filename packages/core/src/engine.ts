@@ -1,6 +1,8 @@
-import { GradError, ShapeError, show } from './errors.ts'
+import { describe, expectOptions } from './checks.ts'
+import { GradError, ShapeError, show, ValueError } from './errors.ts'
 import { sameShape } from './layout.ts'
 import { pathsTo, reachable } from './node-order.ts'
+import { expectTensor } from './operands.ts'
 import { addTensors, copy, fill } from './primitives/elementwise.ts'
 import { reduce } from './primitives/reduce.ts'
 import { reshapeView } from './primitives/views.ts'
@@ -33,6 +35,8 @@ export interface GradOptions {
  * @throws GradError if root has no gradient, is no scalar (without `gradient`), or its graph was freed.
  */
 export function backward(root: Tensor, options: BackwardOptions = {}): void {
+  expectTensor('backward', root)
+  expectOptions('backward', options, { gradient: 1, retainGraph: 1, createGraph: 1 })
   const createGraph = options.createGraph ?? false
   walk([root], [options.gradient ?? null], {
     createGraph,
@@ -63,6 +67,11 @@ export function grad(
   options: GradOptions = {},
 ): (Tensor | null)[] {
   const roots = Array.isArray(outputs) ? (outputs as readonly Tensor[]) : [outputs as Tensor]
+  expectOptions('grad', options, { gradOutputs: 1, retainGraph: 1, createGraph: 1, allowUnused: 1 })
+  for (const t of roots) expectTensor('grad', t)
+  if (!Array.isArray(inputs))
+    throw new ValueError(`grad: inputs are an array of tensors, got ${describe(inputs)}`)
+  for (const t of inputs) expectTensor('grad', t)
   const createGraph = options.createGraph ?? false
   inputs.forEach((t, i) => {
     if (!t.requiresGrad)

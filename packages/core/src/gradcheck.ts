@@ -1,3 +1,4 @@
+import { expectOptions } from './checks.ts'
 import { grad } from './engine.ts'
 import { GradError, show } from './errors.ts'
 import { scope } from './memory.ts'
@@ -33,6 +34,7 @@ export function gradcheck(
   inputs: readonly Tensor[],
   options: GradcheckOptions = {},
 ): true {
+  expectOptions('gradcheck', options, { eps: 1, atol: 1, rtol: 1 })
   return enableGrad(() => scope(() => check(fn, inputs, options)))
 }
 

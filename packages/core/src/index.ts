@@ -18,6 +18,7 @@ export type {
   View,
 } from './backend.ts'
 export { checkpoint } from './checkpoint.ts'
+export { expectOptions, type Names } from './checks.ts'
 export { customFunction, type FunctionContext } from './custom.ts'
 export {
   defaultBackend,
@@ -34,12 +35,14 @@ export { type BackwardOptions, backward, type GradOptions, grad } from './engine
 export * from './errors.ts'
 export type { Binary, Expr, Unary } from './expr.ts'
 export * as expr from './expr.ts'
+export type { Nested } from './from-arrays.ts'
 export { type GradcheckOptions, gradcheck } from './gradcheck.ts'
 export { largestHolders } from './holders.ts'
 export type { Layout } from './layout.ts'
 export * as layout from './layout.ts'
 export { type MemoryInfo, memory, resetPeakMemory, scope } from './memory.ts'
 export { apply, defineOp, type Op, type TensorSpec } from './op.ts'
+export { type ArrayOperand, expectTensor } from './operands.ts'
 export type { Activation } from './ops/activations.ts'
 export * from './ops/attention.ts'
 export {
@@ -62,7 +65,6 @@ export {
   itemSync,
   linspace,
   type MoveTarget,
-  type Nested,
   ones,
   onesLike,
   type TensorJSON,

@@ -1,3 +1,4 @@
+import { describe } from './checks.ts'
 import { ShapeError, show } from './errors.ts'
 
 /** Where the elements of a view lie in its storage. Strides and offset count elements, never bytes; strides may be 0 or negative. */
@@ -66,6 +67,8 @@ export const sameShape = (a: readonly number[], b: readonly number[]): boolean =
 export function wrapDim(op: string, dim: number, rank: number): number {
   const n = Math.max(rank, 1)
   if (!Number.isInteger(dim) || dim < -n || dim >= n) {
+    if (!Number.isInteger(dim))
+      throw new ShapeError(`${op}: dim must be a whole number, got ${describe(dim)}`)
     throw new ShapeError(
       `${op}: dim ${dim} is out of range for a tensor of rank ${rank}; expected ${-n} … ${n - 1}`,
     )
@@ -81,6 +84,10 @@ export function wrapDims(
 ): number[] {
   if (dims === undefined || dims === null) return Array.from({ length: rank }, (_, i) => i)
   const list = typeof dims === 'number' ? [dims] : dims
+  if (!Array.isArray(list))
+    throw new ShapeError(
+      `${op}: takes a dim, an array of dims, or null for all, and options after that; got ${describe(dims)}`,
+    )
   if (list.length === 0) return Array.from({ length: rank }, (_, i) => i)
   const out = list.map((d) => wrapDim(op, d, rank)).sort((a, b) => a - b)
   for (let i = 1; i < out.length; i++)
@@ -91,7 +98,9 @@ export function wrapDims(
 export function checkShape(op: string, shape: readonly number[]): void {
   for (const n of shape)
     if (!Number.isInteger(n) || n < 0)
-      throw new ShapeError(`${op}: ${show(shape)} is no shape; sizes are integers ≥ 0`)
+      throw new ShapeError(
+        `${op}: ${show(shape)} is no shape; sizes are integers ≥ 0${typeof n === 'number' ? '' : `, not ${describe(n)}`}`,
+      )
 }
 
 /** The shape NumPy's rules broadcast the given shapes to. */
@@ -222,6 +231,9 @@ export function sliceLayout(
 ): Layout {
   if (!Number.isInteger(step) || step === 0)
     throw new ShapeError(`${op}: step must be a non-zero integer, got ${step}`)
+  for (const bound of [start, end])
+    if (bound !== undefined && !Number.isInteger(bound) && Math.abs(bound) !== Infinity)
+      throw new ShapeError(`${op}: start and end must be whole numbers, got ${describe(bound)}`)
   const n = layout.shape[dim]
   const clampTo = (v: number, lo: number, hi: number): number => Math.min(Math.max(v < 0 ? v + n : v, lo), hi)
   const first =

@@ -1,3 +1,4 @@
+import { expectFunction } from './checks.ts'
 import { runScope, type Scoped } from './scope.ts'
 import { counts } from './storage.ts'
 import type { GradNode } from './tape.ts'
@@ -37,7 +38,10 @@ export function resetPeakMemory(): void {
  * })
  * console.log(await loss.item())
  */
-export const scope = <T>(fn: () => T): T => runScope(fn, live)
+export const scope = <T>(fn: () => T): T => {
+  expectFunction('scope', fn)
+  return runScope(fn, live)
+}
 
 /** @internal The tensors anywhere in arrays, maps, sets and plain objects. */
 export function tensorsIn(result: unknown): Set<Tensor> {

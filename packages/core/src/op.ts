@@ -2,6 +2,7 @@ import type { KernelOf, View } from './backend.ts'
 import { isFloat } from './dtype.ts'
 import { grad } from './engine.ts'
 import { GradError } from './errors.ts'
+import { type ArrayOperand, tensorsOf } from './operands.ts'
 import { allocateAll, placesLike, type TensorSpec } from './placing.ts'
 import { backendOf } from './primitives/common.ts'
 import { addTensors, fill } from './primitives/elementwise.ts'
@@ -51,7 +52,12 @@ export interface Op<A = unknown> {
  * attrs `{ ...attrs, needs }`; it fills one output per input with `needs[i]`, in order. Where there is none, the
  * composition is differentiated. See `adds` of KernelOf for what it may do besides.
  */
-export function apply<A extends object>(op: Op<A>, inputs: readonly Tensor[], attrs: A): readonly Tensor[] {
+export function apply<A extends object>(
+  op: Op<A>,
+  operands: readonly (Tensor | ArrayOperand)[],
+  attrs: A,
+): readonly Tensor[] {
+  const inputs = tensorsOf(op.name, operands)
   const backend = backendOf(op.name, inputs)
   op.validate?.(inputs, attrs)
   const kernel = backend.kernels[op.name] as KernelOf<A> | undefined

@@ -4,6 +4,7 @@
  * the tape, allocates nothing on the device, and works where memory has run out.
  */
 import type { Backend, View } from './backend.ts'
+import { expectOptions, type Names } from './checks.ts'
 import { isDefaultBackend } from './device.ts'
 import { type DType, isFloat } from './dtype.ts'
 import { show } from './errors.ts'
@@ -25,6 +26,8 @@ export interface PrintOptions {
 
 const options: PrintOptions = { precision: 4, threshold: 1000, edgeitems: 3, linewidth: 80, sciMode: null }
 
+const PRINT: Names<PrintOptions> = { precision: 1, threshold: 1, edgeitems: 1, linewidth: 1, sciMode: 1 }
+
 /**
  * Changes how tensors are printed from now on; what is not named stays.
  *
@@ -35,7 +38,7 @@ const options: PrintOptions = { precision: 4, threshold: 1000, edgeitems: 3, lin
  * setPrintOptions({ precision: 4 })
  */
 export function setPrintOptions(changes: Partial<PrintOptions>): Readonly<PrintOptions> {
-  return Object.assign(options, changes)
+  return Object.assign(options, expectOptions('setPrintOptions', changes, PRINT))
 }
 
 /** More are never read for one print, whatever the rank. */

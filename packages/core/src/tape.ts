@@ -1,3 +1,4 @@
+import { expectFunction } from './checks.ts'
 import { isFloat } from './dtype.ts'
 import { GradError, show } from './errors.ts'
 import type { Tensor } from './tensor.ts'
@@ -29,6 +30,7 @@ let sequence = 0
 export const gradEnabled = (): boolean => enabled
 
 function withGrad<T>(value: boolean, fn: () => T): T {
+  expectFunction(value ? 'enableGrad' : 'noGrad', fn)
   const before = enabled
   enabled = value
   try {

@@ -1,4 +1,5 @@
 import type { Backend, BackendBuffer, View } from './backend.ts'
+import { expectDType } from './checks.ts'
 import { type DType, info, type TypedArray } from './dtype.ts'
 import {
   DisposedError,
@@ -416,6 +417,7 @@ export function allocate(
   order?: readonly number[],
 ): Tensor {
   const size = numel(shape)
+  if (info[dtype] === undefined) expectDType('dtype', dtype)
   if (dtype === 'float16') throw new UnsupportedOpError('float16: no backend stores it yet; use float32')
   if (!Number.isSafeInteger(size)) throw new ShapeError(`${show(shape)} has too many elements`)
   const strides = order ? orderedStrides(shape, order) : contiguousStrides(shape)

@@ -376,7 +376,7 @@ const cases: readonly (readonly [
     ShapeError,
     'tensor: shape [2, 3] has 6 elements, the data 5',
   ],
-  ['a negative size', () => zeros([-1]), ShapeError, 'full: [-1] is no shape; sizes are integers ≥ 0'],
+  ['a negative size', () => zeros([-1]), ShapeError, 'zeros: [-1] is no shape; sizes are integers ≥ 0'],
   [
     'float16',
     () => zeros([1], { dtype: 'float16' }),
@@ -387,7 +387,7 @@ const cases: readonly (readonly [
     'an unknown dtype',
     () => zeros([1]).to('int64' as 'int32'),
     DTypeError,
-    "to: 'int64' is no dtype; expected one of bool, int32, float16, float32, float64",
+    "to: 'int64' is no dtype and no device; did you mean 'int32'? known: bool, int32, float16, float32, float64",
   ],
   [
     'item',

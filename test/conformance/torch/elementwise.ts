@@ -81,7 +81,7 @@ op('where', 'condition input other', (a) => {
   // The samples call it as a method of the values, x.where(condition, y); the function takes the condition first.
   const [first, second] = [a.operand('condition'), a.operand('input')]
   if (typeof first === 'number') throw new Skip('where: the condition is a number')
-  const asMethod = typeof second !== 'number' && second.dtype === 'bool'
+  const asMethod = second instanceof tg.Tensor && second.dtype === 'bool'
   return asMethod ? tg.where(second, first, a.operand('other')) : tg.where(first, second, a.operand('other'))
 })
 op('masked_fill', 'input mask value', (a) =>

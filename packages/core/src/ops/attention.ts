@@ -1,8 +1,10 @@
+import { expectOptions, type Names } from '../checks.ts'
 import { isFloat } from '../dtype.ts'
 import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import { broadcastShapes, sameShape } from '../layout.ts'
 import { apply, type Op } from '../op.ts'
+import { asTensor, expectTensor } from '../operands.ts'
 import { elementwise } from '../primitives/elementwise.ts'
 import { matmulPrimitive } from '../primitives/matmul.ts'
 import { reduce } from '../primitives/reduce.ts'
@@ -167,6 +169,18 @@ export interface AttentionOptions {
   enableGqa?: boolean
 }
 
+const KNOWN: Names<AttentionOptions> = {
+  attnMask: 1,
+  dropoutP: 1,
+  isCausal: 1,
+  window: 1,
+  globalTokens: 1,
+  blockMask: 1,
+  alibi: 1,
+  scale: 1,
+  enableGqa: 1,
+}
+
 /**
  * softmax(q kᵀ · scale + mask) v, row by row and without storing the T×S matrix where the backend has the fused kernel
  * (Vaswani et al. 2017; Dao 2023). A query that sees no key gives zeros.
@@ -182,9 +196,18 @@ export function scaledDotProductAttention(
   v: Tensor,
   options: AttentionOptions = {},
 ): Tensor {
-  const { attnMask, blockMask, alibi, dropoutP = 0, isCausal = false, window = 0, globalTokens = 0 } = options
   const op = 'scaled_dot_product_attention'
+  const {
+    attnMask,
+    blockMask,
+    alibi,
+    dropoutP = 0,
+    isCausal = false,
+    window = 0,
+    globalTokens = 0,
+  } = expectOptions(op, options, KNOWN)
   for (const t of [q, k, v]) {
+    expectTensor(op, t)
     if (!isFloat(t.dtype)) throw new DTypeError(`${op}: takes floating tensors, not ${t.dtype}`)
     if (t.rank < 2) throw new ShapeError(`${op}: takes (…, H, T, D), got ${show(t.shape)}`)
   }
@@ -214,7 +237,7 @@ export function scaledDotProductAttention(
     return batch.length === 2 ? all : reshapeView(all, [query.shape[0], heads, ...tail])
   }
   const inputs = [query, key, value]
-  if (attnMask) inputs.push(spread('mask', attnMask, [t, s]))
+  if (attnMask) inputs.push(spread('mask', asTensor(op, attnMask, q), [t, s]))
   if (blockMask) {
     const { blockSize } = blockMask
     const [nq, nk] = [Math.ceil(t / blockSize), Math.ceil(s / blockSize)]

@@ -1,14 +1,16 @@
 import type { Backend } from '../backend.ts'
+import { expectOptions } from '../checks.ts'
 import { isFloat } from '../dtype.ts'
 import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
+import type { Nested } from '../from-arrays.ts'
 import { scope } from '../memory.ts'
 import { elementwise } from '../primitives/elementwise.ts'
 import { expandView, reshapeView, transposeView } from '../primitives/views.ts'
 import { program } from '../program.ts'
 import { noGrad } from '../tape.ts'
 import { Tensor } from '../tensor.ts'
-import { arange, type Nested, tensor, to, zeros } from './create.ts'
+import { arange, tensor, to, zeros } from './create.ts'
 import { scatterAdd } from './indexing.ts'
 import { matmul } from './linalg.ts'
 import { minimum, where } from './pointwise.ts'
@@ -126,7 +128,12 @@ export function createBlockMask(
   mask: Tensor | Nested | ((qBlock: number, kvBlock: number) => boolean),
   options: BlockMaskOptions = {},
 ): BlockMask {
-  const { blockSize = 64, qLen, kvLen, device } = options
+  const {
+    blockSize = 64,
+    qLen,
+    kvLen,
+    device,
+  } = expectOptions('create_block_mask', options, { blockSize: 1, qLen: 1, kvLen: 1, device: 1 })
   const op = 'create_block_mask'
   checkSize(op, blockSize)
   const where = device === undefined ? {} : { device }
@@ -220,7 +227,11 @@ export interface TopkBlocksOptions {
  * scaledDotProductAttention(q, k, k, { blockMask, isCausal: true }).shape // → 1,2,256,8
  */
 export function topkBlocks(q: Tensor, k: Tensor, options: TopkBlocksOptions): BlockMask {
-  const { blockSize = 64, keep, isCausal = false } = options
+  const {
+    blockSize = 64,
+    keep,
+    isCausal = false,
+  } = expectOptions('topk_blocks', options, { blockSize: 1, keep: 1, isCausal: 1 })
   const op = 'topk_blocks'
   checkSize(op, blockSize)
   if (!Number.isInteger(keep) || keep < 1) throw new ValueError(`${op}: keep must be at least 1, got ${keep}`)

@@ -1,9 +1,12 @@
 import type { Backend } from '../backend.ts'
-import { defaultBackend, getBackend, isDevice } from '../device.ts'
+import { amongKnown, describe, expectDType, expectOptions, type Names } from '../checks.ts'
+import { defaultBackend, deviceNames, getBackend, isDevice } from '../device.ts'
 import { type DType, dtypeOf, info, isFloat, type TypedArray } from '../dtype.ts'
 import { DeviceError, DTypeError, ShapeError, show, UnsupportedOpError, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
+import { flatOf, isTyped, type Nested } from '../from-arrays.ts'
 import { checkShape, numel, sameShape } from '../layout.ts'
+import { asTensor } from '../operands.ts'
 import { copy, fill, generate } from '../primitives/elementwise.ts'
 import { contiguous } from '../primitives/views.ts'
 import { type Program, program } from '../program.ts'
@@ -18,8 +21,8 @@ export interface TensorOptions {
   requiresGrad?: boolean
 }
 
-/** Numbers or booleans, nested to any depth. */
-export type Nested = number | boolean | readonly Nested[]
+/** @internal */
+export const TENSOR: Names<TensorOptions> = { dtype: 1, device: 1, requiresGrad: 1 }
 
 const finish = (t: Tensor, options: TensorOptions): Tensor => {
   if (options.requiresGrad) t.requiresGrad = true
@@ -45,18 +48,18 @@ export function tensor(
   options: TensorOptions = {},
 ): Tensor {
   if (shape && !Array.isArray(shape)) return tensor(data, undefined, shape as TensorOptions)
+  expectOptions('tensor', options, TENSOR)
   const want = shape as readonly number[] | undefined
   let flat: ArrayLike<number>
   let natural: readonly number[]
-  let dtype = options.dtype
-  if (ArrayBuffer.isView(data)) {
+  let dtype = options.dtype && expectDType('tensor', options.dtype)
+  if (isTyped(data)) {
     flat = data as TypedArray
     natural = [flat.length]
     dtype ??= dtypeOf(data)
   } else {
-    natural = nesting(data)
-    const list: (number | boolean)[] = []
-    flatten(data, natural, 0, list)
+    const { shape: nesting, list } = flatOf('tensor', data as Nested)
+    natural = nesting
     dtype ??= list.length > 0 && list.every((v) => typeof v === 'boolean') ? 'bool' : 'float32'
     flat = list.map(Number)
   }
@@ -71,43 +74,67 @@ export function tensor(
   return finish(upload(backendFor(options), array, to, dtype), options)
 }
 
-function nesting(data: Nested): number[] {
-  const shape: number[] = []
-  for (let at: Nested | undefined = data; Array.isArray(at); at = (at as readonly Nested[])[0])
-    shape.push(at.length)
-  return shape
+/**
+ * Shape and options as a factory gets them: sizes in an array, or one after the other, then options. @internal
+ */
+export function shapeAndOptions<O extends TensorOptions>(
+  op: string,
+  args: readonly unknown[],
+  names: Names<O>,
+): { shape: readonly number[]; options: O } {
+  const counted = typeof args[0] === 'number'
+  const at = counted ? args.findIndex((x) => typeof x !== 'number') : 1
+  const shape = counted ? (at < 0 ? args : args.slice(0, at)) : args[0]
+  if (!Array.isArray(shape))
+    throw new ShapeError(`${op}: takes sizes, as ${op}([2, 3]) or ${op}(2, 3), got ${describe(shape)}`)
+  const options = (args[at] ?? {}) as O
+  return { shape, options: expectOptions(op, options, names) }
 }
 
-function flatten(data: Nested, shape: readonly number[], depth: number, out: (number | boolean)[]): void {
-  if (depth === shape.length) {
-    if (typeof data !== 'number' && typeof data !== 'boolean')
-      throw new ShapeError(
-        `tensor: ragged nesting; expected numbers at depth ${depth} for shape ${show(shape)}`,
-      )
-    out.push(data)
-    return
-  }
-  if (!Array.isArray(data) || data.length !== shape[depth]) {
-    throw new ShapeError(
-      `tensor: ragged nesting at depth ${depth}; expected ${shape[depth]} entries everywhere for shape ${show(shape)}`,
-    )
-  }
-  for (const item of data) flatten(item, shape, depth + 1, out)
+/**
+ * Every element `value`. dtype: float32 unless said.
+ *
+ * @param shape sizes, or one size.
+ */
+export function full(shape: readonly number[] | number, value: number, options: TensorOptions = {}): Tensor {
+  if (typeof value !== 'number')
+    throw new ValueError(`full: takes a shape and a number, got ${describe(value)}`)
+  return filled('full', shapeAndOptions('full', [shape, options], TENSOR), value)
 }
 
-/** Every element `value`. dtype: float32 unless said. */
-export function full(shape: readonly number[], value: number, options: TensorOptions = {}): Tensor {
-  checkShape('full', shape)
+function filled(
+  op: string,
+  { shape, options }: { shape: readonly number[]; options: TensorOptions },
+  value: number,
+): Tensor {
+  checkShape(op, shape)
   return finish(fill(backendFor(options), shape, value, options.dtype ?? 'float32'), options)
 }
 
-export const zeros = (shape: readonly number[], options?: TensorOptions): Tensor => full(shape, 0, options)
-export const ones = (shape: readonly number[], options?: TensorOptions): Tensor => full(shape, 1, options)
+/**
+ * Every element 0. dtype: float32 unless said.
+ *
+ * @example
+ * zeros([2, 3]).shape // → 2,3
+ * zeros(2, 3).shape // → 2,3
+ */
+export function zeros(shape: readonly number[], options?: TensorOptions): Tensor
+export function zeros(...sizes: number[]): Tensor
+export function zeros(...args: readonly unknown[]): Tensor {
+  return filled('zeros', shapeAndOptions('zeros', args, TENSOR), 0)
+}
+
+/** Every element 1. dtype: float32 unless said. */
+export function ones(shape: readonly number[], options?: TensorOptions): Tensor
+export function ones(...sizes: number[]): Tensor
+export function ones(...args: readonly unknown[]): Tensor {
+  return filled('ones', shapeAndOptions('ones', args, TENSOR), 1)
+}
 
 const like = (x: Tensor, options: TensorOptions): TensorOptions => ({
   dtype: x.dtype,
   device: x.backend,
-  ...options,
+  ...expectOptions('like', options, TENSOR),
 })
 
 /** Zeros of x's shape, dtype and device. */
@@ -131,6 +158,10 @@ const EYE = program('eye', 0, () => e.cast('float32', e.eq(e.coord(-1), e.coord(
  * start, start + step, … below `end`. `arange(n)` counts 0 … n−1. dtype: int32 if all arguments are whole, else float32.
  */
 export function arange(start: number, end?: number, step = 1, options: TensorOptions = {}): Tensor {
+  expectOptions('arange', options, TENSOR)
+  for (const x of [start, end ?? 0, step])
+    if (typeof x !== 'number')
+      throw new ValueError(`arange: takes start, end and step, and options after them; got ${describe(x)}`)
   if (end === undefined) return arange(0, start, step, options)
   if (step === 0 || !Number.isFinite((end - start) / step))
     throw new ShapeError(`arange: cannot step from ${start} to ${end} by ${step}`)
@@ -146,6 +177,7 @@ export function arange(start: number, end?: number, step = 1, options: TensorOpt
 /** `steps` values from start to end, both included. */
 export function linspace(start: number, end: number, steps: number, options: TensorOptions = {}): Tensor {
   checkShape('linspace', [steps])
+  expectOptions('linspace', options, TENSOR)
   return finish(
     generate(ARANGE, backendFor(options), [steps], options.dtype ?? 'float32', [
       start,
@@ -158,6 +190,7 @@ export function linspace(start: number, end: number, steps: number, options: Ten
 /** The identity matrix, (n, m). */
 export function eye(n: number, m = n, options: TensorOptions = {}): Tensor {
   checkShape('eye', [n, m])
+  expectOptions('eye', options, TENSOR)
   return finish(generate(EYE, backendFor(options), [n, m], options.dtype ?? 'float32'), options)
 }
 
@@ -173,6 +206,8 @@ export function generated(
   return finish(generate(p, backendFor(options), shape, options.dtype ?? 'float32', params), options)
 }
 
+const MOVE = { dtype: 1, device: 1 } as const
+
 /** What `to` takes: a dtype, a device by name or itself, or both. */
 export type MoveTarget = DType | Backend | (string & {}) | { dtype?: DType; device?: Backend | string }
 
@@ -182,9 +217,13 @@ export type MoveTarget = DType | Backend | (string & {}) | { dtype?: DType; devi
  * x.data()` and `tensor`).
  */
 export function to(x: Tensor, target: MoveTarget): Tensor {
+  x = asTensor('to', x)
   if (typeof target === 'string')
     return isDevice(target) ? to(x, { device: target }) : convert(x, target as DType)
-  const { dtype = x.dtype, device = x.backend } = 'kernels' in target ? { device: target } : target
+  if (typeof target !== 'object' || target === null)
+    throw new ValueError(`to: takes a dtype, a device or { dtype, device }, got ${describe(target)}`)
+  const { dtype = x.dtype, device = x.backend } =
+    'kernels' in target ? { device: target } : expectOptions('to', target, MOVE)
   const backend = getBackend(device)
   const converted = convert(x, dtype)
   if (backend === x.backend) return converted
@@ -192,9 +231,9 @@ export function to(x: Tensor, target: MoveTarget): Tensor {
 }
 
 function convert(x: Tensor, dtype: DType): Tensor {
-  if (!(dtype in info))
+  if (!Object.hasOwn(info, dtype))
     throw new DTypeError(
-      `to: '${dtype}' is no dtype; expected one of ${Object.keys(info).join(', ')}, or a device that is known here`,
+      `to: ${describe(dtype)} is no dtype and no device${amongKnown(String(dtype), [...Object.keys(info), ...deviceNames()])}`,
     )
   return x.dtype === dtype ? x : copy(x, dtype)
 }
@@ -207,6 +246,7 @@ function move(x: Tensor, backend: Backend): Tensor {
 
 /** The elements in row-major order, as a typed array of their own (bool: Uint8Array of 0 and 1). */
 export async function data(x: Tensor): Promise<TypedArray> {
+  x = asTensor('data', x)
   const dense = contiguous(x)
   try {
     return await x.backend.read(dense)
@@ -217,6 +257,7 @@ export async function data(x: Tensor): Promise<TypedArray> {
 
 /** As `data`, at once. @throws DeviceError where the backend cannot answer synchronously. */
 export function dataSync(x: Tensor): TypedArray {
+  x = asTensor('dataSync', x)
   const { readSync } = x.backend
   if (!readSync) throw new DeviceError(`dataSync: ${x.device} cannot read at once; use await x.data()`)
   const dense = contiguous(x)
@@ -228,6 +269,7 @@ export function dataSync(x: Tensor): TypedArray {
 }
 
 const one = (x: Tensor, op: string): void => {
+  asTensor(op, x)
   if (x.numel !== 1)
     throw new ShapeError(
       `${op}: takes a tensor of one element, got ${show(x.shape)}; use ${op === 'item' ? 'data()' : 'dataSync()'}`,
@@ -267,6 +309,7 @@ export function toArray(x: Tensor): Promise<Nested> {
 }
 
 async function readNested(x: Tensor): Promise<Nested> {
+  x = asTensor('toArray', x)
   const flat = await data(x)
   let next = 0
   const build = (depth: number): Nested => {
@@ -282,6 +325,8 @@ export function equal(a: Tensor, b: Tensor): Promise<boolean> {
 }
 
 async function readEqual(a: Tensor, b: Tensor): Promise<boolean> {
+  a = asTensor('equal', a)
+  b = asTensor('equal', b, a)
   if (!sameShape(a.shape, b.shape) || a.dtype !== b.dtype) return false
   const [x, y] = [await data(a), await data(b)]
   return x.every((v, i) => v === y[i])

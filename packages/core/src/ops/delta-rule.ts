@@ -1,3 +1,4 @@
+import { expectOptions } from '../checks.ts'
 import { apply, type Op } from '../op.ts'
 import { fill } from '../primitives/elementwise.ts'
 import { matmulPrimitive } from '../primitives/matmul.ts'
@@ -9,6 +10,7 @@ import {
   checkState,
   chunkSteps,
   decayed,
+  FORMS,
   fromChunks,
   intoChunks,
   type LinearFormOptions,
@@ -140,7 +142,12 @@ export function deltaRule(
   beta: Tensor,
   options: DeltaRuleOptions & { returnState?: boolean } = {},
 ): Tensor | [Tensor, Tensor] {
-  const { logDecay = null, scale = 1, initialState = null, returnState = false } = options
+  const {
+    logDecay = null,
+    scale = 1,
+    initialState = null,
+    returnState = false,
+  } = expectOptions(op, options, { ...FORMS, logDecay: 1, scale: 1 })
   checkOperands(op, q, k, v, true)
   checkState(op, initialState, q, v.shape[3])
   chunkSteps(op, q.shape[2], options, true)

@@ -1,3 +1,4 @@
+import { expectOptions, type Names } from '../checks.ts'
 import { isFloat } from '../dtype.ts'
 import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
 import { sameShape } from '../layout.ts'
@@ -9,6 +10,7 @@ import {
   checkOperands,
   checkState,
   chunkSteps,
+  FORMS,
   type LinearFormOptions,
   recur,
   type StateOptions,
@@ -102,9 +104,17 @@ export function gatedLinearAttention(
   options: GatedLinearAttentionOptions & { returnState?: boolean } = {},
 ): Tensor | [Tensor, Tensor] {
   const op = 'gated_linear_attention'
+  expectOptions(op, options, GATES)
   checkOperands(op, q, k, v, true)
   const log = logDecay && checkPerStep(op, 'logDecay', logDecay, q, true)
   return gated(op, q, k, v, log, options)
+}
+
+const GATES: Names<GatedLinearAttentionOptions & { returnState?: boolean }> = {
+  ...FORMS,
+  scale: 1,
+  normalize: 1,
+  eps: 1,
 }
 
 function gated(
@@ -186,6 +196,7 @@ export function retention(
   options: RetentionOptions & { returnState?: boolean } = {},
 ): Tensor | [Tensor, Tensor] {
   const op = 'retention'
+  expectOptions(op, options, { ...GATES, decays: 1 })
   checkOperands(op, q, k, v, true)
   const [b, h, t] = q.shape
   const { decays = retentionDecays(h) } = options

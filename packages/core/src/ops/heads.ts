@@ -1,5 +1,6 @@
 import { ShapeError, show } from '../errors.ts'
 import * as L from '../layout.ts'
+import { expectTensor } from '../operands.ts'
 import { copy } from '../primitives/elementwise.ts'
 import { piecesView, reshapeView, transposeView } from '../primitives/views.ts'
 import { noGrad, record, shouldRecord } from '../tape.ts'
@@ -17,6 +18,7 @@ import { cat } from './shape.ts'
  * q.shape // → 2,4,5,4
  */
 export function splitHeads(x: Tensor, heads: readonly number[], headDim: number): Tensor[] {
+  expectTensor('splitHeads', x)
   const total = heads.reduce((n, h) => n + h, 0)
   if (x.rank < 2 || x.shape[x.rank - 1] !== total * headDim)
     throw new ShapeError(
@@ -50,6 +52,7 @@ export function splitHeads(x: Tensor, heads: readonly number[], headDim: number)
  * mergeHeads(randn([2, 4, 5, 8])).shape // → 2,5,32
  */
 export function mergeHeads(x: Tensor): Tensor {
+  expectTensor('mergeHeads', x)
   if (x.rank < 3) throw new ShapeError(`mergeHeads: takes (…, H, T, D), got ${show(x.shape)}`)
   const [a, b] = [x.rank - 3, x.rank - 2]
   const [h, t, d] = x.shape.slice(-3)

@@ -1,7 +1,9 @@
+import { describe, expectOptions } from '../checks.ts'
 import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import { wrapDim } from '../layout.ts'
 import { apply, type Op } from '../op.ts'
+import { type ArrayOperand, asTensor } from '../operands.ts'
 import { elementwise, fill } from '../primitives/elementwise.ts'
 import { gatherPrimitive, scatterAddPrimitive } from '../primitives/indexing.ts'
 import { expandView, reshapeView } from '../primitives/views.ts'
@@ -10,7 +12,9 @@ import type { Tensor } from '../tensor.ts'
 import { ne, where } from './pointwise.ts'
 
 /** x's elements at `index` (int32, as many dims as x) along dim: out[i][j] = x[i][index[i][j]] for dim 1. */
-export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
+export function gather(x: Tensor, dim: number, at: Tensor | ArrayOperand): Tensor {
+  x = asTensor('gather', x)
+  const index = asTensor('gather', at, x, 'int32')
   const d = wrapDim('gather', dim, x.rank)
   // As in PyTorch an empty index picks nothing, whatever its rank.
   if (index.numel === 0) return fill(x.backend, index.shape, 0, x.dtype)
@@ -22,7 +26,15 @@ export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
 }
 
 /** A copy of x with source added at `index` along dim: the adjoint of gather. */
-export function scatterAdd(x: Tensor, dim: number, index: Tensor, source: Tensor): Tensor {
+export function scatterAdd(
+  x: Tensor,
+  dim: number,
+  at: Tensor | ArrayOperand,
+  values: Tensor | ArrayOperand,
+): Tensor {
+  x = asTensor('scatter_add', x)
+  const index = asTensor('scatter_add', at, x, 'int32')
+  const source = asTensor('scatter_add', values, x)
   const d = wrapDim('scatter_add', dim, x.rank)
   if (x.rank === 0 || index.rank === 0) {
     const flat = (t: Tensor): Tensor => reshapeView(t, [t.numel])
@@ -32,7 +44,9 @@ export function scatterAdd(x: Tensor, dim: number, index: Tensor, source: Tensor
 }
 
 /** The parts of x at the positions of a one-dimensional int32 index along dim. */
-export function indexSelect(x: Tensor, dim: number, index: Tensor): Tensor {
+export function indexSelect(x: Tensor, dim: number, at: Tensor | ArrayOperand): Tensor {
+  x = asTensor('index_select', x)
+  const index = asTensor('index_select', at, x, 'int32')
   const d = wrapDim('index_select', dim, x.rank)
   if (index.rank > 1) throw new ShapeError(`index_select: index must have one dim, got ${show(index.shape)}`)
   if (x.rank === 0) return reshapeView(gather(reshapeView(x, [1]), 0, reshapeView(index, [index.numel])), [])
@@ -88,15 +102,23 @@ export interface EmbeddingCallOptions {
  * With `paddingIdx`: a row whose gradient is zero; negative counts from the end.
  * @throws ValueError for an index outside 0 … V − 1.
  */
-export function embedding(index: Tensor, weight: Tensor, options: EmbeddingCallOptions = {}): Tensor {
-  const { paddingIdx = null } = options
-  return apply(EMBEDDING, [weight, index], {
+export function embedding(
+  index: Tensor | ArrayOperand,
+  weight: Tensor,
+  options: EmbeddingCallOptions = {},
+): Tensor {
+  weight = asTensor('embedding', weight)
+  const { paddingIdx = null } = expectOptions('embedding', options, { paddingIdx: 1 })
+  return apply(EMBEDDING, [weight, asTensor('embedding', index, weight, 'int32')], {
     paddingIdx: paddingIdx !== null && paddingIdx < 0 ? paddingIdx + weight.shape[0] : paddingIdx,
   })[0]
 }
 
 /** One row of zeros and a one per int32 index: (…) → (…, numClasses), int32. */
-export function oneHot(index: Tensor, numClasses: number): Tensor {
+export function oneHot(at: Tensor | ArrayOperand, numClasses: number): Tensor {
+  const index = asTensor('one_hot', at, undefined, 'int32')
+  if (!Number.isInteger(numClasses) || numClasses < 0)
+    throw new ValueError(`one_hot: numClasses must be a whole number ≥ 0, got ${describe(numClasses)}`)
   if (index.dtype !== 'int32') throw new DTypeError(`one_hot: indices must be int32, not ${index.dtype}`)
   return apply(ONE_HOT, [index], { numClasses })[0]
 }

@@ -1,4 +1,6 @@
+import { expectNumber } from '../checks.ts'
 import * as e from '../expr.ts'
+import type { ArrayOperand } from '../operands.ts'
 import { copyInto, elementwiseInto } from '../primitives/elementwise.ts'
 import { program } from '../program.ts'
 import type { Tensor } from '../tensor.ts'
@@ -35,6 +37,7 @@ export const div_ = inPlace('div_', e.div)
 
 /** Every element becomes `value`. */
 export function fill_(x: Tensor, value: number): Tensor {
+  expectNumber('fill_', value)
   elementwiseInto([x], FILL, [], [value])
   return x
 }
@@ -43,7 +46,7 @@ export function fill_(x: Tensor, value: number): Tensor {
 export const zero_ = (x: Tensor): Tensor => fill_(x, 0)
 
 /** The elements of source, broadcast and converted, over x's. */
-export function copy_(x: Tensor, source: Tensor): Tensor {
+export function copy_(x: Tensor, source: Tensor | ArrayOperand): Tensor {
   copyInto(x, source)
   return x
 }

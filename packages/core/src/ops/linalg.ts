@@ -1,6 +1,8 @@
+import { describe, expectOptions } from '../checks.ts'
 import { ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import { numel, sameShape } from '../layout.ts'
+import { type ArrayOperand, asTensor, tensorsOf } from '../operands.ts'
 import { elementwise } from '../primitives/elementwise.ts'
 import { matmulPrimitive } from '../primitives/matmul.ts'
 import { reduce } from '../primitives/reduce.ts'
@@ -18,7 +20,8 @@ import { diagonal } from './shape.ts'
  * @example
  * const y = matmul(randn([8, 3, 4]), randn([4, 5])) // [8, 3, 5]
  */
-export function matmul(a: Tensor, b: Tensor): Tensor {
+export function matmul(a: Tensor, b: Tensor | ArrayOperand): Tensor {
+  ;[a, b] = tensorsOf('matmul', [a, b])
   if (a.rank === 0 || b.rank === 0)
     throw new ShapeError(
       `matmul: takes vectors and matrices, got ${show(a.shape)} × ${show(b.shape)}; use mul for scalars`,
@@ -47,6 +50,8 @@ export function matmul(a: Tensor, b: Tensor): Tensor {
 }
 
 function ranks(op: string, a: Tensor, b: Tensor, rank: number): void {
+  asTensor(op, a)
+  asTensor(op, b)
   if (a.rank !== rank || b.rank !== rank)
     throw new ShapeError(
       `${op}: takes tensors of rank ${rank}, got ${show(a.shape)} × ${show(b.shape)}; use matmul`,
@@ -69,6 +74,7 @@ export function bmm(a: Tensor, b: Tensor): Tensor {
 
 /** Product of a matrix and a vector, (M, K) · (K). */
 export function mv(a: Tensor, b: Tensor): Tensor {
+  ;[a, b] = tensorsOf('mv', [a, b])
   if (a.rank !== 2 || b.rank !== 1)
     throw new ShapeError(`mv: takes a matrix and a vector, got ${show(a.shape)} × ${show(b.shape)}`)
   return matmul(a, b)
@@ -87,7 +93,8 @@ export interface Scale {
   alpha?: number
 }
 
-function blend(x: Tensor, y: Tensor, { beta = 1, alpha = 1 }: Scale): Tensor {
+function blend(x: Tensor, y: Tensor, scale: Scale): Tensor {
+  const { beta = 1, alpha = 1 } = expectOptions('addmm', scale, { beta: 1, alpha: 1 })
   if (alpha === 1 && beta === 1) return add(x, y)
   // beta 0 ignores x altogether, NaN included, as in PyTorch.
   return beta === 0 ? mul(y, alpha) : elementwise(BLEND, [x, y], [beta, alpha])
@@ -112,7 +119,13 @@ export function outer(a: Tensor, b: Tensor): Tensor {
  *
  * @throws ValueError for a malformed equation, ShapeError where sizes differ.
  */
-export function einsum(equation: string, ...operands: readonly Tensor[]): Tensor {
+export function einsum(equation: string, ...tensors: readonly Tensor[]): Tensor {
+  if (typeof equation !== 'string')
+    throw new ValueError(`einsum: takes an equation such as 'ij,jk->ik' first, got ${describe(equation)}`)
+  const operands = tensorsOf(
+    'einsum',
+    tensors.length === 1 && Array.isArray(tensors[0]) ? tensors[0] : tensors,
+  )
   const { inputs, output } = parse(equation, operands)
   const sizes = new Map<string, number>()
   const terms = operands.map((t, i) => {

@@ -1,7 +1,9 @@
+import type { Names } from '../checks.ts'
 import { isFloat } from '../dtype.ts'
 import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import { sameShape } from '../layout.ts'
+import { expectTensor } from '../operands.ts'
 import { elementwise, fill } from '../primitives/elementwise.ts'
 import { matmulPrimitive } from '../primitives/matmul.ts'
 import { scan } from '../primitives/scan.ts'
@@ -37,6 +39,14 @@ export interface StateOptions {
   initialState?: Tensor | null
 }
 
+/** Options of every form. */
+export const FORMS: Names<LinearFormOptions & StateOptions & { returnState?: boolean }> = {
+  form: 1,
+  chunkSize: 1,
+  initialState: 1,
+  returnState: 1,
+}
+
 /** Steps per chunk for a form; `whole`: a power of two also where one chunk holds all. */
 export function chunkSteps(
   op: string,
@@ -55,6 +65,7 @@ export function chunkSteps(
 /** Throws unless q (B, H, T, D), k (B, H, S, D) and v (B, H, S, Dv) are floating tensors that fit, with T = S if `causal`. */
 export function checkOperands(op: string, q: Tensor, k: Tensor, v: Tensor, causal: boolean): void {
   for (const t of [q, k, v]) {
+    expectTensor(op, t)
     if (!isFloat(t.dtype)) throw new DTypeError(`${op}: takes floating tensors, not ${t.dtype}`)
     if (t.rank !== 4) throw new ShapeError(`${op}: takes (B, H, T, D), got ${show(t.shape)}`)
   }

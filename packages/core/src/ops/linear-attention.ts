@@ -1,3 +1,4 @@
+import { expectOptions } from '../checks.ts'
 import { ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import { apply, type Op } from '../op.ts'
@@ -10,6 +11,7 @@ import {
   checkOperands,
   checkState,
   chunkSteps,
+  FORMS,
   type LinearFormOptions,
   recur,
   type StateOptions,
@@ -142,7 +144,13 @@ export function linearAttention(
   options: LinearAttentionCallOptions & { returnState?: boolean } = {},
 ): Tensor | [Tensor, Tensor] {
   const op = 'linear_attention'
-  const { isCausal = false, eps = 1e-6, featureMap = 'elu', initialState = null, returnState } = options
+  const {
+    isCausal = false,
+    eps = 1e-6,
+    featureMap = 'elu',
+    initialState = null,
+    returnState,
+  } = expectOptions(op, options, { ...FORMS, isCausal: 1, eps: 1, featureMap: 1 })
   checkOperands(op, q, k, v, isCausal)
   if (typeof featureMap === 'string' && !Object.hasOwn(featureMaps, featureMap))
     throw new ValueError(

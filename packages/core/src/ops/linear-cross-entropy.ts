@@ -1,4 +1,5 @@
 import { checkpoint } from '../checkpoint.ts'
+import { expectOptions } from '../checks.ts'
 import { customFunction } from '../custom.ts'
 import { isFloat } from '../dtype.ts'
 import { grad } from '../engine.ts'
@@ -60,7 +61,11 @@ export function linearCrossEntropy(
   targets: Tensor,
   options: LinearCrossEntropyOptions = {},
 ): Tensor {
-  const { bias = null, ignoreIndex = -100, reduction = 'mean' } = options
+  const {
+    bias = null,
+    ignoreIndex = -100,
+    reduction = 'mean',
+  } = expectOptions('linear_cross_entropy', options, { bias: 1, ignoreIndex: 1, reduction: 1, chunkSize: 1 })
   check(x, weight, targets, options)
   const [v, k] = weight.shape
   const n = targets.numel

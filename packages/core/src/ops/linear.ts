@@ -1,9 +1,11 @@
+import { expectOptions } from '../checks.ts'
 import { ShapeError, show, ValueError } from '../errors.ts'
 import type { Expr } from '../expr.ts'
 import * as e from '../expr.ts'
 import { derive } from '../expr-grad.ts'
 import { numel, sameShape } from '../layout.ts'
 import { apply, type Op } from '../op.ts'
+import { asTensor, expectTensor } from '../operands.ts'
 import { elementwise, elementwiseAll } from '../primitives/elementwise.ts'
 import { matmulPrimitive } from '../primitives/matmul.ts'
 import { reshapeView, transposeView } from '../primitives/views.ts'
@@ -36,14 +38,15 @@ export function linear(
   bias?: Tensor | null,
   options: LinearEpilogue = {},
 ): Tensor {
-  const { activation, residual } = options
+  const { activation, residual } = expectOptions('linear', options, { activation: 1, residual: 1 })
   if (activation !== undefined && !Object.hasOwn(activations, activation)) {
     const known = Object.keys(activations).join("', '")
     throw new ValueError(`linear: activation must be '${known}', not '${String(activation)}'`)
   }
-  const inputs = [x, weight]
+  const inputs = [asTensor('linear', x, weight), weight]
   if (bias) inputs.push(bias)
   if (residual) inputs.push(residual)
+  for (let i = 1; i < inputs.length; i++) expectTensor('linear', inputs[i])
   // The activation's argument is needed for its gradient: then it is an output, too.
   const keeps = activation !== undefined && shouldRecord(inputs)
   const form = formOf(bias ? 1 : 0, activation, residual ? 1 : 0, keeps)

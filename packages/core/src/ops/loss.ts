@@ -1,8 +1,10 @@
+import { expectOptions } from '../checks.ts'
 import { isFloat } from '../dtype.ts'
 import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import { sameShape } from '../layout.ts'
 import { apply, type Op } from '../op.ts'
+import { type ArrayOperand, asTensor } from '../operands.ts'
 import { copy, elementwise } from '../primitives/elementwise.ts'
 import { gatherPrimitive } from '../primitives/indexing.ts'
 import { reshapeView } from '../primitives/views.ts'
@@ -28,15 +30,15 @@ export interface LossOptions {
 
 const MSE = program('mse_loss', 2, ([a, b]) => e.square(e.sub(a, b)))
 /** (input − target)² */
-export const mseLoss = (input: Tensor, target: Tensor, options: LossOptions = {}): Tensor => {
-  const { reduction = 'mean' } = options
+export const mseLoss = (input: Tensor, target: Tensor | ArrayOperand, options: LossOptions = {}): Tensor => {
+  const { reduction = 'mean' } = expectOptions('mse_loss', options, { reduction: 1 })
   return reduced('mse_loss', elementwise(MSE, [input, target]), reduction)
 }
 
 const L1 = program('l1_loss', 2, ([a, b]) => e.abs(e.sub(a, b)))
 /** |input − target| */
-export const l1Loss = (input: Tensor, target: Tensor, options: LossOptions = {}): Tensor => {
-  const { reduction = 'mean' } = options
+export const l1Loss = (input: Tensor, target: Tensor | ArrayOperand, options: LossOptions = {}): Tensor => {
+  const { reduction = 'mean' } = expectOptions('l1_loss', options, { reduction: 1 })
   return reduced('l1_loss', elementwise(L1, [input, target]), reduction)
 }
 
@@ -60,8 +62,12 @@ export interface SmoothL1Options extends LossOptions {
 }
 
 /** Quadratic below beta, linear above (Girshick 2015); beta 0 is the L1 loss. */
-export function smoothL1Loss(input: Tensor, target: Tensor, options: SmoothL1Options = {}): Tensor {
-  const { reduction = 'mean', beta = 1 } = options
+export function smoothL1Loss(
+  input: Tensor,
+  target: Tensor | ArrayOperand,
+  options: SmoothL1Options = {},
+): Tensor {
+  const { reduction = 'mean', beta = 1 } = expectOptions('smooth_l1_loss', options, { reduction: 1, beta: 1 })
   if (beta < 0) throw new ValueError(`smooth_l1_loss: beta must be ≥ 0, got ${beta}`)
   return beta === 0
     ? l1Loss(input, target, { reduction })
@@ -88,8 +94,8 @@ export interface HuberOptions extends LossOptions {
 }
 
 /** ½d² for |d| ≤ delta, else delta · (|d| − ½ delta) (Huber 1964) */
-export function huberLoss(input: Tensor, target: Tensor, options: HuberOptions = {}): Tensor {
-  const { reduction = 'mean', delta = 1 } = options
+export function huberLoss(input: Tensor, target: Tensor | ArrayOperand, options: HuberOptions = {}): Tensor {
+  const { reduction = 'mean', delta = 1 } = expectOptions('huber_loss', options, { reduction: 1, delta: 1 })
   if (!(delta > 0)) throw new ValueError(`huber_loss: delta must be > 0, got ${delta}`)
   return reduced('huber_loss', elementwise(HUBER, [input, target], [delta]), reduction)
 }
@@ -115,10 +121,16 @@ export interface BceOptions extends LossOptions {
 /** Binary cross-entropy of logits: −[posWeight · y ln σ(x) + (1 − y) ln(1 − σ(x))] · weight. */
 export function binaryCrossEntropyWithLogits(
   input: Tensor,
-  target: Tensor,
+  targets: Tensor | ArrayOperand,
   options: BceOptions = {},
 ): Tensor {
-  const { weight, posWeight, reduction = 'mean' } = options
+  input = asTensor('binary_cross_entropy_with_logits', input)
+  const target = asTensor('binary_cross_entropy_with_logits', targets, input)
+  const {
+    weight,
+    posWeight,
+    reduction = 'mean',
+  } = expectOptions('binary_cross_entropy_with_logits', options, { reduction: 1, weight: 1, posWeight: 1 })
   if (!sameShape(input.shape, target.shape))
     throw new ShapeError(
       `binary_cross_entropy_with_logits: input ${show(input.shape)} and target ${show(target.shape)} must have the same shape`,
@@ -185,8 +197,14 @@ function checkTarget(op: string, target: Tensor): void {
 }
 
 /** Negative log-likelihood: input holds log-probabilities (N, C) or (N, C, d…), target int32 classes (N) or (N, d…). */
-export function nllLoss(input: Tensor, target: Tensor, options: NllOptions = {}): Tensor {
-  const { weight, ignoreIndex = -100, reduction = 'mean' } = options
+export function nllLoss(input: Tensor, classes: Tensor | ArrayOperand, options: NllOptions = {}): Tensor {
+  input = asTensor('nll_loss', input)
+  const target = asTensor('nll_loss', classes, input, 'int32')
+  const {
+    weight,
+    ignoreIndex = -100,
+    reduction = 'mean',
+  } = expectOptions('nll_loss', options, { reduction: 1, weight: 1, ignoreIndex: 1 })
   checkReduction('nll_loss', reduction)
   checkTarget('nll_loss', target)
   const { x, t, shape } = rows('nll_loss', input, target)
@@ -243,14 +261,29 @@ export interface CrossEntropyOptions extends NllOptions {
   labelSmoothing?: number
 }
 
+/** A row of numbers are classes; nested ones are probabilities. */
+const classesOf = (x: Tensor | ArrayOperand): 'int32' | undefined =>
+  Array.isArray(x) && !Array.isArray(x[0]) ? 'int32' : undefined
+
 /**
  * Cross-entropy of logits (N, C), (N, C, d…) or (C) with int32 classes (N), (N, d…) or (), or with probabilities of
  * input's shape.
  *
  * @throws ValueError for a class outside 0 … C − 1 other than ignoreIndex.
  */
-export function crossEntropy(input: Tensor, target: Tensor, options: CrossEntropyOptions = {}): Tensor {
-  const { weight, ignoreIndex = -100, reduction = 'mean', labelSmoothing = 0 } = options
+export function crossEntropy(
+  input: Tensor,
+  classes: Tensor | ArrayOperand,
+  options: CrossEntropyOptions = {},
+): Tensor {
+  input = asTensor('cross_entropy', input)
+  const target = asTensor('cross_entropy', classes, input, classesOf(classes))
+  const {
+    weight,
+    ignoreIndex = -100,
+    reduction = 'mean',
+    labelSmoothing = 0,
+  } = expectOptions('cross_entropy', options, { reduction: 1, weight: 1, ignoreIndex: 1, labelSmoothing: 1 })
   checkReduction('cross_entropy', reduction)
   if (!(labelSmoothing >= 0 && labelSmoothing <= 1))
     throw new ValueError(`cross_entropy: labelSmoothing must lie within 0 … 1, got ${labelSmoothing}`)

@@ -1,8 +1,10 @@
+import { expectOptions, sizesOf } from '../checks.ts'
 import { isFloat } from '../dtype.ts'
 import { DTypeError, ShapeError, show } from '../errors.ts'
 import * as e from '../expr.ts'
 import { numel, sameShape } from '../layout.ts'
 import { apply, type Op } from '../op.ts'
+import { expectTensor } from '../operands.ts'
 import { elementwise } from '../primitives/elementwise.ts'
 import { reduce } from '../primitives/reduce.ts'
 import { reshapeView } from '../primitives/views.ts'
@@ -47,9 +49,12 @@ const LAYER_NORM: Op<LayerNormAttrs> = {
 function normalised(
   op: string,
   x: Tensor,
-  shape: readonly number[],
+  sizes: number | readonly number[],
   params: readonly (Tensor | null | undefined)[],
 ): number {
+  expectTensor(op, x)
+  const shape = sizesOf(op, sizes, [])
+  for (const p of params) if (p) expectTensor(op, p)
   if (!isFloat(x.dtype))
     throw new DTypeError(`${op}: takes floating tensors, not ${x.dtype}; convert with .to('float32')`)
   const tail = x.shape.slice(x.rank - shape.length)
@@ -66,6 +71,8 @@ function normalised(
   return numel(shape)
 }
 
+const EPS = { eps: 1 } as const
+
 export interface NormOptions {
   /**
    * Added to the variance (of rmsNorm: the mean square) under the root. Default: 1e-5; of rmsNorm the
@@ -81,12 +88,12 @@ export interface NormOptions {
  */
 export function layerNorm(
   x: Tensor,
-  normalizedShape: readonly number[],
+  normalizedShape: number | readonly number[],
   weight?: Tensor | null,
   bias?: Tensor | null,
   options: NormOptions = {},
 ): Tensor {
-  const eps = options.eps ?? 1e-5
+  const eps = expectOptions('layer_norm', options, EPS).eps ?? 1e-5
   const size = normalised('layer_norm', x, normalizedShape, [weight, bias])
   if (bias && !weight) return add(layerNorm(x, normalizedShape, null, null, { eps }), bias)
   const inputs = [x, ...(weight ? [weight] : []), ...(bias ? [bias] : [])]
@@ -127,11 +134,11 @@ const EPSILON = { float32: 2 ** -23, float64: 2 ** -52 } as const
  */
 export function rmsNorm(
   x: Tensor,
-  normalizedShape: readonly number[],
+  normalizedShape: number | readonly number[],
   weight?: Tensor | null,
   options: NormOptions = {},
 ): Tensor {
-  const { eps } = options
+  const { eps } = expectOptions('rms_norm', options, EPS)
   const size = normalised('rms_norm', x, normalizedShape, [weight])
   const small = eps ?? EPSILON[x.dtype as 'float32' | 'float64']
   return apply<RmsNormAttrs>(RMS_NORM, weight ? [x, weight] : [x], {
@@ -168,7 +175,8 @@ export function groupNorm(
   bias?: Tensor | null,
   options: NormOptions = {},
 ): Tensor {
-  const eps = options.eps ?? 1e-5
+  const eps = expectOptions('group_norm', options, EPS).eps ?? 1e-5
+  expectTensor('group_norm', x)
   if (!isFloat(x.dtype)) throw new DTypeError(`group_norm: takes floating tensors, not ${x.dtype}`)
   const c = x.shape[1]
   if (x.rank < 2 || !Number.isInteger(numGroups) || numGroups < 1 || c % numGroups !== 0) {

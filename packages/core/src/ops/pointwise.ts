@@ -1,6 +1,8 @@
+import { expectOptions } from '../checks.ts'
 import { isFloat } from '../dtype.ts'
 import { ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
+import { type ArrayOperand, asTensor } from '../operands.ts'
 import { copy, elementwise } from '../primitives/elementwise.ts'
 import { type Program, program } from '../program.ts'
 import type { Tensor } from '../tensor.ts'
@@ -12,9 +14,10 @@ import { activations } from './activations.ts'
  */
 
 /**
- * What may stand beside an operator: a tensor, or a plain number, which takes the dtype of the tensor beside it.
+ * What may stand beside an operator: a tensor, a plain number, which takes the dtype of the tensor beside it, or an
+ * array of numbers, which becomes a tensor.
  */
-export type Operand = Tensor | number
+export type Operand = Tensor | number | ArrayOperand
 
 const unary = (name: string, f: (x: e.Expr) => e.Expr): ((x: Tensor) => Tensor) => {
   const p = program(name, 1, ([x]) => f(x))
@@ -94,7 +97,7 @@ export interface RoundOptions {
  * await tensor([126, 3]).round({ decimals: -1 }).toArray() // → [130, 0]
  */
 export const round = (x: Tensor, options: RoundOptions = {}): Tensor => {
-  const { decimals = 0 } = options
+  const { decimals = 0 } = expectOptions('round', options, { decimals: 1 })
   return decimals === 0 || !isFloat(x.dtype)
     ? ROUND(x)
     : elementwise(decimals > 0 ? ROUND_UP : ROUND_DOWN, [x], [10 ** Math.abs(decimals)])
@@ -108,7 +111,10 @@ const SQUARE = unary('square', e.square)
  * @example
  * await tensor([-3, 2]).square().toArray() // → [9, 4]
  */
-export const square = (x: Tensor): Tensor => SQUARE(x.dtype === 'bool' ? copy(x, 'int32') : x)
+export const square = (x: Tensor): Tensor => {
+  const from = asTensor('square', x)
+  return SQUARE(from.dtype === 'bool' ? copy(from, 'int32') : from)
+}
 
 /**
  * Takes the square root √x of every element, in x's shape; integers become float32. NaN below 0.
@@ -260,7 +266,7 @@ export interface AddOptions {
  * await tensor([1, 2]).add(tensor([3, 4]), { alpha: 2 }).toArray() // → [7, 10]
  */
 export const add = (a: Operand, b: Operand, options: AddOptions = {}): Tensor => {
-  const { alpha = 1 } = options
+  const { alpha = 1 } = expectOptions('add', options, { alpha: 1 })
   return alpha === 1
     ? ADD(a, b)
     : typeof b === 'number'
@@ -279,7 +285,7 @@ export const add = (a: Operand, b: Operand, options: AddOptions = {}): Tensor =>
  * await sub(1, tensor([1, 2])).toArray() // → [0, -1]
  */
 export const sub = (a: Operand, b: Operand, options: AddOptions = {}): Tensor => {
-  const { alpha = 1 } = options
+  const { alpha = 1 } = expectOptions('sub', options, { alpha: 1 })
   return alpha === 1
     ? SUB(a, b)
     : typeof b === 'number'
@@ -321,7 +327,8 @@ const TRUNCATED_INT = binary('div', (a, b) => {
   const under = e.and(e.ne(e.mul(q, b), a), e.ne(e.lt(a, 0), e.lt(b, 0)))
   return e.add(q, e.cast('int32', under))
 })
-const isWhole = (x: Operand): boolean => (typeof x === 'number' ? Number.isInteger(x) : !isFloat(x.dtype))
+const isWhole = (x: Operand): boolean =>
+  typeof x === 'number' ? Number.isInteger(x) : !isFloat(asTensor('div', x).dtype)
 
 /** Options of `div`. */
 export interface DivOptions {
@@ -339,7 +346,7 @@ export interface DivOptions {
  * await tensor([-7, 7]).div(2, { roundingMode: 'floor' }).toArray() // → [-4, 3]
  */
 export function div(a: Operand, b: Operand, options: DivOptions = {}): Tensor {
-  const { roundingMode = null } = options
+  const { roundingMode = null } = expectOptions('div', options, { roundingMode: 1 })
   if (roundingMode === null) return DIV(a, b)
   const int = isWhole(a) && isWhole(b)
   if (roundingMode === 'floor') return int ? FLOORED_INT(a, b) : FLOORED(a, b)
@@ -492,7 +499,7 @@ const WHERE_NONE = program('where', 1, ([c], [a, b]) => e.select(e.cast('bool', 
  * const x = tensor([-1, 2])
  * await where(x.gt(0), x, 0).toArray() // → [0, 2]
  */
-export function where(condition: Tensor, a: Operand, b: Operand): Tensor {
+export function where(condition: Tensor | ArrayOperand, a: Operand, b: Operand): Tensor {
   if (typeof a === 'number') {
     return typeof b === 'number'
       ? elementwise(WHERE_NONE, [condition], [a, b])
@@ -514,7 +521,7 @@ const FILL_TENSOR = program('masked_fill', 3, ([x, mask, v]) => e.select(mask, v
  * @example
  * await tensor([1, 2]).maskedFill(tensor([true, false]), 0).toArray() // → [0, 2]
  */
-export const maskedFill = (x: Tensor, mask: Tensor, value: Operand): Tensor =>
+export const maskedFill = (x: Tensor, mask: Tensor | ArrayOperand, value: Operand): Tensor =>
   typeof value === 'number'
     ? elementwise(FILL, [x, mask], [value], x.dtype)
     : elementwise(FILL_TENSOR, [x, mask, value], [], x.dtype)
@@ -534,7 +541,7 @@ export interface LeakyReluOptions {
  * await tensor([-2, 2]).leakyRelu({ negativeSlope: 0.5 }).toArray() // → [-1, 2]
  */
 export const leakyRelu = (x: Tensor, options: LeakyReluOptions = {}): Tensor => {
-  const { negativeSlope = 0.01 } = options
+  const { negativeSlope = 0.01 } = expectOptions('leaky_relu', options, { negativeSlope: 1 })
   return elementwise(LEAKY, [x], [negativeSlope])
 }
 
@@ -559,7 +566,7 @@ export interface EluOptions {
  * await tensor([-50, 2]).elu({ alpha: 0.5 }).toArray() // → [-0.5, 2]
  */
 export const elu = (x: Tensor, options: EluOptions = {}): Tensor => {
-  const { alpha = 1 } = options
+  const { alpha = 1 } = expectOptions('elu', options, { alpha: 1 })
   return elementwise(ELU, [x], [alpha])
 }
 
@@ -590,7 +597,7 @@ export interface SoftplusOptions {
  * await tensor([-200, 30]).softplus().toArray() // → [0, 30]
  */
 export const softplus = (x: Tensor, options: SoftplusOptions = {}): Tensor => {
-  const { beta = 1, threshold = 20 } = options
+  const { beta = 1, threshold = 20 } = expectOptions('softplus', options, { beta: 1, threshold: 1 })
   return elementwise(SOFTPLUS, [x], [beta, threshold])
 }
 
@@ -612,7 +619,7 @@ export interface GeluOptions {
  * await tensor([-50, 0, 50]).gelu().toArray() // → [0, 0, 50]
  */
 export function gelu(x: Tensor, options: GeluOptions = {}): Tensor {
-  const { approximate = 'none' } = options
+  const { approximate = 'none' } = expectOptions('gelu', options, { approximate: 1 })
   if (approximate !== 'none' && approximate !== 'tanh')
     throw new ValueError(`gelu: approximate must be 'none' or 'tanh', not '${String(approximate)}'`)
   return elementwise(approximate === 'tanh' ? GELU_TANH : GELU, [x])

@@ -1,10 +1,12 @@
+import { describe, expectOptions } from '../checks.ts'
 import { ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
+import { asTensor } from '../operands.ts'
 import { elementwise } from '../primitives/elementwise.ts'
 import { program } from '../program.ts'
 import { hostRandom, nextDraw, threefry, uniform01, uniformOpen } from '../random.ts'
-import type { Tensor } from '../tensor.ts'
-import { generated, type TensorOptions, tensor } from './create.ts'
+import { Tensor } from '../tensor.ts'
+import { generated, shapeAndOptions, TENSOR, type TensorOptions, tensor } from './create.ts'
 import { argsort } from './reduction.ts'
 
 // Parameters of every draw: key (2), draw number, then the distribution's own.
@@ -38,7 +40,10 @@ export interface RandOptions extends TensorOptions {
 }
 
 /** Uniform in [low, high), default [0, 1). */
-export const rand = (shape: readonly number[], options: RandOptions = {}): Tensor => {
+export function rand(shape: readonly number[], options?: RandOptions): Tensor
+export function rand(...sizes: number[]): Tensor
+export function rand(...args: readonly unknown[]): Tensor {
+  const { shape, options } = shapeAndOptions<RandOptions>('rand', args, { ...TENSOR, low: 1, high: 1 })
   const { low = 0, high = 1, ...rest } = options
   return generated('rand', UNIFORM, shape, rest, [...nextDraw(), low, high - low])
 }
@@ -51,13 +56,17 @@ export interface RandnOptions extends TensorOptions {
 }
 
 /** Normal, default mean 0 and standard deviation 1. */
-export const randn = (shape: readonly number[], options: RandnOptions = {}): Tensor => {
+export function randn(shape: readonly number[], options?: RandnOptions): Tensor
+export function randn(...sizes: number[]): Tensor
+export function randn(...args: readonly unknown[]): Tensor {
+  const { shape, options } = shapeAndOptions<RandnOptions>('randn', args, { ...TENSOR, mean: 1, std: 1 })
   const { mean = 0, std = 1, ...rest } = options
   return generated('randn', NORMAL, shape, rest, [...nextDraw(), mean, std])
 }
 
 /** 1 with probability p, else 0; float32 unless said. */
 export function bernoulli(shape: readonly number[], p: number, options: TensorOptions = {}): Tensor {
+  shapeAndOptions('bernoulli', [shape, options], TENSOR)
   if (!(p >= 0 && p <= 1)) throw new ValueError(`bernoulli: p must lie within 0 … 1, got ${p}`)
   return generated('bernoulli', BERNOULLI, shape, options, [...nextDraw(), p])
 }
@@ -72,7 +81,8 @@ export function randint(
   if (!Number.isInteger(low) || !Number.isInteger(high) || high <= low || high - low > 2 ** 24) {
     throw new ValueError(`randint: needs whole low < high at most 2^24 apart, got ${low} and ${high}`)
   }
-  return generated('randint', INTEGERS, shape, { dtype: 'int32', ...options }, [
+  const { shape: sizes } = shapeAndOptions('randint', [shape, options], TENSOR)
+  return generated('randint', INTEGERS, sizes, { dtype: 'int32', ...options }, [
     ...nextDraw(),
     low,
     high - low,
@@ -82,6 +92,7 @@ export function randint(
 
 /** A random order of 0 … n − 1, int32. */
 export function randperm(n: number, options: TensorOptions = {}): Tensor {
+  expectOptions('randperm', options, TENSOR)
   const keys = rand([n], options.device === undefined ? {} : { device: options.device })
   const order = argsort(keys, 0)
   keys.dispose()
@@ -93,6 +104,8 @@ export function randperm(n: number, options: TensorOptions = {}): Tensor {
  * Reads the weights at once.
  */
 export function multinomial(weights: ArrayLike<number>, numSamples = 1): Tensor {
+  if (weights instanceof Tensor)
+    throw new ValueError('multinomial: takes weights on the host; pass await weights.data()')
   let total = 0
   for (let i = 0; i < weights.length; i++) {
     if (!(weights[i] >= 0))
@@ -143,7 +156,8 @@ export const dropWith = (x: Tensor, p: number, draw: readonly number[]): Tensor 
  * stays (Srivastava et al. 2014). The mask is never stored: backward draws the same numbers again.
  */
 export function dropout(x: Tensor, p = 0.5, training = true): Tensor {
-  if (!(p >= 0 && p <= 1)) throw new ValueError(`dropout: p must lie within 0 … 1, got ${p}`)
+  x = asTensor('dropout', x)
+  if (!(p >= 0 && p <= 1)) throw new ValueError(`dropout: p must lie within 0 … 1, got ${describe(p)}`)
   if (!training || p === 0) return x
   return dropWith(x, p, nextDraw())
 }

@@ -1,8 +1,10 @@
+import { expectDType, expectOptions, type Names } from '../checks.ts'
 import { type DType, isFloat, toFloat, toSum } from '../dtype.ts'
 import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import { wrapDim, wrapDims } from '../layout.ts'
 import { apply, type Op } from '../op.ts'
+import { asTensor } from '../operands.ts'
 import { copy, elementwise, fill } from '../primitives/elementwise.ts'
 import { reduce } from '../primitives/reduce.ts'
 import { scan } from '../primitives/scan.ts'
@@ -25,20 +27,28 @@ export interface ReduceOptions {
   keepdim?: boolean
 }
 
+const REDUCING: Names<ReduceOptions> = { keepdim: 1 }
+
 /** Options of `sum`, `prod` and `mean`. */
 export interface SumOptions extends ReduceOptions {
   /** Convert to this dtype first. */
   dtype?: DType
 }
 
-const as = (x: Tensor, dtype: DType | undefined): Tensor =>
-  dtype === undefined || dtype === x.dtype ? x : copy(x, dtype)
+const as = (op: string, x: Tensor, dtype: DType | undefined): Tensor => {
+  const from = asTensor(op, x)
+  return dtype === undefined || dtype === from.dtype ? from : copy(from, expectDType(op, dtype))
+}
+
+const SUMMING: Names<SumOptions> = { keepdim: 1, dtype: 1 }
 
 const count = (x: Tensor, dims: readonly number[]): number => dims.reduce((p, d) => p * x.shape[d], 1)
 
 /** Sums and products of bools count as int32, unless bool is asked for. */
-function total(kind: 'sum' | 'prod', x: Tensor, dim: Dims, { keepdim = false, dtype }: SumOptions): Tensor {
-  const out = reduce(kind, as(x, dtype), wrapDims(kind, dim, x.rank), keepdim)
+function total(kind: 'sum' | 'prod', x: Tensor, dim: Dims, options: SumOptions): Tensor {
+  x = asTensor(kind, x)
+  const { keepdim = false, dtype } = expectOptions(kind, options, SUMMING)
+  const out = reduce(kind, as(kind, x, dtype), wrapDims(kind, dim, x.rank), keepdim)
   return dtype === 'bool' ? copy(out, dtype) : out
 }
 
@@ -74,8 +84,9 @@ export const prod = (x: Tensor, dim?: Dims, options: SumOptions = {}): Tensor =>
  * await tensor([[1, 2], [3, 4]]).mean(0).toArray() // → [2, 3]
  */
 export function mean(x: Tensor, dim?: Dims, options: SumOptions = {}): Tensor {
-  const { keepdim = false, dtype } = options
-  const from = as(x, dtype)
+  x = asTensor('mean', x)
+  const { keepdim = false, dtype } = expectOptions('mean', options, SUMMING)
+  const from = as('mean', x, dtype)
   if (!isFloat(from.dtype))
     throw new DTypeError(`mean: takes floating tensors, not ${from.dtype}; convert with .to('float32')`)
   const dims = wrapDims('mean', dim, x.rank)
@@ -91,7 +102,8 @@ export function mean(x: Tensor, dim?: Dims, options: SumOptions = {}): Tensor {
  * await tensor([[1, 5], [3, 4]]).amax(1).toArray() // → [5, 4]
  */
 export const amax = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor => {
-  const { keepdim = false } = options
+  const { keepdim = false } = expectOptions('amax', options, REDUCING)
+  x = asTensor('amax', x)
   return reduce('max', x, wrapDims('amax', dim, x.rank), keepdim)
 }
 
@@ -104,12 +116,14 @@ export const amax = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor
  * await tensor([[1, 5], [3, 4]]).amin(1).toArray() // → [1, 3]
  */
 export const amin = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor => {
-  const { keepdim = false } = options
+  const { keepdim = false } = expectOptions('amin', options, REDUCING)
+  x = asTensor('amin', x)
   return reduce('min', x, wrapDims('amin', dim, x.rank), keepdim)
 }
 
 function argReduce(kind: 'max' | 'min', x: Tensor, dim: number | null | undefined, keepdim: boolean): Tensor {
   const op = `arg${kind}`
+  x = asTensor(op, x)
   const all = dim === undefined || dim === null
   if (x.numel === 0 && (all || x.shape[wrapDim(op, dim, x.rank)] === 0))
     throw new ShapeError(`${op}: ${show(x.shape)} has no elements`)
@@ -133,7 +147,7 @@ function argReduce(kind: 'max' | 'min', x: Tensor, dim: number | null | undefine
  * await tensor([[1, 5], [7, 4]]).argmax(1).toArray() // → [1, 0]
  */
 export const argmax = (x: Tensor, dim?: number | null, options: ReduceOptions = {}): Tensor => {
-  const { keepdim = false } = options
+  const { keepdim = false } = expectOptions('argmax', options, REDUCING)
   return argReduce('max', x, dim, keepdim)
 }
 
@@ -146,7 +160,7 @@ export const argmax = (x: Tensor, dim?: number | null, options: ReduceOptions = 
  * await tensor([[1, 5], [7, 4]]).argmin(1).toArray() // → [0, 1]
  */
 export const argmin = (x: Tensor, dim?: number | null, options: ReduceOptions = {}): Tensor => {
-  const { keepdim = false } = options
+  const { keepdim = false } = expectOptions('argmin', options, REDUCING)
   return argReduce('min', x, dim, keepdim)
 }
 
@@ -158,7 +172,8 @@ export interface VarOptions extends ReduceOptions {
 
 const SQUARED_DISTANCE = program('squared_distance', 2, ([x, m]) => e.square(e.sub(x, m)))
 
-function variance(op: string, x: Tensor, dim: Dims, { keepdim = false, correction = 1 }: VarOptions): Tensor {
+function variance(op: string, x: Tensor, dim: Dims, options: VarOptions): Tensor {
+  const { keepdim = false, correction = 1 } = expectOptions(op, options, { keepdim: 1, correction: 1 })
   if (!isFloat(x.dtype))
     throw new DTypeError(`${op}: takes floating tensors, not ${x.dtype}; convert with .to('float32')`)
   const dims = wrapDims(op, dim, x.rank)
@@ -225,7 +240,7 @@ const LOG_SOFTMAX: Op<{ dim: number }> = {
 }
 
 function alongDim(op: Op<{ dim: number }>, input: Tensor, dim: number, dtype: DType | undefined): Tensor {
-  const x = as(input, dtype)
+  const x = as(op.name, input, dtype)
   checkFloat(op.name, x)
   const d = wrapDim(op.name, dim, x.rank)
   if (x.rank > 0) return apply(op, [x], { dim: d })[0]
@@ -246,7 +261,7 @@ export interface CastOptions {
  * await tensor([[1, 1], [0, 100]]).softmax(1).toArray() // → [[0.5, 0.5], [0, 1]]
  */
 export const softmax = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
-  const { dtype } = options
+  const { dtype } = expectOptions('softmax', options, { dtype: 1 })
   return alongDim(SOFTMAX, x, dim, dtype)
 }
 
@@ -258,7 +273,7 @@ export const softmax = (x: Tensor, dim: number, options: CastOptions = {}): Tens
  * await tensor([0, 100]).logSoftmax(0).toArray() // → [-100, 0]
  */
 export const logSoftmax = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
-  const { dtype } = options
+  const { dtype } = expectOptions('log_softmax', options, { dtype: 1 })
   return alongDim(LOG_SOFTMAX, x, dim, dtype)
 }
 
@@ -270,8 +285,8 @@ export const logSoftmax = (x: Tensor, dim: number, options: CastOptions = {}): T
  * await tensor([0, 100]).softmin(0).toArray() // → [1, 0]
  */
 export const softmin = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
-  const { dtype } = options
-  return alongDim(SOFTMAX, mul(as(x, dtype), -1), dim, undefined)
+  const { dtype } = expectOptions('softmin', options, { dtype: 1 })
+  return alongDim(SOFTMAX, mul(as('softmin', x, dtype), -1), dim, undefined)
 }
 
 const LOGSUMEXP: Op<{ dims: readonly number[]; keepdim: boolean }> = {
@@ -305,13 +320,15 @@ const SUM = program('add', 2, ([a, b]) => e.add(a, b))
  * await tensor([1000, 0]).logsumexp(0).item() // → 1000
  */
 export function logsumexp(x: Tensor, dim: Dims, options: ReduceOptions = {}): Tensor {
-  const { keepdim = false } = options
-  const from = as(x, toFloat(x.dtype))
+  const { keepdim = false } = expectOptions('logsumexp', options, REDUCING)
+  x = asTensor('logsumexp', x)
+  const from = as('logsumexp', x, toFloat(x.dtype))
   return apply(LOGSUMEXP, [from], { dims: wrapDims('logsumexp', dim, x.rank), keepdim })[0]
 }
 
 function cumulative(kind: 'sum' | 'prod', x: Tensor, dim: number, dtype: DType | undefined): Tensor {
-  const from = as(x, dtype ?? toSum(x.dtype))
+  x = asTensor(`cum${kind}`, x)
+  const from = as(`cum${kind}`, x, dtype ?? toSum(x.dtype))
   const d = wrapDim(`cum${kind}`, dim, x.rank)
   return x.rank === 0 ? copy(from) : scan(kind, [from], d, false)
 }
@@ -324,7 +341,7 @@ function cumulative(kind: 'sum' | 'prod', x: Tensor, dim: number, dtype: DType |
  * await tensor([1, 2, 3]).cumsum(0).toArray() // → [1, 3, 6]
  */
 export const cumsum = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
-  const { dtype } = options
+  const { dtype } = expectOptions('cumsum', options, { dtype: 1 })
   return cumulative('sum', x, dim, dtype)
 }
 
@@ -337,7 +354,7 @@ export const cumsum = (x: Tensor, dim: number, options: CastOptions = {}): Tenso
  * await tensor([1, 2, 3]).cumprod(0).toArray() // → [1, 2, 6]
  */
 export const cumprod = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
-  const { dtype } = options
+  const { dtype } = expectOptions('cumprod', options, { dtype: 1 })
   return cumulative('prod', x, dim, dtype)
 }
 
@@ -360,7 +377,8 @@ export interface SortOptions {
  * await indices.toArray() // → [1, 2, 0]
  */
 export function sort(x: Tensor, dim = -1, options: SortOptions = {}): [values: Tensor, indices: Tensor] {
-  const { descending = false } = options
+  x = asTensor('sort', x)
+  const { descending = false } = expectOptions('sort', options, { descending: 1, stable: 1 })
   return sortPrimitive(x, wrapDim('sort', dim, x.rank), descending)
 }
 
@@ -372,7 +390,7 @@ export function sort(x: Tensor, dim = -1, options: SortOptions = {}): [values: T
  * await tensor([3, 1, 2]).argsort().toArray() // → [1, 2, 0]
  */
 export function argsort(x: Tensor, dim = -1, options: SortOptions = {}): Tensor {
-  const [values, indices] = sort(x.detach(), dim, options)
+  const [values, indices] = sort(asTensor('argsort', x).detach(), dim, options)
   values.dispose()
   return indices
 }
@@ -400,7 +418,8 @@ export function topk(
   dim = -1,
   options: TopkOptions = {},
 ): [values: Tensor, indices: Tensor] {
-  const { largest = true } = options
+  x = asTensor('topk', x)
+  const { largest = true } = expectOptions('topk', options, { largest: 1, sorted: 1 })
   const d = wrapDim('topk', dim, x.rank)
   const n = x.shape[d] ?? 1
   if (!Number.isInteger(k) || k < 0 || k > n)
@@ -419,8 +438,11 @@ export function topk(
  * @example
  * await tensor([[0, 0], [0, 1]]).any(1).toArray() // → [false, true]
  */
-export const any = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor =>
-  copy(amaxOrZero(x, dim, options), 'bool')
+export const any = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor => {
+  const { keepdim = false } = expectOptions('any', options, REDUCING)
+  const from = flags(x)
+  return copy(reduce('sum', from, wrapDims('any', dim, from.rank), keepdim), 'bool')
+}
 
 /**
  * Says whether all elements are not 0, over dims, by default all: bool.
@@ -429,11 +451,11 @@ export const any = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor 
  * @example
  * await tensor([[1, 1], [0, 1]]).all(1).toArray() // → [true, false]
  */
-export const all = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor =>
-  copy(
-    reduce('prod', copy(copy(x, 'bool'), 'int32'), wrapDims('all', dim, x.rank), options.keepdim ?? false),
-    'bool',
-  )
+export const all = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor => {
+  const { keepdim = false } = expectOptions('all', options, REDUCING)
+  const from = flags(x)
+  return copy(reduce('prod', from, wrapDims('all', dim, from.rank), keepdim), 'bool')
+}
 
-const amaxOrZero = (x: Tensor, dim: Dims, { keepdim = false }: ReduceOptions): Tensor =>
-  reduce('sum', copy(copy(x, 'bool'), 'int32'), wrapDims('any', dim, x.rank), keepdim)
+/** The elements as 0 and 1. */
+const flags = (x: Tensor): Tensor => copy(copy(x, 'bool'), 'int32')

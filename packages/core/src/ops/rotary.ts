@@ -1,10 +1,12 @@
 import type { Backend } from '../backend.ts'
+import { expectOptions } from '../checks.ts'
 import { type DType, isFloat } from '../dtype.ts'
 import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import { broadcastShapes, sameShape } from '../layout.ts'
 import { scope } from '../memory.ts'
 import { apply, type Op } from '../op.ts'
+import { expectTensor } from '../operands.ts'
 import { elementwise, elementwiseAll } from '../primitives/elementwise.ts'
 import { reshapeView } from '../primitives/views.ts'
 import { program } from '../program.ts'
@@ -164,7 +166,20 @@ export interface RotaryOptions {
  * rotaryEmbedding(q.narrow(2, 9, 1), { offset: 9 }) // the last row alone, as in decoding
  */
 export function rotaryEmbedding(x: Tensor, options: RotaryOptions = {}): Tensor {
-  const { base = 10000, offset = 0, positions = null, interleaved = false } = options
+  const {
+    base = 10000,
+    offset = 0,
+    positions = null,
+    interleaved = false,
+  } = expectOptions('rotary_embedding', options, {
+    base: 1,
+    frequencies: 1,
+    offset: 1,
+    positions: 1,
+    interleaved: 1,
+    rotaryDim: 1,
+  })
+  expectTensor(name, x)
   if (!isFloat(x.dtype)) throw new DTypeError(`${name}: takes floating tensors, not ${x.dtype}`)
   if (x.rank < 2) throw new ShapeError(`${name}: takes (…, T, D), got ${show(x.shape)}`)
   const [t, d] = x.shape.slice(-2)

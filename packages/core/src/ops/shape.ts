@@ -1,8 +1,10 @@
 import type { KernelOf } from '../backend.ts'
+import { describe, expectOptions, sizesOf } from '../checks.ts'
 import { isFloat, promote } from '../dtype.ts'
 import { ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import * as L from '../layout.ts'
+import { type ArrayOperand, asTensor, tensorsOf } from '../operands.ts'
 import { backendOf } from '../primitives/common.ts'
 import { copy, copyInto, elementwise } from '../primitives/elementwise.ts'
 import {
@@ -24,12 +26,15 @@ import { allocate, type Tensor } from '../tensor.ts'
 /** Operators that only move elements around. Views share storage; a copy is made where the docs say so. */
 
 /** The same elements in another shape; one size may be −1. A view where the strides allow it, else a copy. */
-export const reshape = (x: Tensor, shape: readonly number[]): Tensor =>
-  reshapeView(x, L.resolveShape('reshape', x.shape, shape))
+export function reshape(x: Tensor, shape: number | readonly number[], ...more: number[]): Tensor {
+  x = asTensor('reshape', x)
+  return reshapeView(x, L.resolveShape('reshape', x.shape, sizesOf('reshape', shape, more)))
+}
 
 /** As reshape, but never a copy. @throws ShapeError where the strides do not allow a view. */
-export function view(x: Tensor, shape: readonly number[]): Tensor {
-  const to = L.resolveShape('view', x.shape, shape)
+export function view(x: Tensor, shape: number | readonly number[], ...more: number[]): Tensor {
+  x = asTensor('view', x)
+  const to = L.resolveShape('view', x.shape, sizesOf('view', shape, more))
   if (L.reshapeLayout(x, to) === null) {
     throw new ShapeError(
       `view: ${show(x.shape)} with strides ${show(x.strides)} cannot be seen as ${show(to)} without a copy; use reshape`,
@@ -40,6 +45,7 @@ export function view(x: Tensor, shape: readonly number[]): Tensor {
 
 /** Dims startDim … endDim (both included) as one. */
 export function flatten(x: Tensor, startDim = 0, endDim = -1): Tensor {
+  x = asTensor('flatten', x)
   const [a, b] = [L.wrapDim('flatten', startDim, x.rank), L.wrapDim('flatten', endDim, x.rank)]
   if (a > b) throw new ShapeError(`flatten: startDim ${startDim} comes after endDim ${endDim}`)
   if (x.rank === 0) return reshapeView(x, [1])
@@ -48,6 +54,7 @@ export function flatten(x: Tensor, startDim = 0, endDim = -1): Tensor {
 
 /** Dim `dim` as several; one size may be −1. */
 export function unflatten(x: Tensor, dim: number, sizes: readonly number[]): Tensor {
+  x = asTensor('unflatten', x)
   const d = L.wrapDim('unflatten', dim, x.rank)
   return reshapeView(x, [
     ...x.shape.slice(0, d),
@@ -57,17 +64,20 @@ export function unflatten(x: Tensor, dim: number, sizes: readonly number[]): Ten
 }
 
 /** Dims in another order; a view. */
-export function permute(x: Tensor, dims: readonly number[]): Tensor {
-  const order = dims.map((d) => L.wrapDim('permute', d, x.rank))
-  if (order.length !== x.rank || new Set(order).size !== order.length)
+export function permute(x: Tensor, dims: number | readonly number[], ...more: number[]): Tensor {
+  x = asTensor('permute', x)
+  const order = sizesOf('permute', dims, more)
+  const places = order.map((d) => L.wrapDim('permute', d, x.rank))
+  if (places.length !== x.rank || new Set(places).size !== places.length)
     throw new ShapeError(
-      `permute: ${show(dims)} must name each of the ${x.rank} dims of ${show(x.shape)} once`,
+      `permute: ${show(order)} must name each of the ${x.rank} dims of ${show(x.shape)} once`,
     )
-  return permuteView(x, order)
+  return permuteView(x, places)
 }
 
 /** Two dims swapped; a view. */
 export function transpose(x: Tensor, dim0: number, dim1: number): Tensor {
+  x = asTensor('transpose', x)
   const [a, b] = [L.wrapDim('transpose', dim0, x.rank), L.wrapDim('transpose', dim1, x.rank)]
   return x.rank === 0 ? x : transposeView(x, a, b)
 }
@@ -85,6 +95,7 @@ export function movedim(
   source: number | readonly number[],
   destination: number | readonly number[],
 ): Tensor {
+  x = asTensor('movedim', x)
   const from = (typeof source === 'number' ? [source] : source).map((d) => L.wrapDim('movedim', d, x.rank))
   const to = (typeof destination === 'number' ? [destination] : destination).map((d) =>
     L.wrapDim('movedim', d, x.rank),
@@ -107,31 +118,41 @@ export function movedim(
 }
 
 /** Size-1 dims repeated without a copy; −1 keeps a size; new dims come first. */
-export const expand = (x: Tensor, shape: readonly number[]): Tensor =>
-  expandView('expand', x, L.expandLayout('expand', x, shape).shape)
+export function expand(x: Tensor, shape: number | readonly number[], ...more: number[]): Tensor {
+  x = asTensor('expand', x)
+  return expandView('expand', x, L.expandLayout('expand', x, sizesOf('expand', shape, more)).shape)
+}
 
 /** As expand, NumPy's name. */
-export const broadcastTo = (x: Tensor, shape: readonly number[]): Tensor =>
-  expandView('broadcast_to', x, L.expandLayout('broadcast_to', x, shape).shape)
+export function broadcastTo(x: Tensor, shape: number | readonly number[], ...more: number[]): Tensor {
+  x = asTensor('broadcast_to', x)
+  return expandView(
+    'broadcast_to',
+    x,
+    L.expandLayout('broadcast_to', x, sizesOf('broadcast_to', shape, more)).shape,
+  )
+}
 
 /** x in other's shape. */
-export const expandAs = (x: Tensor, other: Tensor): Tensor => expand(x, other.shape)
+export const expandAs = (x: Tensor, other: Tensor): Tensor => expand(x, asTensor('expand_as', other).shape)
 
 /** Dims of size 1 removed: all, or those named (a named dim of another size stays). A view. */
-export function squeeze(x: Tensor, dim?: number | readonly number[]): Tensor {
+export function squeeze(x: Tensor, dim?: number | readonly number[] | null, ...more: number[]): Tensor {
+  x = asTensor('squeeze', x)
   const dims =
-    dim === undefined
+    dim === undefined || dim === null
       ? x.shape.map((_, i) => i)
-      : (typeof dim === 'number' ? [dim] : dim).map((d) => L.wrapDim('squeeze', d, x.rank))
+      : sizesOf('squeeze', dim, more).map((d) => L.wrapDim('squeeze', d, x.rank))
   return reshapeView(x, L.squeezeLayout(x, dims).shape)
 }
 
 /** A new dim of size 1 at `dim`. A view. */
 export const unsqueeze = (x: Tensor, dim: number): Tensor =>
-  reshapeView(x, x.shape.toSpliced(L.wrapDim('unsqueeze', dim, x.rank + 1), 0, 1))
+  reshapeView(x, asTensor('unsqueeze', x).shape.toSpliced(L.wrapDim('unsqueeze', dim, x.rank + 1), 0, 1))
 
 /** Elements start … end−1 along dim, every step-th; Python's rules for negative bounds; step may be negative. A view. */
 export function slice(x: Tensor, dim: number, start?: number, end?: number, step = 1): Tensor {
+  x = asTensor('slice', x)
   const d = L.wrapDim('slice', dim, x.rank)
   if (x.rank === 0) throw new ShapeError('slice: a scalar has no dims')
   return part('slice', x, (l) => L.sliceLayout('slice', l, d, start, end, step))
@@ -139,6 +160,7 @@ export function slice(x: Tensor, dim: number, start?: number, end?: number, step
 
 /** `length` elements from `start` along dim. A view. */
 export function narrow(x: Tensor, dim: number, start: number, length: number): Tensor {
+  x = asTensor('narrow', x)
   const d = L.wrapDim('narrow', dim, x.rank)
   const n = x.shape[d] ?? 0
   const from = start < 0 ? start + n : start
@@ -159,14 +181,16 @@ export function narrow(x: Tensor, dim: number, start: number, length: number): T
 
 /** The part at `index` along dim, without that dim. A view. */
 export function select(x: Tensor, dim: number, index: number): Tensor {
+  x = asTensor('select', x)
   if (x.rank === 0) throw new ShapeError('select: a scalar has no dims')
   const d = L.wrapDim('select', dim, x.rank)
   return part('select', x, (l) => L.selectLayout('select', l, d, index))
 }
 
 /** Order reversed along dims. A view with negative strides. */
-export function flip(x: Tensor, dims: number | readonly number[]): Tensor {
-  const list = typeof dims === 'number' ? [dims] : dims
+export function flip(x: Tensor, dims: number | readonly number[], ...more: number[]): Tensor {
+  x = asTensor('flip', x)
+  const list = sizesOf('flip', dims, more)
   return x.rank === 0 || list.length === 0 ? flipView(x, []) : flipView(x, L.wrapDims('flip', list, x.rank))
 }
 
@@ -181,7 +205,12 @@ export interface DiagonalOptions {
 
 /** The diagonal of two dims as a new last dim; `offset` > 0 lies above the main one. A view. */
 export function diagonal(x: Tensor, options: DiagonalOptions = {}): Tensor {
-  const { offset = 0, dim1 = 0, dim2 = 1 } = options
+  x = asTensor('diagonal', x)
+  const {
+    offset = 0,
+    dim1 = 0,
+    dim2 = 1,
+  } = expectOptions('diagonal', options, { offset: 1, dim1: 1, dim2: 1 })
   const [a, b] = [L.wrapDim('diagonal', dim1, x.rank), L.wrapDim('diagonal', dim2, x.rank)]
   if (a === b || x.rank < 2)
     throw new ShapeError(`diagonal: needs two different dims, got ${dim1} and ${dim2} of ${show(x.shape)}`)
@@ -190,6 +219,7 @@ export function diagonal(x: Tensor, options: DiagonalOptions = {}): Tensor {
 
 /** Pieces of `size` (the last may be smaller), or of the sizes listed, along dim. Views. */
 export function split(x: Tensor, size: number | readonly number[], dim = 0): Tensor[] {
+  x = asTensor('split', x)
   const d = L.wrapDim('split', dim, x.rank)
   const n = x.shape[d] ?? 0
   let sizes: readonly number[]
@@ -199,6 +229,8 @@ export function split(x: Tensor, size: number | readonly number[], dim = 0): Ten
     sizes =
       n === 0 ? [0] : Array.from({ length: Math.ceil(n / size) }, (_, i) => Math.min(size, n - i * size))
   } else {
+    if (!Array.isArray(size))
+      throw new ShapeError(`split: takes a size or an array of sizes, got ${describe(size)}`)
     sizes = size
     if (sizes.reduce((p, v) => p + v, 0) !== n)
       throw new ShapeError(`split: sizes ${show(sizes)} must sum to ${n}, the size of dim ${dim}`)
@@ -216,6 +248,7 @@ export function split(x: Tensor, size: number | readonly number[], dim = 0): Ten
 
 /** At most `chunks` pieces of equal size (the last may be smaller) along dim. Views. */
 export function chunk(x: Tensor, chunks: number, dim = 0): Tensor[] {
+  x = asTensor('chunk', x)
   if (!Number.isInteger(chunks) || chunks < 1)
     throw new ShapeError(`chunk: the number of chunks must be a positive integer, got ${chunks}`)
   const n = x.shape[L.wrapDim('chunk', dim, x.rank)] ?? 0
@@ -226,6 +259,7 @@ export function chunk(x: Tensor, chunks: number, dim = 0): Tensor[] {
 
 /** All parts along dim, without that dim. Views. */
 export function unbind(x: Tensor, dim = 0): Tensor[] {
+  x = asTensor('unbind', x)
   if (x.rank === 0) throw new ShapeError('unbind: a scalar has no dims')
   const d = L.wrapDim('unbind', dim, x.rank)
   const regions = (whole: L.Layout): L.Layout[] =>
@@ -233,8 +267,15 @@ export function unbind(x: Tensor, dim = 0): Tensor[] {
   return piecesView('unbind', x, regions, (douts) => stack(douts, d))
 }
 
+function listOf(op: string, list: readonly (Tensor | ArrayOperand)[]): readonly Tensor[] {
+  if (!Array.isArray(list))
+    throw new ValueError(`${op}: takes an array of tensors, as ${op}([a, b]), got ${describe(list)}`)
+  return tensorsOf(op, list)
+}
+
 /** Tensors joined along an existing dim; other sizes agree. One-dimensional empty tensors are skipped, as in PyTorch. */
-export function cat(tensors: readonly Tensor[], dim = 0): Tensor {
+export function cat(list: readonly (Tensor | ArrayOperand)[], dim = 0): Tensor {
+  const tensors = listOf('cat', list)
   if (tensors.length === 0) throw new ValueError('cat: needs at least one tensor')
   const parts = tensors.some((t) => t.rank !== 1 || t.numel > 0)
     ? tensors.filter((t) => t.rank !== 1 || t.numel > 0)
@@ -284,7 +325,8 @@ export function cat(tensors: readonly Tensor[], dim = 0): Tensor {
 }
 
 /** Tensors of one shape joined along a new dim. */
-export function stack(tensors: readonly Tensor[], dim = 0): Tensor {
+export function stack(list: readonly (Tensor | ArrayOperand)[], dim = 0): Tensor {
+  const tensors = listOf('stack', list)
   if (tensors.length === 0) throw new ValueError('stack: needs at least one tensor')
   for (const t of tensors)
     if (!L.sameShape(t.shape, tensors[0].shape))
@@ -297,11 +339,13 @@ export function stack(tensors: readonly Tensor[], dim = 0): Tensor {
 }
 
 /** The tensor repeated `repeats[i]` times along dim i; new dims come first. A copy. */
-export function repeat(x: Tensor, repeats: readonly number[]): Tensor {
-  if (repeats.length < x.rank)
-    throw new ShapeError(`repeat: ${show(repeats)} names fewer dims than ${show(x.shape)} has`)
-  L.checkShape('repeat', repeats)
-  const lead = repeats.length - x.rank
+export function repeat(x: Tensor, repeats: number | readonly number[], ...more: number[]): Tensor {
+  x = asTensor('repeat', x)
+  const times = sizesOf('repeat', repeats, more)
+  if (times.length < x.rank)
+    throw new ShapeError(`repeat: ${show(times)} names fewer dims than ${show(x.shape)} has`)
+  L.checkShape('repeat', times)
+  const lead = times.length - x.rank
   const padded = [...new Array<number>(lead).fill(1), ...x.shape]
   const spread = reshapeView(
     x,
@@ -310,17 +354,20 @@ export function repeat(x: Tensor, repeats: readonly number[]): Tensor {
   const grown = expandView(
     'repeat',
     spread,
-    padded.flatMap((n, i) => [repeats[i], n]),
+    padded.flatMap((n, i) => [times[i], n]),
   )
   return reshapeView(
     dense(grown),
-    padded.map((n, i) => n * repeats[i]),
+    padded.map((n, i) => n * times[i]),
   )
 }
 
 /** As repeat, but missing repeats are 1. */
-export const tile = (x: Tensor, dims: readonly number[]): Tensor =>
-  repeat(x, [...new Array<number>(Math.max(0, x.rank - dims.length)).fill(1), ...dims])
+export function tile(x: Tensor, dims: number | readonly number[], ...more: number[]): Tensor {
+  x = asTensor('tile', x)
+  const times = sizesOf('tile', dims, more)
+  return repeat(x, [...new Array<number>(Math.max(0, x.rank - times.length)).fill(1), ...times])
+}
 
 /** Elements moved by `shifts` places along dims, wrapping around; without dims the flattened tensor is rolled. */
 export function roll(
@@ -328,6 +375,7 @@ export function roll(
   shifts: number | readonly number[],
   dims?: number | readonly number[],
 ): Tensor {
+  x = asTensor('roll', x)
   const by = typeof shifts === 'number' ? [shifts] : shifts
   const along = dims === undefined ? [] : typeof dims === 'number' ? [dims] : dims
   if (along.length === 0) {
@@ -350,6 +398,7 @@ const TRIL = program('tril', 1, ([x], [k]) => e.select(e.le(e.sub(e.coord(-1), e
 const TRIU = program('triu', 1, ([x], [k]) => e.select(e.ge(e.sub(e.coord(-1), e.coord(-2)), k), x, 0), 1)
 
 const triangle = (op: string, x: Tensor): void => {
+  asTensor(op, x)
   if (x.rank < 2) throw new ShapeError(`${op}: takes matrices, got ${show(x.shape)}`)
 }
 
@@ -383,7 +432,10 @@ export interface PadOptions {
  * @param mode 'constant' fills with `value`; 'reflect', 'replicate' and 'circular' repeat what is there.
  */
 export function pad(x: Tensor, padding: readonly number[], options: PadOptions = {}): Tensor {
-  const { mode = 'constant', value = 0 } = options
+  x = asTensor('pad', x)
+  const { mode = 'constant', value = 0 } = expectOptions('pad', options, { mode: 1, value: 1 })
+  if (!Array.isArray(padding))
+    throw new ShapeError(`pad: takes an array, as pad([1, 1]) for the last dim, got ${describe(padding)}`)
   if (padding.length % 2 !== 0 || padding.length / 2 > x.rank || !padding.every(Number.isInteger)) {
     throw new ShapeError(
       `pad: padding ${show(padding)} must be pairs of integers, at most one pair per dim of ${show(x.shape)}`,
@@ -467,10 +519,10 @@ function padBy(mode: PadMode, x: Tensor, d: number, left: number, right: number)
 }
 
 /** x itself if it is dense and row-major, else a copy that is. */
-export const contiguous = (x: Tensor): Tensor => dense(x)
+export const contiguous = (x: Tensor): Tensor => dense(asTensor('contiguous', x))
 
 /** A copy. */
 export const clone = (x: Tensor): Tensor => copy(x)
 
 /** Does the tensor hold floats? */
-export const isFloatingPoint = (x: Tensor): boolean => isFloat(x.dtype)
+export const isFloatingPoint = (x: Tensor): boolean => isFloat(asTensor('is_floating_point', x).dtype)

@@ -1,3 +1,4 @@
+import { describe } from '../checks.ts'
 import { isFloat, promote } from '../dtype.ts'
 import { DTypeError, ValueError } from '../errors.ts'
 import { apply, type Op } from '../op.ts'
@@ -27,6 +28,8 @@ const TOTAL_NORM: Op<Record<never, never>> = {
  * totalNorm([tensor([3]), tensor([[4]])]).dataSync() // → 5
  */
 export function totalNorm(tensors: readonly Tensor[]): Tensor {
+  if (!Array.isArray(tensors))
+    throw new ValueError(`total_norm: takes an array of tensors, got ${describe(tensors)}`)
   if (tensors.length === 0) throw new ValueError('total_norm: got no tensors')
   return apply(TOTAL_NORM, tensors, {})[0]
 }

@@ -3,6 +3,7 @@ import type { DType } from '../dtype.ts'
 import { GradError, ShapeError, show } from '../errors.ts'
 import { add as addExpr } from '../expr.ts'
 import { broadcastShapes, sameShape } from '../layout.ts'
+import { type ArrayOperand, tensorsOf } from '../operands.ts'
 import { launch } from '../profile.ts'
 import { gradient, type Program, program, specialize } from '../program.ts'
 import { type GradNode, gradEnabled, record, shouldRecord } from '../tape.ts'
@@ -22,10 +23,11 @@ interface Call {
  */
 export function elementwiseAll(
   p: Program,
-  inputs: readonly Tensor[],
+  operands: readonly (Tensor | ArrayOperand)[],
   params: readonly number[] = NONE,
   dtypes?: readonly DType[],
 ): Tensor[] {
+  const inputs = tensorsOf(p.name, operands)
   const backend = backendOf(p.name, inputs)
   const kernel = specialize(
     p,
@@ -49,7 +51,7 @@ export function elementwiseAll(
 /** Applies an elementwise program with one output. */
 export const elementwise = (
   p: Program,
-  inputs: readonly Tensor[],
+  inputs: readonly (Tensor | ArrayOperand)[],
   params?: readonly number[],
   dtype?: DType,
 ): Tensor => elementwiseAll(p, inputs, params, dtype && [dtype])[0]
@@ -112,9 +114,10 @@ export function checkInto(name: string, outputs: readonly Tensor[], inputs: read
 export function elementwiseInto(
   outputs: readonly Tensor[],
   p: Program,
-  inputs: readonly Tensor[],
+  operands: readonly (Tensor | ArrayOperand)[],
   params: readonly number[] = NONE,
 ): void {
+  const inputs = tensorsOf(p.name, operands)
   checkInto(p.name, outputs, inputs)
   const backend = backendOf(p.name, [...outputs, ...inputs])
   const kernel = specialize(
@@ -142,7 +145,8 @@ export const addTensors = (a: Tensor, b: Tensor): Tensor => elementwise(ADD, [a,
 export const copy = (x: Tensor, dtype?: DType): Tensor => elementwise(COPY, [x], NONE, dtype)
 
 /** Copies `source` (broadcast) over `target` in place. */
-export const copyInto = (target: Tensor, source: Tensor): void => elementwiseInto([target], COPY, [source])
+export const copyInto = (target: Tensor, source: Tensor | ArrayOperand): void =>
+  elementwiseInto([target], COPY, [source])
 
 function backward(node: GradNode<Call>, douts: readonly (Tensor | null)[]): (Tensor | null)[] {
   const { program: p, params } = node.attrs

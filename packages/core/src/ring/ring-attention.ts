@@ -1,3 +1,4 @@
+import { expectOptions } from '../checks.ts'
 import { isFloat } from '../dtype.ts'
 import { ShapeError } from '../errors.ts'
 import { scope } from '../memory.ts'
@@ -154,6 +155,7 @@ export async function ringAttention(
   v: Tensor,
   options: RingAttentionOptions = {},
 ): Promise<RingAttention> {
+  expectOptions('ringAttention', options, { isCausal: 1, scale: 1 })
   const plan = await agree(link, q, k, v, options)
   const { rank } = link
   // Views of our own: the caller may dispose of its tensors.

@@ -1,3 +1,4 @@
+import { expectOptions } from '../checks.ts'
 import { grad } from '../engine.ts'
 import { ShapeError, show } from '../errors.ts'
 import { sameShape } from '../layout.ts'
@@ -45,7 +46,11 @@ export async function ringLinearAttention(
   v: Tensor,
   options: RingLinearAttentionOptions = {},
 ): Promise<RingAttention> {
-  const { isCausal = false, ...rest } = options
+  const { isCausal = false, ...rest } = expectOptions('ringLinearAttention', options, {
+    isCausal: 1,
+    eps: 1,
+    featureMap: 1,
+  })
   const { rank } = link
   const [queries, keys, values] = [q, k, v].map(leaf)
   const state = enableGrad(
