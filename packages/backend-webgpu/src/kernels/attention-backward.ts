@@ -39,14 +39,7 @@ import {
   zeroScores,
   zeroSums,
 } from './attention-blocks.ts'
-import {
-  carefulBytes,
-  carefully,
-  carefulMemory,
-  carefulSums,
-  notFinite,
-  notFiniteFunction,
-} from './attention-careful.ts'
+import { carefully, carefulSums, notFinite, notFiniteFunction } from './attention-careful.ts'
 import { optionBindings, optionParams } from './attention-options.ts'
 import {
   atEdge,
@@ -94,7 +87,7 @@ function tilesOf(form: Form, gradients: Gradients): Record<string, number> {
 export const backwardBytes = (form: Form, gradients: Gradients): number =>
   (form.tile.inTurn && !(takesTurns(form) && gradients !== 'q')) || (gradients === 'qkv' && !form.rowsInPlace)
     ? Infinity
-    : Object.values(tilesOf(form, gradients)).reduce((sum, floats) => sum + 4 * floats, carefulBytes)
+    : Object.values(tilesOf(form, gradients)).reduce((sum, floats) => sum + 4 * floats, 0)
 
 export function backwardShader(form: Form, gradients: Gradients): Shader {
   const { tile, vectors, dropout, stored, sharing } = form
@@ -127,7 +120,7 @@ export function backwardShader(form: Form, gradients: Gradients): Shader {
       ...Object.entries(tilesOf(form, gradients)).map(
         ([name, floats]) => `var<workgroup> ${name}: array<vec4f, ${floats / 4}>;`,
       ),
-      ...(ofQueries ? [notFiniteFunction, carefulMemory] : []),
+      ...(ofQueries ? [notFiniteFunction] : []),
       ...(short ? [notFiniteFunction, shiftsFunction] : []),
       ...(dropout ? [droppedFunction(form)] : []),
     ].join('\n'),
@@ -226,6 +219,7 @@ if (careful) ${carefulSums(...weighed)} else ${sums(...weighed)}
 workgroupBarrier();`,
 )}`,
   notFinite(rm, q4 / tx, 'o'),
+  'tk',
 )}
 ${store(form, { to: 'dq', width4: q4, width: 'p.width', head: 'h', first: 'q0', limit: 'p.queries', value: (i, c) => `o${i}_${c} * p.scale` })}`
 }

@@ -51,17 +51,16 @@ export const notFiniteFunction =
 
 /**
  * Runs `body` once, and where that leaves one of the sums not finite, once more with `careful`: a key that is hidden but not
- * finite was multiplied by its weight 0. Where a visible one is the reason, nothing changes.
+ * finite was multiplied by its weight 0. Where a visible one is the reason, nothing changes. `tile`: workgroup memory that
+ * is free afterwards, by which the threads tell each other.
  */
-export const carefully = (body: string, unfinished: string): string => `if (li == 0u) { again = 0u; }
-var careful = false;
+export const carefully = (body: string, unfinished: string, tile: string): string => `var careful = false;
 loop {
 ${body}
 if (careful) { break; }
-if (${unfinished}) { again = 1u; }
-if (workgroupUniformLoad(&again) == 0u) { break; }
+if (li == 0u) { ${tile}[0] = vec4f(); }
+workgroupBarrier();
+if (${unfinished}) { ${tile}[0] = vec4f(1.0); }
+if (workgroupUniformLoad(&${tile}[0]).x == 0.0) { break; }
 careful = true;
 }`
-/** Workgroup memory of `carefully`. */
-export const carefulMemory = 'var<workgroup> again: u32;'
-export const carefulBytes = 4

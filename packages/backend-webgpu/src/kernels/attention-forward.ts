@@ -28,14 +28,7 @@ import {
   zeroScores,
   zeroSums,
 } from './attention-blocks.ts'
-import {
-  carefulBytes,
-  carefully,
-  carefulMemory,
-  carefulSums,
-  notFinite,
-  notFiniteFunction,
-} from './attention-careful.ts'
+import { carefully, carefulSums, notFinite, notFiniteFunction } from './attention-careful.ts'
 import { optionBindings, optionParams } from './attention-options.ts'
 import { atEdge, drop, droppedFunction, headOptions, hide, scaled } from './attention-scores.ts'
 import { reach, walk } from './attention-visits.ts'
@@ -44,7 +37,7 @@ import { reach, walk } from './attention-visits.ts'
 export function forwardBytes({ tile, dq, dv, shuffle, rowsInPlace, valuesInPlace }: Form): number {
   const [rows, cols] = [rowsOf(tile), colsOf(tile)]
   const blocks = (rowsInPlace ? 0 : rows * dq) + (valuesInPlace ? 0 : cols * dv)
-  return carefulBytes + 4 * (blocks + Math.max(cols * dq, rows * cols) + (shuffle ? 0 : rows * tile.tx))
+  return 4 * (blocks + Math.max(cols * dq, rows * cols) + (shuffle ? 0 : rows * tile.tx))
 }
 
 /** Combines a number per row over the threads of the row: `name` + i; `and` is max or +. */
@@ -134,6 +127,7 @@ if (careful) ${carefulSums(...weighed)} else ${sums(...weighed)}
 workgroupBarrier();`,
 )}`,
   notFinite(rm, v4 / tx, 'o'),
+  'tk',
 )}
 ${combine(form, 'l', (a, c) => `(${a} + ${c})`)}
 let statsRow = p.statsAt + i32(head) * p.queries;
@@ -164,7 +158,6 @@ ${store(form, { to: 'o', width4: v4, width: 'p.valueWidth', head: 'h', first: 'q
     workgroup: [threads],
     ...(shuffle && { enables: ['subgroups'] }),
     declarations: `${notFiniteFunction}
-${carefulMemory}
 ${rowsInPlace ? '' : `var<workgroup> tq: array<vec4f, ${rows * q4}>;`}
 var<workgroup> tk: array<vec4f, ${Math.max(cols * q4, (rows * cols) / 4)}>;
 ${valuesInPlace ? '' : `var<workgroup> tv: array<vec4f, ${cols * v4}>;`}
