@@ -38,8 +38,8 @@ export interface Features {
   readonly threads: number
 }
 
-/** The parts of Node that are used; reached without imports, so that bundles for browsers stay whole. */
-type NodeProcess = typeof globalThis.process
+/** Node's `process`, reached without imports, so that bundles for browsers stay whole; where Node's types are known. */
+type NodeProcess = typeof globalThis extends { process: infer P } ? P : never
 
 /** Node's `process`, or undefined in a browser. */
 export function nodeProcess(): NodeProcess | undefined {

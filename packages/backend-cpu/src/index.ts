@@ -4,6 +4,8 @@
  * @packageDocumentation
  */
 
+import './globals.ts'
+
 export { type CpuBackend, type CpuOptions, createCpuBackend } from './backend.ts'
 export type { FeatureLevel } from './features.ts'
 export type { HeapStats } from './memory.ts'

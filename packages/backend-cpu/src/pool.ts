@@ -130,11 +130,13 @@ export class Pool {
    * that it exports under a name. Several kernels of one module share what is compiled, if `bytes` is the same
    * object. Throws what WebAssembly throws, `ValueError` if there is no such export.
    */
-  compile(bytes: Uint8Array<ArrayBuffer>, exportName: string): Kernel {
+  compile(bytes: Uint8Array, exportName: string): Kernel {
     let module = this.#modules.get(bytes)
     if (module === undefined) {
       const { memory } = this.heap
-      const instance = new WebAssembly.Instance(new WebAssembly.Module(bytes), { env: { memory } })
+      const instance = new WebAssembly.Instance(new WebAssembly.Module(bytes as Uint8Array<ArrayBuffer>), {
+        env: { memory },
+      })
       module = { instance, ptr: this.#share(bytes) }
       this.#modules.set(bytes, module)
     }

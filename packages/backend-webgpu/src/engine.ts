@@ -235,11 +235,12 @@ export class Engine {
   }
 
   /** Host to GPU, in order with what is recorded. */
-  write(buffer: GpuBuffer, byte: number, data: ArrayBufferView<ArrayBuffer>): void {
+  write(buffer: GpuBuffer, byte: number, data: ArrayBufferView): void {
     this.check('write')
     if (this.recorder) this.recorder.complete = false
     if (buffer.batch === this.#batch) this.flush()
-    this.device.queue.writeBuffer(buffer.gpu, byte, data.buffer, data.byteOffset, data.byteLength)
+    const memory = data.buffer as ArrayBuffer
+    this.device.queue.writeBuffer(buffer.gpu, byte, memory, data.byteOffset, data.byteLength)
   }
 
   /** GPU to host: a copy of `bytes` bytes, when all that was recorded before is done. */

@@ -3,6 +3,8 @@
  *
  * @packageDocumentation
  */
+import './globals.ts'
+
 export { createWebGpuBackend, type WebGpuBackend, type WebGpuOptions } from './backend.ts'
 export type { BufferStats } from './buffers.ts'
 export type { DawnOptions } from './dawn.ts'

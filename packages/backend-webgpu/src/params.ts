@@ -27,8 +27,8 @@ export class Params {
   readonly buffer: GPUBuffer
   readonly #queue: GPUQueue
   readonly #bytes = new ArrayBuffer(passing + lasting)
-  readonly u32 = new Uint32Array(this.#bytes)
-  readonly f32 = new Float32Array(this.#bytes)
+  readonly u32: Uint32Array = new Uint32Array(this.#bytes)
+  readonly f32: Float32Array = new Float32Array(this.#bytes)
   /** The end of the batch's slots, and of those that last. */
   #end = 0
   #lastingEnd = passing

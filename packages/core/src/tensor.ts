@@ -1,3 +1,5 @@
+// `using` needs this of programs that compile for an older library.
+/// <reference lib="esnext.disposable" preserve="true" />
 import type { Backend, BackendBuffer, View } from './backend.ts'
 import { expectDType } from './checks.ts'
 import { type DType, info, type TypedArray } from './dtype.ts'

@@ -50,7 +50,7 @@ const patience = 2000
  * Runs a module in `size` worker threads, which call `asRank` to get their links: messages go straight from thread to
  * thread.
  *
- * @param module the module to run, as `new URL('./rank.js', import.meta.url)`
+ * @param module the module to run: a URL, as `new URL('./rank.js', import.meta.url)`, or a path
  * @param input plain data for every rank: `asRank` hands it on
  * @returns what each rank returned, which must be plain data as well
  * @throws RankError when a rank throws or its thread ends early; the others then fail at their next message, and are
@@ -58,7 +58,7 @@ const patience = 2000
  */
 export async function runWorkers(
   size: number,
-  module: URL | string,
+  module: string | { readonly href: string },
   input?: unknown,
   options: RunWorkersOptions = {},
 ): Promise<unknown[]> {
@@ -84,7 +84,7 @@ export async function runWorkers(
   const results = new Array<unknown>(size)
   const ranks = ports.map((mine, rank) => {
     const start: Start = { rank, size, ports: mine, input }
-    const worker = new Worker(module, {
+    const worker = new Worker(module as string | URL, {
       workerData: { [key]: start },
       transferList: mine.filter((port) => port !== null),
       ...(execArgv && { execArgv: [...execArgv] }),

@@ -24,6 +24,9 @@ interface Entry {
   name: string | undefined
 }
 
+/** Bytes in memory that is not shared, said so that compilers before 5.7 understand it, too. */
+type Bytes = ReturnType<typeof Uint8Array.from>
+
 /** Builds the bytes of a WebAssembly module that imports its memory as `env.memory`. */
 export class ModuleBuilder {
   readonly #relaxed: boolean
@@ -80,7 +83,7 @@ export class ModuleBuilder {
   }
 
   /** The bytes of the module. */
-  build(): Uint8Array<ArrayBuffer> {
+  build(): Bytes {
     const out = [0x00, 0x61, 0x73, 0x6d, 0x01, 0x00, 0x00, 0x00]
 
     const types: number[] = []
