@@ -12,6 +12,8 @@ const tests = flag === '--tests'
 const [report, otherReport] = reports
 
 function publint() {
+  // The types have been built, first of all.
+  process.env.TILEGRAD_BUILT = 'yes'
   const outputs = readdirSync(join(root, 'packages'))
     .filter((name) => existsSync(join(root, 'packages', name, 'package.json')))
     .filter((name) => !JSON.parse(readFileSync(join(root, 'packages', name, 'package.json'), 'utf8')).private)

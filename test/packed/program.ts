@@ -1,0 +1,40 @@
+// What a user's program may look like: it is checked by several compilers, and runs. It knows no library but ES2022.
+import { type CpuBackend, createCpuBackend } from '@tilegrad/backend-cpu'
+import type { WebGpuBackend, WebGpuOptions } from '@tilegrad/backend-webgpu'
+import { registerBackend, setDefaultBackend, softmax, type Tensor, tensor } from '@tilegrad/core'
+import { AdamW, Linear, type Module, Sequential } from '@tilegrad/nn'
+import * as everything from 'tilegrad'
+import type { RunWorkersOptions } from 'tilegrad/workers'
+
+const cpu: CpuBackend = createCpuBackend({ threads: 1 })
+registerBackend('cpu', () => cpu)
+setDefaultBackend('cpu')
+
+const x: Tensor = tensor([
+  [1, 2],
+  [3, 4],
+]).softmax(1, { dtype: 'float32' })
+const [values, indices]: [Tensor, Tensor] = x.sort(0)
+const parts: Tensor[] = x.split(1)
+const first: Tensor | undefined = parts[0]
+const same: Promise<boolean> = softmax(x, 1).equal(x.softmax(1))
+// @ts-expect-error a result is a Tensor, not just anything
+const wrong: string = x.add(1)
+// @ts-expect-error a dim is a number
+const bad = (): Tensor => x.softmax('rows')
+// @ts-expect-error this option does not exist
+const unknown = (): AdamW => new AdamW([], { learningRate: 1 })
+
+const model: Module & { forward(x: Tensor): Tensor } = new Sequential(new Linear(2, 3), new Linear(3, 1))
+const optimizer = new AdamW(model.parameters(), { lr: 0.1 })
+{
+  using loss = model.forward(x).square().mean()
+  loss.backward()
+  optimizer.step()
+}
+const options: WebGpuOptions = { features: 'default' }
+const device = (gpu: WebGpuBackend): object => gpu.gpu.device
+const workers: RunWorkersOptions = {}
+const text: string = await values.text()
+
+export { bad, device, everything, first, indices, options, same, text, unknown, workers, wrong }
