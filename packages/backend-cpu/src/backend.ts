@@ -7,6 +7,7 @@ import {
   DTypeError,
   type KernelTable,
   layout,
+  reclaim,
   type TypedArray,
   type View,
 } from '@tilegrad/core'
@@ -82,7 +83,7 @@ export interface CpuParts {
 export function createCpuBackend(options: CpuOptions = {}, parts: CpuParts = { kernelTable }): CpuBackend {
   const { maxBytes, spin, ...wanted } = options
   const features = detectFeatures(wanted, canCheck)
-  const heap = new Heap({ shared: features.shared, ...(maxBytes === undefined ? {} : { maxBytes }) })
+  const heap = new Heap({ shared: features.shared, reclaim, ...(maxBytes === undefined ? {} : { maxBytes }) })
   const pool = new Pool(heap, features, spin === undefined ? {} : { spin })
   let engine = createEngine(features, heap, pool)
   let kernels = parts.kernelTable(engine)
@@ -95,6 +96,7 @@ export function createCpuBackend(options: CpuOptions = {}, parts: CpuParts = { k
   const readSync = (view: View): TypedArray => elements(view).slice()
   const memory: Omit<Backend, 'kernels'> = {
     name: 'cpu',
+    limitBytes: heap.limitBytes,
     alloc(bytes: number, dtype: DType) {
       if (dtype === 'float16') throw new DTypeError('cpu: float16 is not stored; use float32')
       return new CpuBuffer(heap.alloc(bytes), bytes)

@@ -91,6 +91,8 @@ export interface HeapOptions {
   readonly initialBytes?: number
   /** Bytes at most; default, and most possible, 4 GiB. Only address space is reserved. */
   readonly maxBytes?: number
+  /** Called when there is no memory left, to free some. */
+  readonly reclaim?: () => void
 }
 
 /** One WebAssembly memory with a pooled allocator. Addresses are bytes, 1 … 2³² − 1; 0 is never a block. */
@@ -98,6 +100,7 @@ export class Heap {
   readonly memory: WebAssembly.Memory
   readonly shared: boolean
   readonly limitBytes: number
+  readonly #reclaim: (() => void) | undefined
 
   // Views of all memory, renewed when it grows: read them from the heap each time, index them by address / size.
   u8!: Uint8Array
@@ -137,6 +140,7 @@ export class Heap {
       }
     }
     this.memory = memory
+    this.#reclaim = options.reclaim
     this.shared = shared
     this.limitBytes = maximum * wasmPageBytes
     // Page 0 is never given out, so that address 0 can mean "none".
@@ -271,32 +275,38 @@ export class Heap {
   #take(pages: number, bytes: number): number {
     const page = this.#runs.take(pages)
     if (page >= 0) return page
-    this.#grow(pages, bytes)
+    if (!this.#grow(pages)) {
+      this.#reclaim?.()
+      const page = this.#runs.take(pages)
+      if (page >= 0) return page
+      if (!this.#grow(pages)) throw this.#exhausted(pages, bytes)
+    }
     return this.#runs.take(pages)
   }
 
-  /** Makes room for a run of `pages` pages at the end. */
-  #grow(pages: number, bytes: number): void {
+  /** Makes room for a run of `pages` pages at the end, if there may be so much. */
+  #grow(pages: number): boolean {
     const perWasmPage = wasmPageBytes / pageBytes
     const now = this.#runs.pages / perWasmPage
     const left = this.limitBytes / wasmPageBytes - now
-    const atEnd = this.#runs.freeAtEnd()
-    const needed = Math.ceil((pages - atEnd) / perWasmPage)
+    const needed = Math.ceil((pages - this.#runs.freeAtEnd()) / perWasmPage)
     // By a quarter at least: growth renews all views, and pages that are not used cost nothing.
     const generous = Math.min(left, Math.max(needed, Math.floor(now / 4)))
-    if (needed > left) {
-      const more = left * perWasmPage
-      const free = this.#runs.free() + more
-      const largest = Math.max(this.#runs.largest(), atEnd + more)
-      // Enough is free, but nowhere in one piece.
-      const pieces = free < pages ? undefined : { free: free * pageBytes, largest: largest * pageBytes }
-      throw new OutOfMemoryError(bytes, this.#liveBytes, this.limitBytes, pieces)
-    }
-    // What the operating system refuses is beyond the limit as well.
-    if (!(this.#tryGrow(generous) || this.#tryGrow(needed)))
-      throw new OutOfMemoryError(bytes, this.#liveBytes, this.#runs.pages * pageBytes)
+    if (needed > left || !(this.#tryGrow(generous) || this.#tryGrow(needed))) return false
     this.#runs.extend(this.memory.buffer.byteLength / pageBytes)
     this.#adopt()
+    return true
+  }
+
+  #exhausted(pages: number, bytes: number): OutOfMemoryError {
+    const left = this.limitBytes / pageBytes - this.#runs.pages
+    const largest = Math.max(this.#runs.largest(), this.#runs.freeAtEnd() + left)
+    // What would fit, but was not to be had, the operating system has refused.
+    if (largest >= pages) return new OutOfMemoryError(bytes, this.#liveBytes, this.#runs.pages * pageBytes)
+    const free = this.#runs.free() + left
+    // Enough is free, but nowhere in one piece.
+    const pieces = free < pages ? undefined : { free: free * pageBytes, largest: largest * pageBytes }
+    return new OutOfMemoryError(bytes, this.#liveBytes, this.limitBytes, pieces)
   }
 
   #tryGrow(wasmPages: number): boolean {

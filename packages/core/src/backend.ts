@@ -95,6 +95,11 @@ export interface Backend {
   readonly closed?: boolean
   alloc(bytes: number, dtype: DType): BackendBuffer
   free(buffer: BackendBuffer): void
+  /**
+   * The most bytes that tensors may take, where that is known: core collects garbage when a quarter of it was handed
+   * over to the collector. A backend that has none left may call `reclaim` itself.
+   */
+  readonly limitBytes?: number
   /** What `alloc` of so many bytes takes where that is more, as sizes are rounded up. */
   sizeOf?(bytes: number): number
   /** Fills a contiguous view with as many elements as it has. */

@@ -166,5 +166,6 @@ export {
   ringUnshard,
 } from './ring/ring-attention.ts'
 export { type RingLinearAttentionOptions, ringLinearAttention } from './ring/ring-linear-attention.ts'
+export { reclaim } from './safety-net.ts'
 export { enableGrad, GradNode, gradEnabled, noGrad } from './tape.ts'
 export { type Hook, Tensor } from './tensor.ts'

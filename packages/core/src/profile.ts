@@ -2,6 +2,7 @@ import type { Backend, DeviceSpan, DeviceTimer, KernelOf, View } from './backend
 import { info } from './dtype.ts'
 import { numel } from './layout.ts'
 import { type Kernel, typedPostOrder } from './program.ts'
+import { running } from './safety-net.ts'
 
 /**
  * How an operator was computed: by a backend's fused kernel, by a primitive kernel, composed of other operators, or by
@@ -124,6 +125,16 @@ export function reportPath(path: Path): void {
   taken = path
 }
 
+function run<A>(kernel: KernelOf<A>, outputs: readonly View[], inputs: readonly View[], attrs: A): void {
+  running.outputs = outputs
+  running.inputs = inputs
+  try {
+    kernel.run(outputs, inputs, attrs)
+  } finally {
+    running.outputs = running.inputs = null
+  }
+}
+
 /** @internal Runs a kernel; counted where a profile is being taken. */
 export function launch<A>(
   op: string,
@@ -135,10 +146,10 @@ export function launch<A>(
   attrs: A,
   flops?: (inputs: readonly View[], attrs: A) => number,
 ): void {
-  if (recorder === null) return kernel.run(outputs, inputs, attrs)
+  if (recorder === null) return run(kernel, outputs, inputs, attrs)
   taken = null
   const start = recorder.start(backend)
-  kernel.run(outputs, inputs, attrs)
+  run(kernel, outputs, inputs, attrs)
   let work = 0
   if (flops) work = flops(inputs, attrs)
   else if ((kernel as unknown) === backend.kernels.matmul)

@@ -1,20 +1,15 @@
 import type { Backend, BackendBuffer } from './backend.ts'
 import type { DType } from './dtype.ts'
+import { type Remains, setOnLost, unwatch, watch } from './safety-net.ts'
 
 /** Counts of everything alive, over all backends; see `memory()`. */
 export const counts = { tensors: 0, storages: 0, bytes: 0, peakBytes: 0 }
 
-/** The safety net: memory of storages that nobody disposed of, freed some time after they became unreachable. */
-const lost = new FinalizationRegistry<{
-  backend: Backend
-  buffer: BackendBuffer
-  bytes: number
-  tensors: { count: number }
-}>((held) => {
-  held.backend.free(held.buffer)
+setOnLost(({ backend, buffer, bytes, tensors }) => {
+  backend.free(buffer)
   counts.storages--
-  counts.bytes -= held.bytes
-  counts.tensors -= held.tensors.count
+  counts.bytes -= bytes
+  counts.tensors -= tensors.count
 })
 
 /** A piece of backend memory, shared by all views of it and freed with the last of them. */
@@ -28,9 +23,12 @@ export class Storage {
   /** @internal The end of what that batch touches, in elements. */
   markEnd = 0
   buffer: BackendBuffer | null
-  /** Live tensors on it; an object of its own because the finalizer needs it after the storage is gone. */
+  /** Live tensors on it; an object of its own because the safety net needs it after the storage is gone. */
   readonly tensors = { count: 0 }
-  #adopted = false
+  /** @internal Of the safety net. */
+  place = -1
+  /** @internal Of the safety net. */
+  remains: Remains | null = null
 
   constructor(backend: Backend, bytes: number, dtype: DType) {
     this.backend = backend
@@ -42,19 +40,15 @@ export class Storage {
   }
 
   /**
-   * Hands the storage to the safety net. What a scope tracks needs none, and registering costs more than all the rest
-   * of making a tensor, so it happens where the last scope ends.
+   * Hands the storage to the safety net. What a scope tracks needs none, so it happens where the last scope ends.
    */
   adopt(): void {
-    if (this.#adopted || this.buffer === null) return
-    this.#adopted = true
-    const { backend, buffer, bytes, tensors } = this
-    lost.register(this, { backend, buffer, bytes, tensors }, this)
+    if (this.place < 0 && this.remains === null && this.buffer !== null) watch(this)
   }
 
   free(): void {
     if (this.buffer === null) return
-    if (this.#adopted) lost.unregister(this)
+    unwatch(this)
     this.backend.free(this.buffer)
     this.buffer = null
     counts.storages--
