@@ -22,11 +22,13 @@ import {
   f32x4,
   type I32,
   i32,
+  i32x4,
   type ModuleBuilder,
   type Var,
   v128,
 } from '../wasm/index.ts'
 import {
+  checkFunc,
   eachRow,
   type Form,
   gatherFunc,
@@ -58,16 +60,18 @@ type PassFunc = Func<typeof passParams, null>
 const gradientsParams = [...passParams, 'i32', 'i32'] as const
 
 /** Scores → P in place: scores, number of keys, m; and 1 / l a row of weights further. */
-function weightsFunc(m: ModuleBuilder, vectors: number): PassFunc {
+function weightsFunc(m: ModuleBuilder, vectors: number, careful: boolean): PassFunc {
   return m.func(passParams, (f, scores, keys, stats) => {
     const exp = expBelow(f)
     const load = (at: number) =>
       Array.from({ length: vectors }, (_, j) => f.let(v128.load(stats, at + 16 * j)))
     const [tops, inverses] = [load(0), load(weightStep)]
     eachRow(f, keys, scores, weightStep, (at) => {
-      const weights = tops.map((top, j) =>
-        f.let(f32x4.mul(exp(v128.load(at, 16 * j), top), inverses[j] as Var<'v128'>)),
-      )
+      const weights = tops.map((top, j) => {
+        const s = f.let(v128.load(at, 16 * j))
+        const weight = f32x4.mul(exp(s, top), inverses[j] as Var<'v128'>)
+        return f.let(careful ? v128.bitselect(f32x4.const(-0), weight, f32x4.eq(s, -Infinity)) : weight)
+      })
       weights.forEach((x, j) => f.store(at, x, 16 * j))
     })
   })
@@ -79,7 +83,7 @@ function weightsFunc(m: ModuleBuilder, vectors: number): PassFunc {
  */
 function gradientsFunc(
   m: ModuleBuilder,
-  { tile: { vectors }, dropout }: Form,
+  { tile: { vectors }, dropout, careful }: Form,
   distance: number,
 ): Func<typeof gradientsParams, null> {
   return m.func(gradientsParams, (f, weights, keys, delta, params, first) => {
@@ -91,7 +95,9 @@ function gradientsFunc(
       const changes = deltas.map((d, j) => {
         const dp = v128.load(at, distance + 16 * j)
         const change = f32x4.sub(keep ? f32x4.mul(dp, keep[j]) : dp, d)
-        return f.let(f32x4.mul(f32x4.mul(v128.load(at, 16 * j), scale), change))
+        const weight = v128.load(at, 16 * j)
+        const ds = f32x4.mul(f32x4.mul(weight, scale), change)
+        return f.let(careful ? v128.bitselect(weight, ds, i32x4.eq(weight, f32x4.const(-0))) : ds)
       })
       keep?.forEach((factor, j) => f.store(at, f32x4.mul(v128.load(at, 16 * j), factor), 16 * j))
       changes.forEach((x, j) => f.store(at, x, distance + 16 * j))
@@ -127,9 +133,9 @@ function pairFunc(m: ModuleBuilder, c: Context): PairFunc {
   const step = 4 * lanes
   const distance = (keyBlock + tile.rows) * weightStep
   const scoresOf = scoresFunc(m, tile, weightStep)
-  const gather = gatherFunc(m, tile, weightStep, false)
+  const gather = gatherFunc(m, tile, weightStep, false, c.careful)
   const product = panelFunc(m, pack, tile, 'float32')
-  const toWeights = weightsFunc(m, vectors)
+  const toWeights = weightsFunc(m, vectors, c.careful)
   const toGradients = gradientsFunc(m, c, distance)
   const hide = hideFunc(m, c, weightStep)
   return m.func(pairParams, (f, params, scratch, b, h, q0, rows, j0, j1, wanted) => {
@@ -270,13 +276,19 @@ function zerosFunc(m: ModuleBuilder): Func<typeof zerosParams, null> {
   })
 }
 
+const gradients = [
+  ['dk', 'needK', 'width'],
+  ['dv', 'needV', 'valueWidth'],
+] as const
+
 /** Builds the kernel of one way through the pairs. */
 export function buildBackward(m: ModuleBuilder, form: Form, mode: BackwardMode): void {
   const { tile, mask } = form
   const c: Context = { ...form, pack: packer(m) }
   const load = loadQueries(m, c)
   const pair = pairFunc(m, c)
-  const store = storeQueries(m, c)
+  const check = form.careful ? null : checkFunc(m)
+  const store = storeQueries(m, c, check)
   const zeros = zerosFunc(m)
   m.kernel('main', (f, start, end, params, thread) => {
     const word = reader(params)
@@ -286,12 +298,17 @@ export function buildBackward(m: ModuleBuilder, form: Form, mode: BackwardMode):
       f.fill(at.mask, 0, 16 * tile.vectors * keyBlock)
     }
     const clear = (b: I32, kv: I32, first: I32, rows: I32): void => {
-      for (const [name, need, width] of [
-        ['dk', 'needK', 'width'],
-        ['dv', 'needV', 'valueWidth'],
-      ] as const) {
+      for (const [name, need, width] of gradients) {
         f.if(word(need), () => {
           f.call(zeros, rowOf(word, name, b, kv, first), word(`${name}Row`), rows, word(width))
+        })
+      }
+    }
+    const checkKeys = (b: I32, kv: I32, first: I32, rows: I32): void => {
+      if (!check) return
+      for (const [name, need, width] of gradients) {
+        f.if(word(need), () => {
+          f.call(check, params, rowOf(word, name, b, kv, first), word(`${name}Row`), rows, word(width))
         })
       }
     }
@@ -325,6 +342,7 @@ export function buildBackward(m: ModuleBuilder, form: Form, mode: BackwardMode):
             f.if(word('needQ'), () => f.call(store, params, scratch, b, h, queries.start, rows))
           })
         })
+        checkKeys(b, kv, i32.const(0), word('keys'))
         return
       }
       const keys = chunk(f, word, form, 'keys', f.let(task.remU(blocks)))
@@ -335,6 +353,7 @@ export function buildBackward(m: ModuleBuilder, form: Form, mode: BackwardMode):
           f.call(pair, params, scratch, b, h, q0, rows, keys.start, keys.end, 2)
         })
       })
+      checkKeys(b, kv, keys.start, keys.end.sub(keys.start))
     })
   })
 }

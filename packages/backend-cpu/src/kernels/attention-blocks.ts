@@ -15,6 +15,7 @@ import {
   f32x4,
   type I32,
   i32,
+  i32x4,
   type ModuleBuilder,
   type Var,
   v128,
@@ -38,11 +39,17 @@ export interface Form {
   readonly alibi: boolean
   /** Dropout's expression for its params. */
   readonly dropout: Kernel | null
+  /**
+   * Keeps hidden keys out of products even where they or their values are not finite, as 0 · NaN is NaN: slowly, for a
+   * second run where the first one's results are not all finite. Weights of hidden keys, and their gradients, are −0
+   * then, which no other weight is.
+   */
+  readonly careful: boolean
 }
 
 /** For the names of kernels. */
-export const formName = ({ tile, mask, blocks, alibi, dropout }: Form): string =>
-  `${tile.rows}x${tile.vectors}:${mask}${blocks ? ':blocks' : ''}${alibi ? ':alibi' : ''}${dropout ? `:dropout${dropout.id}` : ''}`
+export const formName = ({ tile, mask, blocks, alibi, dropout, careful }: Form): string =>
+  `${tile.rows}x${tile.vectors}:${mask}${blocks ? ':blocks' : ''}${alibi ? ':alibi' : ''}${dropout ? `:dropout${dropout.id}` : ''}${careful ? ':careful' : ''}`
 
 const operandWords = ['Ptr', 'Batch', 'Head', 'Row', 'Step'] as const
 type OperandWord<N extends string> = `${N}${(typeof operandWords)[number]}`
@@ -92,6 +99,8 @@ const scalars = [
   /** Each row's maximum and sum, (B, H, T) both, contiguous. */
   'topPtr',
   'sumPtr',
+  /** Set where a result is not finite. */
+  'flagPtr',
   'scratch',
   'scratchStep',
   /** Chunks of queries, or of keys, per head: tasks are numbered (b, head, chunk). */
@@ -171,7 +180,14 @@ export type GatherFunc = Func<typeof gatherParams, null>
  * of a factor per query, which only is read with `rescale` (else 1). Rows of the panel are `panelStep` bytes
  * apart.
  */
-export function gatherFunc(m: ModuleBuilder, tile: Tile, panelStep: number, rescale: boolean): GatherFunc {
+export function gatherFunc(
+  m: ModuleBuilder,
+  tile: Tile,
+  panelStep: number,
+  rescale: boolean,
+  careful: boolean,
+): GatherFunc {
+  if (careful) return carefulGatherFunc(m, tile, panelStep, rescale)
   return m.func(gatherParams, (f, rows, x, row, panel, columns, out, factor) => {
     const strip = (height: number): void => {
       const t = { ...tile, rows: height }
@@ -192,6 +208,62 @@ export function gatherFunc(m: ModuleBuilder, tile: Tile, panelStep: number, resc
     f.while(columns.geS(tile.rows), () => strip(tile.rows))
     // Reading past the last column could leave memory: what is left has loops of its own.
     for (let height = tile.rows - 1; height > 0; height--) f.if(columns.eq(height), () => strip(height))
+  })
+}
+
+/** `gatherFunc` without what has a weight of −0, in the same order. */
+function carefulGatherFunc(
+  m: ModuleBuilder,
+  { vectors }: Tile,
+  panelStep: number,
+  rescale: boolean,
+): GatherFunc {
+  return m.func(gatherParams, (f, rows, x, row, panel, columns, out, factor) => {
+    const hidden = f.let(f32x4.const(-0))
+    f.for(0, columns, 1, () => {
+      const sums = Array.from({ length: vectors }, () => f.let(f32x4.const(0)))
+      const from = f.let(x)
+      eachRow(f, rows, panel, panelStep, (at) => {
+        const value = f.let(v128.load32Splat(from))
+        sums.forEach((sum, j) => {
+          const weight = f.let(v128.load(at, 16 * j))
+          sum.set(v128.bitselect(sum, f32x4.madd(value, weight, sum), i32x4.eq(weight, hidden)))
+        })
+        from.set(from.add(row))
+      })
+      sums.forEach((sum, j) => {
+        const old = v128.load(out, 16 * j)
+        f.store(out, rescale ? f32x4.madd(old, v128.load(factor, 16 * j), sum) : f32x4.add(old, sum), 16 * j)
+      })
+      x.set(x.add(4))
+      out.set(out.add(16 * vectors))
+    })
+  })
+}
+
+const checkParams = ['i32', 'i32', 'i32', 'i32', 'i32'] as const
+export type CheckFunc = Func<typeof checkParams, null>
+
+/** Sets the flag if a number is not finite: parameter block; address, bytes between rows, number of rows, of columns. */
+export function checkFunc(m: ModuleBuilder): CheckFunc {
+  return m.func(checkParams, (f, params, from, step, rows, columns) => {
+    const zero = f.let(f32x4.const(0))
+    // x · 0 is 0 or NaN, which stays in a sum. Two sums, as one alone would wait for itself.
+    const sums = [f.let(f32x4.const(0)), f.let(f32x4.const(0))] as const
+    f.for(0, rows, 1, () => {
+      const at = f.let(from)
+      f.strips(0, columns, [16, 4, 1], (_, width) => {
+        for (let i = 0; i < width; i += 4) {
+          const x = width === 1 ? v128.load32Zero(at) : v128.load(at, 4 * i)
+          const sum = sums[(i / 4) % 2] as Var<'v128'>
+          sum.set(f32x4.madd(x, zero, sum))
+        }
+        at.set(at.add(4 * width))
+      })
+      from.set(from.add(step))
+    })
+    const sum = f.let(f32x4.add(...sums))
+    f.if(v128.anyTrue(f32x4.ne(sum, sum)), () => f.store(reader(params)('flagPtr'), i32.const(1)))
   })
 }
 

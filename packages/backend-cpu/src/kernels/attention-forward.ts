@@ -14,6 +14,7 @@
 
 import { type Func, f32x4, type ModuleBuilder, v128 } from '../wasm/index.ts'
 import {
+  checkFunc,
   eachRow,
   type Form,
   gatherFunc,
@@ -60,7 +61,7 @@ export function forwardScratch(
 const softenParams = ['i32', 'i32', 'i32'] as const
 
 /** Scores → weights in place; m, l and the factor of what was before are kept at `state`. */
-function softenFunc(m: ModuleBuilder, vectors: number): Func<typeof softenParams, null> {
+function softenFunc(m: ModuleBuilder, vectors: number, careful: boolean): Func<typeof softenParams, null> {
   const step = 16 * vectors
   return m.func(softenParams, (f, scores, keys, state) => {
     const exp = expBelow(f)
@@ -80,7 +81,11 @@ function softenFunc(m: ModuleBuilder, vectors: number): Func<typeof softenParams
     const sums = load(1)
     sums.forEach((x, j) => x.set(f32x4.mul(x, factors[j])))
     eachRow(f, keys, scores, step, (at) => {
-      const weights = sums.map((_, j) => f.let(exp(v128.load(at, 16 * j), top[j])))
+      const weights = sums.map((_, j) => {
+        if (!careful) return f.let(exp(v128.load(at, 16 * j), top[j]))
+        const s = f.let(v128.load(at, 16 * j))
+        return f.let(v128.bitselect(f32x4.const(-0), exp(s, top[j]), f32x4.eq(s, -Infinity)))
+      })
       weights.forEach((weight, j) => f.store(at, weight, 16 * j))
       weights.forEach((weight, j) => sums[j].set(f32x4.add(sums[j], weight)))
     })
@@ -116,9 +121,10 @@ export function buildForward(m: ModuleBuilder, form: Form): void {
   const step = 16 * vectors
   const pack = packer(m)
   const scoresOf = scoresFunc(m, tile, step)
-  const gather = gatherFunc(m, tile, step, true)
-  const soften = softenFunc(m, vectors)
+  const gather = gatherFunc(m, tile, step, true, form.careful)
+  const soften = softenFunc(m, vectors, form.careful)
   const finish = finishFunc(m, pack, vectors)
+  const check = form.careful ? null : checkFunc(m)
   const hide = hideFunc(m, form, step)
   const dropWeights = form.dropout && dropFunc(m, form.dropout, vectors, step)
 
@@ -241,6 +247,7 @@ export function buildForward(m: ModuleBuilder, form: Form): void {
           word('sumPtr').add(place),
           least(rows.sub(i), lanes),
         )
+        if (check) f.call(check, params, panel.add(toOut), 0, 1, valueDepth.mul(lanes))
         panel.set(panel.add(panelSize))
       })
     })

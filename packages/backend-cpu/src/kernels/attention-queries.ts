@@ -14,6 +14,7 @@ import {
   v128,
 } from '../wasm/index.ts'
 import {
+  type CheckFunc,
   eachRow,
   type Form,
   keyBlock,
@@ -223,13 +224,17 @@ function columnPanels(
 }
 
 /** Stores dQ as rows. */
-export function storeQueries(m: ModuleBuilder, c: Context): BlockFunc {
+export function storeQueries(m: ModuleBuilder, c: Context, check: CheckFunc | null): BlockFunc {
   const { tile, pack } = c
   const lanes = 4 * tile.vectors
   return m.func(blockParams, (f, params, scratch, b, h, q0, rows) => {
     const word = reader(params)
     const at = locate(f, c, word, scratch)
     const depth = f.let(word('width'))
+    if (check) {
+      const panels = rows.add(lanes - 1).and(-lanes)
+      f.call(check, params, at.dq, 0, 1, panels.mul(depth))
+    }
     const panel = f.let(at.dq)
     f.for(0, rows, lanes, (i) => {
       const to = rowOf(word, 'dq', b, h, q0.add(i))

@@ -36,7 +36,7 @@ export const adjusts = ({ mask, alibi }: Form): boolean => mask !== 'none' || al
  * keys, number of the first key; number of the first query, its head; 1 if some query of the panel does not see some
  * key; then the mask's scratch panel, and the distance of its rows is that of scores.
  */
-export function hideFunc(m: ModuleBuilder, { tile, mask, alibi }: Form, step: number): HideFunc {
+export function hideFunc(m: ModuleBuilder, { tile, mask, alibi, careful }: Form, step: number): HideFunc {
   const { vectors } = tile
   return m.func(hideParams, (f, params, scores, keys, firstKey, first, h, limited, maskPanel) => {
     const word = reader(params)
@@ -57,7 +57,12 @@ export function hideFunc(m: ModuleBuilder, { tile, mask, alibi }: Form, step: nu
     if (mask !== 'none') {
       const other = f.let(maskPanel)
       eachRow(f, keys, scores, step, (at) => {
-        eachVector(at, (x, j) => f32x4.add(x, v128.load(other, 16 * j)))
+        eachVector(at, (x, j) => {
+          const add = f.let(v128.load(other, 16 * j))
+          const sum = f32x4.add(x, add)
+          // NaN + −∞ is NaN.
+          return careful ? v128.bitselect(hidden, sum, f32x4.eq(add, hidden)) : sum
+        })
         other.set(other.add(16 * vectors))
       })
     }

@@ -47,6 +47,7 @@ import { buildForward, forwardScratch } from './attention-forward.ts'
 import { backwardScratch } from './attention-queries.ts'
 import { dropWord } from './attention-scores.ts'
 import { chunksOf, chunksPerBlock, far, keyStep } from './attention-visits.ts'
+import { flagOf } from './indexing.ts'
 import { narrow, type Tile, tileFor } from './matmul-micro.ts'
 
 /** The largest head that the blocks' scratch memory is meant for. */
@@ -58,7 +59,8 @@ const takes = (inputs: readonly View[], attrs: AttentionAttrs): boolean => {
   return (
     [q, k, v, ...(slopes ? [slopes] : [])].every((t) => t.dtype === 'float32') &&
     (mask === null || mask.dtype === 'float32' || mask.dtype === 'bool') &&
-    widths.every((n) => n >= 1 && n <= maxWidth)
+    widths.every((n) => n >= 1 && n <= maxWidth) &&
+    q.shape[1] > 0
   )
 }
 
@@ -70,7 +72,7 @@ function dropoutOf({ dropout, draw }: AttentionAttrs): Pick<Form, 'dropout'> & {
 }
 
 /** What kernels are built for. */
-function formOf(engine: Engine, inputs: readonly View[], attrs: AttentionAttrs): Form {
+function formOf(engine: Engine, inputs: readonly View[], attrs: AttentionAttrs): Omit<Form, 'careful'> {
   const { q, mask, blocks, slopes } = attentionOperands(inputs, attrs)
   const { blockSize } = attrs
   return {
@@ -126,6 +128,7 @@ function writeCommon(
   attrs: AttentionAttrs,
 ): ReturnType<typeof writer> {
   const set = writer(engine)
+  set('flagPtr', flagOf(engine))
   const { q, k, v, mask, blocks, slopes } = attentionOperands(inputs, attrs)
   const { causal, window, globalTokens, blockSize } = attrs
   const [queries, keys] = [q.shape[2], k.shape[2]]
@@ -168,6 +171,23 @@ function writeCommon(
   return set
 }
 
+/**
+ * Runs kernels; and once more, with care, where a result is not finite and something is hidden: 0 · NaN may have brought
+ * a hidden key into it. So finite numbers pay no more than a look at the results.
+ */
+function withCare(
+  engine: Engine,
+  { causal, window, hasMask, blockSize }: AttentionAttrs,
+  run: (careful: boolean) => void,
+): void {
+  run(false)
+  const flag = flagOf(engine) >>> 2
+  const { i32 } = engine.memory
+  if (i32[flag] === 0) return
+  i32[flag] = 0
+  if (causal !== 'none' || window > 0 || hasMask || blockSize > 0) run(true)
+}
+
 export const attention: KernelFactory<AttentionAttrs> = (engine) => ({
   supports: takes,
   run([out, stats], inputs, attrs) {
@@ -176,7 +196,6 @@ export const attention: KernelFactory<AttentionAttrs> = (engine) => ({
     const dv = v.shape[3]
     if (b * h * t === 0) return
     const form = formOf(engine, inputs, attrs)
-    const kernel = engine.kernel(`attention:${formName(form)}`, (m) => buildForward(m, form))
     const copies = k.strides[3] !== 1 || v.strides[3] !== 1 || v.strides[2] !== dv
     const bytes = forwardScratch(form.tile, d, dv, copies, form.mask)
     const scratch = engine.scratch(bytes)
@@ -187,7 +206,11 @@ export const attention: KernelFactory<AttentionAttrs> = (engine) => ({
     set('scratchStep', align64(bytes))
     const chunks = chunksOf(t, queryBlock, attrs.blockSize)
     set('blocks', chunks)
-    engine.launch(kernel, b * h * chunks, 1)
+    withCare(engine, attrs, (careful) => {
+      const built = { ...form, careful }
+      const kernel = engine.kernel(`attention:${formName(built)}`, (m) => buildForward(m, built))
+      engine.launch(kernel, b * h * chunks, 1)
+    })
   },
 })
 
@@ -219,10 +242,11 @@ export const attentionBackward: KernelFactory<AttentionAttrs & { readonly needs:
     writeStats(engine, set, stats)
     set('scratch', scratch)
     set('scratchStep', align64(bytes))
-    const run = (mode: BackwardMode, items: number, chunks: number): void => {
+    const run = (careful: boolean, mode: BackwardMode, items: number, chunks: number): void => {
       if (items * chunks === 0) return
-      const key = `attentionBackward:${mode}:${formName(form)}`
-      const kernel = engine.kernel(key, (m) => buildBackward(m, form, mode))
+      const built = { ...form, careful }
+      const key = `attentionBackward:${mode}:${formName(built)}`
+      const kernel = engine.kernel(key, (m) => buildBackward(m, built, mode))
       set('blocks', chunks)
       engine.launch(kernel, items * chunks, 1)
     }
@@ -230,11 +254,13 @@ export const attentionBackward: KernelFactory<AttentionAttrs & { readonly needs:
     const { threads } = engine.features
     const whole = b * keyHeads
     const even = whole % threads === 0 || whole >= 4 * threads
-    if (!needK && !needV) run('queries', b * h, queryChunks)
-    else if (even || threads === 1) run('both', whole, 1)
-    else {
-      run('keys', whole, chunksOf(s, keyStep(attrs.blockSize), attrs.blockSize))
-      if (needQ) run('queries', b * h, queryChunks)
-    }
+    withCare(engine, attrs, (careful) => {
+      if (!needK && !needV) run(careful, 'queries', b * h, queryChunks)
+      else if (even || threads === 1) run(careful, 'both', whole, 1)
+      else {
+        run(careful, 'keys', whole, chunksOf(s, keyStep(attrs.blockSize), attrs.blockSize))
+        if (needQ) run(careful, 'queries', b * h, queryChunks)
+      }
+    })
   },
 })

@@ -8,12 +8,13 @@ import { asTensor, expectTensor } from '../operands.ts'
 import { elementwise } from '../primitives/elementwise.ts'
 import { matmulPrimitive } from '../primitives/matmul.ts'
 import { reduce } from '../primitives/reduce.ts'
-import { expandView, reshapeView, transposeView } from '../primitives/views.ts'
+import { expandView, reshapeView } from '../primitives/views.ts'
 import { program } from '../program.ts'
 import { nextDraw } from '../random.ts'
 import type { Tensor } from '../tensor.ts'
+import { scoresOf, valuesOf } from './attention-products.ts'
 import { type BlockMask, type BlockTensor, blockTensors, spreadBlocks } from './block-mask.ts'
-import { add, div, exp, mul, sub, where } from './pointwise.ts'
+import { div, exp, mul, sub, where } from './pointwise.ts'
 import { dropWith } from './random.ts'
 
 /** Which keys a query sees: all; j ≤ i from the top left corner (PyTorch's is_causal); or from the bottom right (a key-value cache's). */
@@ -87,6 +88,10 @@ const ALIBI = program(
   ([s, slope], [offset]) => e.sub(s, e.mul(slope, e.abs(e.sub(e.add(e.coord(-2), offset), e.coord(-1))))),
   1,
 )
+/** A mask to add: −∞ hides, whatever the score is. */
+const ADD_MASK = program('attention.mask', 2, ([s, mask]) =>
+  e.select(e.eq(mask, -Infinity), -Infinity, e.add(s, mask)),
+)
 const ALL_HIDDEN = program('attention.all_hidden', 1, ([m]) => e.eq(m, -Infinity))
 
 const ATTENTION: Op<AttentionAttrs> = {
@@ -116,9 +121,10 @@ const ATTENTION: Op<AttentionAttrs> = {
     const keys = repeatHeads(k, groups)
     const values = repeatHeads(v, groups)
     const offset = causal === 'bottom-right' ? k.shape[2] - q.shape[2] : 0
-    let s = mul(matmulPrimitive('scaled_dot_product_attention', q, transposeView(keys, 2, 3)), scale)
+    const hides = Boolean(mask ?? blocks) || causal !== 'none' || window > 0
+    let s = mul(scoresOf(q, keys, hides), scale)
     if (slopes) s = elementwise(ALIBI, [s, reshapeView(slopes, [q.shape[1], 1, 1])], [offset])
-    if (mask) s = mask.dtype === 'bool' ? where(mask, s, -Infinity) : add(s, mask)
+    if (mask) s = mask.dtype === 'bool' ? where(mask, s, -Infinity) : elementwise(ADD_MASK, [s, mask])
     if (blocks) s = where(spreadBlocks(blocks.visible, blockSize, s.shape), s, -Infinity)
     if (causal !== 'none' || window > 0)
       s = elementwise(HIDE, [s], [offset, window, Number(causal !== 'none'), globalTokens])
@@ -129,7 +135,7 @@ const ATTENTION: Op<AttentionAttrs> = {
     const p = exp(sub(s, where(hidden, 0, top)))
     const weights = div(p, where(hidden, 1, reduce('sum', p, [3], true)))
     const kept = dropout > 0 ? dropWith(weights, dropout, draw) : weights
-    return [matmulPrimitive('scaled_dot_product_attention', kept, values)]
+    return [valuesOf(kept, values, s, hides)]
   },
 }
 
@@ -146,7 +152,11 @@ function repeatHeads(x: Tensor, groups: number): Tensor {
 }
 
 export interface AttentionOptions {
-  /** bool (true: may attend) or float (added to the scores); broadcasts to (…, H, T, S). */
+  /**
+   * A bool mask is true where a query may attend to a key, as in every mask of this library; a floating one is added to
+   * the scores, and −∞ in it hides. It broadcasts to (…, H, T, S). A hidden key never reaches the result, even if it or
+   * its value is NaN.
+   */
   attnMask?: Tensor | null
   /** Probability of dropping an attention weight. */
   dropoutP?: number
@@ -183,12 +193,14 @@ const KNOWN: Names<AttentionOptions> = {
 
 /**
  * softmax(q kᵀ · scale + mask) v, row by row and without storing the T×S matrix where the backend has the fused kernel
- * (Vaswani et al. 2017; Dao 2023). A query that sees no key gives zeros.
+ * (Vaswani et al. 2017; Dao 2023). A query that sees no key gives zeros; so does having no keys at all.
  *
  * @param q (…, H, T, D) — with (T, D) or (H, T, D) also taken; every leading dim is a batch.
  * @param k (…, Hk, S, D), Hk a divisor of H (grouped-query attention, Ainslie et al. 2023).
  * @param v (…, Hk, S, Dv)
  * @returns (…, H, T, Dv)
+ * @throws ShapeError for shapes that do not fit; DTypeError for operands that are not floating and for a mask that is
+ *   neither bool nor floating; ValueError for options out of range.
  */
 export function scaledDotProductAttention(
   q: Tensor,
@@ -237,7 +249,14 @@ export function scaledDotProductAttention(
     return batch.length === 2 ? all : reshapeView(all, [query.shape[0], heads, ...tail])
   }
   const inputs = [query, key, value]
-  if (attnMask) inputs.push(spread('mask', asTensor(op, attnMask, q), [t, s]))
+  if (attnMask) {
+    const mask = asTensor(op, attnMask, q)
+    if (mask.dtype !== 'bool' && !isFloat(mask.dtype))
+      throw new DTypeError(
+        `${op}: attnMask must be bool (true: may attend) or floating (added to the scores), not ${mask.dtype}; convert a mask of 0 and 1 with .to('bool')`,
+      )
+    inputs.push(spread('mask', mask, [t, s]))
+  }
   if (blockMask) {
     const { blockSize } = blockMask
     const [nq, nk] = [Math.ceil(t / blockSize), Math.ceil(s / blockSize)]
@@ -262,7 +281,8 @@ export function scaledDotProductAttention(
     causal,
     window,
     globalTokens,
-    scale: options.scale ?? 1 / Math.sqrt(d),
+    // Heads of no size have scores of 0, not of 0 · ∞.
+    scale: options.scale ?? 1 / Math.sqrt(Math.max(1, d)),
     hasMask: Boolean(attnMask),
     blockSize: blockMask?.blockSize ?? 0,
     density: blockMask?.density ?? 1,

@@ -1,11 +1,11 @@
 import { expectOptions } from '../checks.ts'
 import { isFloat } from '../dtype.ts'
-import { ValueError } from '../errors.ts'
+import { DTypeError, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import { type ArrayOperand, asTensor } from '../operands.ts'
 import { copy, elementwise } from '../primitives/elementwise.ts'
 import { type Program, program } from '../program.ts'
-import type { Tensor } from '../tensor.ts'
+import { Tensor } from '../tensor.ts'
 import { activations } from './activations.ts'
 
 /**
@@ -486,28 +486,37 @@ export function clamp(x: Tensor, min?: Operand | null, max?: Operand | null): Te
   throw new ValueError('clamp: needs min, max or both')
 }
 
-const WHERE = program('where', 3, ([c, a, b]) => e.select(e.cast('bool', c), a, b))
-const WHERE_A = program('where', 2, ([c, a], [b]) => e.select(e.cast('bool', c), a, b), 1)
-const WHERE_B = program('where', 2, ([c, b], [a]) => e.select(e.cast('bool', c), a, b), 1)
-const WHERE_NONE = program('where', 1, ([c], [a, b]) => e.select(e.cast('bool', c), a, b), 2)
+const WHERE = program('where', 3, ([c, a, b]) => e.select(c, a, b))
+const WHERE_A = program('where', 2, ([c, a], [b]) => e.select(c, a, b), 1)
+const WHERE_B = program('where', 2, ([c, b], [a]) => e.select(c, a, b), 1)
+const WHERE_NONE = program('where', 1, ([c], [a, b]) => e.select(c, a, b), 2)
+
+/** As in PyTorch, 0 and 1 of another dtype are refused: they could be meant the other way round, or to be added. */
+function boolOf(op: string, what: string, x: Tensor | ArrayOperand, like?: Operand): Tensor {
+  const mask = asTensor(op, x, like instanceof Tensor ? like : undefined, 'bool')
+  if (mask.dtype !== 'bool')
+    throw new DTypeError(`${op}: the ${what} must be bool, not ${mask.dtype}; convert it with .to('bool')`)
+  return mask
+}
 
 /**
- * Takes a where the condition holds (is not 0), b elsewhere; all three broadcast.
+ * Takes the elements of a where the bool condition is true, those of b elsewhere; all three broadcast.
  *
- * @throws ShapeError if the shapes do not broadcast.
+ * @throws ShapeError if the shapes do not broadcast; DTypeError for a condition that is not bool.
  * @example
  * const x = tensor([-1, 2])
  * await where(x.gt(0), x, 0).toArray() // → [0, 2]
  */
 export function where(condition: Tensor | ArrayOperand, a: Operand, b: Operand): Tensor {
+  const c = boolOf('where', 'condition', condition, a instanceof Tensor ? a : b)
   if (typeof a === 'number') {
     return typeof b === 'number'
-      ? elementwise(WHERE_NONE, [condition], [a, b])
-      : elementwise(WHERE_B, [condition, b], [a])
+      ? elementwise(WHERE_NONE, [c], [a, b])
+      : elementwise(WHERE_B, [c, b], [a])
   }
   return typeof b === 'number'
-    ? elementwise(WHERE_A, [condition, a], [b])
-    : elementwise(WHERE, [condition, a, b])
+    ? elementwise(WHERE_A, [c, a], [b])
+    : elementwise(WHERE, [c, a, b])
 }
 
 const FILL = program('masked_fill', 2, ([x, mask], [v]) => e.select(mask, v, x), 1)
@@ -517,14 +526,16 @@ const FILL_TENSOR = program('masked_fill', 3, ([x, mask, v]) => e.select(mask, v
  * Puts `value`, a number or a scalar tensor, where the mask (bool, broadcast to x) is true, and keeps x elsewhere,
  * in x's shape and dtype.
  *
- * @throws ShapeError if the shapes do not broadcast.
+ * @throws ShapeError if the shapes do not broadcast; DTypeError for a mask that is not bool.
  * @example
  * await tensor([1, 2]).maskedFill(tensor([true, false]), 0).toArray() // → [0, 2]
  */
-export const maskedFill = (x: Tensor, mask: Tensor | ArrayOperand, value: Operand): Tensor =>
-  typeof value === 'number'
-    ? elementwise(FILL, [x, mask], [value], x.dtype)
-    : elementwise(FILL_TENSOR, [x, mask, value], [], x.dtype)
+export function maskedFill(x: Tensor, mask: Tensor | ArrayOperand, value: Operand): Tensor {
+  const where = boolOf('masked_fill', 'mask', mask, x)
+  return typeof value === 'number'
+    ? elementwise(FILL, [x, where], [value], x.dtype)
+    : elementwise(FILL_TENSOR, [x, where, value], [], x.dtype)
+}
 
 const LEAKY = program('leaky_relu', 1, ([x], [slope]) => e.select(e.gt(x, 0), x, e.mul(slope, x)), 1)
 

@@ -1,6 +1,7 @@
 import * as e from '../expr.ts'
 import { apply, type Op } from '../op.ts'
 import type { AttentionAttrs } from '../ops/attention.ts'
+import { finite, valuesOf } from '../ops/attention-products.ts'
 import { div, exp, mul, sub, where } from '../ops/pointwise.ts'
 import { sum } from '../ops/reduction.ts'
 import { cat, narrow } from '../ops/shape.ts'
@@ -22,6 +23,8 @@ const FORWARD = 'scaled_dot_product_attention'
 const HIDE_AHEAD = program('attention.hide_ahead', 1, ([s]) =>
   e.select(e.gt(e.coord(-1), e.coord(-2)), -Infinity, s),
 )
+/** Inputs: scores, gradients of them. */
+const SEEN_ONLY = program('attention.seen_only', 2, ([s, d]) => e.select(e.eq(s, -Infinity), 0, d))
 const ALL_HIDDEN = program('attention.all_hidden', 1, ([m]) => e.eq(m, -Infinity))
 
 /** (B, H, T, S) */
@@ -60,7 +63,8 @@ const BLOCK: Op<AttentionAttrs> = {
     const hidden = elementwise(ALL_HIDDEN, [top])
     const p = exp(sub(s, where(hidden, 0, top)))
     const total = reduce('sum', p, [3], true)
-    const out = matmulPrimitive(FORWARD, div(p, where(hidden, 1, total)), spread(v, q.shape[1]))
+    const weights = div(p, where(hidden, 1, total))
+    const out = valuesOf(weights, spread(v, q.shape[1]), s, attrs.causal !== 'none')
     return [out, reshapeView(cat([top, total], 0), [2, ...q.shape.slice(0, 3)])]
   },
 }
@@ -78,16 +82,17 @@ const BLOCK_BACKWARD: Op<AttentionAttrs & { needs: readonly boolean[] }> = {
     const keys = spread(k, h)
     const [top, total] = rowStats(stats)
     const hidden = elementwise(ALL_HIDDEN, [top])
-    const p = div(exp(sub(scores(q, keys, attrs), where(hidden, 0, top))), where(hidden, 1, total))
+    const s = scores(q, keys, attrs)
+    const p = div(exp(sub(s, where(hidden, 0, top))), where(hidden, 1, total))
     const delta = sum(mul(dout, out), 3, { keepdim: true })
     const dp = matmulPrimitive(FORWARD, dout, transposeView(spread(v, h), 2, 3))
-    const ds = mul(mul(p, sub(dp, delta)), attrs.scale)
+    const ds = elementwise(SEEN_ONLY, [s, mul(mul(p, sub(dp, delta)), attrs.scale)])
     const grouped = (x: Tensor, like: Tensor): Tensor => {
       const [, heads, s, d] = like.shape
       return heads === h ? x : sum(reshapeView(x, [b, heads, h / heads, s, d]), 2)
     }
     return [
-      matmulPrimitive(FORWARD, ds, keys),
+      matmulPrimitive(FORWARD, ds, finite(keys)),
       grouped(matmulPrimitive(FORWARD, transposeView(ds, 2, 3), q), k),
       grouped(matmulPrimitive(FORWARD, transposeView(p, 2, 3), dout), v),
     ]
