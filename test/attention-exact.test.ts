@@ -336,11 +336,8 @@ describe.each(engines)('hidden keys: %s', (_, engine) => {
             Array.from(got[i] as Numbers).slice(8 * row, 8 * row + 8),
           ) as number[][]
           const i = row % 110
-          if (sees(i, key))
-            expect(
-              out?.some((x) => !Number.isFinite(x)),
-              `row ${row}`,
-            ).toBe(true)
+          // An infinite key may well have a score of −∞, and then no weight.
+          if (sees(i, key) && Number.isNaN(bad)) expect(out?.some(Number.isNaN), `row ${row}`).toBe(true)
           if (!sees(i, key))
             [out, dq].forEach((x, which) => {
               const want = Array.from(clean[which] as Numbers).slice(8 * row, 8 * row + 8)

@@ -89,7 +89,7 @@ const CHECKS: Readonly<Record<string, Check>> = {
     const generate = (useCache: boolean): Promise<Tensor> => {
       const prompt = golden.load('generated').narrow(1, 0, PROMPT)
       const maxNewTokens = want.length - PROMPT
-      const options = { maxNewTokens, temperature: 0, useCache, keyPaddingMask: prompt.eq(PAD) }
+      const options = { maxNewTokens, temperature: 0, useCache, keyMask: prompt.ne(PAD) }
       return withBackend(backend, () => model.generate(prompt, options)).tensor()
     }
     for (const useCache of [true, false]) {

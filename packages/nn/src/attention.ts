@@ -1,7 +1,7 @@
 import {
+  DTypeError,
   linear,
   mergeHeads,
-  ShapeError,
   scaledDotProductAttention,
   splitHeads,
   type Tensor,
@@ -11,6 +11,7 @@ import {
 import { type AttentionBlocks, BlockChooser } from './block-attention.ts'
 import { type AttentionCache, KVCache } from './cache.ts'
 import { probability } from './dropout.ts'
+import { keyMaskOf } from './key-mask.ts'
 import { Linear, positive } from './linear.ts'
 import { buffer, Module } from './module.ts'
 import { RMSNorm } from './norm.ts'
@@ -61,12 +62,16 @@ export interface AttentionForwardOptions<C extends AttentionCache = AttentionCac
   /** Cross-attention: keys and values are made of this, (B, S, kvDim), in place of x; its first row is position 0. */
   context?: Tensor | null
   /**
-   * Broadcasts to (B, H, T, S): bool, true where a query may attend to a key, or float, added to the scores. As in
-   * `scaledDotProductAttention`; PyTorch's layer has it the other way round.
+   * A bool mask is true where a query may attend to a key, as in `scaledDotProductAttention` and in every mask of this
+   * library; PyTorch's layer has it the other way round. A floating one is added to the scores. It broadcasts to
+   * (B, H, T, S).
    */
   attnMask?: Tensor | null
-  /** bool (B, S), true where a key is padding, to be ignored, as in PyTorch. */
-  keyPaddingMask?: Tensor | null
+  /**
+   * A bool mask (B, S), true where any query may attend to a key and false where it is padding: a tokenizer's
+   * attention mask as bool. PyTorch's `key_padding_mask` is the opposite, so that name is refused.
+   */
+  keyMask?: Tensor | null
   /** int32 (B, T), where `rope` puts x's rows; default one after the other, after those of the cache. */
   positions?: Tensor | null
   /**
@@ -81,7 +86,7 @@ export interface AttentionCall<C extends AttentionCache = AttentionCache> {
   /** What the layer was given, (B, T, embedDim). */
   readonly x: Tensor
   readonly attnMask: Tensor | null
-  readonly keyPaddingMask: Tensor | null
+  readonly keyMask: Tensor | null
   /** Takes in k and v, which come after what it holds. */
   readonly cache: C | null
 }
@@ -169,31 +174,28 @@ export abstract class SelfAttention<C extends AttentionCache = AttentionCache> e
   /**
    * (B, T, embedDim) → the same shape.
    *
-   * @throws ShapeError or DTypeError for what does not fit, ValueError for a context together with a cache.
+   * @throws ShapeError or DTypeError for what does not fit, ValueError for a context together with a cache and for
+   *   PyTorch's `keyPaddingMask`.
    */
   forward(x: Tensor, options: AttentionForwardOptions<C> = {}): Tensor {
-    const { residual = null, context = null, attnMask = null, keyPaddingMask = null, cache = null } = options
+    const { residual = null, context = null, attnMask = null, cache = null } = options
     const { positions = null } = options
     const name = this.constructor.name
     if (context && cache)
       throw new ValueError(`${name}: a cache holds what x was before; with a context leave it out`)
     const [b, s] = (context ?? x).shape
-    const padded = [b, (s as number) + (cache?.length ?? 0)]
-    if (
-      keyPaddingMask &&
-      (keyPaddingMask.dtype !== 'bool' || keyPaddingMask.shape.join() !== padded.join())
-    ) {
-      throw new ShapeError(
-        `${name}: keyPaddingMask must be bool (B, S) = [${padded.join(', ')}], got ${keyPaddingMask.dtype} [${keyPaddingMask.shape.join(', ')}]`,
+    const keyMask = keyMaskOf(name, options, [b, (s as number) + (cache?.length ?? 0)])
+    if (attnMask && attnMask.dtype === 'int32')
+      throw new DTypeError(
+        `${name}: attnMask must be bool (true: may attend) or floating (added to the scores), not int32; convert a mask of 0 and 1 with .to('bool')`,
       )
-    }
     const [q, k, v] = this.#project(x, context) as [Tensor, Tensor, Tensor]
     const place = (heads: Tensor, norm: RMSNorm | null): Tensor => {
       const normed = norm ? norm.forward(heads) : heads
       return this.#rope ? this.#rope.turn(normed, cache?.length ?? 0, positions) : normed
     }
     const [query, key] = [place(q, this.q_norm), place(k, this.k_norm)]
-    const heads = this.attend(query, key, v, { x, attnMask, keyPaddingMask, cache })
+    const heads = this.attend(query, key, v, { x, attnMask, keyMask, cache })
     return this.outProj.forward(mergeHeads(heads), { residual })
   }
 
@@ -317,10 +319,10 @@ export class MultiHeadAttention extends SelfAttention<KVCache> {
     })
   }
 
-  #mask({ attnMask, keyPaddingMask }: AttentionCall<KVCache>, last: (mask: Tensor) => Tensor): Tensor | null {
+  #mask({ attnMask, keyMask }: AttentionCall<KVCache>, last: (mask: Tensor) => Tensor): Tensor | null {
     const mask = attnMask && last(attnMask)
-    if (!keyPaddingMask) return mask
-    const real = last(keyPaddingMask).unsqueeze(1).unsqueeze(1).logicalNot()
+    if (!keyMask) return mask
+    const real = last(keyMask).unsqueeze(1).unsqueeze(1)
     return mask ? both(mask, real) : real
   }
 

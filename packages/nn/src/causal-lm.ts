@@ -1,8 +1,9 @@
-import { checkpoint, crossEntropy, DTypeError, ShapeError, type Tensor } from '@tilegrad/core'
+import { checkpoint, crossEntropy, ShapeError, type Tensor } from '@tilegrad/core'
 import type { AttentionCache } from './cache.ts'
 import { Embedding } from './embedding.ts'
 import { type GenerateOptions, type Generation, generate, type LanguageModel } from './generate.ts'
 import * as init from './init.ts'
+import { keyMaskOf } from './key-mask.ts'
 import { Linear } from './linear.ts'
 import { Module } from './module.ts'
 import { LayerNorm, RMSNorm } from './norm.ts'
@@ -70,7 +71,7 @@ export abstract class CausalLM extends Module implements LanguageModel {
   }
 
   /** Token indices (B, T), after those of the cache → what the head sees, (B, T, embedDim). */
-  #hidden(idx: Tensor, caches: readonly AttentionCache[] | null, keyPaddingMask: Tensor | null): Tensor {
+  #hidden(idx: Tensor, caches: readonly AttentionCache[] | null, keyMask: Tensor | null): Tensor {
     const { name } = this.constructor
     const [b, t] = idx.shape
     const before = caches?.[0]?.length ?? 0
@@ -79,11 +80,12 @@ export abstract class CausalLM extends Module implements LanguageModel {
         `${name}: idx must be (B, T) with T ≤ blockSize = ${this.maxLength}, got [${idx.shape.join(', ')}]${before ? ` after ${before} tokens` : ''}`,
       )
     }
-    const positions = keyPaddingMask && counted(name, keyPaddingMask, [b as number, before + t], t)
+    const checked = keyMaskOf(name, { keyMask }, [b, before + t])
+    const positions = checked && counted(checked, t)
     let x = this.embed(idx, { before, positions })
     const saves = this.training && this.config.gradientCheckpointing === true
     for (const [i, block] of this.blocks.entries()) {
-      const options = { cache: caches?.[i] ?? null, keyPaddingMask, positions }
+      const options = { cache: caches?.[i] ?? null, keyMask, positions }
       x = saves ? checkpoint((input) => block.forward(input, options), x) : block.forward(x, options)
     }
     return this.finish(x)
@@ -138,16 +140,16 @@ export abstract class CausalLM extends Module implements LanguageModel {
    * Logits (B, V) of the token after the last of idx.
    *
    * @param idx int32 tokens (B, T); with a cache, those after what it holds, which it takes in.
-   * @param keyPaddingMask bool (B, S), of the cache's tokens and idx's, true for padding: no token sees it, and
-   * positions count the others only.
+   * @param keyMask bool (B, S), of the cache's tokens and idx's, true for those that tokens may attend to and false for
+   *   padding, which no token sees and positions do not count.
    * @throws ShapeError if the sequences become longer than `maxLength`.
    */
   nextLogits(
     idx: Tensor,
     cache: readonly AttentionCache[] | null = null,
-    keyPaddingMask: Tensor | null = null,
+    keyMask: Tensor | null = null,
   ): Tensor {
-    return this.lm_head.forward(this.#hidden(idx, cache, keyPaddingMask).select(1, -1))
+    return this.lm_head.forward(this.#hidden(idx, cache, keyMask).select(1, -1))
   }
 
   /**
@@ -166,18 +168,11 @@ export abstract class CausalLM extends Module implements LanguageModel {
 }
 
 /** Positions (B, T) of the last T tokens, int32: how many before each are no padding. */
-function counted(op: string, mask: Tensor, [b, s]: readonly [number, number], t: number): Tensor {
-  if (mask.dtype !== 'bool')
-    throw new DTypeError(`${op}: keyPaddingMask must be bool, true for padding, not ${mask.dtype}`)
-  if (mask.shape.join() !== [b, s].join())
-    throw new ShapeError(
-      `${op}: keyPaddingMask must be (B, S) = [${b}, ${s}], got [${mask.shape.join(', ')}]`,
-    )
+function counted(mask: Tensor, t: number): Tensor {
   // Padding itself stands anywhere.
   return mask
-    .logicalNot()
     .cumsum(1)
     .sub(1)
     .clamp(0)
-    .narrow(1, s - t, t)
+    .narrow(1, (mask.shape[1] as number) - t, t)
 }

@@ -17,6 +17,7 @@ import {
   zeros,
 } from '@tilegrad/core'
 import type { AttentionCache } from './cache.ts'
+import { keyMaskOf } from './key-mask.ts'
 import { positive } from './linear.ts'
 import type { Module } from './module.ts'
 
@@ -29,9 +30,10 @@ export interface LanguageModel {
   newCache(batch: number, maxLength: number): readonly AttentionCache[] | null
   /**
    * Logits (B, V) of the token after the last of idx, int32 (B, T). With caches idx comes after what they hold, and
-   * they take it in. The mask, bool (B, S), is true for padding among the tokens of caches and idx.
+   * they take it in. The mask, bool (B, S), is true for those tokens of caches and idx that may be
+   * attended to, and false for padding.
    */
-  nextLogits(idx: Tensor, cache: readonly AttentionCache[] | null, keyPaddingMask: Tensor | null): Tensor
+  nextLogits(idx: Tensor, cache: readonly AttentionCache[] | null, keyMask: Tensor | null): Tensor
 }
 
 export interface GenerateOptions {
@@ -52,10 +54,10 @@ export interface GenerateOptions {
   /** Keep keys and values, so that each token is computed from the one before; default true. */
   useCache?: boolean
   /**
-   * bool (B, T), true where a token of idx is padding, which no token sees and positions do not count: on the left of
-   * prompts that are shorter than others.
+   * A bool mask (B, T), true for tokens of idx that others may attend to and false for padding, which no token sees and
+   * positions do not count: on the left of prompts that are shorter than others. A tokenizer's attention mask as bool.
    */
-  keyPaddingMask?: Tensor | null
+  keyMask?: Tensor | null
 }
 
 /**
@@ -154,12 +156,7 @@ function check(idx: Tensor, options: GenerateOptions): void {
       `generate: idx must be (B, T) with at least one token, got [${idx.shape.join(', ')}]`,
     )
   }
-  const { keyPaddingMask: mask } = options
-  if (mask && (mask.dtype !== 'bool' || mask.shape.join() !== idx.shape.join())) {
-    throw new ShapeError(
-      `generate: keyPaddingMask must be bool of idx's shape [${idx.shape.join(', ')}], got ${mask.dtype} [${mask.shape.join(', ')}]`,
-    )
-  }
+  keyMaskOf('generate', options, idx.shape)
 }
 
 /** One way through a generation: what is alive between two tokens. */
@@ -172,8 +169,8 @@ class Run {
   #cache: readonly AttentionCache[] | null
   /** The last tokens, as many as the model can see, where they may have to be computed anew; else null. */
   #seen: Tensor | null
-  /** What is padding of all that the model can see. */
-  #padding: Tensor | null
+  /** What is no padding of all that the model can see. */
+  #mask: Tensor | null
   /** What the model has not taken in yet. */
   #next: Tensor
   #stopped = false
@@ -183,7 +180,7 @@ class Run {
   tokens = 0
 
   constructor(model: LanguageModel, idx: Tensor, options: GenerateOptions) {
-    const { maxNewTokens, stop = [], seed, useCache = true, keyPaddingMask = null } = options
+    const { maxNewTokens, stop = [], seed, useCache = true, keyMask = null } = options
     const [b, t] = idx.shape as [number, number]
     this.#model = model
     this.#options = options
@@ -196,7 +193,7 @@ class Run {
     const seen = Math.min(t, model.maxLength)
     const visible = (x: Tensor): Tensor => scope(() => x.narrow(1, t - seen, seen).clone())
     this.#next = visible(idx)
-    this.#padding = keyPaddingMask && visible(keyPaddingMask)
+    this.#mask = keyMask && visible(keyMask)
     this.#seen = this.#cache && whole <= model.maxLength ? null : scope(() => this.#next.clone())
   }
 
@@ -219,10 +216,10 @@ class Run {
     const { maxLength } = this.#model
     // Positions have come to their end: from here on they begin elsewhere for each token.
     if (this.#cache?.[0] && this.#cache[0].length + 1 > maxLength) this.#forget()
-    const { next, seen, padding } = noGrad(() =>
+    const { next, seen, mask } = noGrad(() =>
       scope(() => {
         const input = this.#cache ? this.#next : (this.#seen as Tensor)
-        const drawn = sample(this.#model.nextLogits(input, this.#cache, this.#padding), this.#options)
+        const drawn = sample(this.#model.nextLogits(input, this.#cache, this.#mask), this.#options)
         const next = this.#stop && this.last ? where(isOneOf(this.last, this.#stop), this.last, drawn) : drawn
         const grow = (x: Tensor | null, by: Tensor): Tensor | null => {
           if (!x) return null
@@ -230,15 +227,15 @@ class Run {
           const length = all.shape[1] as number
           return length > maxLength ? all.narrow(1, length - maxLength, maxLength).clone() : all
         }
-        return { next, seen: grow(this.#seen, next), padding: grow(this.#padding, next.ne(next)) }
+        return { next, seen: grow(this.#seen, next), mask: grow(this.#mask, next.eq(next)) }
       }),
     )
     this.#next.dispose()
     this.#seen?.dispose()
-    this.#padding?.dispose()
+    this.#mask?.dispose()
     this.#next = next
     this.#seen = seen
-    this.#padding = padding
+    this.#mask = mask
     this.last = next
   }
 
@@ -257,7 +254,7 @@ class Run {
 
   dispose(): void {
     this.#forget()
-    for (const t of [this.#next, this.#seen, this.#padding, this.#stop]) t?.dispose()
+    for (const t of [this.#next, this.#seen, this.#mask, this.#stop]) t?.dispose()
   }
 }
 

@@ -36,9 +36,9 @@ export abstract class StateAttention extends SelfAttention<StateCache> {
   }
 
   protected attend(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall<StateCache>): Tensor {
-    const { attnMask, keyPaddingMask, cache } = call
+    const { attnMask, keyMask, cache } = call
     const name = this.constructor.name
-    if (attnMask || keyPaddingMask) throw new ValueError(`${name}: takes no masks`)
+    if (attnMask || keyMask) throw new ValueError(`${name}: takes no masks`)
     const [keys, values] = [this.#served(k), this.#served(v)]
     if (!cache) return this.finish(this.recur(q, keys, values, call.x, null)[0], call.x)
     const heads = cache.advance(q.shape[2] as number, [q, k, v], (memory) =>

@@ -8,7 +8,7 @@ import { Module } from './module.ts'
 import { LayerNorm } from './norm.ts'
 
 /** What a block hands on to its attention. */
-export type BlockForwardOptions = Pick<AttentionForwardOptions, 'cache' | 'keyPaddingMask' | 'positions'>
+export type BlockForwardOptions = Pick<AttentionForwardOptions, 'cache' | 'keyMask' | 'positions'>
 
 /**
  * x + drop(branch(norm(x))), the half of a pre-norm block. Without dropout in between the branch's last projection
@@ -169,11 +169,10 @@ export class TransformerBlock extends Module {
 
   /** `cache`: of `newCache`; then x are the tokens after those it holds. */
   forward(x: Tensor, options: BlockForwardOptions = {}): Tensor {
-    const { cache = null, keyPaddingMask = null, positions = null } = options
     const y = addBranch(
       x,
       this.ln_1,
-      (z, { residual }) => this.attn.forward(z, { cache, keyPaddingMask, positions, residual }),
+      (z, { residual }) => this.attn.forward(z, { ...options, residual }),
       this.drop,
     )
     return addBranch(y, this.ln_2, (z, add) => this.mlp.forward(z, add), this.drop)

@@ -221,16 +221,16 @@ describe('masks', () => {
     return tensor(Uint8Array.from(list, Number)).reshape(shape).to('bool')
   }
   const attnMask = flags([t, s], sees)
-  const keyPaddingMask = flags([2, s], padded)
+  const keyMask = flags([2, s], (b, j) => !padded(b, j))
   const additive = zeros([t, s], { dtype: 'float64' }).maskedFill(attnMask.logicalNot(), -Infinity)
   const both = (b: number, i: number, j: number): boolean => sees(i, j) && !padded(b, j)
 
   it.each([
     ['attnMask, true: may attend', { attnMask }, (_: number, i: number, j: number) => sees(i, j)],
     ['a float attnMask', { attnMask: additive }, (_: number, i: number, j: number) => sees(i, j)],
-    ['keyPaddingMask, true: ignored', { keyPaddingMask }, (b: number, _: number, j: number) => !padded(b, j)],
-    ['both', { attnMask, keyPaddingMask }, both],
-    ['both, one of them float', { attnMask: additive, keyPaddingMask }, both],
+    ['keyMask, true: may be attended to', { keyMask }, (b: number, _: number, j: number) => !padded(b, j)],
+    ['both', { attnMask, keyMask }, both],
+    ['both, one of them float', { attnMask: additive, keyMask }, both],
   ])('%s; heads are zero where nothing is seen', (_, options, seen) => {
     const slopes = [0.25, 0.0625, 0.015625, 0.00390625]
     for (const [alibi, told] of [
@@ -248,7 +248,7 @@ describe('masks', () => {
     const layer = layerOf({})
     const [a, context] = [x(), input(s)]
     for (const input of [a, context]) input.requiresGrad = true
-    layer.forward(a, { context, attnMask, keyPaddingMask }).square().sum().backward()
+    layer.forward(a, { context, attnMask, keyMask }).square().sum().backward()
     for (const p of [a, context, ...layer.parameters()])
       expect(values(p.grad).every(Number.isFinite)).toBe(true)
     expect(values(a.grad?.select(0, 1)).every((v) => v === 0)).toBe(true)
@@ -256,8 +256,17 @@ describe('masks', () => {
 
   it('must fit', () => {
     const layer = layerOf({})
-    expect(() => layer.forward(x(), { keyPaddingMask })).toThrow(
-      /keyPaddingMask must be bool \(B, S\) = \[2, 6\], got bool \[2, 9\]/,
+    expect(() => layer.forward(x(), { keyMask })).toThrow(/keyMask must be \(B, S\) = \[2, 6\], got \[2, 9\]/)
+    expect(() => layer.forward(x(), { keyMask: keyMask.to('int32').narrow(1, 0, t) })).toThrow(
+      /keyMask must be bool, true for keys that may be attended to, not int32.*\.to\('bool'\)/,
+    )
+    expect(() => layer.forward(x(), { attnMask: attnMask.to('int32'), context: input(s), keyMask })).toThrow(
+      /attnMask must be bool.*not int32.*\.to\('bool'\)/,
+    )
+    // PyTorch's name, in which true is hidden: refused rather than taken the other way round.
+    const wrong: object = { keyPaddingMask: keyMask }
+    expect(() => layer.forward(x(), wrong)).toThrow(
+      /true is a key that may be attended to.*keyPaddingMask\.logicalNot/,
     )
     expect(() => layer.forward(x(), { attnMask })).toThrow(/\[6, 9\] and \[2, 4, 6, 6\] do not broadcast/)
   })

@@ -177,19 +177,19 @@ describe.each(variants)('decoding with %s', (_, config) => {
   })
 })
 
-it('padding and masks count the cached keys', () => {
+it('key masks and masks of pairs count the cached keys', () => {
   const layer = new MultiHeadAttention(8, 2, { isCausal: true, window: 6, alibi: true }).to('float64')
   const x = randn([2, 12, 8], { dtype: 'float64' })
-  const padding = tensor([...'110000100000', ...'100000000010'].map((c) => c === '1'))
+  const real = tensor([...'110000100000', ...'100000000010'].map((c) => c === '0'))
     .reshape([2, 12])
     .to('bool')
   const mask = randn([12, 12], { dtype: 'float64' })
-  const whole = noGrad(() => layer.forward(x, { keyPaddingMask: padding, attnMask: mask }))
+  const whole = noGrad(() => layer.forward(x, { keyMask: real, attnMask: mask }))
   const cache = layer.newCache(2, 12) as AttentionCache
   for (let t = 0; t < 12; t++) {
     const options = {
       cache: cache as KVCache,
-      keyPaddingMask: padding.narrow(1, 0, t + 1),
+      keyMask: real.narrow(1, 0, t + 1),
       attnMask: mask.narrow(0, t, 1).narrow(1, 0, t + 1),
     }
     const step = noGrad(() => layer.forward(x.narrow(1, t, 1), options))

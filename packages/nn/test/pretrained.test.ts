@@ -312,15 +312,15 @@ describe('padding on the left changes nothing', () => {
         await model.generate(tensor([prompt], int), { maxNewTokens: 4, temperature: 0, useCache }).tensor(),
       )
     const both = tensor([[0, 0, ...short], long], int)
-    const keyPaddingMask = both.eq(0)
+    const keyMask = both.ne(0)
     for (const useCache of [true, false]) {
-      const options = { maxNewTokens: 4, temperature: 0, useCache, keyPaddingMask }
+      const options = { maxNewTokens: 4, temperature: 0, useCache, keyMask }
       const rows = values(await model.generate(both, options).tensor())
       expect(rows.slice(2, 8)).toEqual(await alone(short, useCache))
       expect(rows.slice(8)).toEqual(await alone(long, useCache))
     }
-    expect(() => model.generate(both, { maxNewTokens: 1, keyPaddingMask: tensor([true]) })).toThrow(
-      /keyPaddingMask must be bool of idx's shape \[2, 4\], got bool \[1\]/,
+    expect(() => model.generate(both, { maxNewTokens: 1, keyMask: tensor([true]) })).toThrow(
+      /generate: keyMask must be \(B, S\) = \[2, 4\], got \[1\]/,
     )
     expect(() => model.nextLogits(both, null, tensor([true]))).toThrow(
       /must be \(B, S\) = \[2, 4\], got \[1\]/,
