@@ -300,16 +300,21 @@ describe.each(engines)('hidden keys: %s', (_, engine) => {
     )
 
   describe.each(masks)('%s', (_, options) => {
-    test.each(sizes)('%o', (size) =>
+    // The reference does not know blocks.
+    test.each(engine === reference ? sizes.slice(0, 1) : sizes)('%o', (size) =>
       withBackend(engine, () => {
         const run = (bad: number, what: 'k' | 'v' | 'both') =>
           evaluate(size, options(size), bad, never(size.S), what)
-        for (const what of ['k', 'v', 'both'] as const) {
+        for (const [what, bad] of [
+          ['k', Number.NaN],
+          ['v', Number.NaN],
+          ['both', Infinity],
+          ['both', -Infinity],
+        ] as const) {
           const clean = run(0.25, what)
-          for (const bad of [Number.NaN, Infinity, -Infinity])
-            run(bad, what).forEach((x, i) => {
-              expectClose(x, clean[i] as Numbers, 1e-6, `${what} ${bad}: ${['out', 'dq', 'dk', 'dv'][i]}`)
-            })
+          run(bad, what).forEach((x, i) => {
+            expectClose(x, clean[i] as Numbers, 1e-6, `${what} ${bad}: ${['out', 'dq', 'dk', 'dv'][i]}`)
+          })
         }
       }),
     )
@@ -372,6 +377,13 @@ describe.each(engines)('masks and sizes: %s', (_, engine) => {
         /attnMask must be bool.*\.to\('bool'\)/,
       )
       expect(numbers(scaledDotProductAttention(x, x, v, { attnMask: int.to('bool') }))).toEqual([1, 1.5])
+      const guess: object = {
+        attnMask: [
+          [1, 0],
+          [1, 1],
+        ],
+      }
+      expect(() => scaledDotProductAttention(x, x, v, guess)).toThrow(DTypeError)
       for (const call of [() => int.maskedFill(int, 7), () => where(int, 1, 2), () => where(ones([2]), 1, 2)])
         expect(call).toThrow(/must be bool, not .*\.to\('bool'\)/)
     }))

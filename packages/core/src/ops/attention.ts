@@ -251,9 +251,11 @@ export function scaledDotProductAttention(
   const inputs = [query, key, value]
   if (attnMask) {
     const mask = asTensor(op, attnMask, q)
-    if (mask.dtype !== 'bool' && !isFloat(mask.dtype))
+    // A plain array of numbers became a floating tensor, but 0 and 1 are hardly meant to be added.
+    const flags = Array.isArray(attnMask) && attnMask.flat(4).every((x) => x === 0 || x === 1)
+    if (flags || (mask.dtype !== 'bool' && !isFloat(mask.dtype)))
       throw new DTypeError(
-        `${op}: attnMask must be bool (true: may attend) or floating (added to the scores), not ${mask.dtype}; convert a mask of 0 and 1 with .to('bool')`,
+        `${op}: attnMask must be bool (true: may attend) or floating (added to the scores), not ${flags ? 'numbers' : mask.dtype}; convert a mask of 0 and 1 with .to('bool')`,
       )
     inputs.push(spread('mask', mask, [t, s]))
   }

@@ -510,13 +510,9 @@ function boolOf(op: string, what: string, x: Tensor | ArrayOperand, like?: Opera
 export function where(condition: Tensor | ArrayOperand, a: Operand, b: Operand): Tensor {
   const c = boolOf('where', 'condition', condition, a instanceof Tensor ? a : b)
   if (typeof a === 'number') {
-    return typeof b === 'number'
-      ? elementwise(WHERE_NONE, [c], [a, b])
-      : elementwise(WHERE_B, [c, b], [a])
+    return typeof b === 'number' ? elementwise(WHERE_NONE, [c], [a, b]) : elementwise(WHERE_B, [c, b], [a])
   }
-  return typeof b === 'number'
-    ? elementwise(WHERE_A, [c, a], [b])
-    : elementwise(WHERE, [c, a, b])
+  return typeof b === 'number' ? elementwise(WHERE_A, [c, a], [b]) : elementwise(WHERE, [c, a, b])
 }
 
 const FILL = program('masked_fill', 2, ([x, mask], [v]) => e.select(mask, v, x), 1)
