@@ -30,7 +30,7 @@
  * the noise.
  */
 
-import type { View } from '@tilegrad/core'
+import { type KernelOf, layout, type View } from '@tilegrad/core'
 import { align64, type Engine, type KernelFactory } from '../engine.ts'
 import type { Kernel } from '../pool.ts'
 import type { Epilogue } from './matmul-epilogue.ts'
@@ -56,6 +56,7 @@ import {
 } from './matmul-skinny.ts'
 import { at, buildTiles, kBlock, tileScratch } from './matmul-tiles.ts'
 import { tunedTile } from './matmul-tuning.ts'
+import { sumPieces } from './reduce-columns.ts'
 
 /** Below so many multiply-adds a task is not worth handing to another thread (about 2 µs). */
 const taskWork = 1 << 16
@@ -103,6 +104,11 @@ export const matmulBy =
       const p = problem(out, a, b)
       if (p.items * p.m * p.n === 0) return
       const type = a.dtype as Number32
+      const tiled = Math.min(p.m, p.n) > dotsRows(engine.features)
+      if (p.k >= (tiled ? 2 ** 18 : 8192) && type === 'float32' && layout.isContiguous(out)) {
+        pieces(engine, this, tiled ? 65536 : 256, out, a, b)
+        return
+      }
       // Few columns: few rows of the transposed product.
       if (p.n < p.m && (fewColumns(p) || (p.outColumn !== 4 && p.outRow === 4))) transposed(p)
       if (takesDots(engine, p)) dots(engine, p, out, type)
@@ -111,6 +117,45 @@ export const matmulBy =
       else tiles(engine, tile ?? tileOf(engine, p), p, out, type)
     },
   })
+
+/**
+ * A product whose inner dim is cut into pieces, as a batch; their sum in float64. So many terms added in float32, one
+ * after the other, would be far from the sum; tiles add up blocks first, and can have more.
+ */
+function pieces(
+  engine: Engine,
+  kernel: KernelOf<Record<never, never>>,
+  size: number,
+  out: View,
+  a: View,
+  b: View,
+): void {
+  const d = out.shape.length - 2
+  const [k, each] = [a.shape[d + 1], layout.numel(out.shape)]
+  const whole = Math.floor(k / size)
+  const count = Math.ceil(k / size)
+  const ptr = engine.memory.alloc(4 * count * each)
+  /** Pieces from `first` on, each of `length` terms, as a batch of `n`. */
+  const part = (v: View, kDim: number, first: number, n: number, length: number): View => ({
+    buffer: v.buffer,
+    dtype: v.dtype,
+    shape: [n, ...v.shape.with(kDim, length)],
+    strides: [size * v.strides[kDim], ...v.strides],
+    offset: v.offset + first * size * v.strides[kDim],
+  })
+  const run = (first: number, n: number, length: number): void => {
+    const shape = [n, ...out.shape]
+    const sums = { ...layout.contiguous(shape, first * each), buffer: { ptr }, dtype: out.dtype }
+    kernel.run([sums], [part(a, d + 1, first, n, length), part(b, d, first, n, length)], {})
+  }
+  try {
+    run(0, whole, size)
+    if (count > whole) run(whole, 1, k - whole * size)
+    sumPieces(engine, ptr, engine.address(out), count, each)
+  } finally {
+    engine.memory.free(ptr)
+  }
+}
 
 /** Small products are done before tuning would be. */
 const tileOf = (engine: Engine, p: Problem): Tile =>

@@ -9,7 +9,7 @@
  *   L1 cache, pieces of 128 … 512 rows in parallel, combined in order.
  * - anything else, and float64 and bool: element by element.
  *
- * Sums of float32 collect at most 4096 elements in 32 float32 lanes (or a few hundred rows per column) before they go
+ * Sums of float32 collect at most 1024 elements in 32 float32 lanes (or a few hundred rows per column) before they go
  * on in float64. How the work is cut depends on the shape alone, so that results have the same bits on any number of
  * threads.
  *

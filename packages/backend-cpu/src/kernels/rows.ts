@@ -292,14 +292,14 @@ export function total<T extends 'f64' | 'i32'>(f: FunctionBuilder, fold: Fold<T>
 }
 
 /** Elements that are added up in float32 lanes before they go into a float64 total: keeps rounding small. */
-const blockElements = 4096
+const blockElements = 1024
 
 /** A vector, or the product of two, which then takes no instruction of its own. */
 export type Term = V128 | readonly [V128, V128]
 
 /**
  * Folds n terms into `totals`, several totals at once: `term` gives one vector per total for each vector of the row
- * (it may also store); products only to sums. Blocks of 4096 in `unroll` accumulators per total, the blocks' results
+ * (it may also store); products only to sums. Blocks of 1024 in `unroll` accumulators per total, the blocks' results
  * in float64 (or int32).
  */
 export function foldRow<T extends 'f64' | 'i32'>(
