@@ -2,7 +2,8 @@
  * Layer norm and RMS norm over dense trailing dims, and their gradients.
  *
  * Forward, per row: mean; Σ(x − mean)² in a second pass, so that nothing cancels; y. Statistics in float64, kept as
- * float32. Backward, with x̂ = (x − mean) · rstd and g = dy · weight, per row: Σ g and Σ g x̂; then
+ * float32. Where the mean is larger than the deviation, its own rounding counts: then Σ(x − mean) tells what it misses
+ * by, and both are taken again, so that a row of one value is 0 exactly. Backward, with x̂ = (x − mean) · rstd and g = dy · weight, per row: Σ g and Σ g x̂; then
  * dx = rstd · (g − mean g − x̂ · mean g x̂), and in the same pass dy x̂ and dy are added to the sums of dweight and
  * dbias. Those are kept per block of 32 … 256 rows (the shape decides how many, not the threads) and then added in
  * order. RMS norm is the same without the mean and without Σ g. What else x has received, as where a residual stream
@@ -111,13 +112,13 @@ function buildForward(m: ModuleBuilder, centred: boolean, affine: Attrs['affine'
     const share = f.let(f64.div(1, f64.convertI32S(n)))
     eachRow(f, words, rank, [x, y], start, end, ([from, to], row) => {
       const at = f.let(row.shl(2))
-      let mean: V128 | undefined
-      if (means) {
-        const sum = total(f, floatFolds.sum)
+      const mean = means && f.local.v128(f32x4.const(0))
+      const sum = total(f, floatFolds.sum)
+      if (means && mean) {
         foldRow(f, n, 8, floatFolds.sum, [sum], (v) => [v.load(from)])
         sum.set(sum.mul(share))
         f.store(means.add(at), f32.demoteF64(sum))
-        mean = f.let(splat(sum))
+        mean.set(splat(sum))
       }
       const centre = (v: Vector): V128 => (mean ? f32x4.sub(v.load(from), mean) : v.load(from))
       const squares = total(f, floatFolds.sum)
@@ -125,6 +126,22 @@ function buildForward(m: ModuleBuilder, centred: boolean, affine: Attrs['affine'
         const x = f.let(centre(v))
         return [[x, x]]
       })
+      if (means && mean) {
+        f.if(f64.lt(squares.mul(share), sum.mul(sum)), () => {
+          const rest = total(f, floatFolds.sum)
+          foldRow(f, n, 8, floatFolds.sum, [rest], (v) => [centre(v)])
+          const exact = f.let(f64.promoteF32(f32x4.extractLane(mean, 0)).add(rest.mul(share)))
+          mean.set(splat(exact))
+          f.store(means.add(at), f32x4.extractLane(mean, 0))
+          squares.set(0)
+          rest.set(0)
+          foldRow(f, n, 4, floatFolds.sum, [squares, rest], (v) => {
+            const x = f.let(centre(v))
+            return [[x, x], x]
+          })
+          squares.set(f64.max(squares.sub(rest.mul(rest).mul(share)), 0))
+        })
+      }
       const rstd = f.let(f32.demoteF64(f64.div(1, squares.mul(share).add(eps).sqrt())))
       f.store(rstds.add(at), rstd)
       const scale = f.let(f32x4.splat(rstd))

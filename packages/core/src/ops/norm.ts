@@ -10,7 +10,8 @@ import { reduce } from '../primitives/reduce.ts'
 import { reshapeView } from '../primitives/views.ts'
 import { program } from '../program.ts'
 import type { Tensor } from '../tensor.ts'
-import { add, div, mul, rsqrt, sub } from './pointwise.ts'
+import { centred } from './centred.ts'
+import { add, div, mul, rsqrt } from './pointwise.ts'
 
 interface LayerNormAttrs {
   /** Product of the normalised sizes. */
@@ -23,10 +24,9 @@ const SCALE = program('layer_norm.scale', 2, ([x, r]) => e.mul(x, r))
 
 /** Mean 0 and variance 1 over the last dim of (rows, size). */
 function standardise(x: Tensor, eps: number): Tensor {
-  const n = x.shape[1]
-  const centred = sub(x, div(reduce('sum', x, [1], true), n))
-  const variance = div(reduce('sum', mul(centred, centred), [1], true), n)
-  return elementwise(SCALE, [centred, rsqrt(add(variance, eps))])
+  const c = centred(x, [1])
+  const variance = div(reduce('sum', mul(c, c), [1], true), x.shape[1])
+  return elementwise(SCALE, [c, rsqrt(add(variance, eps))])
 }
 
 const LAYER_NORM: Op<LayerNormAttrs> = {

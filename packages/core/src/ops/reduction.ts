@@ -12,6 +12,7 @@ import { argReducePrimitive, sortPrimitive } from '../primitives/sort.ts'
 import { reshapeView } from '../primitives/views.ts'
 import { program } from '../program.ts'
 import type { Tensor } from '../tensor.ts'
+import { rootOfSquares, squaredDeviations } from './centred.ts'
 import { div, exp, log, mul, sub, where } from './pointwise.ts'
 import { narrow } from './shape.ts'
 
@@ -170,14 +171,12 @@ export interface VarOptions extends ReduceOptions {
   correction?: number
 }
 
-const SQUARED_DISTANCE = program('squared_distance', 2, ([x, m]) => e.square(e.sub(x, m)))
-
 function variance(op: string, x: Tensor, dim: Dims, options: VarOptions): Tensor {
   const { keepdim = false, correction = 1 } = expectOptions(op, options, { keepdim: 1, correction: 1 })
   if (!isFloat(x.dtype))
     throw new DTypeError(`${op}: takes floating tensors, not ${x.dtype}; convert with .to('float32')`)
   const dims = wrapDims(op, dim, x.rank)
-  const squares = elementwise(SQUARED_DISTANCE, [x, div(reduce('sum', x, dims, true), count(x, dims))])
+  const squares = squaredDeviations(x, dims)
   // Too few elements for the correction: 0 / 0 = NaN, as PyTorch.
   return div(reduce('sum', squares, dims, keepdim), Math.max(0, count(x, dims) - correction))
 }
@@ -200,14 +199,13 @@ export {
   var_ as var,
 }
 
-const SQRT_SAFE = program('std', 1, ([x]) => e.sqrt(x))
 const STD: Op<{ dim: Dims; options: VarOptions }> = {
   name: 'std',
-  compose: ([x], { dim, options }) => [elementwise(SQRT_SAFE, [variance('std', x, dim, options)])],
+  compose: ([x], { dim, options }) => [rootOfSquares(variance('std', x, dim, options))],
 }
 
 /**
- * Takes the standard deviation, the square root of `var`, over dims, by default all.
+ * Takes the standard deviation, the square root of `var`, over dims, by default all. Its gradient is 0 where it is 0.
  *
  * @throws DTypeError for integers: convert first. ShapeError for a dim that x does not have.
  * @example

@@ -3,7 +3,8 @@ import { isFloat, promote } from '../dtype.ts'
 import { DTypeError, ValueError } from '../errors.ts'
 import { apply, type Op } from '../op.ts'
 import type { Tensor } from '../tensor.ts'
-import { add, sqrt, square } from './pointwise.ts'
+import { rootOfSquares } from './centred.ts'
+import { add, square } from './pointwise.ts'
 import { sum } from './reduction.ts'
 
 const TOTAL_NORM: Op<Record<never, never>> = {
@@ -14,12 +15,12 @@ const TOTAL_NORM: Op<Record<never, never>> = {
   },
   flops: (xs) => xs.reduce((n, x) => n + 2 * x.shape.reduce((a, b) => a * b, 1), 0),
   infer: (xs) => [{ shape: [], dtype: xs.map((x) => x.dtype).reduce(promote) }],
-  compose: (xs) => [sqrt(xs.map((x) => sum(square(x))).reduce((a, b) => add(a, b)))],
+  compose: (xs) => [rootOfSquares(xs.map((x) => sum(square(x))).reduce((a, b) => add(a, b)))],
 }
 
 /**
  * The Euclidean norm of all elements of all tensors together, √Σₖ Σ xₖ²: that of `clipGradNorm`, PyTorch's
- * get_total_norm.
+ * get_total_norm. Its gradient is 0 where all elements are 0.
  *
  * @param tensors one or more, of any shapes
  * @returns a scalar
