@@ -394,6 +394,8 @@ function single(t: Typed, kernel: Kernel): Kernel {
     inputs: args.map((a) => a.dtype),
     params: kernel.params,
     usesIndex,
+    whole: false,
+    lost: null,
   }
 }
 

@@ -48,3 +48,9 @@ export function dtypeOf(data: unknown): DType {
     `tensor: no dtype for ${Object.prototype.toString.call(data)}; pass Float32Array, Float64Array, Int32Array or Uint8Array (bool)`,
   )
 }
+
+/** Throws DTypeError for a number that `dtype` cannot hold even approximately: int32 has no ∞, no NaN, and an end. */
+export function checkFits(op: string, value: number, dtype: DType): void {
+  if (dtype === 'int32' && !(value > -2147483649 && value < 2147483648))
+    throw new DTypeError(`${op}: ${value} cannot be stored in int32 (±2147483647); use float32 or float64`)
+}

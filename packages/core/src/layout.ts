@@ -14,6 +14,9 @@ export function numel(shape: readonly number[]): number {
   return n
 }
 
+/** Kernels count elements and indices in int32. Only views that repeat elements can have a larger size. */
+export const largestSize = 2 ** 31 - 1
+
 /** Row-major strides; those of empty and size-1 dims are as if the dim had at least one element, as in PyTorch. */
 export function contiguousStrides(shape: readonly number[]): number[] {
   const strides = new Array<number>(shape.length)
@@ -61,6 +64,28 @@ export const sameShape = (a: readonly number[], b: readonly number[]): boolean =
   if (a.length !== b.length) return false
   for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false
   return true
+}
+
+/** Are two layouts the very same view? */
+export const sameLayout = (a: Layout, b: Layout): boolean =>
+  a.offset === b.offset && sameShape(a.shape, b.shape) && sameShape(a.strides, b.strides)
+
+/** May two views of one storage share elements? Said by where they begin and end. */
+export function mayOverlap(a: Layout, b: Layout): boolean {
+  const [x, y] = [extent(a), extent(b)]
+  return x[0] < y[1] && y[0] < x[1]
+}
+
+/** Where a view's elements begin in its storage, and behind the last of them. */
+function extent({ shape, strides, offset }: Layout): [start: number, end: number] {
+  let [start, end] = [offset, offset + 1]
+  for (let i = 0; i < shape.length; i++) {
+    if (shape[i] === 0) return [0, 0]
+    const reach = (shape[i] - 1) * strides[i]
+    if (reach > 0) end += reach
+    else start += reach
+  }
+  return [start, end]
 }
 
 /** A dim in −rank … rank−1 as 0 … rank−1. Scalars accept 0 and −1, as in PyTorch. */

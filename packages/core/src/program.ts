@@ -1,4 +1,4 @@
-import { type DType, isFloat, promote, toFloat, toSum } from './dtype.ts'
+import { checkFits, type DType, isFloat, promote, toFloat, toSum } from './dtype.ts'
 import { DTypeError } from './errors.ts'
 import type { Expr } from './expr.ts'
 import * as e from './expr.ts'
@@ -66,6 +66,10 @@ export interface Kernel {
   /** What each param slot holds: the call's number `source`, as the slot's dtype. */
   readonly params: readonly { readonly source: number; readonly dtype: DType }[]
   readonly usesIndex: boolean
+  /** Are there numbers of a call that must fit int32? */
+  readonly whole: boolean
+  /** The first result that its output, asked for in another dtype, cannot hold (PyTorch's canCast), and that dtype. */
+  readonly lost: readonly [result: DType, output: DType] | null
 }
 
 /**
@@ -212,6 +216,8 @@ let kernelCount = 0
 /**
  * Types a program for input dtypes. A whole-valued param counts as an integer, a fraction as a float; both are weak:
  * they take the dtype of what they meet where that loses nothing. `outputs` forces the outputs' dtypes.
+ *
+ * @throws DTypeError for a number that would have to be an int32 and is out of its range.
  */
 export function specialize(
   p: Program,
@@ -220,7 +226,10 @@ export function specialize(
   outputs?: readonly DType[],
 ): Kernel {
   const { latest } = p
-  if (latest && asks(latest, inputs, params, outputs)) return latest.kernel
+  if (latest && asks(latest, inputs, params, outputs)) {
+    if (latest.kernel.whole) checkNumbers(latest.kernel, params)
+    return latest.kernel
+  }
   let key = ''
   for (const d of inputs) key += d
   for (const v of params) key += Number.isInteger(v) ? 'i' : 'f'
@@ -230,8 +239,13 @@ export function specialize(
     kernel = typeProgram(p, inputs, params, outputs)
     p.kernels.set(key, kernel)
   }
+  if (kernel.whole) checkNumbers(kernel, params)
   p.latest = { kernel, inputs: [...inputs], params: [...params], outputs: outputs && [...outputs] }
   return kernel
+}
+
+function checkNumbers({ name, params: slots }: Kernel, params: readonly number[]): void {
+  for (const { source, dtype } of slots) checkFits(name, params[source], dtype)
 }
 
 /** Does a request ask for the same kernel? */
@@ -422,12 +436,17 @@ function typeProgram(
     if (x.op === 'min' || x.op === 'mul') return at('and', 'bool')
     return at(x.op, 'int32')
   }
+  let lost: [DType, DType] | null = null
   const exprs = p.exprs.map((x, i) => {
     const d = draft(x)
-    return convert(d, outputs?.[i] ?? common(d))
+    const own = common(d)
+    const dtype = outputs?.[i] ?? own
+    if (isFloat(own) ? !isFloat(dtype) : own === 'int32' && dtype === 'bool') lost ??= [own, dtype]
+    return convert(d, dtype)
   })
   const usesIndex = typedPostOrder(exprs).some((t) => t.kind === 'index' || t.kind === 'coord')
-  return { id: kernelCount++, name: p.name, exprs, inputs, params: slots, usesIndex }
+  const whole = slots.some((slot) => slot.dtype === 'int32')
+  return { id: kernelCount++, name: p.name, exprs, inputs, params: slots, usesIndex, whole, lost }
 }
 
 /** Every node of some typed expressions once, operands before their users: the order to emit code in. */

@@ -14,7 +14,7 @@ import {
   ValueError,
 } from './errors.ts'
 import { largestHolders } from './holders.ts'
-import { contiguousStrides, isContiguous, type Layout, numel, orderedStrides } from './layout.ts'
+import { contiguousStrides, isContiguous, type Layout, largestSize, numel, orderedStrides } from './layout.ts'
 import { debugSymbol, type InspectOptions, inspectSymbol, inspectTensor, tensorText } from './printing.ts'
 import { type Scoped, track } from './scope.ts'
 import { counts, Storage } from './storage.ts'
@@ -423,7 +423,18 @@ export function allocate(
   if (dtype === 'float16') throw new UnsupportedOpError('float16: no backend stores it yet; use float32')
   if (!Number.isSafeInteger(size)) throw new ShapeError(`${show(shape)} has too many elements`)
   const strides = order ? orderedStrides(shape, order) : contiguousStrides(shape)
+  if (size > largestSize) refuse(backend, shape, size, dtype)
   return new Tensor(storageFor(backend, shape, size, dtype), dtype, shape, strides, 0, size)
+}
+
+/** Throws for more elements than kernels count; where memory would not do either, for that. */
+function refuse(backend: Backend, shape: readonly number[], size: number, dtype: DType): never {
+  try {
+    storageFor(backend, shape, size, dtype).free()
+  } catch (error) {
+    if (error instanceof OutOfMemoryError) throw error
+  }
+  throw new ShapeError(`${dtype} ${show(shape)}: a tensor holds at most 2^31 − 1 elements, this one ${size}`)
 }
 
 function storageFor(backend: Backend, shape: readonly number[], size: number, dtype: DType): Storage {

@@ -1,7 +1,7 @@
 import type { Backend } from '../backend.ts'
 import { amongKnown, describe, expectDType, expectOptions, type Names } from '../checks.ts'
 import { defaultBackend, deviceNames, getBackend, isDevice } from '../device.ts'
-import { type DType, dtypeOf, info, isFloat, type TypedArray } from '../dtype.ts'
+import { checkFits, type DType, dtypeOf, info, isFloat, type TypedArray } from '../dtype.ts'
 import { DeviceError, DTypeError, ShapeError, show, UnsupportedOpError, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import { flatOf, isTyped, type Nested } from '../from-arrays.ts'
@@ -37,7 +37,8 @@ const backendFor = (options: TensorOptions): Backend =>
  *
  * @param data plain numbers become float32, booleans bool; typed arrays keep their dtype (Uint8Array is bool).
  * @param shape default: that of the nesting; a typed array is one-dimensional.
- * @throws ShapeError if the nesting is ragged or `shape` has another number of elements.
+ * @throws ShapeError if the nesting is ragged or `shape` has another number of elements, DTypeError for a number that
+ * int32 cannot hold (out of range, infinite, NaN); fractions are cut off.
  * @example
  * const a = tensor([[1, 2], [3, 4]], { requiresGrad: true })
  * const b = tensor(new Float32Array(6), [2, 3])
@@ -70,7 +71,11 @@ export function tensor(
   if (dtype === 'float16') throw new UnsupportedOpError('float16: no backend stores it yet; use float32')
   const array = info[dtype].make(flat.length)
   if (dtype === 'bool') for (let i = 0; i < flat.length; i++) array[i] = Number(flat[i] !== 0)
-  else array.set(flat)
+  else {
+    if (dtype === 'int32' && !(flat instanceof Int32Array || flat instanceof Uint8Array))
+      for (let i = 0; i < flat.length; i++) checkFits('tensor', flat[i], dtype)
+    array.set(flat)
+  }
   return finish(upload(backendFor(options), array, to, dtype), options)
 }
 
@@ -95,6 +100,7 @@ export function shapeAndOptions<O extends TensorOptions>(
  * Every element `value`. dtype: float32 unless said.
  *
  * @param shape sizes, or one size.
+ * @throws DTypeError for a value that int32 cannot hold, if that is the dtype.
  */
 export function full(shape: readonly number[] | number, value: number, options: TensorOptions = {}): Tensor {
   if (typeof value !== 'number')
@@ -145,17 +151,21 @@ export const onesLike = (x: Tensor, options: TensorOptions = {}): Tensor => ones
 export const fullLike = (x: Tensor, value: number, options: TensorOptions = {}): Tensor =>
   full(x.shape, value, like(x, options))
 
-const ARANGE = program(
-  'arange',
-  0,
-  (_, [start, step]) => e.add(start, e.mul(e.cast('float32', e.index), step)),
-  2,
-)
-const IARANGE = program('arange', 0, (_, [start, step]) => e.add(start, e.mul(e.index, step)), 2)
+const ARANGE = program('arange', 0, (_, [start, step]) => e.add(start, e.mul(e.index, step)), 2)
 const EYE = program('eye', 0, () => e.cast('float32', e.eq(e.coord(-1), e.coord(-2))))
 
+/** `size` numbers in order, computed in float64 and rounded once: the same on every engine. */
+function sequence(size: number, at: (i: number) => number, dtype: DType, options: TensorOptions): Tensor {
+  const array = info[dtype].make(size)
+  for (let i = 0; i < size; i++) array[i] = at(i)
+  return finish(upload(backendFor(options), array, [size], dtype), options)
+}
+
 /**
- * start, start + step, … below `end`. `arange(n)` counts 0 … n−1. dtype: int32 if all arguments are whole, else float32.
+ * start, start + step, … below `end`, ⌈(end − start) / step⌉ of them. `arange(n)` counts 0 … n−1. dtype: int32 if all
+ * arguments are whole, else float32.
+ *
+ * @throws ShapeError for a step of 0 or bounds that are not finite, DTypeError where numbers do not fit int32.
  */
 export function arange(start: number, end?: number, step = 1, options: TensorOptions = {}): Tensor {
   expectOptions('arange', options, TENSOR)
@@ -168,23 +178,23 @@ export function arange(start: number, end?: number, step = 1, options: TensorOpt
   const whole = [start, end, step].every(Number.isInteger)
   const dtype = options.dtype ?? (whole ? 'int32' : 'float32')
   const size = Math.max(0, Math.ceil((end - start) / step))
-  return finish(
-    generate(isFloat(dtype) ? ARANGE : IARANGE, backendFor(options), [size], dtype, [start, step]),
-    options,
-  )
+  if (isFloat(dtype)) return sequence(size, (i) => start + i * step, dtype, options)
+  if (size > 0) checkFits('arange', start + (size - 1) * step, dtype)
+  return finish(generate(ARANGE, backendFor(options), [size], dtype, [start, step]), options)
 }
 
-/** `steps` values from start to end, both included. */
+/** `steps` values from start to end, both included exactly; computed from the nearer end, as PyTorch does. */
 export function linspace(start: number, end: number, steps: number, options: TensorOptions = {}): Tensor {
   checkShape('linspace', [steps])
   expectOptions('linspace', options, TENSOR)
-  return finish(
-    generate(ARANGE, backendFor(options), [steps], options.dtype ?? 'float32', [
-      start,
-      steps > 1 ? (end - start) / (steps - 1) : 0,
-    ]),
-    options,
-  )
+  const dtype = options.dtype ?? 'float32'
+  checkFits('linspace', start, dtype)
+  checkFits('linspace', end, dtype)
+  const last = steps - 1
+  const step = (end - start) / last
+  const at = (i: number): number =>
+    i === 0 ? start : i === last ? end : 2 * i < last ? start + step * i : end - step * (last - i)
+  return sequence(steps, at, dtype, options)
 }
 
 /** The identity matrix, (n, m). */
@@ -213,6 +223,8 @@ export type MoveTarget = DType | Backend | (string & {}) | { dtype?: DType; devi
 
 /**
  * x in another dtype or on another device; x itself where nothing changes. Differentiable between floating dtypes.
+ * Floats become int32 by cutting off the fraction; what is out of range becomes the nearest int32, NaN becomes 0, on
+ * every engine. bool asks what differs from 0 (NaN does).
  * Moving between devices reads from the first at once: where that is impossible it throws DeviceError (use `await
  * x.data()` and `tensor`).
  */

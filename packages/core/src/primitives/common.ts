@@ -1,10 +1,21 @@
 import type { Backend } from '../backend.ts'
-import { DeviceError, show } from '../errors.ts'
+import { DeviceError, ShapeError, show } from '../errors.ts'
+import { largestSize } from '../layout.ts'
 import type { Tensor } from '../tensor.ts'
+
+/** Throws for a view, expanded, of a size that kernels would count wrongly. */
+export function checkSizes(op: string, { shape }: Tensor): void {
+  for (const n of shape)
+    if (n > largestSize)
+      throw new ShapeError(
+        `${op}: ${show(shape)} has a dim of more than 2^31 − 1 elements, more than kernels count`,
+      )
+}
 
 /** The one backend all inputs live on. */
 export function backendOf(op: string, inputs: readonly Tensor[]): Backend {
   const backend = inputs[0].storage.backend
+  for (let i = 0; i < inputs.length; i++) if (inputs[i].numel > largestSize) checkSizes(op, inputs[i])
   for (let i = 1; i < inputs.length; i++) {
     const other = inputs[i].storage.backend
     if (other !== backend) {

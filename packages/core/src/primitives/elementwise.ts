@@ -1,12 +1,12 @@
 import type { Backend } from '../backend.ts'
 import type { DType } from '../dtype.ts'
-import { GradError, ShapeError, show } from '../errors.ts'
+import { DTypeError, GradError, ShapeError, show } from '../errors.ts'
 import { add as addExpr } from '../expr.ts'
-import { broadcastShapes, sameShape } from '../layout.ts'
+import { broadcastShapes, mayOverlap, sameLayout, sameShape } from '../layout.ts'
 import { type ArrayOperand, tensorsOf } from '../operands.ts'
 import { launch } from '../profile.ts'
-import { gradient, type Program, program, specialize } from '../program.ts'
-import { type GradNode, gradEnabled, record, shouldRecord } from '../tape.ts'
+import { gradient, type Kernel, type Program, program, specialize } from '../program.ts'
+import { type GradNode, gradEnabled, noGrad, record, shouldRecord } from '../tape.ts'
 import { allocate, type Tensor } from '../tensor.ts'
 import { backendOf } from './common.ts'
 
@@ -107,9 +107,35 @@ export function checkInto(name: string, outputs: readonly Tensor[], inputs: read
   }
 }
 
+/** Throws where results cannot be stored: a float in int32 or bool, an int32 in bool. Copying and filling convert. */
+export function checkStored(p: Program, { lost }: Kernel): void {
+  if (lost && p.inputs > 0 && p !== COPY)
+    throw new DTypeError(
+      `${p.name}: result type ${lost[0]} cannot be stored in ${lost[1]}; use the operator that returns a new tensor`,
+    )
+}
+
+/** May an input be overwritten before it is read, or one output by another? Then `elementwiseInto` works on copies. */
+export function clash(outputs: readonly Tensor[], inputs: readonly Tensor[]): boolean {
+  for (let i = 0; i < outputs.length; i++) {
+    const out = outputs[i]
+    for (const t of inputs) if (spoils(out, t)) return true
+    for (let j = 0; j < i; j++)
+      if (outputs[j].storage === out.storage && mayOverlap(outputs[j], out)) return true
+  }
+  return false
+}
+
+/** An input that is the very same view as the output is read element by element before it is written. */
+const spoils = (out: Tensor, t: Tensor): boolean =>
+  t !== out && t.storage === out.storage && mayOverlap(t, out) && !sameLayout(t, out)
+
 /**
- * Overwrites `outputs` (any views of one shape, which may also be inputs) in place. Not recorded: throws GradError
- * where a gradient would be lost.
+ * Overwrites `outputs` (any views of one shape, which may also be inputs) in place, as if all inputs had been read before
+ * anything is written: an input that lies across an output's memory is copied first. Not recorded.
+ *
+ * @throws GradError where a gradient would be lost, DTypeError where an output cannot hold the result, ShapeError for an
+ * expanded output.
  */
 export function elementwiseInto(
   outputs: readonly Tensor[],
@@ -126,8 +152,35 @@ export function elementwiseInto(
     params,
     outputs.map((t) => t.dtype),
   )
-  launch(p.name, 'primitive', backend, backend.kernels.elementwise, outputs, inputs, { kernel, params })
+  checkStored(p, kernel)
+  const run = (to: readonly Tensor[], from: readonly Tensor[]): void =>
+    launch(p.name, 'primitive', backend, backend.kernels.elementwise, to, from, { kernel, params })
+  if (clash(outputs, inputs)) apart(outputs, inputs, run)
+  else run(outputs, inputs)
   for (const t of outputs) t.storage.version++
+}
+
+/** Runs on copies of the inputs that an output spoils, and stores outputs that others overlap afterwards, in order. */
+function apart(
+  outputs: readonly Tensor[],
+  inputs: readonly Tensor[],
+  run: (outputs: readonly Tensor[], inputs: readonly Tensor[]) => void,
+): void {
+  const made: Tensor[] = []
+  const own = (t: Tensor): Tensor => {
+    made.push(t)
+    return t
+  }
+  noGrad(() => {
+    try {
+      const from = inputs.map((t) => (outputs.some((out) => spoils(out, t)) ? own(copy(t)) : t))
+      const to = outputs.map((t, i) => (i === 0 ? t : own(allocate(t.backend, t.shape, t.dtype))))
+      run(to, from)
+      for (let i = 1; i < outputs.length; i++) copyInto(outputs[i], to[i])
+    } finally {
+      for (const t of made) t.dispose()
+    }
+  })
 }
 
 const FILL = program('full', 0, (_, [v]) => v, 1)

@@ -5,7 +5,7 @@ import { type Kernel, type Program, specialize } from '../program.ts'
 import type { Storage } from '../storage.ts'
 import type { Tensor } from '../tensor.ts'
 import { backendOf } from './common.ts'
-import { checkInto } from './elementwise.ts'
+import { checkInto, checkStored, clash, elementwiseInto } from './elementwise.ts'
 
 /** One application of a program in place: what `applyProgramInto` takes. */
 export interface InPlaceCall {
@@ -31,9 +31,18 @@ const NONE: readonly number[] = []
  * b.dataSync() // → 0.5,0.5,0.5
  */
 export function elementwiseIntoEach(p: Program, calls: readonly InPlaceCall[]): void {
-  for (const { outputs, inputs } of calls) checkInto(p.name, outputs, inputs)
+  for (const call of calls) {
+    checkInto(p.name, call.outputs, call.inputs)
+    if (!call.outputs.every((t) => isFloat(t.dtype))) checkStored(p, typed(p, call))
+  }
   let batch: Batch | null = null
   for (const call of calls) {
+    if (clash(call.outputs, call.inputs)) {
+      batch?.run()
+      batch = null
+      elementwiseInto(call.outputs, p, call.inputs, call.params)
+      continue
+    }
     const all = [...call.outputs, ...call.inputs]
     const backend = backendOf(p.name, all)
     const kernel: Kernel = batch?.kernelFor(all) ?? typed(p, call)

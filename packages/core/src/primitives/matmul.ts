@@ -1,18 +1,22 @@
-import { promote } from '../dtype.ts'
+import { isFloat, promote } from '../dtype.ts'
 import { DTypeError, ShapeError, show } from '../errors.ts'
-import { broadcastShapes } from '../layout.ts'
+import * as e from '../expr.ts'
+import { broadcastShapes, sliceLayout } from '../layout.ts'
 import { launch } from '../profile.ts'
+import { program } from '../program.ts'
 import { type GradNode, record, shouldRecord } from '../tape.ts'
 import { allocate, type Tensor } from '../tensor.ts'
 import { backendOf } from './common.ts'
-import { copy } from './elementwise.ts'
-import { expandView, transposeView } from './views.ts'
+import { copy, elementwise } from './elementwise.ts'
+import { expandView, part, transposeView } from './views.ts'
 
 /**
  * Batched matrix product of tensors of rank ≥ 2: (…, M, K) · (…, K, N) → (…, M, N); batch dims broadcast.
  * `op` names the operator in errors.
  */
 export function matmulPrimitive(op: string, a: Tensor, b: Tensor): Tensor {
+  if (a.shape[a.rank - 1] >= manyTimes && a.strides[a.rank - 1] === 0 && b.strides[b.rank - 2] === 0)
+    return repeated(op, a, b)
   const backend = backendOf(op, [a, b])
   const [m, k] = [a.shape[a.rank - 2], a.shape[a.rank - 1]]
   const [k2, n] = [b.shape[b.rank - 2], b.shape[b.rank - 1]]
@@ -36,6 +40,21 @@ export function matmulPrimitive(op: string, a: Tensor, b: Tensor): Tensor {
   launch(op, 'primitive', backend, backend.kernels.matmul, [out], inputs, {})
   if (shouldRecord(inputs)) record(op, inputs, [out], null, backward)
   return out
+}
+
+/** Inner sizes from here on are looked at: a repeated product is one product, whatever 32 bits can count. */
+const manyTimes = 2 ** 24
+const TIMES = program('mul', 1, ([x], [n]) => e.mul(x, n), 1)
+
+/** A product whose inner dim repeats one element on either side. */
+function repeated(op: string, a: Tensor, b: Tensor): Tensor {
+  const k = a.shape[a.rank - 1]
+  if (k !== b.shape[b.rank - 2])
+    throw new ShapeError(`${op}: inner dimensions differ: ${show(a.shape)} × ${show(b.shape)}`)
+  const once = part('narrow', a, (l) => sliceLayout('narrow', l, l.shape.length - 1, 0, 1, 1))
+  const column = part('narrow', b, (l) => sliceLayout('narrow', l, l.shape.length - 2, 0, 1, 1))
+  const product = matmulPrimitive(op, once, column)
+  return elementwise(TIMES, [product], [isFloat(product.dtype) ? k : k | 0])
 }
 
 function backward(node: GradNode<null>, [d]: readonly (Tensor | null)[]): (Tensor | null)[] {

@@ -2,10 +2,10 @@ import type { Reduction, View } from '../backend.ts'
 import { toSum } from '../dtype.ts'
 import { ShapeError, show } from '../errors.ts'
 import * as e from '../expr.ts'
-import { contiguousStrides } from '../layout.ts'
+import { contiguousStrides, largestSize } from '../layout.ts'
 import { launch } from '../profile.ts'
 import { program } from '../program.ts'
-import { type GradNode, record, shouldRecord } from '../tape.ts'
+import { type GradNode, noGrad, record, shouldRecord } from '../tape.ts'
 import { allocate, type Tensor } from '../tensor.ts'
 import { copy, elementwise, fill } from './elementwise.ts'
 import { scan, shift } from './scan.ts'
@@ -47,12 +47,36 @@ export function reduce(kind: Reduction, input: Tensor, dims: readonly number[], 
     )
   }
   const shape = keepdim ? keepShape : keepShape.filter((_, i) => !dims.includes(i))
-  const out = allocate(x.backend, shape, x.dtype)
-  launch(kind, 'primitive', x.backend, x.backend.kernels.reduce, [asShape(out, keepShape)], [x], {
-    kind,
-    dims,
-  })
+  const large = x.numel > largestSize && dims.some((d) => x.strides[d] === 0)
+  const out = large
+    ? noGrad(() => reduceRepeated(kind, x, dims, keepdim))
+    : allocate(x.backend, shape, x.dtype)
+  if (!large)
+    launch(kind, 'primitive', x.backend, x.backend.kernels.reduce, [asShape(out, keepShape)], [x], {
+      kind,
+      dims,
+    })
   if (shouldRecord([x])) record<Attrs>(kind, [x], [out], { kind, dims, keepShape }, backward)
+  return out
+}
+
+const TIMES = program('mul', 1, ([x], [n]) => e.mul(x, n), 1)
+const POWER = program('pow', 1, ([x], [n]) => e.pow(x, n), 1)
+
+/** Of an expanded tensor with more elements than kernels count: repeated elements once, and then what repeating does. */
+function reduceRepeated(kind: Reduction, x: Tensor, dims: readonly number[], keepdim: boolean): Tensor {
+  const again = dims.filter((d) => x.strides[d] === 0)
+  const times = again.reduce((p, d) => p * x.shape[d], 1)
+  const shape = x.shape.map((n, d) => (again.includes(d) ? 1 : n))
+  const once = x.viewAs({ shape, strides: x.strides, offset: x.offset })
+  const found = reduce(kind, once, dims, keepdim)
+  once.dispose()
+  if (kind === 'max' || kind === 'min') return found
+  const int = x.dtype === 'int32'
+  // Powers of an int32 repeat after 2³⁰ at the latest, from the 32nd on.
+  const n = !int ? times : kind === 'sum' ? times | 0 : 2 ** 30 + (times % 2 ** 30)
+  const out = elementwise(kind === 'sum' ? TIMES : POWER, [found], [n])
+  found.dispose()
   return out
 }
 

@@ -1,6 +1,8 @@
+import { largestSize } from '../layout.ts'
 import { launch } from '../profile.ts'
 import { record, shouldRecord } from '../tape.ts'
 import { allocate, type Tensor } from '../tensor.ts'
+import { checkSizes } from './common.ts'
 import { copy, fill } from './elementwise.ts'
 import { scatterAddPrimitive } from './indexing.ts'
 
@@ -34,6 +36,7 @@ export function sortPrimitive(input: Tensor, dim: number, descending: boolean): 
 
 /** Position of the first largest or smallest along `dim`, int32; keeps the dim. NaN wins. */
 export function argReducePrimitive(kind: 'max' | 'min', x: Tensor, dim: number): Tensor {
+  if (x.numel > largestSize) checkSizes(`arg${kind}`, x)
   const source = x.dtype === 'bool' ? copy(x, 'int32') : x
   const out = allocate(x.backend, x.shape.with(dim, 1), 'int32')
   launch(`arg${kind}`, 'primitive', x.backend, x.backend.kernels.argReduce, [out], [source], { kind, dim })
