@@ -45,6 +45,14 @@ op('div', 1, [
   [int([4, 5], -2e9, 2e9), ints([5], [3, -3, 70001, 1, -4]), { roundingMode: 'floor' }],
   [int([4, 5], -2e9, 2e9), ints([5], [3, -3, 70001, 1, -4]), { roundingMode: 'trunc' }],
 ])
+// A rounded quotient of these has reached the next whole number; signs, infinities, NaN.
+op('div', 0, [
+  [
+    list([12], [1, 6, 10, 8, -1, 1, 1e30, -1e30, 0, Infinity, 5, Number.NaN]),
+    list([12], [0.1, 0.1, 0.1, 0.2, Infinity, -Infinity, 7, 7, -3, 2, -2, 1]),
+    { roundingMode: 'floor' },
+  ],
+])
 op('pow', 2, [
   [pos([3, 4]), f([3, 4])],
   [pos([2, 1, 3]), f([2, 1])],
@@ -80,6 +88,11 @@ op('clamp', 2, [
   [distinct([4, 5]), null, 0.96],
   [distinct([3, 4]), f([4], -0.52, -0.51), f([3, 1], 0.51, 0.52)],
   [int([9]), -2, 3],
+])
+op('clamp', 0, [
+  [f([3]), Number.NaN, 1],
+  [f([3]), null, Number.NaN],
+  [list([4], [1, Number.NaN, 3, 4]), list([4], [0, 1, Number.NaN, 0]), list([4], [2, 2, 2, Number.NaN])],
 ])
 op(
   'where',

@@ -1,13 +1,11 @@
 import { describe, expectOptions } from '../checks.ts'
 import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
-import * as e from '../expr.ts'
 import { wrapDim } from '../layout.ts'
 import { apply, type Op } from '../op.ts'
 import { type ArrayOperand, asTensor } from '../operands.ts'
-import { elementwise, fill } from '../primitives/elementwise.ts'
+import { fill } from '../primitives/elementwise.ts'
 import { gatherPrimitive, scatterAddPrimitive } from '../primitives/indexing.ts'
 import { expandView, reshapeView } from '../primitives/views.ts'
-import { program } from '../program.ts'
 import type { Tensor } from '../tensor.ts'
 import { ne, where } from './pointwise.ts'
 
@@ -76,7 +74,7 @@ const EMBEDDING: Op<EmbeddingAttrs> = {
     if (index.dtype !== 'int32')
       throw new DTypeError(`embedding: indices must be int32, not ${index.dtype}; convert with .to('int32')`)
     const v = weight.shape[0]
-    if (paddingIdx !== null && (paddingIdx < 0 || paddingIdx >= v))
+    if (paddingIdx !== null && !(Number.isInteger(paddingIdx) && paddingIdx >= 0 && paddingIdx < v))
       throw new ValueError(`embedding: paddingIdx ${paddingIdx} must lie within −${v} … ${v - 1}`)
   },
   infer: ([weight, index]) => [{ shape: [...index.shape, weight.shape[1]], dtype: weight.dtype }],
@@ -114,7 +112,11 @@ export function embedding(
   })[0]
 }
 
-/** One row of zeros and a one per int32 index: (…) → (…, numClasses), int32. */
+/**
+ * One row of zeros and a one per int32 index: (…) → (…, numClasses), int32.
+ *
+ * @throws ValueError for an index outside 0 … numClasses − 1 where the engine can look; a GPU makes a row of zeros of it.
+ */
 export function oneHot(at: Tensor | ArrayOperand, numClasses: number): Tensor {
   const index = asTensor('one_hot', at, undefined, 'int32')
   if (!Number.isInteger(numClasses) || numClasses < 0)
@@ -123,12 +125,19 @@ export function oneHot(at: Tensor | ArrayOperand, numClasses: number): Tensor {
   return apply(ONE_HOT, [index], { numClasses })[0]
 }
 
-const HIT = program('one_hot', 1, ([i]) => e.cast('int32', e.eq(i, e.coord(-1))))
 const ONE_HOT: Op<{ numClasses: number }> = {
   name: 'one_hot',
-  compose: ([index], { numClasses }) => [
-    elementwise(HIT, [
-      expandView('one_hot', reshapeView(index, [...index.shape, 1]), [...index.shape, numClasses]),
-    ]),
-  ],
+  compose: ([index], { numClasses }) => {
+    const at = reshapeView(index, [index.numel, 1])
+    const filled = (shape: readonly number[], value: number): Tensor =>
+      fill(index.backend, shape, value, 'int32')
+    const rows = scatterAddPrimitive(
+      'one_hot',
+      filled([index.numel, numClasses], 0),
+      1,
+      at,
+      filled(at.shape, 1),
+    )
+    return [reshapeView(rows, [...index.shape, numClasses])]
+  },
 }

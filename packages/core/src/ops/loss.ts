@@ -47,9 +47,10 @@ const SMOOTH = program(
   2,
   ([a, b], [beta]) => {
     const d = e.sub(a, b)
+    const small = e.lt(e.abs(d), beta)
     return e.select(
-      e.lt(e.abs(d), beta),
-      e.div(e.mul(0.5, e.square(d)), beta),
+      small,
+      e.div(e.mul(0.5, e.square(e.select(small, d, 0))), beta),
       e.sub(e.abs(d), e.mul(0.5, beta)),
     )
   },
@@ -79,9 +80,11 @@ const HUBER = program(
   2,
   ([a, b], [delta]) => {
     const d = e.sub(a, b)
+    const small = e.le(e.abs(d), delta)
     return e.select(
-      e.le(e.abs(d), delta),
-      e.mul(0.5, e.square(d)),
+      small,
+      // The branch not taken has a gradient of 0 times its own, which must be finite: see `elu`.
+      e.mul(0.5, e.square(e.select(small, d, 0))),
       e.mul(delta, e.sub(e.abs(d), e.mul(0.5, delta))),
     )
   },
@@ -196,6 +199,17 @@ function checkTarget(op: string, target: Tensor): void {
     throw new DTypeError(`${op}: class targets must be int32, not ${target.dtype}; convert with .to('int32')`)
 }
 
+/** One factor per class, of the input's dtype. */
+function checkWeight(op: string, input: Tensor, weight: Tensor | null | undefined): void {
+  if (!isFloat(input.dtype))
+    throw new DTypeError(`${op}: takes floating tensors, not ${input.dtype}; convert with .to('float32')`)
+  const c = input.shape[input.rank === 1 ? 0 : 1]
+  if (weight && !sameShape(weight.shape, [c]))
+    throw new ShapeError(`${op}: weight ${show(weight.shape)} must have one factor per class, [${c}]`)
+  if (weight && weight.dtype !== input.dtype)
+    throw new DTypeError(`${op}: weight is ${weight.dtype}, the input ${input.dtype}; expected the same`)
+}
+
 /** Negative log-likelihood: input holds log-probabilities (N, C) or (N, C, d…), target int32 classes (N) or (N, d…). */
 export function nllLoss(input: Tensor, classes: Tensor | ArrayOperand, options: NllOptions = {}): Tensor {
   input = asTensor('nll_loss', input)
@@ -207,6 +221,7 @@ export function nllLoss(input: Tensor, classes: Tensor | ArrayOperand, options: 
   } = expectOptions('nll_loss', options, { reduction: 1, weight: 1, ignoreIndex: 1 })
   checkReduction('nll_loss', reduction)
   checkTarget('nll_loss', target)
+  checkWeight('nll_loss', input, weight)
   const { x, t, shape } = rows('nll_loss', input, target)
   const out = apply(NLL, weight ? [x, t, weight] : [x, t], {
     ignoreIndex,
@@ -269,7 +284,8 @@ const classesOf = (x: Tensor | ArrayOperand): 'int32' | undefined =>
  * Cross-entropy of logits (N, C), (N, C, d…) or (C) with int32 classes (N), (N, d…) or (), or with probabilities of
  * input's shape.
  *
- * @throws ValueError for a class outside 0 … C − 1 other than ignoreIndex.
+ * @throws ValueError for a class outside 0 … C − 1 other than ignoreIndex, and for ignoreIndex with probabilities;
+ * ShapeError and DTypeError for a weight that is not (C) of the input's dtype.
  */
 export function crossEntropy(
   input: Tensor,
@@ -287,6 +303,9 @@ export function crossEntropy(
   checkReduction('cross_entropy', reduction)
   if (!(labelSmoothing >= 0 && labelSmoothing <= 1))
     throw new ValueError(`cross_entropy: labelSmoothing must lie within 0 … 1, got ${labelSmoothing}`)
+  checkWeight('cross_entropy', input, weight)
+  if (isFloat(target.dtype) && ignoreIndex !== -100)
+    throw new ValueError('cross_entropy: ignoreIndex is for classes; these targets are probabilities')
   if (isFloat(target.dtype))
     return softCrossEntropy(input, target, { weight: weight ?? null, reduction, labelSmoothing })
   checkTarget('cross_entropy', target)

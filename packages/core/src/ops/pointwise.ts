@@ -1,5 +1,5 @@
 import { expectOptions } from '../checks.ts'
-import { isFloat } from '../dtype.ts'
+import { checkFits, isFloat } from '../dtype.ts'
 import { DTypeError, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import { type ArrayOperand, asTensor } from '../operands.ts'
@@ -7,6 +7,7 @@ import { copy, elementwise } from '../primitives/elementwise.ts'
 import { type Program, program } from '../program.ts'
 import { Tensor } from '../tensor.ts'
 import { activations } from './activations.ts'
+import { dataSync } from './create.ts'
 
 /**
  * Elementwise operators: each is one expression. Shapes broadcast by NumPy's rules; dtypes promote (see `promote`);
@@ -305,7 +306,6 @@ export const sub = (a: Operand, b: Operand, options: AddOptions = {}): Tensor =>
  */
 export const mul = binary('mul', e.mul)
 const DIV = binary('div', e.div)
-const FLOORED = binary('div', (a, b) => e.floor(e.div(a, b)))
 const TRUNCATED = binary('div', (a, b) => {
   const q = e.div(a, b)
   return e.select(e.lt(q, 0), e.ceil(q), e.floor(q))
@@ -330,6 +330,47 @@ const TRUNCATED_INT = binary('div', (a, b) => {
 const isWhole = (x: Operand): boolean =>
   typeof x === 'number' ? Number.isInteger(x) : !isFloat(asTensor('div', x).dtype)
 
+/**
+ * ⌊a / b⌋ of floats with `digits` binary digits, by long division: every step is exact, where a rounded quotient may
+ * have reached the next whole number (1 / 0.1 in float32). Quotients of more digits have no fraction left to round by.
+ */
+const longDivision = (digits: number): ((a: Operand, b: Operand) => Tensor) =>
+  binary('div', (a, b) => {
+    const [x, y, rough] = [e.abs(a), e.abs(b), e.div(a, b)]
+    const zero = e.mul(rough, 0)
+    let [q, left]: [e.Expr, e.Expr] = [zero, x]
+    for (let power = 2 ** (digits - 1); power >= 1; power /= 2) {
+      const part = e.mul(y, power)
+      const fits = e.ge(left, part)
+      q = e.add(q, e.select(fits, power, 0))
+      left = e.sub(left, e.select(fits, part, 0))
+    }
+    const opposite = e.ne(e.lt(a, 0), e.lt(b, 0))
+    const whole = e.select(opposite, e.neg(e.add(q, e.select(e.gt(left, 0), 1, 0))), q)
+    // Infinity over a number has no remainder to round by: NaN, as in Python.
+    const large = e.select(e.and(e.eq(x, Infinity), e.ne(b, 0)), e.sub(rough, rough), rough)
+    const small = e.and(e.lt(e.abs(rough), 2 ** digits), e.lt(x, Infinity))
+    // The rounding around it all says that the gradient is 0.
+    return e.floor(e.select(small, e.select(e.eq(whole, 0), zero, whole), large))
+  })
+const lazily = <T>(make: () => T): (() => T) => {
+  let made: T | undefined
+  return () => {
+    made ??= make()
+    return made
+  }
+}
+const FLOORED = lazily(() => longDivision(24))
+const FLOORED_64 = lazily(() => longDivision(53))
+const isDouble = (x: Tensor | number): boolean => typeof x !== 'number' && x.dtype === 'float64'
+
+/** Integers have no infinity to answer with: PyTorch's ZeroDivisionError, where the engine can look. */
+function refuseZero(b: Tensor | number): void {
+  const zero = typeof b === 'number' ? b === 0 : b.backend.readSync && dataSync(b).includes(0)
+  if (zero)
+    throw new ValueError('div: integer division by zero; divide floats (.to("float32")) for ∞ and NaN')
+}
+
 /** Options of `div`. */
 export interface DivOptions {
   /** Round the quotient down or towards 0; it then keeps integers as int32, and its gradient is 0. */
@@ -337,10 +378,13 @@ export interface DivOptions {
 }
 
 /**
- * Divides a / b element by element; shapes broadcast. The result is floating, unless a rounding mode is given.
- * Either may be a number, not both.
+/**
+ * Divides a / b element by element; shapes broadcast. The result is floating, unless a rounding mode is given: `'floor'` is
+ * Python's `//`, the exact quotient rounded down (1 // 0.1 is 9; NaN of an infinite a), `'trunc'` cuts the rounded
+ * quotient. Either may be a number, not both.
  *
- * @throws ShapeError if the shapes do not broadcast, ValueError for an unknown rounding mode.
+ * @throws ShapeError if the shapes do not broadcast, ValueError for an unknown rounding mode, and for integers divided by 0
+ * with one. WebGPU cannot look into a divisor that is a tensor: its integers over 0 are unspecified.
  * @example
  * await tensor([1, 2]).div(2).toArray() // → [0.5, 1]
  * await tensor([-7, 7]).div(2, { roundingMode: 'floor' }).toArray() // → [-4, 3]
@@ -348,21 +392,30 @@ export interface DivOptions {
 export function div(a: Operand, b: Operand, options: DivOptions = {}): Tensor {
   const { roundingMode = null } = expectOptions('div', options, { roundingMode: 1 })
   if (roundingMode === null) return DIV(a, b)
-  const int = isWhole(a) && isWhole(b)
-  if (roundingMode === 'floor') return int ? FLOORED_INT(a, b) : FLOORED(a, b)
-  if (roundingMode === 'trunc') return int ? TRUNCATED_INT(a, b) : TRUNCATED(a, b)
+  const like = a instanceof Tensor ? a : b instanceof Tensor ? b : undefined
+  const [x, y] = [a, b].map((t) => (typeof t === 'number' ? t : asTensor('div', t, like)))
+  const int = isWhole(x) && isWhole(y)
+  if (int) refuseZero(y)
+  if (roundingMode === 'floor')
+    return int ? FLOORED_INT(x, y) : (isDouble(x) || isDouble(y) ? FLOORED_64() : FLOORED())(x, y)
+  if (roundingMode === 'trunc') return int ? TRUNCATED_INT(x, y) : TRUNCATED(x, y)
   throw new ValueError(`div: roundingMode must be 'floor', 'trunc' or null, not '${String(roundingMode)}'`)
 }
+const POW = binary('pow', e.pow)
 
 /**
  * Raises a to the power b, element by element; shapes broadcast, dtypes promote, int32 wraps. Either may be a
- * number, not both.
+ * number, not both. Negative powers of integers in a tensor are cut to whole numbers, as in PyTorch.
  *
- * @throws ShapeError if the shapes do not broadcast.
+ * @throws ShapeError if the shapes do not broadcast, ValueError for integers to a negative whole number.
  * @example
  * await tensor([2, 3]).pow(2).toArray() // → [4, 9]
  */
-export const pow = binary('pow', e.pow)
+export function pow(a: Operand, b: Operand): Tensor {
+  if (typeof b === 'number' && b < 0 && isWhole(a) && isWhole(b))
+    throw new ValueError(`pow: integers to the power ${b} are no integers; convert with .to('float32')`)
+  return POW(a, b)
+}
 
 /**
  * Takes the larger of two, element by element; shapes broadcast. NaN if either is NaN; where both are equal each
@@ -457,8 +510,8 @@ export const logicalAnd = binary('logical_and', (a, b) => e.and(e.cast('bool', a
 export const logicalOr = binary('logical_or', (a, b) => e.or(e.cast('bool', a), e.cast('bool', b)))
 
 // The gradient passes where lo ≤ x ≤ hi, ends included; where lo > hi the result is hi, as in PyTorch.
-const above = (x: e.Expr, lo: e.Expr): e.Expr => e.select(e.lt(x, lo), lo, x)
-const below = (x: e.Expr, hi: e.Expr): e.Expr => e.select(e.gt(x, hi), hi, x)
+const above = (x: e.Expr, lo: e.Expr): e.Expr => e.select(e.or(e.lt(x, lo), e.isnan(lo)), lo, x)
+const below = (x: e.Expr, hi: e.Expr): e.Expr => e.select(e.or(e.gt(x, hi), e.isnan(hi)), hi, x)
 const MIN = binary('clamp', above)
 const MAX = binary('clamp', below)
 const CLAMP = program('clamp', 1, ([x], [lo, hi]) => below(above(x, lo), hi), 2)
@@ -466,7 +519,7 @@ const CLAMP_TENSORS = program('clamp', 3, ([x, lo, hi]) => below(above(x, lo), h
 
 /**
  * Limits x to [min, max], each a number or a tensor that broadcasts; either may be missing (undefined or null).
- * NaN stays. The gradient passes where x lies within the limits, ends included.
+ * NaN stays, and a limit that is NaN gives NaN. The gradient passes where x lies within the limits, ends included.
  *
  * @throws ValueError if both limits are missing, ShapeError if the shapes do not broadcast.
  * @example
@@ -522,15 +575,21 @@ const FILL_TENSOR = program('masked_fill', 3, ([x, mask, v]) => e.select(mask, v
  * Puts `value`, a number or a scalar tensor, where the mask (bool, broadcast to x) is true, and keeps x elsewhere,
  * in x's shape and dtype.
  *
- * @throws ShapeError if the shapes do not broadcast; DTypeError for a mask that is not bool.
+ * @throws ShapeError if the shapes do not broadcast; DTypeError for a mask that is not bool, and for a value that x's dtype
+ * cannot hold, as −∞ in int32.
  * @example
  * await tensor([1, 2]).maskedFill(tensor([true, false]), 0).toArray() // → [0, 2]
  */
 export function maskedFill(x: Tensor, mask: Tensor | ArrayOperand, value: Operand): Tensor {
   const where = boolOf('masked_fill', 'mask', mask, x)
-  return typeof value === 'number'
-    ? elementwise(FILL, [x, where], [value], x.dtype)
-    : elementwise(FILL_TENSOR, [x, where, value], [], x.dtype)
+  if (typeof value === 'number') {
+    checkFits('masked_fill', value, x.dtype)
+    return elementwise(FILL, [x, where], [value], x.dtype)
+  }
+  const v = asTensor('masked_fill', value, x)
+  if (isFloat(v.dtype) && !isFloat(x.dtype))
+    throw new DTypeError(`masked_fill: a value of ${v.dtype} cannot be stored in ${x.dtype}`)
+  return elementwise(FILL_TENSOR, [x, where, v], [], x.dtype)
 }
 
 const LEAKY = program('leaky_relu', 1, ([x], [slope]) => e.select(e.gt(x, 0), x, e.mul(slope, x)), 1)

@@ -1,5 +1,6 @@
 import { describe, expectOptions } from '../checks.ts'
-import { ShapeError, show, ValueError } from '../errors.ts'
+import { checkFits, isFloat } from '../dtype.ts'
+import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import { asTensor } from '../operands.ts'
 import { elementwise } from '../primitives/elementwise.ts'
@@ -39,12 +40,18 @@ export interface RandOptions extends TensorOptions {
   high?: number
 }
 
-/** Uniform in [low, high), default [0, 1). */
+/**
+ * Uniform in [low, high), default [0, 1).
+ *
+ * @throws ValueError unless low ≤ high and both are finite.
+ */
 export function rand(shape: readonly number[], options?: RandOptions): Tensor
 export function rand(...sizes: number[]): Tensor
 export function rand(...args: readonly unknown[]): Tensor {
   const { shape, options } = shapeAndOptions<RandOptions>('rand', args, { ...TENSOR, low: 1, high: 1 })
   const { low = 0, high = 1, ...rest } = options
+  if (!(low <= high && Number.isFinite(high - low)))
+    throw new ValueError(`rand: needs finite low ≤ high, got ${low} and ${high}`)
   return generated('rand', UNIFORM, shape, rest, [...nextDraw(), low, high - low])
 }
 
@@ -55,12 +62,18 @@ export interface RandnOptions extends TensorOptions {
   std?: number
 }
 
-/** Normal, default mean 0 and standard deviation 1. */
+/**
+ * Normal, default mean 0 and standard deviation 1.
+ *
+ * @throws ValueError unless both are finite and std ≥ 0.
+ */
 export function randn(shape: readonly number[], options?: RandnOptions): Tensor
 export function randn(...sizes: number[]): Tensor
 export function randn(...args: readonly unknown[]): Tensor {
   const { shape, options } = shapeAndOptions<RandnOptions>('randn', args, { ...TENSOR, mean: 1, std: 1 })
   const { mean = 0, std = 1, ...rest } = options
+  if (!(std >= 0 && Number.isFinite(std + mean)))
+    throw new ValueError(`randn: needs a finite mean and std ≥ 0, got ${mean} and ${std}`)
   return generated('randn', NORMAL, shape, rest, [...nextDraw(), mean, std])
 }
 
@@ -81,6 +94,8 @@ export function randint(
   if (!Number.isInteger(low) || !Number.isInteger(high) || high <= low || high - low > 2 ** 24) {
     throw new ValueError(`randint: needs whole low < high at most 2^24 apart, got ${low} and ${high}`)
   }
+  checkFits('randint', low, 'int32')
+  checkFits('randint', high - 1, 'int32')
   const { shape: sizes } = shapeAndOptions('randint', [shape, options], TENSOR)
   return generated('randint', INTEGERS, sizes, { dtype: 'int32', ...options }, [
     ...nextDraw(),
@@ -106,6 +121,8 @@ export function randperm(n: number, options: TensorOptions = {}): Tensor {
 export function multinomial(weights: ArrayLike<number>, numSamples = 1): Tensor {
   if (weights instanceof Tensor)
     throw new ValueError('multinomial: takes weights on the host; pass await weights.data()')
+  if (!(Number.isInteger(numSamples) && numSamples >= 0))
+    throw new ValueError(`multinomial: numSamples must be a whole number ≥ 0, got ${numSamples}`)
   let total = 0
   for (let i = 0; i < weights.length; i++) {
     if (!(weights[i] >= 0))
@@ -158,6 +175,7 @@ export const dropWith = (x: Tensor, p: number, draw: readonly number[]): Tensor 
 export function dropout(x: Tensor, p = 0.5, training = true): Tensor {
   x = asTensor('dropout', x)
   if (!(p >= 0 && p <= 1)) throw new ValueError(`dropout: p must lie within 0 … 1, got ${describe(p)}`)
+  if (!isFloat(x.dtype)) throw new DTypeError(`dropout: takes floating tensors, not ${x.dtype}`)
   if (!training || p === 0) return x
   return dropWith(x, p, nextDraw())
 }
