@@ -1,9 +1,13 @@
 import {
   amax,
+  applyProgram,
   argmax,
   cat,
   cumsum,
+  type Expr,
+  expr as e,
   noGrad,
+  program,
   RandomGenerator,
   rand,
   ShapeError,
@@ -76,7 +80,7 @@ export class Generation implements AsyncIterable<Int32Array> {
     this.#options = options
   }
 
-  /** One token of each sequence after the other, (B), as soon as it is known. */
+  /** One token of each sequence after the other, (B), as soon as it is known. Throws as `tensor()` does. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Int32Array, void, undefined> {
     const run = new Run(this.#model, this.#idx, this.#options)
     try {
@@ -87,9 +91,10 @@ export class Generation implements AsyncIterable<Int32Array> {
   }
 
   /**
-   * All tokens, int32 (B, T + n), beginning with idx. Reads nothing from the device, unless there are stop tokens.
+   * All tokens, int32 (B, T + n), beginning with idx. A device that cannot be read at once is read when all are there,
+   * or with stop tokens after each.
    *
-   * @throws ValueError if maxNewTokens is Infinity.
+   * @throws ValueError if maxNewTokens is Infinity, and where the logits have no finite maximum: NaN, ∞, or nothing but −∞.
    */
   async tensor(): Promise<Tensor> {
     const { maxNewTokens, stop = [] } = this.#options
@@ -108,6 +113,8 @@ export class Generation implements AsyncIterable<Int32Array> {
         write(t + run.tokens - 1, run.last as Tensor)
         if (stop.length > 0) await run.read()
       }
+      // What cannot be read at once has not been looked at yet.
+      if (!out.backend.readSync) checkTokens(await out.narrow(1, t, run.tokens).data())
       if (run.tokens === maxNewTokens) return out
       const short = scope(() => out.narrow(1, 0, t + run.tokens).clone())
       out.dispose()
@@ -144,7 +151,8 @@ function check(idx: Tensor, options: GenerateOptions): void {
   const { maxNewTokens, temperature = 1, topK, topP = 1, minP = 0, stop = [] } = options
   if (!(maxNewTokens === Infinity || Number.isInteger(maxNewTokens)) || maxNewTokens < 0)
     throw new ValueError(`generate: maxNewTokens must be a whole number or Infinity, got ${maxNewTokens}`)
-  if (!(temperature >= 0)) throw new ValueError(`generate: temperature must be ≥ 0, got ${temperature}`)
+  if (!(temperature >= 0 && temperature < Infinity))
+    throw new ValueError(`generate: temperature must be ≥ 0 and finite, got ${temperature}`)
   if (topK !== undefined) positive('generate', { topK })
   if (!(topP > 0 && topP <= 1)) throw new ValueError(`generate: topP must lie within (0, 1], got ${topP}`)
   if (!(minP >= 0 && minP <= 1)) throw new ValueError(`generate: minP must lie within [0, 1], got ${minP}`)
@@ -209,6 +217,8 @@ class Run {
       for (const [i, module] of this.#modules.entries()) module.training = modes[i] as boolean
     }
     this.tokens++
+    const last = this.last as Tensor
+    if (last.backend.readSync) checkTokens(last.dataSync())
     return true
   }
 
@@ -242,6 +252,7 @@ class Run {
   /** The newest tokens; notices when all sequences have stopped. */
   async read(): Promise<Int32Array> {
     const tokens = Int32Array.from(await (this.last as Tensor).data())
+    checkTokens(tokens)
     const { stop = [] } = this.#options
     this.#stopped = tokens.every((token) => stop.includes(token))
     return tokens
@@ -258,14 +269,37 @@ class Run {
   }
 }
 
+/** In place of a token that could not be chosen. */
+const NONE = -1
+
+function checkTokens(tokens: ArrayLike<number>): void {
+  for (let i = 0; i < tokens.length; i++)
+    if (tokens[i] === NONE)
+      throw new ValueError(
+        'generate: the logits are NaN or infinite, so that there is no likeliest token; look for NaN in the weights',
+      )
+}
+
 /** Is each of x (B, 1) among the tokens (S)? bool (B, 1). */
 const isOneOf = (x: Tensor, tokens: Tensor): Tensor => x.eq(tokens).any(1, { keepdim: true })
 
-/** One token per row of logits (B, V): int32 (B, 1). */
-function sample(logits: Tensor, { temperature = 1, topK, topP = 1, minP = 0 }: GenerateOptions): Tensor {
+/** One token per row of logits (B, V): int32 (B, 1); -1 where a row has no finite maximum. */
+function sample(logits: Tensor, options: GenerateOptions): Tensor {
+  const top = amax(logits, 1, { keepdim: true })
+  return applyProgram(FINITE, [top, choose(logits, top, options)])
+}
+
+const FINITE = program('finite_choice', 2, ([top, token]) =>
+  e.select(e.lt(e.abs(top as Expr), Infinity), token as Expr, NONE),
+)
+
+function choose(logits: Tensor, top: Tensor, options: GenerateOptions): Tensor {
+  const { temperature = 1, topK, topP = 1, minP = 0 } = options
   if (temperature === 0) return argmax(logits, 1, { keepdim: true })
   const size = logits.shape[1] as number
-  let scores = logits.div(temperature)
+  // Counted from the largest, scores cannot leave float32's range at the upper end, however cold it is.
+  let scores =
+    temperature < 1 ? logits.sub(top).div(Math.max(temperature, 2 ** -100)) : logits.div(temperature)
   let tokens: Tensor | null = null
   if ((topK ?? size) < size || topP < 1) {
     ;[scores, tokens] = topk(scores, Math.min(topK ?? size, size), 1)

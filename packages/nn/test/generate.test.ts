@@ -1,4 +1,14 @@
-import { getRngState, manualSeed, memory, rand, scope, type Tensor, tensor, zeros } from '@tilegrad/core'
+import {
+  getRngState,
+  manualSeed,
+  memory,
+  rand,
+  scope,
+  type Tensor,
+  tensor,
+  ValueError,
+  zeros,
+} from '@tilegrad/core'
 import { type GenerateOptions, GPT, type GPTConfig, generate, type LanguageModel } from '@tilegrad/nn'
 import { beforeEach, describe, expect, it } from 'vitest'
 import { values } from './helpers.ts'
@@ -255,7 +265,9 @@ it('may be asked for nothing, and says what does not fit', async () => {
   expect(values(same)).toEqual(values(start))
   const bad: [Partial<GenerateOptions>, RegExp][] = [
     [{ maxNewTokens: -1 }, /maxNewTokens must be a whole number or Infinity, got -1/],
-    [{ temperature: -1 }, /temperature must be ≥ 0, got -1/],
+    [{ temperature: -1 }, /temperature must be ≥ 0 and finite, got -1/],
+    [{ temperature: Infinity }, /temperature must be ≥ 0 and finite, got Infinity/],
+    [{ temperature: Number.NaN }, /temperature must be ≥ 0 and finite, got NaN/],
     [{ topK: 0 }, /topK must be a positive integer, got 0/],
     [{ topP: 0 }, /topP must lie within \(0, 1\], got 0/],
     [{ minP: 2 }, /minP must lie within \[0, 1\], got 2/],
@@ -266,4 +278,41 @@ it('may be asked for nothing, and says what does not fit', async () => {
   expect(() => model.generate(zeros([1, 0], int), { maxNewTokens: 1 })).toThrow(
     /at least one token, got \[1, 0\]/,
   )
+})
+
+describe('logits at the limits', () => {
+  it.each([1e-30, 1e-38, 1e-40, 1e-45, Number.MIN_VALUE])(
+    'a temperature of %d is as good as 0',
+    async (temperature) => {
+      const model = sharp()
+      const greedy = await all(model, { maxNewTokens: 4, temperature: 0 })
+      for (const more of [{}, { topK: 3 }, { topP: 0.9 }, { minP: 0.1 }])
+        expect(await all(model, { maxNewTokens: 4, temperature, seed: 3, ...more })).toEqual(greedy)
+      // Huge logits of either sign leave the range of float32 as well when they are divided.
+      for (const sign of [1, -1])
+        expect(await all(constant([sign * 3e38, sign * 2e38]), { maxNewTokens: 1, temperature })).toEqual(
+          sign > 0 ? [1, 2, 0, 3, 4, 0] : [1, 2, 1, 3, 4, 1],
+        )
+    },
+  )
+
+  it.each([
+    ['NaN', [1, Number.NaN, 2]],
+    ['∞', [1, 2, Infinity]],
+    ['nothing but −∞', [-Infinity, -Infinity, -Infinity]],
+  ])('%s is an error, whatever the options', async (_, logits) => {
+    const model = constant(logits)
+    const kinds = [{ temperature: 0 }, {}, { temperature: 1e-40 }, { topK: 2 }, { topP: 0.5 }, { minP: 0.1 }]
+    for (const options of kinds) {
+      await expect(all(model, { maxNewTokens: 2, ...options })).rejects.toThrow(
+        'generate: the logits are NaN or infinite',
+      )
+      const tokens = generate(model, start, { maxNewTokens: 2, ...options })[Symbol.asyncIterator]()
+      await expect(tokens.next()).rejects.toThrow(ValueError)
+    }
+    // −∞ excludes a token as long as there is another one.
+    expect(await all(constant([-Infinity, 0, -Infinity]), { maxNewTokens: 1, seed: 1 })).toEqual([
+      1, 2, 1, 3, 4, 1,
+    ])
+  })
 })
