@@ -13,6 +13,9 @@ const others: Readonly<Record<string, string>> = {
   p: 'dropout',
   dmodel: 'embedDim',
   hiddensize: 'embedDim',
+  nembd: 'embedDim',
+  nhead: 'numHeads',
+  nlayer: 'numLayers',
   contextlength: 'blockSize',
   maxtokens: 'maxNewTokens',
   decay: 'weightDecay',
@@ -49,12 +52,13 @@ function distance(a: string, b: string): number {
 /** Which of the names was probably meant; null if none is near. @internal */
 export function nearest(name: string, names: readonly string[]): string | null {
   const wanted = plain(name).slice(0, 64)
-  const other = others[wanted]
-  if (Object.hasOwn(others, wanted) && names.includes(other)) return other
+  if (Object.hasOwn(others, wanted) && names.includes(others[wanted])) return others[wanted]
   let best: string | null = null
   let least = Math.ceil(wanted.length / 3) + 1
   for (const candidate of names) {
-    const far = distance(wanted, plain(candidate))
+    const other = plain(candidate)
+    // A part of a name is nearly the name.
+    const far = wanted.length > 2 && other.includes(wanted) ? 1 : distance(wanted, other)
     if (far < least) [best, least] = [candidate, far]
   }
   return best
@@ -65,7 +69,7 @@ const guess = (name: string, names: readonly string[]): string => {
   return meant === null ? '' : `; did you mean '${meant}'?`
 }
 
-/** A value in a few words, for messages: `'abc'`, `a tensor [2, 3]`, `a promise`. @internal */
+/** A value in a few words, for messages: `'abc'`, `a tensor [2, 3]`, `a promise`. */
 export function describe(value: unknown): string {
   if (typeof value === 'string') return `'${value.length > 40 ? `${value.slice(0, 40)}…` : value}'`
   if (typeof value === 'bigint') return `${value}n`

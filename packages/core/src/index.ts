@@ -18,7 +18,7 @@ export type {
   View,
 } from './backend.ts'
 export { checkpoint } from './checkpoint.ts'
-export { expectOptions, type Names } from './checks.ts'
+export { describe as describeValue, expectOptions, type Names } from './checks.ts'
 export { customFunction, type FunctionContext } from './custom.ts'
 export {
   defaultBackend,
@@ -42,7 +42,7 @@ export type { Layout } from './layout.ts'
 export * as layout from './layout.ts'
 export { type MemoryInfo, memory, resetPeakMemory, scope } from './memory.ts'
 export { apply, defineOp, type Op, type TensorSpec } from './op.ts'
-export { type ArrayOperand, expectTensor } from './operands.ts'
+export { type ArrayOperand, asTensor, expectTensor } from './operands.ts'
 export type { Activation } from './ops/activations.ts'
 export * from './ops/attention.ts'
 export {
@@ -123,7 +123,7 @@ export {
   elementwiseIntoEach as applyProgramIntoEach,
   type InPlaceCall,
 } from './primitives/foreach.ts'
-export { Printable, type PrintOptions, setPrintOptions } from './printing.ts'
+export { Printable, type PrintOptions, setPrintOptions, shownAs } from './printing.ts'
 export { type Path, type Profile, type ProfileRow, profile, profileAsync, reportPath } from './profile.ts'
 export {
   type Gradient,

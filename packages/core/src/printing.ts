@@ -254,13 +254,18 @@ export function shownAs<T extends object>(
 export abstract class Printable {
   abstract toString(): string
 
-  /** @internal */
-  [inspectSymbol](): string {
+  /** @internal What `console.log` shows, where that is more than `toString` tells. */
+  shown(): string {
     return this.toString()
   }
 
   /** @internal */
+  [inspectSymbol](depth: number): string {
+    return depth < 0 ? `[${this.constructor.name}]` : this.shown()
+  }
+
+  /** @internal */
   [debugSymbol](): string {
-    return this.toString()
+    return this.shown()
   }
 }

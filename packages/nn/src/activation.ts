@@ -53,6 +53,6 @@ export class GELU extends Module {
   }
 
   override extraRepr(): string {
-    return this.kind
+    return `kind=${this.kind}`
   }
 }

@@ -1,5 +1,10 @@
-import { ValueError } from '@tilegrad/core'
-import { MultiHeadAttention, type MultiHeadAttentionOptions, type SelfAttention } from './attention.ts'
+import { type Names, ValueError } from '@tilegrad/core'
+import {
+  MultiHeadAttention,
+  type MultiHeadAttentionOptions,
+  PROJECTIONS,
+  type SelfAttention,
+} from './attention.ts'
 import { fixedBlocks } from './block-attention.ts'
 import { GatedDeltaNet, GatedLinearAttention, LinearAttention, Retention } from './linear-attention.ts'
 
@@ -10,6 +15,10 @@ export type AttentionFactory = (
   options: MultiHeadAttentionOptions,
 ) => SelfAttention
 
+/** Those of some options that are named. @internal */
+export const only = <O extends object>(options: O, names: Names<O>): O =>
+  Object.fromEntries(Object.entries(options).filter(([name]) => Object.hasOwn(names, name))) as O
+
 const kinds = {
   softmax: (dim, heads, options) => new MultiHeadAttention(dim, heads, options),
   window: (dim, heads, options) =>
@@ -19,10 +28,10 @@ const kinds = {
     new MultiHeadAttention(dim, heads, { ...options, blocks: options.blocks ?? { visible: fixedBlocks(4) } }),
   dynamic: (dim, heads, options) =>
     new MultiHeadAttention(dim, heads, { ...options, blocks: options.blocks ?? { keep: 4 } }),
-  linear: (dim, heads, options) => new LinearAttention(dim, heads, options),
-  retention: (dim, heads, options) => new Retention(dim, heads, options),
-  gla: (dim, heads, options) => new GatedLinearAttention(dim, heads, options),
-  gatedDelta: (dim, heads, options) => new GatedDeltaNet(dim, heads, options),
+  linear: (dim, heads, options) => new LinearAttention(dim, heads, only(options, PROJECTIONS)),
+  retention: (dim, heads, options) => new Retention(dim, heads, only(options, PROJECTIONS)),
+  gla: (dim, heads, options) => new GatedLinearAttention(dim, heads, only(options, PROJECTIONS)),
+  gatedDelta: (dim, heads, options) => new GatedDeltaNet(dim, heads, only(options, PROJECTIONS)),
 } satisfies Record<string, AttentionFactory>
 
 /**

@@ -1,7 +1,9 @@
 import {
   DTypeError,
+  expectOptions,
   linear,
   mergeHeads,
+  type Names,
   scaledDotProductAttention,
   splitHeads,
   type Tensor,
@@ -54,6 +56,39 @@ export interface MultiHeadAttentionOptions extends AttentionModuleOptions {
   alibi?: boolean
   /** Factor of the scores; default 1 / √D. */
   scale?: number
+}
+
+const CALL: Names<AttentionForwardOptions> = {
+  residual: 1,
+  context: 1,
+  attnMask: 1,
+  keyMask: 1,
+  positions: 1,
+  cache: 1,
+}
+
+/** Options of every attention module. @internal */
+export const PROJECTIONS: Names<AttentionModuleOptions> = {
+  numKvHeads: 1,
+  headDim: 1,
+  bias: 1,
+  outBias: 1,
+  kvDim: 1,
+  packed: 1,
+  rope: 1,
+  qkNorm: 1,
+  isCausal: 1,
+}
+
+/** @internal */
+export const SOFTMAX: Names<MultiHeadAttentionOptions> = {
+  ...PROJECTIONS,
+  dropout: 1,
+  window: 1,
+  globalTokens: 1,
+  blocks: 1,
+  alibi: 1,
+  scale: 1,
 }
 
 export interface AttentionForwardOptions<C extends AttentionCache = AttentionCache> {
@@ -185,6 +220,7 @@ export abstract class SelfAttention<C extends AttentionCache = AttentionCache> e
       throw new ValueError(`${name}: a cache holds what x was before; with a context leave it out`)
     const [b, s] = (context ?? x).shape
     const keyMask = keyMaskOf(name, options, [b, (s as number) + (cache?.length ?? 0)])
+    expectOptions(name, options, CALL)
     if (attnMask && attnMask.dtype === 'int32')
       throw new DTypeError(
         `${name}: attnMask must be bool (true: may attend) or floating (added to the scores), not int32; convert a mask of 0 and 1 with .to('bool')`,
@@ -219,9 +255,10 @@ export abstract class SelfAttention<C extends AttentionCache = AttentionCache> e
 
   override extraRepr(): string {
     const { embedDim, numHeads, numKvHeads, headDim } = this
-    const kv = numKvHeads === numHeads ? '' : `, numKvHeads: ${numKvHeads}`
-    const size = headDim * numHeads === embedDim ? '' : `, headDim: ${headDim}`
-    return `${embedDim}, ${numHeads}${kv}${size}${this.#rope ? ', rope' : ''}${this.isCausal ? ', isCausal' : ''}`
+    const kv = numKvHeads === numHeads ? '' : `, numKvHeads=${numKvHeads}`
+    const size = headDim * numHeads === embedDim ? '' : `, headDim=${headDim}`
+    const more = `${this.#rope ? ', rope=true' : ''}${this.isCausal ? ', isCausal=true' : ''}`
+    return `embedDim=${embedDim}, numHeads=${numHeads}${kv}${size}${more}`
   }
 }
 
@@ -246,7 +283,7 @@ export class MultiHeadAttention extends SelfAttention<KVCache> {
   readonly #blocks: BlockChooser | null
 
   constructor(embedDim: number, numHeads: number, options: MultiHeadAttentionOptions = {}) {
-    super(embedDim, numHeads, options)
+    super(embedDim, numHeads, expectOptions('MultiHeadAttention', options, SOFTMAX))
     const { dropout = 0, window = 0, globalTokens = 0, blocks, alibi = false } = options
     const { scale = 1 / Math.sqrt(this.headDim) } = options
     this.dropout = probability('MultiHeadAttention', dropout)
@@ -328,10 +365,10 @@ export class MultiHeadAttention extends SelfAttention<KVCache> {
 
   override extraRepr(): string {
     const { window, globalTokens, slopes } = this
-    const near = window > 0 ? `, window: ${window}` : ''
-    const far = globalTokens > 0 ? `, globalTokens: ${globalTokens}` : ''
-    const blocks = this.#blocks ? (this.#blocks.dynamic ? ', chosen blocks' : ', blocks') : ''
-    return `${super.extraRepr()}${near}${far}${blocks}${slopes ? ', alibi' : ''}`
+    const near = window > 0 ? `, window=${window}` : ''
+    const far = globalTokens > 0 ? `, globalTokens=${globalTokens}` : ''
+    const blocks = this.#blocks ? (this.#blocks.dynamic ? ', blocks=chosen' : ', blocks=true') : ''
+    return `${super.extraRepr()}${near}${far}${blocks}${slopes ? ', alibi=true' : ''}`
   }
 }
 

@@ -2,9 +2,11 @@ import {
   type Backend,
   cat,
   type DType,
+  expectOptions,
   GradError,
   gradEnabled,
   noGrad,
+  Printable,
   ShapeError,
   type Tensor,
   ValueError,
@@ -19,7 +21,7 @@ import { positive } from './linear.ts'
  *
  * Its tensors are made where `newCache` is called and follow the rules of `scope` there; `dispose()` frees them.
  */
-export abstract class AttentionCache {
+export abstract class AttentionCache extends Printable {
   /** B, the number of sequences. */
   readonly batch: number
   /** How many tokens of each sequence it can take in; Infinity where its size does not depend on it. */
@@ -27,6 +29,7 @@ export abstract class AttentionCache {
   #length = 0
 
   constructor(batch: number, maxLength: number) {
+    super()
     positive('AttentionCache', { batch, ...(maxLength === Infinity ? {} : { maxLength }) })
     this.batch = batch
     this.maxLength = maxLength
@@ -57,6 +60,11 @@ export abstract class AttentionCache {
   /** Forgets all tokens and keeps the memory. */
   reset(): void {
     this.#length = 0
+  }
+
+  /** Says how many sequences it holds, and how many tokens of how many. */
+  toString(): string {
+    return `${this.constructor.name}(batch=${this.batch}, length=${this.length}, maxLength=${this.maxLength})`
   }
 
   /** Frees its tensors. */
@@ -99,7 +107,23 @@ export class KVCache extends AttentionCache {
   #held = 0
 
   constructor(options: KVCacheOptions) {
-    const { batch, numKvHeads, headDim, maxLength, window = 0, dtype = 'float32', device } = options
+    const {
+      batch,
+      numKvHeads,
+      headDim,
+      maxLength,
+      window = 0,
+      dtype = 'float32',
+      device,
+    } = expectOptions('KVCache', options, {
+      batch: 1,
+      numKvHeads: 1,
+      headDim: 1,
+      maxLength: 1,
+      window: 1,
+      dtype: 1,
+      device: 1,
+    })
     super(batch, maxLength)
     positive('KVCache', { numKvHeads, headDim })
     if (window === 0 && maxLength === Infinity)

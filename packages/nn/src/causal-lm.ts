@@ -1,4 +1,4 @@
-import { checkpoint, crossEntropy, ShapeError, type Tensor } from '@tilegrad/core'
+import { asTensor, checkpoint, crossEntropy, ShapeError, type Tensor } from '@tilegrad/core'
 import type { AttentionCache } from './cache.ts'
 import { Embedding } from './embedding.ts'
 import { type GenerateOptions, type Generation, generate, type LanguageModel } from './generate.ts'
@@ -108,11 +108,15 @@ export abstract class CausalLM extends Module implements LanguageModel {
   forward(idx: Tensor, targets: Tensor): CausalLMOutput<Tensor>
   forward(idx: Tensor, targets?: Tensor): CausalLMOutput<Tensor | null>
   forward(idx: Tensor, targets?: Tensor): CausalLMOutput<Tensor | null> {
+    const { name } = this.constructor
+    const { weight } = this.lm_head
+    idx = asTensor(name, idx, weight, 'int32')
     const logits = this.lm_head.forward(this.#hidden(idx, null, null))
     if (!targets) return { logits, loss: null }
+    targets = asTensor(name, targets, weight, 'int32')
     if (targets.shape.join() !== idx.shape.join()) {
       throw new ShapeError(
-        `${this.constructor.name}: targets [${targets.shape.join(', ')}] must have the shape of idx, [${idx.shape.join(', ')}]`,
+        `${name}: targets [${targets.shape.join(', ')}] must have the shape of idx, [${idx.shape.join(', ')}]`,
       )
     }
     const loss = crossEntropy(

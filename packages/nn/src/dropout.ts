@@ -1,4 +1,4 @@
-import { dropout, type Tensor, ValueError } from '@tilegrad/core'
+import { describeValue, dropout, type Tensor, ValueError } from '@tilegrad/core'
 import { Module } from './module.ts'
 
 /**
@@ -24,13 +24,13 @@ export class Dropout extends Module {
   }
 
   override extraRepr(): string {
-    return String(this.p)
+    return `p=${this.p}`
   }
 }
 
 /** @internal */
 export function probability(op: string, p: number): number {
   if (!(p >= 0 && p <= 1))
-    throw new ValueError(`${op}: the dropout probability must lie within 0 … 1, got ${p}`)
+    throw new ValueError(`${op}: the dropout probability must lie within 0 … 1, got ${describeValue(p)}`)
   return p
 }

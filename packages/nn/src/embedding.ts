@@ -1,4 +1,4 @@
-import { embedding, type Tensor, ValueError, zeros } from '@tilegrad/core'
+import { embedding, expectOptions, type Tensor, ValueError, zeros } from '@tilegrad/core'
 import * as init from './init.ts'
 import { positive } from './linear.ts'
 import { Module, parameter } from './module.ts'
@@ -27,7 +27,7 @@ export class Embedding extends Module {
 
   constructor(numEmbeddings: number, embeddingDim: number, options: EmbeddingOptions = {}) {
     super()
-    const { paddingIdx = null } = options
+    const { paddingIdx = null } = expectOptions('Embedding', options, { paddingIdx: 1 })
     positive('Embedding', { numEmbeddings, embeddingDim })
     this.numEmbeddings = numEmbeddings
     this.embeddingDim = embeddingDim
@@ -53,7 +53,7 @@ export class Embedding extends Module {
   }
 
   override extraRepr(): string {
-    const padding = this.paddingIdx === null ? '' : `, paddingIdx: ${this.paddingIdx}`
-    return `${this.numEmbeddings}, ${this.embeddingDim}${padding}`
+    const padding = this.paddingIdx === null ? '' : `, paddingIdx=${this.paddingIdx}`
+    return `numEmbeddings=${this.numEmbeddings}, embeddingDim=${this.embeddingDim}${padding}`
   }
 }

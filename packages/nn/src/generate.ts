@@ -2,11 +2,16 @@ import {
   amax,
   applyProgram,
   argmax,
+  asTensor,
   cat,
   cumsum,
+  describeValue,
   type Expr,
   expr as e,
+  expectOptions,
+  type Names,
   noGrad,
+  Printable,
   program,
   RandomGenerator,
   rand,
@@ -67,17 +72,27 @@ export interface GenerateOptions {
 /**
  * Tokens to come. Nothing happens before they are asked for, and each `for await` and each `tensor()` generates anew.
  */
-export class Generation implements AsyncIterable<Int32Array> {
+export class Generation extends Printable implements AsyncIterable<Int32Array> {
   readonly #model: LanguageModel
   readonly #idx: Tensor
   readonly #options: GenerateOptions
 
   /** @internal */
   constructor(model: LanguageModel, idx: Tensor, options: GenerateOptions) {
+    super()
+    if (typeof model?.nextLogits !== 'function')
+      throw new ValueError(`generate: takes a language model first, got ${describeValue(model)}`)
+    idx = asTensor('generate', idx, undefined, 'int32')
     check(idx, options)
     this.#model = model
     this.#idx = idx
     this.#options = options
+  }
+
+  /** Says what is generated, and how to get it. */
+  toString(): string {
+    const { maxNewTokens } = this.#options
+    return `Generation(${maxNewTokens} tokens after [${this.#idx.shape.join(', ')}]: for await, or await tensor())`
   }
 
   /** One token of each sequence after the other, (B), as soon as it is known. Throws as `tensor()` does. */
@@ -147,10 +162,26 @@ export class Generation implements AsyncIterable<Int32Array> {
 export const generate = (model: LanguageModel, idx: Tensor, options: GenerateOptions): Generation =>
   new Generation(model, idx, options)
 
+const KNOWN: Names<GenerateOptions> = {
+  maxNewTokens: 1,
+  temperature: 1,
+  topK: 1,
+  topP: 1,
+  minP: 1,
+  stop: 1,
+  seed: 1,
+  useCache: 1,
+  keyMask: 1,
+}
+
 function check(idx: Tensor, options: GenerateOptions): void {
+  keyMaskOf('generate', Object(options), idx.shape)
+  expectOptions('generate', options, KNOWN)
   const { maxNewTokens, temperature = 1, topK, topP = 1, minP = 0, stop = [] } = options
   if (!(maxNewTokens === Infinity || Number.isInteger(maxNewTokens)) || maxNewTokens < 0)
-    throw new ValueError(`generate: maxNewTokens must be a whole number or Infinity, got ${maxNewTokens}`)
+    throw new ValueError(
+      `generate: maxNewTokens must be a whole number or Infinity, got ${describeValue(maxNewTokens)}`,
+    )
   if (!(temperature >= 0 && temperature < Infinity))
     throw new ValueError(`generate: temperature must be ≥ 0 and finite, got ${temperature}`)
   if (topK !== undefined) positive('generate', { topK })
@@ -164,7 +195,6 @@ function check(idx: Tensor, options: GenerateOptions): void {
       `generate: idx must be (B, T) with at least one token, got [${idx.shape.join(', ')}]`,
     )
   }
-  keyMaskOf('generate', options, idx.shape)
 }
 
 /** One way through a generation: what is alive between two tokens. */

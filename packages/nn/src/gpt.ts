@@ -1,5 +1,5 @@
-import type { Activation, Tensor } from '@tilegrad/core'
-import type { AttentionFactory, AttentionKind } from './attention-kinds.ts'
+import { type Activation, expectOptions, type Names, type Tensor } from '@tilegrad/core'
+import { type AttentionFactory, type AttentionKind, only } from './attention-kinds.ts'
 import type { AttentionBlocks } from './block-attention.ts'
 import { CausalLM, type CausalLMConfig, type TokenPlaces } from './causal-lm.ts'
 import { Dropout } from './dropout.ts'
@@ -8,7 +8,13 @@ import * as init from './init.ts'
 import { Linear, positive } from './linear.ts'
 import { LayerNorm } from './norm.ts'
 import type { RopeOptions } from './rope.ts'
-import { type DropoutRates, dropoutRates, TransformerBlock } from './transformer.ts'
+import {
+  BLOCK,
+  type DropoutRates,
+  dropoutRates,
+  TransformerBlock,
+  type TransformerBlockOptions,
+} from './transformer.ts'
 
 export interface GPTConfig extends CausalLMConfig {
   numLayers: number
@@ -50,6 +56,32 @@ export interface GPTConfig extends CausalLMConfig {
   initStd?: number
 }
 
+const GPTS: Names<GPTConfig> = {
+  vocabSize: 1,
+  blockSize: 1,
+  numLayers: 1,
+  numHeads: 1,
+  numKvHeads: 1,
+  embedDim: 1,
+  hiddenDim: 1,
+  dropout: 1,
+  bias: 1,
+  attention: 1,
+  rope: 1,
+  alibi: 1,
+  window: 1,
+  globalTokens: 1,
+  blocks: 1,
+  qkNorm: 1,
+  scaleAttention: 1,
+  scaleByLayer: 1,
+  tieWeights: 1,
+  activation: 1,
+  normEps: 1,
+  initStd: 1,
+  gradientCheckpointing: 1,
+}
+
 /**
  * A GPT-2 style language model (Radford et al. 2019): token and position embeddings, pre-norm transformer blocks, a
  * final norm and a linear head. Parameter names are GPT-2's: `wte.weight`, `wpe.weight`, `h.0.ln_1.weight`,
@@ -87,9 +119,11 @@ export class GPT extends CausalLM {
 
   constructor(config: GPTConfig) {
     super()
+    expectOptions('GPT', config, GPTS)
     const { vocabSize, blockSize, numLayers, numHeads, embedDim, tieWeights = true } = config
     const { dropout = 0, bias = true, normEps: eps = 1e-5, rope = false, alibi } = config
-    const { scaleAttention = true, scaleByLayer = false, ...options } = config
+    const { scaleAttention = true, scaleByLayer = false } = config
+    const options = only<TransformerBlockOptions>(config, BLOCK)
     positive('GPT', { vocabSize, blockSize, numLayers, numHeads, embedDim })
     this.config = { ...config }
     this.wte = new Embedding(vocabSize, embedDim)

@@ -2,6 +2,7 @@ import {
   applyProgramInto,
   type Expr,
   expr as e,
+  expectOptions,
   hostRandom,
   narrow,
   noGrad,
@@ -137,7 +138,15 @@ export interface KaimingOptions {
 }
 
 function kaimingStd(op: string, t: Tensor, options: KaimingOptions): number {
-  const { a = 0, mode = 'fanIn', nonlinearity = 'leakyRelu' } = options
+  const {
+    a = 0,
+    mode = 'fanIn',
+    nonlinearity = 'leakyRelu',
+  } = expectOptions(op, options, {
+    a: 1,
+    mode: 1,
+    nonlinearity: 1,
+  })
   return gain(nonlinearity, a) / Math.sqrt(fans(op, t)[mode])
 }
 

@@ -1,5 +1,6 @@
 import {
   deltaRule,
+  expectOptions,
   type FeatureMap,
   gatedLinearAttention,
   linearAttention,
@@ -11,7 +12,7 @@ import {
   type Tensor,
   ValueError,
 } from '@tilegrad/core'
-import { type AttentionCall, type AttentionModuleOptions, SelfAttention } from './attention.ts'
+import { type AttentionCall, type AttentionModuleOptions, PROJECTIONS, SelfAttention } from './attention.ts'
 import { Linear } from './linear.ts'
 import { parameter } from './module.ts'
 import { GroupNorm, RMSNorm } from './norm.ts'
@@ -91,7 +92,11 @@ export class LinearAttention extends StateAttention {
   readonly featureMap: FeatureMap | Program | ((x: Tensor) => Tensor)
 
   constructor(embedDim: number, numHeads: number, options: LinearAttentionOptions = {}) {
-    super(embedDim, numHeads, options)
+    super(
+      embedDim,
+      numHeads,
+      expectOptions('LinearAttention', options, { ...PROJECTIONS, eps: 1, featureMap: 1 }),
+    )
     this.eps = options.eps ?? 1e-6
     this.featureMap = options.featureMap ?? 'elu'
   }
@@ -150,7 +155,7 @@ export class Retention extends DecayingAttention {
   g_norm: GroupNorm
 
   constructor(embedDim: number, numHeads: number, options: RetentionLayerOptions = {}) {
-    super(embedDim, numHeads, options)
+    super(embedDim, numHeads, expectOptions('Retention', options, { ...PROJECTIONS, decays: 1 }))
     this.decays = options.decays ?? retentionDecays(numHeads)
     if (this.decays.length !== numHeads || !this.decays.every((x) => x > 0 && x <= 1))
       throw new ValueError(
@@ -195,7 +200,11 @@ export class GatedLinearAttention extends DecayingAttention {
   g_norm: RMSNorm
 
   constructor(embedDim: number, numHeads: number, options: GatedLinearAttentionLayerOptions = {}) {
-    super(embedDim, numHeads, options)
+    super(
+      embedDim,
+      numHeads,
+      expectOptions('GatedLinearAttention', options, { ...PROJECTIONS, gateRank: 1, gateTemperature: 1 }),
+    )
     const { gateRank = 16, gateTemperature = 16 } = options
     if (!(gateTemperature > 0))
       throw new ValueError(`GatedLinearAttention: gateTemperature must be > 0, got ${gateTemperature}`)
@@ -242,7 +251,7 @@ export class GatedDeltaNet extends DecayingAttention {
   g_norm: RMSNorm
 
   constructor(embedDim: number, numHeads: number, options: AttentionModuleOptions = {}) {
-    super(embedDim, numHeads, options)
+    super(embedDim, numHeads, expectOptions('GatedDeltaNet', options, PROJECTIONS))
     this.a_proj = new Linear(embedDim, numHeads, { bias: false })
     this.b_proj = new Linear(embedDim, numHeads, { bias: false })
     this.A_log = parameter(rand([numHeads]).mul(15).add(1).log())

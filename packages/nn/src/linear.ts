@@ -1,4 +1,12 @@
-import { type LinearEpilogue, linear, type Tensor, ValueError, zeros } from '@tilegrad/core'
+import {
+  describeValue,
+  expectOptions,
+  type LinearEpilogue,
+  linear,
+  type Tensor,
+  ValueError,
+  zeros,
+} from '@tilegrad/core'
 import * as init from './init.ts'
 import { Module, parameter } from './module.ts'
 
@@ -24,7 +32,7 @@ export class Linear extends Module {
 
   constructor(inFeatures: number, outFeatures: number, options: LinearOptions = {}) {
     super()
-    const { bias = true } = options
+    const { bias = true } = expectOptions('Linear', options, { bias: 1 })
     positive('Linear', { inFeatures, outFeatures })
     this.inFeatures = inFeatures
     this.outFeatures = outFeatures
@@ -46,7 +54,7 @@ export class Linear extends Module {
   }
 
   override extraRepr(): string {
-    return `${this.inFeatures}, ${this.outFeatures}${this.bias ? '' : ', bias: false'}`
+    return `inFeatures=${this.inFeatures}, outFeatures=${this.outFeatures}, bias=${this.bias !== null}`
   }
 }
 
@@ -54,7 +62,7 @@ export class Linear extends Module {
 export function positive(op: string, sizes: Readonly<Record<string, number>>): void {
   for (const [name, value] of Object.entries(sizes)) {
     if (!Number.isInteger(value) || value < 1) {
-      throw new ValueError(`${op}: ${name} must be a positive integer, got ${value}`)
+      throw new ValueError(`${op}: ${name} must be a positive integer, got ${describeValue(value)}`)
     }
   }
 }

@@ -1,5 +1,11 @@
-import type { Activation, Tensor } from '@tilegrad/core'
-import { MultiHeadAttention, type SelfAttention } from './attention.ts'
+import { type Activation, expectOptions, type Names, type Tensor } from '@tilegrad/core'
+import {
+  MultiHeadAttention,
+  type MultiHeadAttentionOptions,
+  type SelfAttention,
+  SOFTMAX,
+} from './attention.ts'
+import { only } from './attention-kinds.ts'
 import type { AttentionCache } from './cache.ts'
 import { CausalLM, type CausalLMConfig } from './causal-lm.ts'
 import { Embedding } from './embedding.ts'
@@ -7,7 +13,7 @@ import { Linear, positive } from './linear.ts'
 import { Module } from './module.ts'
 import { RMSNorm } from './norm.ts'
 import type { RopeOptions } from './rope.ts'
-import { addBranch, type BlockForwardOptions, GatedMLP } from './transformer.ts'
+import { addBranch, type BlockForwardOptions, GatedMLP, type MLPOptions, MLPS } from './transformer.ts'
 
 export interface LlamaConfig extends CausalLMConfig {
   numLayers: number
@@ -37,6 +43,26 @@ export interface LlamaConfig extends CausalLMConfig {
   initStd?: number
 }
 
+const LLAMAS: Names<LlamaConfig> = {
+  vocabSize: 1,
+  blockSize: 1,
+  numLayers: 1,
+  numHeads: 1,
+  numKvHeads: 1,
+  headDim: 1,
+  embedDim: 1,
+  hiddenDim: 1,
+  activation: 1,
+  rope: 1,
+  normEps: 1,
+  attentionBias: 1,
+  mlpBias: 1,
+  dropout: 1,
+  tieWeights: 1,
+  initStd: 1,
+  gradientCheckpointing: 1,
+}
+
 /** A block of Llama: attention with rotary positions and a gated MLP, each after an RMSNorm. */
 export class LlamaBlock extends Module {
   input_layernorm: RMSNorm
@@ -48,16 +74,16 @@ export class LlamaBlock extends Module {
     super()
     const { embedDim, numHeads, attentionBias = false, mlpBias = false, normEps: eps = 1e-6 } = config
     this.input_layernorm = new RMSNorm(embedDim, { eps })
-    const { rope = true, ...sizes } = config
+    const { rope = true } = config
     this.self_attn = new MultiHeadAttention(embedDim, numHeads, {
-      ...sizes,
+      ...only<MultiHeadAttentionOptions>(config, SOFTMAX),
       rope,
       bias: attentionBias,
       packed: false,
       isCausal: true,
     })
     this.post_attention_layernorm = new RMSNorm(embedDim, { eps })
-    this.mlp = new GatedMLP(embedDim, { ...config, bias: mlpBias })
+    this.mlp = new GatedMLP(embedDim, { ...only<MLPOptions>(config, MLPS), bias: mlpBias })
   }
 
   newCache(batch: number, maxLength: number): AttentionCache | null {
@@ -94,6 +120,7 @@ export class Llama extends CausalLM {
 
   constructor(config: LlamaConfig) {
     super()
+    expectOptions('Llama', config, LLAMAS)
     const { vocabSize, blockSize, numLayers, embedDim, normEps: eps = 1e-6, tieWeights = false } = config
     positive('Llama', { vocabSize, blockSize, numLayers })
     this.config = { ...config }

@@ -1,9 +1,14 @@
 import {
+  type DType,
+  describeValue,
   dtypeInfo,
+  expectOptions,
+  expectTensor,
   isFloat,
   type MoveTarget,
   to as moveTensor,
   noGrad,
+  Printable,
   ShapeError,
   scope,
   Tensor,
@@ -21,6 +26,34 @@ function mark(tensor: Tensor, role: Role): Tensor {
   return tensor.keep()
 }
 
+/**
+ * Parameters that no module has listed and no optimiser has got yet: those of a module in a #private field stay here,
+ * learn nothing, and would never say so.
+ */
+const unlisted = new Set<WeakRef<Tensor>>()
+const refs = new WeakMap<Tensor, WeakRef<Tensor>>()
+
+/** @internal Somebody knows of this parameter. */
+export function list(t: Tensor): void {
+  const ref = refs.get(t)
+  if (ref === undefined) return
+  unlisted.delete(ref)
+  refs.delete(t)
+}
+
+/** @internal A parameter with a gradient that nobody knows of, once each; the others stay to be looked at again. */
+export function takeUnlisted(): Tensor | null {
+  for (const ref of unlisted) {
+    const t = ref.deref()
+    if (t === undefined || t.disposed) unlisted.delete(ref)
+    else if (t.grad) {
+      list(t)
+      return t
+    }
+  }
+  return null
+}
+
 /** A result of a differentiated operator would drag its graph along. */
 const leaf = (data: Tensor): Tensor => (data.isLeaf ? data : data.detach())
 
@@ -36,9 +69,15 @@ const leaf = (data: Tensor): Tensor => (data.isLeaf ? data : data.detach())
  * scale.requiresGrad // → true
  */
 export function parameter(data: Tensor, options: { requiresGrad?: boolean } = {}): Tensor {
-  const { requiresGrad = true } = options
+  const { requiresGrad = true } = expectOptions('parameter', options, { requiresGrad: 1 })
+  expectTensor('parameter', data)
   const tensor = leaf(data)
   tensor.requiresGrad = requiresGrad
+  if (!roles.has(tensor)) {
+    const ref = new WeakRef(tensor)
+    refs.set(tensor, ref)
+    unlisted.add(ref)
+  }
   return mark(tensor, 'parameter')
 }
 
@@ -51,7 +90,8 @@ export function parameter(data: Tensor, options: { requiresGrad?: boolean } = {}
  * const positions = buffer(arange(16), { persistent: false })
  */
 export function buffer(data: Tensor, options: { persistent?: boolean } = {}): Tensor {
-  const { persistent = true } = options
+  const { persistent = true } = expectOptions('buffer', options, { persistent: 1 })
+  expectTensor('buffer', data)
   return mark(leaf(data), persistent ? 'buffer' : 'transient')
 }
 
@@ -91,6 +131,17 @@ const isRecord = (value: object): boolean => {
   return proto === Object.prototype || proto === null
 }
 
+/** @throws ValueError where a Map or Set holds what would be lost: it has no names that a state dict could use. */
+function refuseHidden(held: Map<unknown, unknown> | Set<unknown>, parent: Module, name: string): void {
+  for (const value of held.values()) {
+    if (value instanceof Module || (value instanceof Tensor && roles.has(value))) {
+      throw new ValueError(
+        `${parent.constructor.name}: ${name} is a ${held.constructor.name}, in which modules and parameters are not found; use an array or a plain object`,
+      )
+    }
+  }
+}
+
 /**
  * Every tensor and module in the own properties of `owner`, in order of assignment, through arrays, plain objects and
  * modules. A tensor or module reachable by several names is met once for each; `path` keeps cycles from looping.
@@ -112,14 +163,14 @@ function* walk(
       yield* walk(value, value, `${name}.`, [...path, value])
     } else if (Array.isArray(value) || isRecord(value)) {
       yield* walk(value, parent, `${name}.`, [...path, value])
-    }
+    } else if (value instanceof Map || value instanceof Set) refuseHidden(value, parent, name)
   }
 }
 
 /**
  * Base of everything with parameters. Assign parameters (`parameter(…)`), buffers (`buffer(…)`), other modules, and
  * arrays or plain objects of these to properties: they are found there, under the names of the properties, as in
- * `h.0.attn.c_attn.weight`. Private `#fields` are not looked into.
+ * `h.0.attn.c_attn.weight`. Private `#fields` are not looked into, and a Map or Set of them is an error.
  *
  * @example
  * class Net extends Module {
@@ -135,7 +186,7 @@ function* walk(
  * net.parameters().length // → 5
  * net.namedParameters()[0][0] // → layers.0.weight
  */
-export abstract class Module {
+export abstract class Module extends Printable {
   /** Is this module being trained? What dropout looks at; set by `train()` and `eval()`. */
   training = true
 
@@ -143,7 +194,9 @@ export abstract class Module {
   abstract forward(...inputs: never[]): unknown
 
   #slots(): Slot[] {
-    return [...walk(this, this, '', [this])].filter((found) => found.kind === 'tensor')
+    const slots = [...walk(this, this, '', [this])].filter((found) => found.kind === 'tensor')
+    for (const { tensor } of slots) list(tensor)
+    return slots
   }
 
   #places(): Place[] {
@@ -259,7 +312,11 @@ export abstract class Module {
    * @throws ValueError listing missing and unexpected names; ShapeError where a shape differs, strict or not.
    */
   loadStateDict(dict: Readonly<StateDict>, options: { strict?: boolean } = {}): LoadResult {
-    const { strict = true } = options
+    const { strict = true } = expectOptions('loadStateDict', options, { strict: 1 })
+    if (typeof dict !== 'object' || dict === null || dict instanceof Module || dict instanceof Promise)
+      throw new ValueError(
+        `loadStateDict: takes tensors by name, as stateDict() and loadSafetensors(bytes) give them, got ${describeValue(dict)}`,
+      )
     const own = this.stateDict()
     const given = new Set(
       Object.keys(own)
@@ -343,9 +400,34 @@ export abstract class Module {
     return ''
   }
 
-  /** The tree of modules, one per line, with their sizes. */
+  /**
+   * The tree of modules, one per line, with their sizes, as PyTorch prints it: equal ones in a row once, as `(0-11): 12 ×`.
+   *
+   * @example
+   * String(new Linear(2, 16)) // → Linear(inFeatures=2, outFeatures=16, bias=true)
+   */
   toString(): string {
-    return describe(this, [])
+    return treeOf(this, [])
+  }
+
+  /** @internal What `console.log` shows: the tree, and how many parameters there are. */
+  override shown(): string {
+    const all = this.parameters()
+    const count = (list: readonly Tensor[]): string =>
+      list.reduce((n, p) => n + p.numel, 0).toLocaleString('en')
+    const frozen = all.filter((p) => !p.requiresGrad)
+    const note = frozen.length > 0 ? `, ${count(frozen)} of them frozen` : ''
+    return `${this} with ${count(all)} parameters${note}`
+  }
+
+  /**
+   * What `JSON.stringify` writes of a module: what it is and what it holds, by name, without the values, which
+   * `saveSafetensors(model.stateDict())` writes.
+   */
+  toJSON(): { module: string; tensors: Record<string, { dtype: DType; shape: readonly number[] }> } {
+    const tensors: Record<string, { dtype: DType; shape: readonly number[] }> = Object.create(null)
+    for (const { name, tensor } of this.#slots()) tensors[name] = { dtype: tensor.dtype, shape: tensor.shape }
+    return { module: this.constructor.name, tensors }
   }
 }
 
@@ -362,12 +444,33 @@ function free(t: Tensor): void {
   t.dispose()
 }
 
-function describe(module: Module, path: readonly Module[]): string {
+function treeOf(module: Module, path: readonly Module[]): string {
   const name = module.constructor.name
   if (path.includes(module)) return `${name}(…)`
-  const lines = module
-    .namedChildren()
-    .map(([child, m]) => `(${child}): ${describe(m, [...path, module])}`.replaceAll('\n', '\n  '))
+  const rows: { first: string; last: string; count: number; text: string }[] = []
+  for (const [child, m] of module.namedChildren()) {
+    const text = treeOf(m, [...path, module]).replaceAll('\n', '\n  ')
+    const row = rows.at(-1)
+    if (row && row.text === text && follows(row.last, child)) {
+      row.last = child
+      row.count++
+    } else rows.push({ first: child, last: child, count: 1, text })
+  }
+  const lines = rows.map(({ first, last, count, text }) =>
+    count === 1
+      ? `(${first}): ${text}`
+      : `(${first}-${last.slice(last.lastIndexOf('.') + 1)}): ${count} × ${text}`,
+  )
   const extra = module.extraRepr()
   return lines.length === 0 ? `${name}(${extra})` : `${name}(${extra}\n  ${lines.join('\n  ')}\n)`
+}
+
+/** Are these neighbours of one list, `h.3` and `h.4`? */
+function follows(a: string, b: string): boolean {
+  const [at, bt] = [a.lastIndexOf('.') + 1, b.lastIndexOf('.') + 1]
+  return (
+    a.slice(0, at) === b.slice(0, bt) &&
+    /^\d+$/.test(b.slice(bt)) &&
+    Number(a.slice(at)) + 1 === Number(b.slice(bt))
+  )
 }

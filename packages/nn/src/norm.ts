@@ -1,4 +1,13 @@
-import { groupNorm, layerNorm, ones, rmsNorm, type Tensor, ValueError, zeros } from '@tilegrad/core'
+import {
+  expectOptions,
+  groupNorm,
+  layerNorm,
+  ones,
+  rmsNorm,
+  type Tensor,
+  ValueError,
+  zeros,
+} from '@tilegrad/core'
 import { positive } from './linear.ts'
 import { Module, parameter } from './module.ts'
 
@@ -39,7 +48,15 @@ export class LayerNorm extends Module {
 
   constructor(normalizedShape: NormalizedShape, options: LayerNormOptions = {}) {
     super()
-    const { eps = 1e-5, elementwiseAffine = true, bias = true } = options
+    const {
+      eps = 1e-5,
+      elementwiseAffine = true,
+      bias = true,
+    } = expectOptions('LayerNorm', options, {
+      eps: 1,
+      elementwiseAffine: 1,
+      bias: 1,
+    })
     this.normalizedShape = sizes('LayerNorm', normalizedShape)
     this.eps = eps
     this.weight = elementwiseAffine ? parameter(ones(this.normalizedShape)) : null
@@ -51,7 +68,7 @@ export class LayerNorm extends Module {
   }
 
   override extraRepr(): string {
-    return `[${this.normalizedShape.join(', ')}], eps: ${this.eps}${this.weight && !this.bias ? ', bias: false' : ''}`
+    return `[${this.normalizedShape.join(', ')}], eps=${this.eps}${this.weight ? (this.bias ? '' : ', bias=false') : ', elementwiseAffine=false'}`
   }
 }
 
@@ -78,7 +95,10 @@ export class RMSNorm extends Module {
 
   constructor(normalizedShape: NormalizedShape, options: RMSNormOptions = {}) {
     super()
-    const { eps = null, elementwiseAffine = true } = options
+    const { eps = null, elementwiseAffine = true } = expectOptions('RMSNorm', options, {
+      eps: 1,
+      elementwiseAffine: 1,
+    })
     this.normalizedShape = sizes('RMSNorm', normalizedShape)
     this.eps = eps
     this.weight = elementwiseAffine ? parameter(ones(this.normalizedShape)) : null
@@ -89,7 +109,7 @@ export class RMSNorm extends Module {
   }
 
   override extraRepr(): string {
-    return `[${this.normalizedShape.join(', ')}]${this.eps === null ? '' : `, eps: ${this.eps}`}`
+    return `[${this.normalizedShape.join(', ')}]${this.eps === null ? '' : `, eps=${this.eps}`}${this.weight ? '' : ', elementwiseAffine=false'}`
   }
 }
 
@@ -117,7 +137,7 @@ export class GroupNorm extends Module {
 
   constructor(numGroups: number, numChannels: number, options: GroupNormOptions = {}) {
     super()
-    const { eps = 1e-5, affine = true } = options
+    const { eps = 1e-5, affine = true } = expectOptions('GroupNorm', options, { eps: 1, affine: 1 })
     positive('GroupNorm', { numGroups, numChannels })
     if (numChannels % numGroups !== 0) {
       throw new ValueError(
@@ -136,6 +156,6 @@ export class GroupNorm extends Module {
   }
 
   override extraRepr(): string {
-    return `${this.numGroups}, ${this.numChannels}, eps: ${this.eps}`
+    return `numGroups=${this.numGroups}, numChannels=${this.numChannels}, eps=${this.eps}${this.weight ? '' : ', affine=false'}`
   }
 }

@@ -1,4 +1,4 @@
-import { rotaryEmbedding, type Tensor, ValueError } from '@tilegrad/core'
+import { expectOptions, rotaryEmbedding, type Tensor, ValueError } from '@tilegrad/core'
 
 /** How frequencies are slowed for sequences longer than a model was trained on. */
 export type RopeScaling =
@@ -34,7 +34,17 @@ export class Rope {
   readonly #frequencies: readonly number[]
 
   constructor(op: string, headDim: number, options: RopeOptions) {
-    const { base = 10000, dim = headDim, interleaved = false, scaling = null } = options
+    const {
+      base = 10000,
+      dim = headDim,
+      interleaved = false,
+      scaling = null,
+    } = expectOptions(`${op}'s rope`, options, {
+      base: 1,
+      dim: 1,
+      interleaved: 1,
+      scaling: 1,
+    })
     if (!(Number.isInteger(dim) && dim > 0 && dim <= headDim && dim % 2 === 0))
       throw new ValueError(
         `${op}: rope turns ${dim} elements of a head; expected an even number up to ${headDim}`,

@@ -2,6 +2,9 @@ import {
   type Backend,
   DTypeError,
   data,
+  describeValue,
+  expectOptions,
+  expectTensor,
   type Tensor,
   type TypedArray,
   tensor,
@@ -127,19 +130,30 @@ function entryOf(name: string, value: unknown): { dtype: StoredDType; shape: num
   return { dtype: known, shape, range }
 }
 
+function bytesOf(file: Uint8Array | ArrayBuffer | DataView): Uint8Array {
+  if (file instanceof Uint8Array) return file
+  if (ArrayBuffer.isView(file)) return new Uint8Array(file.buffer, file.byteOffset, file.byteLength)
+  // By name and not by class, for buffers of another realm or of shared memory.
+  if (/^\[object (Shared)?ArrayBuffer\]$/.test(Object.prototype.toString.call(file)))
+    return new Uint8Array(file)
+  const fix = typeof file === 'string' ? '; read the file first, as await readFile(path)' : ''
+  throw new ValueError(`safetensors: takes the bytes of a file, got ${describeValue(file)}${fix}`)
+}
+
 /**
  * Reads the tensors of a safetensors file without copying: each one's bytes are a view of the file's. The file is an
  * 8-byte header length, a JSON header of names, dtypes, shapes and places, and the data. Everything is checked: a file
  * that passes has every tensor within its data, none overlapping and no bytes unused.
  *
- * @param bytes the whole file.
+ * @param file the whole file.
  * @throws ValueError saying what is malformed, DTypeError for a dtype that is not read.
  * @example
  * const file = readSafetensors(await saveSafetensors({ x: zeros([2, 3]) }, { author: 'me' }))
  * file.tensors.get('x')?.shape // → 2,3
  * file.metadata.get('author') // → me
  */
-export function readSafetensors(bytes: Uint8Array): Safetensors {
+export function readSafetensors(file: Uint8Array | ArrayBuffer | DataView): Safetensors {
+  const bytes = bytesOf(file)
   const [entries, start] = header(bytes)
   const tensors = new Map<string, StoredTensor>()
   const places: [begin: number, end: number, name: string][] = []
@@ -233,14 +247,18 @@ export function storedValues(stored: StoredTensor): TypedArray {
  * The tensors of a safetensors file by name: F64, F32, I32 and BOOL as they are, F16 and BF16 as float32, other
  * integers as int32.
  *
- * @param bytes the whole file, such as `await readFile(path)` or `new Uint8Array(await response.arrayBuffer())`.
+ * @param bytes the whole file, such as `await readFile(path)` or `await response.arrayBuffer()`.
  * @param options.device where the tensors are made; default `defaultBackend()`.
  * @throws ValueError saying what is malformed, or for an integer outside int32; DTypeError for a dtype that is not read.
  * @example
  * const bytes = await saveSafetensors(new Linear(3, 2).stateDict())
  * new Linear(3, 2).loadStateDict(loadSafetensors(bytes))
  */
-export function loadSafetensors(bytes: Uint8Array, options: { device?: Backend | string } = {}): StateDict {
+export function loadSafetensors(
+  bytes: Uint8Array | ArrayBuffer | DataView,
+  options: { device?: Backend | string } = {},
+): StateDict {
+  expectOptions('loadSafetensors', options, { device: 1 })
   // Without a prototype, so that a tensor may have any name.
   const dict = Object.create(null) as StateDict
   for (const [name, stored] of readSafetensors(bytes).tensors)
@@ -306,8 +324,17 @@ export async function saveSafetensors(
   tensors: Readonly<Record<string, Tensor>>,
   metadata: Readonly<Record<string, string>> = {},
 ): Promise<Uint8Array> {
+  if (
+    typeof tensors !== 'object' ||
+    tensors === null ||
+    typeof (tensors as { forward?: unknown }).forward === 'function'
+  )
+    throw new ValueError(
+      `saveSafetensors: takes tensors by name, as model.stateDict() gives them, got ${describeValue(tensors)}`,
+    )
   const stored: [string, StoredTensor][] = []
   for (const [name, t] of Object.entries(tensors)) {
+    expectTensor(`saveSafetensors: '${name}'`, t)
     const dtype = STORED[t.dtype]
     if (!dtype) throw new DTypeError(`saveSafetensors: '${name}' is ${t.dtype}, which is not written`)
     const { buffer, byteOffset, byteLength } = await data(t)

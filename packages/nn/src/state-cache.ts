@@ -1,4 +1,4 @@
-import { type Backend, type DType, noGrad, type Tensor, zeros } from '@tilegrad/core'
+import { type Backend, type DType, expectOptions, noGrad, type Tensor, zeros } from '@tilegrad/core'
 import { AttentionCache } from './cache.ts'
 import { positive } from './linear.ts'
 
@@ -31,7 +31,21 @@ export class StateCache extends AttentionCache {
 
   constructor(options: StateCacheOptions) {
     super(options.batch, Number.POSITIVE_INFINITY)
-    const { batch, numHeads, headDim, columns, dtype = 'float32', device } = options
+    const {
+      batch,
+      numHeads,
+      headDim,
+      columns,
+      dtype = 'float32',
+      device,
+    } = expectOptions('StateCache', options, {
+      batch: 1,
+      numHeads: 1,
+      headDim: 1,
+      columns: 1,
+      dtype: 1,
+      device: 1,
+    })
     positive('StateCache', { numHeads, headDim, columns })
     const where = device === undefined ? { dtype } : { dtype, device }
     this.state = zeros([batch, numHeads, headDim, columns], where)

@@ -1,6 +1,11 @@
-import type { Activation, Tensor } from '@tilegrad/core'
-import type { AttentionForwardOptions, MultiHeadAttentionOptions, SelfAttention } from './attention.ts'
-import { type AttentionFactory, type AttentionKind, makeAttention } from './attention-kinds.ts'
+import { type Activation, expectOptions, type Names, type Tensor } from '@tilegrad/core'
+import {
+  type AttentionForwardOptions,
+  type MultiHeadAttentionOptions,
+  type SelfAttention,
+  SOFTMAX,
+} from './attention.ts'
+import { type AttentionFactory, type AttentionKind, makeAttention, only } from './attention-kinds.ts'
 import type { AttentionCache } from './cache.ts'
 import { Dropout } from './dropout.ts'
 import { Linear } from './linear.ts'
@@ -35,6 +40,9 @@ export interface MLPOptions {
   activation?: Activation
 }
 
+/** @internal */
+export const MLPS: Names<MLPOptions> = { hiddenDim: 1, bias: 1, activation: 1 }
+
 export interface MLPForwardOptions {
   /** A tensor of x's shape that is added to the result. Default: none (null). */
   residual?: Tensor | null
@@ -54,7 +62,7 @@ export class MLP extends Module {
 
   constructor(embedDim: number, options: MLPOptions = {}) {
     super()
-    const { hiddenDim = 4 * embedDim, bias = true, activation = 'gelu' } = options
+    const { hiddenDim = 4 * embedDim, bias = true, activation = 'gelu' } = expectOptions('MLP', options, MLPS)
     this.activation = activation
     this.c_fc = new Linear(embedDim, hiddenDim, { bias })
     this.c_proj = new Linear(hiddenDim, embedDim, { bias })
@@ -68,7 +76,7 @@ export class MLP extends Module {
   }
 
   override extraRepr(): string {
-    return this.activation
+    return `activation=${this.activation}`
   }
 }
 
@@ -90,7 +98,11 @@ export class GatedMLP extends Module {
 
   constructor(embedDim: number, options: MLPOptions = {}) {
     super()
-    const { hiddenDim = Math.ceil((8 / 3) * embedDim), bias = false, activation = 'silu' } = options
+    const {
+      hiddenDim = Math.ceil((8 / 3) * embedDim),
+      bias = false,
+      activation = 'silu',
+    } = expectOptions('GatedMLP', options, MLPS)
     this.activation = activation
     this.gate_proj = new Linear(embedDim, hiddenDim, { bias })
     this.up_proj = new Linear(embedDim, hiddenDim, { bias })
@@ -106,7 +118,7 @@ export class GatedMLP extends Module {
   }
 
   override extraRepr(): string {
-    return this.activation
+    return `activation=${this.activation}`
   }
 }
 
@@ -124,7 +136,12 @@ export interface DropoutRates {
 export const dropoutRates = (rates: number | DropoutRates): Required<DropoutRates> =>
   typeof rates === 'number'
     ? { attention: rates, residual: rates, embedding: rates }
-    : { attention: 0, residual: 0, embedding: 0, ...rates }
+    : {
+        attention: 0,
+        residual: 0,
+        embedding: 0,
+        ...expectOptions('dropout', rates, { attention: 1, residual: 1, embedding: 1 }),
+      }
 
 export interface TransformerBlockOptions extends MLPOptions, Omit<MultiHeadAttentionOptions, 'dropout'> {
   /** A name (see `AttentionKind`), or a function that makes one; default 'softmax'. */
@@ -133,6 +150,15 @@ export interface TransformerBlockOptions extends MLPOptions, Omit<MultiHeadAtten
   dropout?: number | DropoutRates
   /** Added to the norms' variances; default 1e-5. */
   normEps?: number
+}
+
+/** @internal */
+export const BLOCK: Names<TransformerBlockOptions> = {
+  ...SOFTMAX,
+  ...MLPS,
+  attention: 1,
+  dropout: 1,
+  normEps: 1,
 }
 
 /**
@@ -154,12 +180,17 @@ export class TransformerBlock extends Module {
 
   constructor(embedDim: number, numHeads: number, options: TransformerBlockOptions = {}) {
     super()
+    expectOptions('TransformerBlock', options, BLOCK)
     const { attention = 'softmax', bias = true, normEps: eps = 1e-5 } = options
-    const rates = dropoutRates(options.dropout ?? 0)
+    const { dropout, ...settings } = options
+    const rates = dropoutRates(dropout ?? 0)
     this.ln_1 = new LayerNorm(embedDim, { bias, eps })
-    this.attn = makeAttention(attention, embedDim, numHeads, { ...options, dropout: rates.attention })
+    this.attn = makeAttention(attention, embedDim, numHeads, {
+      ...only<MultiHeadAttentionOptions>(settings, SOFTMAX),
+      dropout: rates.attention,
+    })
     this.ln_2 = new LayerNorm(embedDim, { bias, eps })
-    this.mlp = new MLP(embedDim, options)
+    this.mlp = new MLP(embedDim, only<MLPOptions>(options, MLPS))
     this.drop = new Dropout(rates.residual)
   }
 

@@ -149,11 +149,13 @@ describe.each(attentionKinds)('%s', (attention) => {
 it('names have defaults, which options change', () => {
   const attn = (attention: (typeof attentionKinds)[number], options = {}): string =>
     new TransformerBlock(16, 4, { attention, isCausal: true, ...options }).attn.extraRepr()
-  expect(attn('window')).toBe('16, 4, isCausal, window: 256')
-  expect(attn('window', { window: 8, globalTokens: 1 })).toBe('16, 4, isCausal, window: 8, globalTokens: 1')
-  expect(attn('alibi')).toBe('16, 4, isCausal, alibi')
-  expect(attn('blocks')).toBe('16, 4, isCausal, blocks')
-  expect(attn('dynamic')).toBe('16, 4, isCausal, chosen blocks')
+  expect(attn('window')).toBe('embedDim=16, numHeads=4, isCausal=true, window=256')
+  expect(attn('window', { window: 8, globalTokens: 1 })).toBe(
+    'embedDim=16, numHeads=4, isCausal=true, window=8, globalTokens=1',
+  )
+  expect(attn('alibi')).toBe('embedDim=16, numHeads=4, isCausal=true, alibi=true')
+  expect(attn('blocks')).toBe('embedDim=16, numHeads=4, isCausal=true, blocks=true')
+  expect(attn('dynamic')).toBe('embedDim=16, numHeads=4, isCausal=true, blocks=chosen')
   const config = { vocabSize: 11, blockSize: 8, numLayers: 1, numHeads: 2, embedDim: 16 }
   expect(new GPT({ ...config, attention: 'alibi' }).wpe).toBeNull()
 })

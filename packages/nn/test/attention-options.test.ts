@@ -165,7 +165,7 @@ it('names its parameters: packed as GPT-2, separate as Llama', () => {
 it('shows what it does', () => {
   const all = { headDim: 6, numKvHeads: 2, rope: true, isCausal: true, window: 3, alibi: true }
   expect(new MultiHeadAttention(16, 4, all).extraRepr()).toBe(
-    '16, 4, numKvHeads: 2, headDim: 6, rope, isCausal, window: 3, alibi',
+    'embedDim=16, numHeads=4, numKvHeads=2, headDim=6, rope=true, isCausal=true, window=3, alibi=true',
   )
 })
 

@@ -63,7 +63,7 @@ describe('Module', () => {
     const net = new Net()
     net.bag.push(net.bag, net)
     expect(net.namedParameters().length).toBe(parameterNames.length)
-    expect(net.toString()).toContain('(byName.out): Linear(4, 2)')
+    expect(net.toString()).toContain('(byName.out): Linear(inFeatures=4, outFeatures=2, bias=true)')
   })
 
   it('lists modules, parents first, and children', () => {
@@ -144,7 +144,9 @@ describe('Module', () => {
 
   it('shows a tree', () => {
     const net = new Sequential(new Linear(2, 3), new Sequential(new ReLU()))
-    expect(String(net)).toBe('Sequential(\n  (0): Linear(2, 3)\n  (1): Sequential(\n    (0): ReLU()\n  )\n)')
+    expect(String(net)).toBe(
+      'Sequential(\n  (0): Linear(inFeatures=2, outFeatures=3, bias=true)\n  (1): Sequential(\n    (0): ReLU()\n  )\n)',
+    )
   })
 
   it('makes a leaf of a differentiated result', () => {

@@ -1,4 +1,13 @@
-import { type Expr, expr as e, program, type Tensor, ValueError } from '@tilegrad/core'
+import {
+  describeValue,
+  type Expr,
+  expr as e,
+  expectOptions,
+  type Names,
+  program,
+  type Tensor,
+  ValueError,
+} from '@tilegrad/core'
 import type { Module } from '../module.ts'
 import {
   nonNegative,
@@ -62,6 +71,8 @@ function validate(name: string, { lr, betas, eps, weightDecay }: AdamOptions): v
   }
 }
 
+const OPTIONS: Names<AdamOptions> = { lr: 1, betas: 1, eps: 1, weightDecay: 1 }
+
 const names = ['expAvg', 'expAvgSq']
 
 function update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState, decoupled: boolean): Update {
@@ -90,7 +101,13 @@ function update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState, d
  */
 export class Adam extends Optimizer<AdamOptions> {
   constructor(params: ParamsOrGroups<AdamOptions>, options: Partial<AdamOptions> = {}) {
-    super(params, { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0, ...options })
+    super(params, {
+      lr: 1e-3,
+      betas: [0.9, 0.999],
+      eps: 1e-8,
+      weightDecay: 0,
+      ...expectOptions('Adam', options, OPTIONS),
+    })
   }
 
   protected validate(options: AdamOptions): void {
@@ -121,7 +138,13 @@ export class Adam extends Optimizer<AdamOptions> {
  */
 export class AdamW extends Optimizer<AdamOptions> {
   constructor(params: ParamsOrGroups<AdamOptions>, options: Partial<AdamOptions> = {}) {
-    super(params, { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0.01, ...options })
+    super(params, {
+      lr: 1e-3,
+      betas: [0.9, 0.999],
+      eps: 1e-8,
+      weightDecay: 0.01,
+      ...expectOptions('AdamW', options, OPTIONS),
+    })
   }
 
   protected validate(options: AdamOptions): void {
@@ -147,6 +170,8 @@ export class AdamW extends Optimizer<AdamOptions> {
  * const optimizer = new AdamW(groups)
  */
 export function decayGroups(model: Module, weightDecay: number): { params: Tensor[]; weightDecay: number }[] {
+  if (typeof model?.parameters !== 'function')
+    throw new ValueError(`decayGroups: takes a module, got ${describeValue(model)}`)
   const learned = model.parameters().filter((p) => p.requiresGrad)
   return [
     { params: learned.filter((p) => p.rank >= 2), weightDecay },

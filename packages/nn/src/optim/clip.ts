@@ -1,5 +1,6 @@
 import {
   applyProgramIntoEach,
+  describeValue,
   type Expr,
   expr as e,
   noGrad,
@@ -31,7 +32,11 @@ const LIMIT = program(
   1,
 )
 
-function gradients(params: readonly Tensor[]): Tensor[] {
+function gradients(op: string, params: readonly Tensor[]): Tensor[] {
+  if (!Array.isArray(params)) {
+    const fix = 'parameters' in Object(params) ? '; pass model.parameters()' : ''
+    throw new ValueError(`${op}: takes an array of parameters, got ${describeValue(params)}${fix}`)
+  }
   const grads: Tensor[] = []
   for (const { grad } of params) if (grad) grads.push(grad)
   return grads
@@ -52,7 +57,7 @@ function gradients(params: readonly Tensor[]): Tensor[] {
  */
 export function clipGradNorm(params: readonly Tensor[], maxNorm: number): Tensor {
   if (!(maxNorm >= 0)) throw new ValueError(`clipGradNorm: maxNorm must be ≥ 0, got ${maxNorm}`)
-  const grads = gradients(params)
+  const grads = gradients('clipGradNorm', params)
   if (grads.length === 0) return zeros([], params[0] ? { device: params[0].backend } : {})
   return noGrad(() => {
     const norm = totalNorm(grads)
@@ -79,7 +84,7 @@ export function clipGradValue(params: readonly Tensor[], maxValue: number): void
   noGrad(() =>
     applyProgramIntoEach(
       LIMIT,
-      gradients(params).map((g) => ({ outputs: [g], inputs: [g], params: [maxValue] })),
+      gradients('clipGradValue', params).map((g) => ({ outputs: [g], inputs: [g], params: [maxValue] })),
     ),
   )
 }

@@ -1,10 +1,15 @@
 import {
   applyProgramIntoEach,
   copy_,
+  type DType,
+  describeValue,
+  expectOptions,
   expr,
   type InPlaceCall,
   to as moveTensor,
+  type Names,
   noGrad,
+  Printable,
   type Program,
   program,
   ShapeError,
@@ -13,6 +18,7 @@ import {
   ValueError,
   zerosLike,
 } from '@tilegrad/core'
+import { list, takeUnlisted } from '../module.ts'
 import { packedZeros } from './packed.ts'
 
 /** Parameters updated with the same options, which may be changed between steps. */
@@ -56,20 +62,30 @@ export interface ZeroGradOptions {
  * Base of the optimisers. A step updates every parameter that has a gradient, in place and untaped, and reads nothing
  * back. State tensors are made at a parameter's first update and kept.
  */
-export abstract class Optimizer<O extends { lr: number }> {
+export abstract class Optimizer<O extends { lr: number }> extends Printable {
   /** The groups; options such as `lr` may be set on each. */
   readonly paramGroups: ParamGroup<O>[]
   readonly #state = new Map<Tensor, ParamState>()
 
   constructor(params: ParamsOrGroups<O>, defaults: O) {
+    super()
     const name = this.constructor.name
-    if (params.length === 0) throw new ValueError(`${name}: got no parameters`)
+    if (!Array.isArray(params)) {
+      const fix = 'parameters' in Object(params) ? '; pass model.parameters()' : ''
+      throw new ValueError(
+        `${name}: takes an array of parameters, or of groups of them, got ${describeValue(params)}${fix}`,
+      )
+    }
+    if (params.length === 0)
+      throw new ValueError(
+        `${name}: got no parameters. A module finds those in its properties, in arrays and in plain objects, not in private #fields`,
+      )
+    const known = Object.fromEntries(Object.keys(defaults).map((key) => [key, 1])) as Names<O>
     const groups = params.every((p) => p instanceof Tensor)
       ? [{ ...defaults, params: [...params] }]
       : (params as readonly (Partial<O> & { params: readonly Tensor[] })[]).map((group) => ({
           ...defaults,
-          ...group,
-          params: [...group.params],
+          ...groupOf(name, group, known),
         }))
     const all = groups.flatMap((group) => group.params)
     if (new Set(all).size !== all.length) throw new ValueError(`${name}: a parameter appears twice`)
@@ -79,6 +95,7 @@ export abstract class Optimizer<O extends { lr: number }> {
           `${name}: a parameter [${p.shape.join(', ')}] is the result of an operator; only leaves can be optimised`,
         )
     }
+    for (const p of all) list(p)
     for (const group of groups) this.validate(group)
     this.paramGroups = groups
   }
@@ -111,6 +128,12 @@ export abstract class Optimizer<O extends { lr: number }> {
 
   /** Updates every parameter that has a gradient. */
   step(): void {
+    const lost = takeUnlisted()
+    if (lost) {
+      console.warn(
+        `tilegrad: ${this.constructor.name}: a parameter [${lost.shape.join(', ')}] has a gradient but is in no optimiser, and no module lists it: modules and parameters in #private fields are not found; use public properties`,
+      )
+    }
     noGrad(() => {
       const due: [p: Tensor, grad: Tensor, group: ParamGroup<O>, state: ParamState][] = []
       const missing = new Map<string, [Tensor, ParamState][]>()
@@ -151,7 +174,7 @@ export abstract class Optimizer<O extends { lr: number }> {
 
   /** Frees the gradients of all parameters; with `setToNull: false` fills them with zeros instead. */
   zeroGrad(options: ZeroGradOptions = {}): void {
-    const { setToNull = true } = options
+    const { setToNull = true } = expectOptions('zeroGrad', options, { setToNull: 1 })
     if (!setToNull) {
       const grads = this.#all().flatMap((p) => p.grad ?? [])
       noGrad(() =>
@@ -237,6 +260,29 @@ export abstract class Optimizer<O extends { lr: number }> {
     })
   }
 
+  /**
+   * The optimiser as text: its options, and how many parameters they are for.
+   *
+   * @example
+   * String(new SGD([parameter(zeros([2]))], { lr: 0.1 })) // → SGD (lr: 0.1, momentum: 0, dampening: 0, weightDecay: 0, nesterov: false, params: 1 tensor of 2 elements)
+   */
+  toString(): string {
+    const name = this.constructor.name
+    const groups = this.paramGroups.map(describeGroup)
+    if (groups.length === 1) return `${name} (${groups[0]})`
+    return `${name} (\n${groups.map((group, i) => `  group ${i}: ${group}`).join('\n')}\n)`
+  }
+
+  /** What `JSON.stringify` writes of an optimiser: options, and shapes in place of parameters. See `stateDict` for its state. */
+  toJSON(): { optimizer: string; paramGroups: object[] } {
+    const shapes = (params: readonly Tensor[]): { dtype: DType; shape: readonly number[] }[] =>
+      params.map(({ dtype, shape }) => ({ dtype, shape }))
+    return {
+      optimizer: this.constructor.name,
+      paramGroups: this.paramGroups.map((group) => ({ ...group, params: shapes(group.params) })),
+    }
+  }
+
   #forget(): void {
     for (const state of this.#state.values())
       for (const t of Object.values({ ...reserved.get(state), ...state.tensors })) t.dispose()
@@ -251,6 +297,23 @@ export abstract class Optimizer<O extends { lr: number }> {
   [Symbol.dispose](): void {
     this.#forget()
   }
+}
+
+/** A group as it was given, if it is one. */
+function groupOf<O>(
+  name: string,
+  group: Partial<O> & { readonly params: readonly Tensor[] },
+  known: Names<O>,
+): Partial<O> & { params: Tensor[] } {
+  if (Array.isArray(group) && typeof group[0] === 'string')
+    throw new ValueError(`${name}: got names with parameters; pass model.parameters(), not namedParameters()`)
+  if (typeof group !== 'object' || group === null || !Array.isArray(group.params))
+    throw new ValueError(`${name}: takes parameters, or groups { params: […] }, got ${describeValue(group)}`)
+  for (const p of group.params)
+    if (!(p instanceof Tensor))
+      throw new ValueError(`${name}: takes tensors as params, got ${describeValue(p)}`)
+  expectOptions<object>(name, group, { ...known, params: 1 })
+  return { ...group, params: [...group.params] }
 }
 
 /** Copies of states, as the parameters' own: on their devices, in their dtypes, those of a name together. */
@@ -294,4 +357,15 @@ export function nonNegative(op: string, options: Readonly<Record<string, number>
   for (const [name, value] of Object.entries(options)) {
     if (!(value >= 0)) throw new ValueError(`${op}: ${name} must be ≥ 0, got ${value}`)
   }
+}
+
+function describeGroup<O>({ params, ...options }: ParamGroup<O>): string {
+  const list = Object.entries(options).map(
+    ([name, value]) => `${name}: ${Array.isArray(value) ? `[${value.join(', ')}]` : String(value)}`,
+  )
+  const elements = params.reduce((n, p) => n + p.numel, 0).toLocaleString('en')
+  return [
+    ...list,
+    `params: ${params.length} tensor${params.length === 1 ? '' : 's'} of ${elements} elements`,
+  ].join(', ')
 }

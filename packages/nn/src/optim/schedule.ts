@@ -1,4 +1,4 @@
-import { ValueError } from '@tilegrad/core'
+import { describeValue, expectOptions, shownAs, ValueError } from '@tilegrad/core'
 
 /**
  * Learning-rate schedules: functions from the step number, counted from 0, to the learning rate. Set it before each
@@ -15,12 +15,21 @@ import { ValueError } from '@tilegrad/core'
  */
 export type Schedule = (step: number) => number
 
+/** A schedule that shows itself by its name and options. */
+const named = (op: string, options: object, schedule: Schedule): Schedule =>
+  shownAs(schedule, () => {
+    const list = Object.entries(options).map(([name, value]) => `${name}: ${value}`)
+    return `schedule.${op}({ ${list.join(', ')} })`
+  })
+
 /** Fails unless each number is above 0 (or, where named in `orZero`, at least 0). */
 function check(op: string, numbers: Readonly<Record<string, number>>, orZero: readonly string[] = []): void {
   for (const [name, value] of Object.entries(numbers)) {
     const zero = orZero.includes(name)
     if (!(value > 0 || (zero && value === 0))) {
-      throw new ValueError(`schedule.${op}: ${name} must be ${zero ? '≥' : '>'} 0, got ${value}`)
+      throw new ValueError(
+        `schedule.${op}: ${name} must be ${zero ? '≥' : '>'} 0, got ${describeValue(value)}`,
+      )
     }
   }
 }
@@ -28,7 +37,7 @@ function check(op: string, numbers: Readonly<Record<string, number>>, orZero: re
 /** The same rate at every step. */
 export function constant(lr: number): Schedule {
   check('constant', { lr }, ['lr'])
-  return () => lr
+  return named('constant', { lr }, () => lr)
 }
 
 export interface WarmupCosineOptions {
@@ -49,16 +58,21 @@ export interface WarmupCosineOptions {
  * @throws ValueError for negative numbers or a warm-up longer than decaySteps.
  */
 export function warmupCosine(options: WarmupCosineOptions): Schedule {
-  const { lr, minLr = 0, warmupSteps = 0, decaySteps } = options
+  const {
+    lr,
+    minLr = 0,
+    warmupSteps = 0,
+    decaySteps,
+  } = expectOptions('schedule.warmupCosine', options, { lr: 1, minLr: 1, warmupSteps: 1, decaySteps: 1 })
   check('warmupCosine', { lr, minLr, warmupSteps, decaySteps }, ['lr', 'minLr', 'warmupSteps'])
   if (warmupSteps > decaySteps)
     throw new ValueError(`schedule.warmupCosine: ${warmupSteps} warmupSteps exceed ${decaySteps} decaySteps`)
-  return (step) => {
+  return named('warmupCosine', options, (step) => {
     if (step < warmupSteps) return (lr * (step + 1)) / (warmupSteps + 1)
     if (step >= decaySteps) return minLr
     const ratio = (step - warmupSteps) / (decaySteps - warmupSteps)
     return minLr + 0.5 * (1 + Math.cos(Math.PI * ratio)) * (lr - minLr)
-  }
+  })
 }
 
 export interface LinearOptions {
@@ -72,9 +86,9 @@ export interface LinearOptions {
 
 /** In a straight line from `from` at step 0 to `to` at step `steps` and after. */
 export function linear(options: LinearOptions): Schedule {
-  const { from, to, steps } = options
+  const { from, to, steps } = expectOptions('schedule.linear', options, { from: 1, to: 1, steps: 1 })
   check('linear', { from, to, steps }, ['from', 'to'])
-  return (step) => from + (to - from) * Math.min(1, step / steps)
+  return named('linear', options, (step) => from + (to - from) * Math.min(1, step / steps))
 }
 
 export interface StepDecayOptions {
@@ -88,9 +102,13 @@ export interface StepDecayOptions {
 
 /** lr · gamma^⌊step / stepSize⌋: a drop by gamma (default 0.1) every stepSize steps. */
 export function stepDecay(options: StepDecayOptions): Schedule {
-  const { lr, stepSize, gamma = 0.1 } = options
+  const {
+    lr,
+    stepSize,
+    gamma = 0.1,
+  } = expectOptions('schedule.stepDecay', options, { lr: 1, stepSize: 1, gamma: 1 })
   check('stepDecay', { lr, stepSize, gamma }, ['lr'])
-  return (step) => lr * gamma ** Math.floor(step / stepSize)
+  return named('stepDecay', options, (step) => lr * gamma ** Math.floor(step / stepSize))
 }
 
 export interface ExponentialOptions {
@@ -102,9 +120,9 @@ export interface ExponentialOptions {
 
 /** lr · gamma^step */
 export function exponential(options: ExponentialOptions): Schedule {
-  const { lr, gamma } = options
+  const { lr, gamma } = expectOptions('schedule.exponential', options, { lr: 1, gamma: 1 })
   check('exponential', { lr, gamma }, ['lr'])
-  return (step) => lr * gamma ** step
+  return named('exponential', options, (step) => lr * gamma ** step)
 }
 
 export interface OneCycleOptions {
@@ -127,7 +145,19 @@ export interface OneCycleOptions {
  * @throws ValueError for numbers that are not positive or a pctStart outside 0 … 1.
  */
 export function oneCycle(options: OneCycleOptions): Schedule {
-  const { maxLr, totalSteps, pctStart = 0.3, divFactor = 25, finalDivFactor = 1e4 } = options
+  const {
+    maxLr,
+    totalSteps,
+    pctStart = 0.3,
+    divFactor = 25,
+    finalDivFactor = 1e4,
+  } = expectOptions('schedule.oneCycle', options, {
+    maxLr: 1,
+    totalSteps: 1,
+    pctStart: 1,
+    divFactor: 1,
+    finalDivFactor: 1,
+  })
   check('oneCycle', { maxLr, totalSteps, pctStart, divFactor, finalDivFactor }, ['pctStart'])
   if (pctStart > 1) throw new ValueError(`schedule.oneCycle: pctStart must lie within 0 … 1, got ${pctStart}`)
   const first = maxLr / divFactor
@@ -135,9 +165,9 @@ export function oneCycle(options: OneCycleOptions): Schedule {
   const peak = pctStart * totalSteps - 1
   const cosine = (from: number, to: number, ratio: number): number =>
     to + ((from - to) / 2) * (1 + Math.cos(Math.PI * ratio))
-  return (step) => {
+  return named('oneCycle', options, (step) => {
     const at = Math.min(step, totalSteps - 1)
     if (at <= peak) return cosine(first, maxLr, peak === 0 ? 1 : at / peak)
     return cosine(maxLr, last, (at - peak) / (totalSteps - 1 - peak))
-  }
+  })
 }

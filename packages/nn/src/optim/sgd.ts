@@ -1,4 +1,4 @@
-import { type Expr, expr as e, program, type Tensor, ValueError } from '@tilegrad/core'
+import { type Expr, expr as e, expectOptions, program, type Tensor, ValueError } from '@tilegrad/core'
 import {
   nonNegative,
   Optimizer,
@@ -69,7 +69,14 @@ const NESTEROV = withMomentum(true)
  */
 export class SGD extends Optimizer<SGDOptions> {
   constructor(params: ParamsOrGroups<SGDOptions>, options: Partial<SGDOptions> = {}) {
-    super(params, { lr: 1e-3, momentum: 0, dampening: 0, weightDecay: 0, nesterov: false, ...options })
+    super(params, {
+      lr: 1e-3,
+      momentum: 0,
+      dampening: 0,
+      weightDecay: 0,
+      nesterov: false,
+      ...expectOptions('SGD', options, { lr: 1, momentum: 1, dampening: 1, weightDecay: 1, nesterov: 1 }),
+    })
   }
 
   protected validate({ lr, momentum, dampening, weightDecay, nesterov }: SGDOptions): void {

@@ -1,0 +1,301 @@
+import assert from 'node:assert'
+import { inspect } from 'node:util'
+import { manualSeed, ones, randn, TilegradError, tensor, zeros } from '@tilegrad/core'
+import { afterEach, describe, expect, test, vi } from 'vitest'
+import * as typed from '../src/index.ts'
+import {
+  AdamW,
+  decayGroups,
+  GPT,
+  KVCache,
+  Linear,
+  Module,
+  parameter,
+  Sequential,
+  SGD,
+  schedule,
+} from '../src/index.ts'
+
+// biome-ignore lint/suspicious/noExplicitAny: the library as plain JavaScript sees it
+type Untyped = any
+const nn: Record<string, Untyped> = typed
+
+const sizes = { vocabSize: 11, blockSize: 8, numLayers: 3, numHeads: 2, embedDim: 16 }
+
+afterEach(() => {
+  vi.restoreAllMocks()
+})
+
+describe('what things are, as text', () => {
+  test('a layer, with its sizes by name', () => {
+    expect(String(new Linear(2, 16))).toBe('Linear(inFeatures=2, outFeatures=16, bias=true)')
+    expect(String(new typed.Embedding(3, 4, { paddingIdx: 0 }))).toBe(
+      'Embedding(numEmbeddings=3, embeddingDim=4, paddingIdx=0)',
+    )
+    expect(String(new typed.LayerNorm(4, { bias: false }))).toBe('LayerNorm([4], eps=0.00001, bias=false)')
+    expect(String(new typed.Dropout(0.5))).toBe('Dropout(p=0.5)')
+    expect(String(new typed.MultiHeadAttention(8, 2, { isCausal: true, window: 4 }))).toContain(
+      'MultiHeadAttention(embedDim=8, numHeads=2, isCausal=true, window=4\n',
+    )
+  })
+
+  test('a model, equal blocks once, and its parameters in console.log', () => {
+    const model = new GPT(sizes)
+    const text = inspect(model)
+    expect(text).toContain('  (h.0-2): 3 × TransformerBlock(\n    (ln_1): LayerNorm([16], eps=0.00001)\n')
+    expect(text.endsWith(`) with ${model.numParameters().toLocaleString('en')} parameters`)).toBe(true)
+    model.wte.requiresGrad_(false)
+    expect(inspect(model)).toContain(', 176 of them frozen')
+    expect(inspect({ a: { b: { c: model } } })).toContain('[GPT]')
+    expect(String(new Sequential(new Linear(1, 1), new Linear(1, 1)))).toBe(
+      'Sequential(\n  (0-1): 2 × Linear(inFeatures=1, outFeatures=1, bias=true)\n)',
+    )
+  })
+
+  test('an optimiser, with options and parameters', () => {
+    const model = new Linear(2, 3)
+    expect(inspect(new SGD(model.parameters(), { lr: 0.1 }))).toBe(
+      'SGD (lr: 0.1, momentum: 0, dampening: 0, weightDecay: 0, nesterov: false, params: 2 tensors of 9 elements)',
+    )
+    expect(inspect(new AdamW(decayGroups(model, 0.1)))).toBe(
+      'AdamW (\n' +
+        '  group 0: lr: 0.001, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0.1, params: 1 tensor of 6 elements\n' +
+        '  group 1: lr: 0.001, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0, params: 1 tensor of 3 elements\n' +
+        ')',
+    )
+  })
+
+  test('schedules, caches and generations', () => {
+    expect(inspect(schedule.warmupCosine({ lr: 1e-3, decaySteps: 10 }))).toBe(
+      'schedule.warmupCosine({ lr: 0.001, decaySteps: 10 })',
+    )
+    expect(String(schedule.constant(1))).toBe('schedule.constant({ lr: 1 })')
+    const cache = new KVCache({ batch: 1, numKvHeads: 2, headDim: 4, maxLength: 8 })
+    cache.append(randn([1, 2, 5, 4]), randn([1, 2, 5, 4]))
+    expect(inspect(cache)).toBe('KVCache(batch=1, length=5, maxLength=8)')
+    expect(inspect(new GPT(sizes).generate(zeros([1, 2], { dtype: 'int32' }), { maxNewTokens: 3 }))).toBe(
+      'Generation(3 tokens after [1, 2]: for await, or await tensor())',
+    )
+  })
+})
+
+describe('what walks objects', () => {
+  test('JSON has names and shapes, not the weights', () => {
+    const model = new GPT(sizes)
+    const json = JSON.parse(JSON.stringify({ model, optimizer: new AdamW(model.parameters()) }))
+    expect(json.model.module).toBe('GPT')
+    expect(json.model.tensors['h.0.attn.c_attn.weight']).toEqual({ dtype: 'float32', shape: [48, 16] })
+    expect(json.optimizer.paramGroups[0].lr).toBe(1e-3)
+    expect(json.optimizer.paramGroups[0].params[0]).toEqual({ dtype: 'float32', shape: [11, 16] })
+  })
+
+  test('never takes two models or optimisers for one', () => {
+    const [a, b] = [new Linear(2, 3), new Linear(2, 3)]
+    expect(a).toEqual(a)
+    expect(() => expect(a).toEqual(b)).toThrow()
+    expect(() => assert.deepStrictEqual(a, b)).toThrow()
+    expect(() => expect(new SGD(a.parameters())).toEqual(new SGD(b.parameters()))).toThrow()
+  })
+})
+
+describe('parameters that would be lost', () => {
+  test('in a Map or a Set are an error', () => {
+    class Net extends Module {
+      layers = new Map([['a', new Linear(2, 2)]])
+      forward(): void {}
+    }
+    expect(() => new Net().parameters()).toThrow(/Net: layers is a Map, .* use an array or a plain object/)
+    class Bag extends Module {
+      held = { deep: new Set([parameter(zeros([1]))]) }
+      names = new Map([['a', 1]])
+      forward(): void {}
+    }
+    expect(() => new Bag().stateDict()).toThrow(/Bag: held\.deep is a Set/)
+  })
+
+  test('in #private fields are told of at the first step', () => {
+    const warn = vi.spyOn(console, 'warn').mockImplementation(() => {})
+    class Net extends Module {
+      readonly #hidden = new Linear(2, 1, { bias: false })
+      scale = parameter(ones([1]))
+      forward(x: typed.StateDict[string]): typed.StateDict[string] {
+        return this.#hidden.forward(x).mul(this.scale).sum()
+      }
+    }
+    const net = new Net()
+    const optimizer = new SGD(net.parameters())
+    for (let step = 0; step < 3; step++) {
+      net.forward(randn([3, 2])).backward()
+      optimizer.step()
+    }
+    expect(warn.mock.calls).toEqual([
+      [expect.stringMatching(/SGD: a parameter \[1, 2\].*#private fields are not found/)],
+    ])
+    class Empty extends Module {
+      readonly #only = new Linear(2, 1)
+      forward(): unknown {
+        return this.#only
+      }
+    }
+    expect(() => new SGD(new Empty().parameters())).toThrow(/got no parameters\..*not in private #fields/)
+  })
+
+  test('nothing is told of a model that is whole', () => {
+    const warn = vi.spyOn(console, 'warn').mockImplementation(() => {})
+    manualSeed(1)
+    const model = new GPT(sizes)
+    const optimizer = new AdamW(decayGroups(model, 0.1))
+    const { loss } = model.forward([[1, 2]] as Untyped, [[2, 3]] as Untyped)
+    ;(loss as Untyped).backward()
+    optimizer.step()
+    expect(warn).not.toHaveBeenCalled()
+  })
+})
+
+describe('wrong guesses get words', () => {
+  const model = new GPT(sizes)
+  const params = model.parameters()
+  const idx = tensor([[1, 2]], { dtype: 'int32' })
+  const x = randn([1, 2, 16])
+  test.each<[string, () => unknown, string | RegExp]>([
+    [
+      'learningRate',
+      () => new nn.AdamW(params, { learningRate: 1 }),
+      "AdamW: there is no option 'learningRate'; did you mean 'lr'?",
+    ],
+    [
+      'weight_decay of a group',
+      () => new nn.Adam([{ params, weight_decay: 0 }]),
+      "did you mean 'weightDecay'?",
+    ],
+    ['momentums', () => new nn.SGD(params, { momentums: 1 }), "did you mean 'momentum'?"],
+    ['a model for parameters', () => new nn.AdamW(model), 'pass model.parameters()'],
+    [
+      'names with parameters',
+      () => new nn.SGD(model.namedParameters()),
+      'pass model.parameters(), not namedParameters()',
+    ],
+    [
+      'nothing to optimise',
+      () => new nn.SGD(undefined),
+      'takes an array of parameters, or of groups of them, got undefined',
+    ],
+    ['numbers to optimise', () => new nn.SGD([1]), 'got 1'],
+    ['a model to clip', () => nn.clipGradNorm(model, 1), 'clipGradNorm: takes an array of parameters'],
+    ['a number to decay', () => nn.decayGroups(3, 0), 'decayGroups: takes a module, got 3'],
+    [
+      'repetitionPenalty',
+      () => model.generate(idx, { maxNewTokens: 1, repetitionPenalty: 1 } as Untyped),
+      "generate: there is no option 'repetitionPenalty'; known: maxNewTokens",
+    ],
+    [
+      'max_new_tokens',
+      () => model.generate(idx, { max_new_tokens: 1 } as Untyped),
+      "did you mean 'maxNewTokens'?",
+    ],
+    [
+      'no model to generate',
+      () => nn.generate(3, idx, { maxNewTokens: 1 }),
+      'generate: takes a language model first, got 3',
+    ],
+    [
+      'bias by place',
+      () => new nn.Linear(2, 3, false),
+      'Linear: options are an object such as { bias: … }, got false',
+    ],
+    ['a size as a text', () => new nn.Linear('2', 3), "inFeatures must be a positive integer, got '2'"],
+    ['nLayer', () => new nn.GPT({ ...sizes, nLayer: 3 }), "did you mean 'numLayers'?"],
+    ['no configuration', () => new nn.GPT(), 'got undefined'],
+    [
+      'epsilon',
+      () => new nn.LayerNorm(3, { epsilon: 1 }),
+      "LayerNorm: there is no option 'epsilon'; did you mean 'eps'?",
+    ],
+    ['epsilon of RMSNorm', () => new nn.RMSNorm(3, { epsilon: 1 }), "did you mean 'eps'?"],
+    ['elementwise_affine', () => new nn.GroupNorm(1, 3, { afine: true }), "did you mean 'affine'?"],
+    ['padding_idx', () => new nn.Embedding(3, 3, { padding_idx: 1 }), "did you mean 'paddingIdx'?"],
+    ['dropout by name', () => new nn.Dropout({ p: 0.5 }), 'got an object with p'],
+    ['causal', () => new nn.MultiHeadAttention(16, 4, { causal: true }), "did you mean 'isCausal'?"],
+    [
+      'mask of attention',
+      () => new nn.MultiHeadAttention(16, 4).forward(x, { mask: 1 }),
+      "did you mean 'attnMask'?",
+    ],
+    ['decay of retention', () => new nn.Retention(16, 4, { decay: [1] }), "did you mean 'decays'?"],
+    [
+      'base of linear attention',
+      () => new nn.LinearAttention(16, 4, { feature_map: 'elu' }),
+      "did you mean 'featureMap'?",
+    ],
+    [
+      'theta of rope',
+      () => new nn.MultiHeadAttention(16, 4, { rope: { thetas: 1 } }),
+      "there is no option 'thetas'",
+    ],
+    ['drop of a block', () => new nn.TransformerBlock(16, 4, { drop: 1 }), "did you mean 'dropout'?"],
+    ['hidden of an MLP', () => new nn.MLP(4, { hidden: 3 }), "did you mean 'hiddenDim'?"],
+    [
+      'rates of a dropout',
+      () => new nn.GPT({ ...sizes, dropout: { attn: 0.1 } }),
+      /dropout: there is no option 'attn'/,
+    ],
+    ['vocab of Llama', () => new nn.Llama({ ...sizes, vocab: 3 }), "did you mean 'vocabSize'?"],
+    ['heads of a cache', () => new nn.KVCache({ batch: 1, heads: 2 }), "did you mean 'numKvHeads'?"],
+    [
+      'steps of a schedule',
+      () => nn.schedule.warmupCosine({ lr: 1, decay_steps: 3 }),
+      "did you mean 'decaySteps'?",
+    ],
+    ['no options of a schedule', () => nn.schedule.linear(), 'schedule.linear: options are an object'],
+    [
+      'the name of a file',
+      () => nn.loadSafetensors('x.safetensors'),
+      'read the file first, as await readFile(path)',
+    ],
+    [
+      'nothing to load',
+      () => nn.loadSafetensors(undefined),
+      'safetensors: takes the bytes of a file, got undefined',
+    ],
+    [
+      'a device of a file',
+      () => nn.loadSafetensors(new Uint8Array(8), { devices: 1 }),
+      "did you mean 'device'?",
+    ],
+    [
+      'a module for its state',
+      () => model.loadStateDict(model as Untyped),
+      'loadStateDict: takes tensors by name',
+    ],
+    [
+      'requires_grad of a parameter',
+      () => nn.parameter(zeros([1]), { requires_grad: false }),
+      "did you mean 'requiresGrad'?",
+    ],
+    [
+      'an array as parameter',
+      () => nn.parameter([1]),
+      'parameter: takes a tensor, got an array [1]; make it one with tensor(…)',
+    ],
+    ['a number to a layer', () => new nn.Linear(2, 3).forward(5), 'linear: takes a tensor, got 5'],
+    ['a promise to a layer', () => new nn.Linear(2, 3).forward(Promise.resolve()), 'did you forget await?'],
+    ['a text for tokens', () => model.forward('text' as Untyped), "GPT: takes a tensor, got 'text'"],
+  ])('%s', (_, f, message) => {
+    expect(f).toThrow(message)
+    expect(f).toThrow(TilegradError)
+  })
+
+  test('arrays and buffers are taken where they are plain', async () => {
+    expect(new nn.Linear(2, 3).forward([[1, 2]]).shape).toEqual([1, 3])
+    expect(new nn.Embedding(5, 2).forward([[1, 2]]).shape).toEqual([1, 2, 2])
+    expect((await model.generate([[1, 2]] as Untyped, { maxNewTokens: 2 }).tensor()).shape).toEqual([1, 4])
+    const bytes = await typed.saveSafetensors({ a: tensor([1.5]) })
+    const buffer = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length)
+    for (const file of [buffer, new DataView(buffer as ArrayBuffer), Buffer.from(bytes)])
+      expect(Array.from((typed.loadSafetensors(file as Untyped).a as Untyped).dataSync())).toEqual([1.5])
+    await expect(typed.saveSafetensors(model as Untyped)).rejects.toThrow(/takes tensors by name/)
+    await expect(typed.saveSafetensors({ a: [1] as Untyped })).rejects.toThrow(
+      /'a': takes a tensor, got an array/,
+    )
+  })
+})
