@@ -27,21 +27,31 @@ const child = spawn(process.execPath, [...loader, file, ...args], {
   env,
 })
 
-// A program that says so takes signals as messages, and so can tell what reached both of us from what only we got.
-// Others get the signal: Ctrl-C in a terminal has reached them, too; without a terminal it is handed on once.
+// Ctrl-C in a terminal reaches the program as well: only wait for it to finish. Other signals are handed on, as messages
+// to a program that says that it takes them: it can tell those that reached both of us. Others get a SIGINT only once.
 let takesSignals = false
 child.on('message', (message) => {
   takesSignals ||= /** @type {{ takesSignals?: boolean }} */ (message).takesSignals === true
 })
+const hand = (/** @type {NodeJS.Signals} */ signal) =>
+  takesSignals && child.connected ? child.send({ signal }, () => {}) : child.kill(signal)
 const terminal = process.stdin.isTTY || process.stdout.isTTY || process.stderr.isTTY
 let interrupted = false
 for (const signal of /** @type {const} */ (['SIGINT', 'SIGTERM', 'SIGHUP']))
   process.on(signal, () => {
-    if (takesSignals && child.connected) child.send({ signal }, () => {})
-    else if (signal !== 'SIGINT') child.kill(signal)
-    else if (!terminal && !interrupted) child.kill(signal)
+    if (signal !== 'SIGINT' || (!terminal && (takesSignals || !interrupted))) hand(signal)
     if (signal === 'SIGINT') interrupted = true
   })
+
+// npm hands SIGTERM to its shell, which ends without a word to us.
+const parent = process.ppid
+const watch = setInterval(() => {
+  if (process.ppid === parent) return
+  clearInterval(watch)
+  hand('SIGTERM')
+}, 500)
+if (process.env.npm_lifecycle_event === undefined) clearInterval(watch)
+watch.unref()
 
 child.on('exit', (code, signal) => {
   if (!signal) process.exit(code ?? 1)

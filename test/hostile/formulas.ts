@@ -24,7 +24,25 @@ const OPERATORS = ['+', '-', '*', '/', '^', '>', '>=', '<', '<=', '==', '!=', 'a
 
 function grown(random: Random, depth: number): string {
   if (depth === 0 || random.chance(0.15))
-    return random.one(['x', 'y', '0', '1', '2', '3', '0.5', '-1', '1e30', 'pi', 'e', 'Infinity', '1e-300'])
+    return random.one([
+      'x',
+      'x',
+      'x',
+      'x',
+      'y',
+      'y',
+      '0',
+      '1',
+      '2',
+      '3',
+      '0.5',
+      '-1',
+      '1e30',
+      'pi',
+      'e',
+      'Infinity',
+      '1e-300',
+    ])
   const part = (): string => grown(random, depth - 1)
   switch (random.below(6)) {
     case 0:

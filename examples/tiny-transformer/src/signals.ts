@@ -4,10 +4,11 @@ const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 export type StopSignal = (typeof SIGNALS)[number]
 
 /**
- * A program that starts this one hands its own signals on as messages. A terminal, and whoever signals a whole group of
- * processes, reaches both: what comes as a message within so many milliseconds of a signal is that signal.
+ * A program that starts this one hands its own signals on as messages. Whoever signals a whole group of processes reaches
+ * both: what comes as a message so many milliseconds after a signal, or before one, is that signal.
  */
-const TOGETHER = 200
+const AFTER = 2000
+const BEFORE = 200
 
 /** When whoever started this process is gone, it is stopped, and ended if that takes more than so many milliseconds. */
 const ALONE = 10_000
@@ -29,8 +30,8 @@ export function listenForSignals(act: (signal: StopSignal) => void): () => void 
     if (!signal || waiting) return
     waiting = setTimeout(() => {
       waiting = undefined
-      if (performance.now() - last > 2 * TOGETHER) act(signal)
-    }, TOGETHER)
+      if (performance.now() - last > AFTER) act(signal)
+    }, BEFORE)
   }
   const orphaned = (): void => {
     act('SIGTERM')

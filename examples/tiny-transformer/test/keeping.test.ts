@@ -1,9 +1,10 @@
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { loadModel } from '../src/model.ts'
-import { killAll, start } from './program.ts'
+import { killAll, program, type Started, start, startProcess } from './program.ts'
 
 // Whatever happens to a run, and whenever: no result is lost.
 
@@ -115,6 +116,45 @@ describe('a signal', () => {
     expect(stderr).toMatch(/ended at once; the last weights written are in .*checkpoint\.safetensors\n$/)
     expect(load('checkpoint.safetensors').description.steps).toBeGreaterThan(0)
     expect(drafts()).toEqual([])
+  })
+})
+
+describe('a program that started it', () => {
+  // As scripts/run.mjs does: hands on what it is told, by a channel that ends with it.
+  const parent = `
+const { spawn } = require('node:child_process')
+const child = spawn(process.execPath, process.argv.slice(1), { stdio: ['ignore', 'inherit', 'inherit', 'ipc'] })
+child.on('message', ({ takesSignals }) => takesSignals && console.log('child ' + child.pid))
+process.on('SIGTERM', () => child.send({ signal: 'SIGTERM' }))
+child.on('exit', (code) => process.exit(code))
+`
+  const begin = (): Started => startProcess(['-e', parent, '--', program('main'), ...small(...endless)])
+
+  it('hands its signals on', async () => {
+    const { child, ended, prints } = begin()
+    await prints(/step 100\//)
+    child.kill('SIGTERM')
+    expect((await ended).code).toBe(0)
+    expect(load().description.steps).toBeGreaterThanOrEqual(100)
+  })
+
+  it('leaves nothing running when it is killed', async () => {
+    const { child, prints, printed } = begin()
+    await prints(/step 100\//)
+    const pid = Number(/child (\d+)/.exec(printed())?.[1])
+    process.kill(pid, 0)
+    child.kill('SIGKILL')
+    const runs = (): boolean => {
+      try {
+        // In a container nobody may be there to bury it.
+        if (existsSync('/proc/self/stat')) return !/\) [ZX]/.test(readFileSync(`/proc/${pid}/stat`, 'utf8'))
+        return process.kill(pid, 0)
+      } catch {
+        return false
+      }
+    }
+    while (runs()) await delay(50)
+    expect(load().description.steps).toBeGreaterThanOrEqual(100)
   })
 })
 

@@ -16,6 +16,8 @@ export interface Started {
   ended: Promise<Ended>
   /** Waits until the standard output has what is looked for; fails if the program ends before. */
   prints(what: RegExp): Promise<void>
+  /** The standard output so far. */
+  printed(): string
 }
 
 const children: ChildProcess[] = []
@@ -30,8 +32,18 @@ export function start(
   { name = 'main', env = {}, shell }: { name?: string; env?: Record<string, string>; shell?: string } = {},
 ): Started {
   const line = [process.execPath, program(name), ...args]
-  const [command = '', ...rest] = shell ? ['bash', '-c', `${shell}\nexec "$@"`, 'bash', ...line] : line
-  const child = spawn(command, rest, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...env } })
+  return shell
+    ? startProcess(['-c', `${shell}\nexec "$@"`, 'bash', ...line], env, 'bash')
+    : startProcess(line.slice(1), env)
+}
+
+/** Starts a process: Node, if nothing else is said. */
+export function startProcess(
+  args: readonly string[],
+  env: Record<string, string> = {},
+  command = process.execPath,
+): Started {
+  const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...env } })
   children.push(child)
   let stdout = ''
   let stderr = ''
@@ -49,6 +61,7 @@ export function start(
   return {
     child,
     ended,
+    printed: () => stdout,
     prints: (what) =>
       new Promise((resolve, reject) => {
         const look = (): void => {
