@@ -132,6 +132,15 @@ describe('what is hidden may be NaN or infinite', () => {
         for (const e of [0, 1, 4, 7]) expect(Number.isFinite(row[e])).toBe(true)
       }
     })
+    // A weight of e⁻³⁰⁰ is 0, and 0 · NaN still NaN.
+    const far = make(sizes, { isCausal: true, scale: 1 })
+    far.q.data.fill(1)
+    far.k.data.fill(0)
+    far.k.data.fill(-300 / 8, 8 * 5, 8 * 6)
+    far.v.data[8 * 5 + 2] = NaN
+    await each(far, ([out], name) => {
+      for (let i = 0; i < 21; i++) expect(Number.isNaN(out![8 * i + 2]), `${name}: row ${i}`).toBe(i >= 5)
+    })
     c.v.data[8 * 5 + 2] = c.v.data[8 * 5 + 3] = 0
     c.k.data[8 * 5] = NaN
     await each(c, ([out, dq], name) => {

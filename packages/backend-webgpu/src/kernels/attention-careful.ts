@@ -41,6 +41,10 @@ if (!(w == 0.0)) { ${each(own, (c) => `${name}${i}_${c} = fma(vec4f(w), b${c}, $
 }`
 }
 
+/** A score that is visible, raised so that its weight, e^(score − largest), is not quite 0: then it counts. */
+export const notZero = (score: string, largest: string): string =>
+  `select(${score}, ${largest} - 87.0, ${score} < ${largest} - 87.0 && ${score} > p.ninf)`
+
 /** Is one of a thread's sums not finite? By their bits, since WGSL need not know infinities. */
 export const notFinite = (rows: number, vectors: number, name: string): string =>
   Array.from({ length: rows }, (_, i) =>

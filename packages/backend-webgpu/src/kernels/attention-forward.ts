@@ -28,7 +28,7 @@ import {
   zeroScores,
   zeroSums,
 } from './attention-blocks.ts'
-import { carefully, carefulSums, notFinite, notFiniteFunction } from './attention-careful.ts'
+import { carefully, carefulSums, notFinite, notFiniteFunction, notZero } from './attention-careful.ts'
 import { optionBindings, optionParams } from './attention-options.ts'
 import { atEdge, drop, droppedFunction, headOptions, hide, scaled } from './attention-scores.ts'
 import { reach, walk } from './attention-visits.ts'
@@ -115,8 +115,14 @@ ${combine(form, 'x', (a, c) => `max(${a}, ${c})`)}
 ${each(
   rm,
   (i) => `let n${i} = max(m${i}, x${i}); let u${i} = select(n${i}, 0.0, n${i} == p.ninf);
-let f${i} = ${power(`m${i} - u${i}`)}; m${i} = n${i}; l${i} *= f${i};
-${each(kn, (j) => `s${i}_${j} = ${power(`s${i}_${j} - u${i}`)}; l${i} += s${i}_${j};`)}
+let f${i} = ${power(`m${i} - u${i}`)}; m${i} = n${i}; l${i} *= f${i};`,
+)}
+if (careful) {
+${each(rm, (i) => each(kn, (j) => `s${i}_${j} = ${notZero(`s${i}_${j}`, `u${i}`)};`))}
+}
+${each(
+  rm,
+  (i) => `${each(kn, (j) => `s${i}_${j} = ${power(`s${i}_${j} - u${i}`)}; l${i} += s${i}_${j};`)}
 ${each(v4 / tx, (c) => `o${i}_${c} *= f${i};`)}`,
 )}
 ${drop(form, 's', 'keys')}${shuffle ? 'workgroupBarrier();' : ''}
