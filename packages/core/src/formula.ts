@@ -1,13 +1,14 @@
+/**
+ * Formulas as operators; the one entry point that needs the package mathjs.
+ *
+ * @module formula
+ */
 import { type MathNode, parse } from 'mathjs'
 import { ValueError } from './errors.ts'
 import * as e from './expr.ts'
 import { elementwise as run } from './primitives/elementwise.ts'
 import { type Program, program } from './program.ts'
 import type { Tensor } from './tensor.ts'
-
-/**
- * Formulas as operators; the one entry point that needs mathjs.
- */
 
 // Maps, not objects: those would also know 'constructor' and '__proto__'.
 const unary = new Map<string, (x: e.Expr) => e.Expr>(

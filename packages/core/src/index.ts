@@ -1,7 +1,7 @@
 /**
  * Tensors, strides, autograd and operator definitions, with a plain-JavaScript reference backend.
  *
- * @packageDocumentation
+ * @module core
  */
 import './methods.ts'
 
@@ -35,7 +35,7 @@ export { type BackwardOptions, backward, type GradOptions, grad } from './engine
 export * from './errors.ts'
 export type { Binary, Expr, Unary } from './expr.ts'
 export * as expr from './expr.ts'
-export { flatOf, type Nested } from './from-arrays.ts'
+export type { Nested } from './from-arrays.ts'
 export { type GradcheckOptions, gradcheck } from './gradcheck.ts'
 export { largestHolders } from './holders.ts'
 export type { Layout } from './layout.ts'

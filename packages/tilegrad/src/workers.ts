@@ -2,7 +2,7 @@
  * Ranks that truly run in parallel: each in a worker thread of Node, with an engine of its own. For browsers and for
  * ranks in one thread see `runRanks`.
  *
- * @packageDocumentation
+ * @module workers
  */
 import { MessageChannel, type MessagePort, parentPort, Worker, workerData } from 'node:worker_threads'
 import { type Link, Mailbox, type Message, RankError, ValueError } from '@tilegrad/core'
@@ -38,6 +38,7 @@ const unpack = ({ rank, name, message, stack }: Failure): RankError =>
 /** To the main thread. */
 type Report = { readonly result: unknown } | { readonly failure: Failure }
 
+/** Options of `runWorkers`. */
 export interface RunWorkersOptions {
   /** Flags of Node for the workers, such as a loader. Default: those of the main thread. */
   readonly execArgv?: readonly string[]
