@@ -25,6 +25,7 @@ export interface WebGpuOptions extends GpuOptions {
 /** A backend on a GPU. */
 export interface WebGpuBackend extends Backend {
   readonly name: 'webgpu'
+  /** The open GPU. */
   readonly gpu: Gpu
   /** Memory in use, now. */
   stats(): BufferStats

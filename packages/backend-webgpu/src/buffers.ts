@@ -40,12 +40,15 @@ interface Shelf {
   used: number
 }
 
+/** What memory of a GPU is in use. */
 export interface BufferStats {
   /** Held by tensors. */
   readonly usedBytes: number
+  /** How many buffers tensors have. */
   readonly usedBuffers: number
   /** Free, kept for the next tensors. */
   readonly pooledBytes: number
+  /** How many buffers are free for the next tensors. */
   readonly pooledBuffers: number
   /** Most that was held by tensors at once. */
   readonly peakBytes: number

@@ -34,19 +34,25 @@ export interface GpuOptions extends DawnOptions {
 
 /** Why a device is gone: 'destroyed' by `close()` or by its owner, or 'unknown', as when the driver was reset. */
 export interface GpuLost {
+  /** Who ended it. */
   readonly reason: 'destroyed' | 'unknown'
+  /** What the platform says about it. */
   readonly message: string
 }
 
 /** An open GPU. */
 export interface Gpu {
+  /** The device itself, for programs that use WebGPU beside tilegrad. */
   readonly device: GPUDevice
   /** Its name, as far as the platform tells. */
   readonly adapterName: string
   /** SwiftShader, by whatever name: it takes minutes to compile kernels that a GPU compiles at once. */
   readonly isSoftware: boolean
+  /** What the platform tells of the adapter. */
   readonly info: GPUAdapterInfo
+  /** The features that the device has. */
   readonly features: ReadonlySet<string>
+  /** The limits of the device. */
   readonly limits: GPUSupportedLimits
   /** Times can be measured on the GPU: 'timestamp-query' is there. */
   readonly timestamps: boolean
@@ -58,7 +64,7 @@ export interface Gpu {
   readonly lost: Promise<GpuLost>
   /** Why the device is gone, or undefined while it works. */
   readonly lostInfo: GpuLost | undefined
-  /** See `GpuOptions`. */
+  /** Told of what no call can throw, as `GpuOptions` says. */
   readonly onError: (message: string) => void
   /** Throws a DeviceError once the device is gone. */
   check(operation: string): void

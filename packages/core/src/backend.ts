@@ -7,7 +7,9 @@ export type BackendBuffer = object
 
 /** What kernels see of a tensor: its memory and how to walk it. Tensors are views. */
 export interface View extends Layout {
+  /** The backend's handle of the memory. */
   readonly buffer: BackendBuffer
+  /** The type of the elements. */
   readonly dtype: DType
 }
 
@@ -19,13 +21,17 @@ export interface KernelOf<A> {
   /** Asked on every call; a fused kernel that declines leaves the work to the operator's composition. */
   supports?(inputs: readonly View[], attrs: A): boolean
   /**
-   * Of the gradient of a composed operator: where attribute `adds` is true there is one more input, of the layout of
-   * the first output, which is added to that as it is stored.
+   * Says of a kernel for the gradient of a composed operator that, where attribute `adds` is true, there is one
+   * more input, of the layout of the first output, which is added to that as it is stored.
    */
   readonly adds?: boolean
+  /**
+   * Computes the outputs from the inputs; it may return before that is done, if later calls keep their order.
+   */
   run(outputs: readonly View[], inputs: readonly View[], attrs: A): void
 }
 
+/** What the primitive `reduce` computes of the elements along its dims. */
 export type Reduction = 'sum' | 'prod' | 'max' | 'min'
 
 /** The primitives every backend must bring. Everything else in the framework is made of these. */
@@ -65,15 +71,18 @@ export type Foreach = KernelOf<{
   params: readonly (readonly number[])[]
 }>
 
+/** What a backend brings: all primitives, and fused kernels by the names of their operators. */
 export type KernelTable = Primitives & { readonly foreach?: Foreach } & {
   readonly [fused: string]: KernelOf<never> | undefined
 }
 
 /** What one launch on a device took, by the device's clock. */
 export interface DeviceSpan {
+  /** The name of the kernel. */
   readonly label: string
   /** Milliseconds after the first launch that was timed. */
   readonly start: number
+  /** How long it took, in milliseconds. */
   readonly ms: number
 }
 
@@ -93,7 +102,11 @@ export interface Backend {
   readonly name: string
   /** The device is gone, by its owner's will or not: asked for by name, another one is opened. */
   readonly closed?: boolean
+  /**
+   * Takes memory for so many bytes of elements of a dtype. Throws OutOfMemoryError where there is none left.
+   */
   alloc(bytes: number, dtype: DType): BackendBuffer
+  /** Gives memory back that `alloc` gave. */
   free(buffer: BackendBuffer): void
   /**
    * The most bytes that tensors may take, where that is known: core collects garbage when a quarter of it was handed
@@ -106,7 +119,10 @@ export interface Backend {
   write(view: View, data: TypedArray): void
   /** A copy of a contiguous view's elements. */
   read(view: View): Promise<TypedArray>
+  /** Copies a contiguous view's elements at once; absent where the device answers later only. */
   readSync?(view: View): TypedArray
+  /** The primitives, and the fused kernels by the names of their operators. */
   readonly kernels: KernelTable
+  /** The device's own clock, where it has one. */
   readonly timer?: DeviceTimer
 }

@@ -11,14 +11,20 @@ const made = new Map<string, Backend>([['reference', reference]])
 const opening = new Map<string, Promise<Backend>>()
 let chosen: Backend | string = 'reference'
 
-/** Makes a backend known by name; `make` runs at its first use. */
+/**
+ * Makes a backend known by name; `make` runs at its first use.
+ *
+ * @example
+ * registerBackend('plain', () => reference)
+ * zeros([2], { device: 'plain' }).backend === reference // → true
+ */
 export function registerBackend(name: string, make: () => Backend): void {
   makers.set(name, make)
   openers.delete(name)
   made.delete(name)
 }
 
-/** As `registerBackend`, for a backend that opens asynchronously: `openDevice` and `setDevice` do it. */
+/** Makes a backend known by name that opens asynchronously: `openDevice` and `setDevice` do so. */
 export function registerAsyncBackend(name: string, open: () => Promise<Backend>): void {
   openers.set(name, open)
   makers.delete(name)
@@ -31,7 +37,13 @@ export const isDevice = (name: string): boolean => makers.has(name) || openers.h
 /** @internal All names of devices. */
 export const deviceNames = (): string[] => [...makers.keys(), ...openers.keys()]
 
-/** A device by name, or the backend itself. @throws DeviceError for an unknown name, or one that must be opened first. */
+/**
+ * Finds a device by name, or gives the backend itself.
+ *
+ * @throws DeviceError for an unknown name, or one that must be opened first.
+ * @example
+ * getBackend('reference').name // → reference
+ */
 export function getBackend(device: Backend | string): Backend {
   if (typeof device !== 'string') {
     if (typeof device === 'object' && device !== null && 'kernels' in device) return device
@@ -98,7 +110,12 @@ export async function setDevice(device: Backend | string): Promise<Backend> {
   return backend
 }
 
-/** The backend that new tensors live on. */
+/**
+ * Gives the backend that new tensors live on.
+ *
+ * @example
+ * defaultBackend().name // → cpu
+ */
 export function defaultBackend(): Backend {
   if (typeof chosen === 'string') chosen = getBackend(chosen)
   return chosen
@@ -107,12 +124,26 @@ export function defaultBackend(): Backend {
 /** @internal Do new tensors live there? Makes no backend that is not there yet. */
 export const isDefaultBackend = (backend: Backend): boolean => chosen === backend || chosen === backend.name
 
-/** Sets where new tensors live: a name or a backend. */
+/**
+ * Sets where new tensors live: a name or a backend.
+ *
+ * @throws DeviceError for an unknown name, or one that must be opened first: `await setDevice(name)` does both.
+ * @example
+ * setDefaultBackend('reference')
+ * zeros([2]).device // → reference
+ * setDefaultBackend('cpu')
+ */
 export function setDefaultBackend(device: Backend | string): void {
   chosen = typeof device === 'string' && makers.has(device) ? device : getBackend(device)
 }
 
-/** Runs `fn` with another default backend. */
+/**
+ * Runs `fn` with another default backend and returns what it returns.
+ *
+ * @throws DeviceError for an unknown name, or one that must be opened first.
+ * @example
+ * withBackend('reference', () => zeros([2]).device) // → reference
+ */
 export function withBackend<T>(device: Backend | string, fn: () => T): T {
   const before = chosen
   chosen = getBackend(device)

@@ -6,6 +6,7 @@ import { DTypeError } from './errors.ts'
  */
 export type DType = 'float32' | 'float64' | 'float16' | 'int32' | 'bool'
 
+/** The arrays that hold elements outside of tensors. */
 export type TypedArray = Float32Array | Float64Array | Int32Array | Uint8Array | Uint16Array
 
 interface Info {
@@ -16,6 +17,7 @@ interface Info {
   readonly make: (length: number) => TypedArray
 }
 
+/** What is known of each dtype: bytes of an element, order of promotion, and how to make an array. */
 export const info: Record<DType, Info> = {
   bool: { bytes: 1, rank: 0, float: false, make: (n) => new Uint8Array(n) },
   int32: { bytes: 4, rank: 1, float: false, make: (n) => new Int32Array(n) },
@@ -24,15 +26,24 @@ export const info: Record<DType, Info> = {
   float64: { bytes: 8, rank: 4, float: true, make: (n) => new Float64Array(n) },
 }
 
+/** Says whether elements of a dtype are floating. */
 export const isFloat = (dtype: DType): boolean => info[dtype].float
 
 /**
  * The dtype two tensors promote to: bool < int32 < float16 < float32 < float64.
  * A plain number is weak: it takes the tensor's dtype, except that a fraction lifts int32 and bool to float32.
+ *
+ * @example
+ * promote('int32', 'float32') // → float32
  */
 export const promote = (a: DType, b: DType): DType => (info[a].rank >= info[b].rank ? a : b)
 
-/** What a true division or a transcendental gives: floats stay, integers and bools become float32. */
+/**
+ * Tells what a true division or a transcendental gives: floats stay, integers and bools become float32.
+ *
+ * @example
+ * toFloat('int32') // → float32
+ */
 export const toFloat = (dtype: DType): DType => (info[dtype].float ? dtype : 'float32')
 
 /** What sums and products give: bools count as int32. */

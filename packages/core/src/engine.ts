@@ -10,6 +10,7 @@ import { collect, drop, type Scoped, takeSince, track, trackedSoFar } from './sc
 import { enableGrad, type GradNode, noGrad, type PassOf, type Replay } from './tape.ts'
 import type { Tensor } from './tensor.ts'
 
+/** Options of `backward`. */
 export interface BackwardOptions {
   /** Gradient of what is differentiated, of its shape; 1 for scalars if missing. */
   gradient?: Tensor
@@ -19,10 +20,13 @@ export interface BackwardOptions {
   createGraph?: boolean
 }
 
+/** Options of `grad`. */
 export interface GradOptions {
   /** One per output; 1 for scalar outputs if missing. */
   gradOutputs?: readonly (Tensor | null)[]
+  /** Keep the graph, to go through it again. Default: the value of `createGraph`. */
   retainGraph?: boolean
+  /** Record the backward pass itself, for higher derivatives. Default: false. */
   createGraph?: boolean
   /** Return null for inputs that the outputs do not depend on, instead of throwing. */
   allowUnused?: boolean
@@ -33,6 +37,10 @@ export interface GradOptions {
  * (all but scalars, kept tensors and root) unless told to retain it.
  *
  * @throws GradError if root has no gradient, is no scalar (without `gradient`), or its graph was freed.
+ * @example
+ * const w = tensor([1, 2, 3], { requiresGrad: true })
+ * w.square().sum().backward()
+ * await w.grad?.toArray() // → [2, 4, 6]
  */
 export function backward(root: Tensor, options: BackwardOptions = {}): void {
   expectTensor('backward', root)
@@ -50,6 +58,12 @@ export function backward(root: Tensor, options: BackwardOptions = {}): void {
  * `retainGraph` or `createGraph` is set.
  *
  * @throws GradError if an input does not require a gradient, or is not reached (unless `allowUnused`).
+ * @example
+ * const x = tensor([2], { requiresGrad: true })
+ * const [dx] = grad(x.pow(3).sum(), [x], { createGraph: true }) as [Tensor]
+ * await dx.toArray() // → [12]
+ * const [d2x] = grad(dx.sum(), [x]) as [Tensor]
+ * await d2x.toArray() // → [12]
  */
 export function grad(
   outputs: Tensor | readonly Tensor[],

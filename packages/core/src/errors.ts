@@ -43,8 +43,11 @@ export class ValueError extends TilegradError {
 /** Thrown when a device's memory is used up: what was asked for, is in use, may be used at all, and who holds most. */
 export class OutOfMemoryError extends TilegradError {
   override name = 'OutOfMemoryError'
+  /** How many bytes were asked for. */
   readonly requestedBytes: number
+  /** How many bytes were in use. */
   readonly liveBytes: number
+  /** How many bytes may be in use; Infinity where the device does not say. */
   readonly limitBytes: number
 
   /**
@@ -72,5 +75,10 @@ export class OutOfMemoryError extends TilegradError {
   }
 }
 
-/** `[2, 3]`, as shapes are printed in every message. */
+/**
+ * `[2, 3]`, as shapes are printed in every message.
+ *
+ * @example
+ * show([2, 3]) // → [2, 3]
+ */
 export const show = (shape: readonly number[]): string => `[${shape.join(', ')}]`

@@ -9,6 +9,7 @@ import { reference } from './reference/backend.ts'
 import { enableGrad } from './tape.ts'
 import type { Tensor } from './tensor.ts'
 
+/** Options of `gradcheck`. */
 export interface GradcheckOptions {
   /** Step of the central difference. Default 1e-6, right for float64. */
   eps?: number

@@ -1,13 +1,20 @@
 import { describe } from './checks.ts'
 import { ShapeError, show } from './errors.ts'
 
-/** Where the elements of a view lie in its storage. Strides and offset count elements, never bytes; strides may be 0 or negative. */
+/**
+ * Where the elements of a view lie in its storage. Strides and offset count elements, never bytes; strides may be 0
+ * or negative.
+ */
 export interface Layout {
+  /** The size of each dim. */
   readonly shape: readonly number[]
+  /** How many elements lie between two neighbours along each dim. */
   readonly strides: readonly number[]
+  /** Where the first element lies, in elements. */
   readonly offset: number
 }
 
+/** Counts the elements of a shape. */
 export function numel(shape: readonly number[]): number {
   let n = 1
   for (let i = 0; i < shape.length; i++) n *= shape[i]
@@ -39,6 +46,7 @@ export function orderedStrides(shape: readonly number[], order: readonly number[
   return strides
 }
 
+/** Makes the layout of a shape whose elements are dense and in row-major order. */
 export const contiguous = (shape: readonly number[], offset = 0): Layout => ({
   shape,
   strides: contiguousStrides(shape),
@@ -59,6 +67,7 @@ export function isContiguous(layout: Layout): boolean {
   return true
 }
 
+/** Says whether two shapes are the same. */
 export const sameShape = (a: readonly number[], b: readonly number[]): boolean => {
   if (a === b) return true
   if (a.length !== b.length) return false
@@ -120,6 +129,7 @@ export function wrapDims(
   return rank === 0 ? [] : out
 }
 
+/** Makes sure that sizes are whole numbers from 0 on. Throws ShapeError. */
 export function checkShape(op: string, shape: readonly number[]): void {
   for (const n of shape)
     if (!Number.isInteger(n) || n < 0)
@@ -179,7 +189,7 @@ export function resolveShape(op: string, from: readonly number[], to: readonly n
   return out
 }
 
-/** The same elements in another shape without a copy, or null where the strides do not allow it. */
+/** Gives the elements another shape without a copy, or returns null where the strides do not allow it. */
 export function reshapeLayout(layout: Layout, shape: readonly number[]): Layout | null {
   if (numel(layout.shape) === 0 || isContiguous(layout)) return contiguous(shape, layout.offset)
   // Walk runs of old dims that are mergeable, giving each run to as many new dims as have the same product.
@@ -215,6 +225,7 @@ export function reshapeLayout(layout: Layout, shape: readonly number[]): Layout 
   return { shape, strides, offset: layout.offset }
 }
 
+/** Puts the dims in another order. */
 export function permuteLayout(layout: Layout, dims: readonly number[]): Layout {
   const { shape, strides, offset } = layout
   const to = { shape: new Array<number>(dims.length), strides: new Array<number>(dims.length), offset }
@@ -272,6 +283,7 @@ export function sliceLayout(
   }
 }
 
+/** Takes the part at `index` along dim, without that dim. */
 export function selectLayout(op: string, layout: Layout, dim: number, index: number): Layout {
   const n = layout.shape[dim]
   if (!Number.isInteger(index) || index < -n || index >= n)
@@ -284,6 +296,7 @@ export function selectLayout(op: string, layout: Layout, dim: number, index: num
   }
 }
 
+/** Reverses the order along dims, by negative strides. */
 export function flipLayout(layout: Layout, dims: readonly number[]): Layout {
   let offset = layout.offset
   const strides = [...layout.strides]
@@ -310,12 +323,14 @@ export function diagonalLayout(layout: Layout, diagonal: number, dim1: number, d
   }
 }
 
+/** Removes those of the named dims that have size 1. */
 export function squeezeLayout(layout: Layout, dims: readonly number[]): Layout {
   const { shape, strides, offset } = layout
   const keep = shape.map((_, i) => i).filter((i) => !(dims.includes(i) && shape[i] === 1))
   return { shape: keep.map((i) => shape[i]), strides: keep.map((i) => strides[i]), offset }
 }
 
+/** Inserts a dim of size 1. */
 export function unsqueezeLayout(layout: Layout, dim: number): Layout {
   const { shape, strides, offset } = layout
   const step = dim < shape.length ? shape[dim] * strides[dim] : 1

@@ -4,6 +4,7 @@ import { counts } from './storage.ts'
 import type { GradNode } from './tape.ts'
 import { Tensor } from './tensor.ts'
 
+/** What is alive, over all backends. */
 export interface MemoryInfo {
   /** Live tensor objects, views included. */
   tensors: number
@@ -15,10 +16,21 @@ export interface MemoryInfo {
   peakBytes: number
 }
 
-/** What is alive now, over all backends. Backends may hold more memory, pooled for reuse. */
+/**
+ * What is alive now, over all backends. Backends may hold more memory, pooled for reuse.
+ *
+ * @example
+ * memory().bytes >= 0 // → true
+ */
 export const memory = (): MemoryInfo => ({ ...counts })
 
-/** Makes `memory().peakBytes` start over from what is alive now. */
+/**
+ * Makes `memory().peakBytes` start over from what is alive now.
+ *
+ * @example
+ * resetPeakMemory()
+ * memory().peakBytes === memory().bytes // → true
+ */
 export function resetPeakMemory(): void {
   counts.peakBytes = counts.bytes
 }

@@ -25,6 +25,7 @@ import type { Tensor } from './tensor.ts'
  * same name (and one called `${name}Backward`), which the dispatcher then uses.
  */
 export interface Op<A = unknown> {
+  /** What profiles, errors and fused kernels call it. */
   readonly name: string
   /** Everything about the arguments that can be wrong, said here, once; may be absent if `compose` says it as well. */
   validate?(inputs: readonly Tensor[], attrs: A): void
@@ -51,6 +52,12 @@ export interface Op<A = unknown> {
  * A fused backward kernel is called with inputs [...inputs, ...outputs and saved, ...gradients of the outputs] and
  * attrs `{ ...attrs, needs }`; it fills one output per input with `needs[i]`, in order. Where there is none, the
  * composition is differentiated. See `adds` of KernelOf for what it may do besides.
+ *
+ * @example
+ * import type { Op } from 'tilegrad'
+ *
+ * const DOUBLE: Op<object> = { name: 'double', compose: ([x]) => [x!.mul(2)] }
+ * await apply(DOUBLE, [tensor([1, 2])], {})[0]?.toArray() // → [2, 4]
  */
 export function apply<A extends object>(
   op: Op<A>,
@@ -219,7 +226,13 @@ function vjp<A extends object>(
   })
 }
 
-/** Declares a composed operator and returns the function that runs it, for its first output. */
+/**
+ * Declares a composed operator and returns the function that runs it, for its first output.
+ *
+ * @example
+ * const triple = defineOp<object>({ name: 'triple', compose: ([x]) => [x!.mul(3)] })
+ * await triple([tensor([1, 2])], {}).toArray() // → [3, 6]
+ */
 export function defineOp<A extends object>(op: Op<A>): (inputs: readonly Tensor[], attrs: A) => Tensor {
   return (inputs, attrs) => apply(op, inputs, attrs)[0]
 }

@@ -5,7 +5,9 @@ import { allocate, type Tensor } from './tensor.ts'
 
 /** What an operator's kernel will fill, and where it lies in memory. */
 export interface TensorSpec {
+  /** The size of each dim. */
   readonly shape: readonly number[]
+  /** The type of the elements. */
   readonly dtype: DType
   /** Its dims from the outermost in memory to the innermost; row-major if missing. */
   readonly order?: readonly number[] | undefined

@@ -252,6 +252,7 @@ export function shownAs<T extends object>(
 
 /** What shows itself by its `toString`, in `console.log` and debuggers as in a string. */
 export abstract class Printable {
+  /** Shows it in one line or several. */
   abstract toString(): string
 
   /** @internal What `console.log` shows, where that is more than `toString` tells. */

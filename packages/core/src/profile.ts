@@ -5,17 +5,22 @@ import { type Kernel, typedPostOrder } from './program.ts'
 import { running } from './safety-net.ts'
 
 /**
- * How an operator was computed: by a backend's fused kernel, by a primitive kernel, composed of other operators, or by
- * the plain-JavaScript kernels that a backend falls back on.
+ * How an operator was computed: by a fused kernel, a primitive, a composition of other operators, or in plain
+ * JavaScript where a backend has no kernel for the dtype.
  */
 export type Path = 'fused' | 'primitive' | 'composed' | 'javascript'
 
+/** The calls of one operator that took one path. */
 export interface ProfileRow {
+  /** The operator's name. */
   readonly op: string
+  /** How it was computed. */
   readonly path: Path
+  /** The device. */
   readonly backend: string
   /** Whose clock `ms` is by: the calling thread's, or the device's own (see `profileAsync`). */
   readonly clock: 'host' | 'device'
+  /** How often it was called. */
   calls: number
   /** Time of the calls in milliseconds; of composed operators, that of their parts included. */
   ms: number
@@ -42,7 +47,9 @@ interface Start {
   readonly first: number
 }
 
+/** What `profile` tells. */
 export interface Profile<T> {
+  /** What the function returned. */
   readonly result: T
   /** The most expensive first. */
   readonly rows: ProfileRow[]
@@ -200,14 +207,13 @@ export function profile<T>(fn: () => T): Profile<T> {
 }
 
 /**
- * As `profile`, with times by the device's own clock where it has one: on GPUs with timestamp queries. Launches do not
- * overlap while they are timed, so that the sum is more than a step takes otherwise. Browsers round such times, to
- * 100 µs as a rule. `fn` may be asynchronous; whatever else runs meanwhile is counted, too.
+ * Profiles an asynchronous function, or a device, with times by the device's own clock where it has one: on GPUs
+ * with timestamp queries. Launches do not overlap while they are timed, so that the sum is more than a step takes
+ * otherwise. Browsers round such times, to 100 µs as a rule. Whatever else runs meanwhile is counted, too.
  *
  * @example
- * const { rows, table } = await profileAsync(() => randn([64, 64]).matmul(randn([64, 64])))
+ * const { rows } = await profileAsync(async () => randn([8, 8]).matmul(randn([8, 8])).data())
  * rows.some((row) => row.op === 'matmul') // → true
- * console.log(table())
  */
 export async function profileAsync<T>(fn: () => T | Promise<T>): Promise<Profile<T>> {
   const outer = recorder

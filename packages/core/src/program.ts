@@ -58,10 +58,13 @@ export type Typed =
 
 /** A program typed for given input dtypes. `id` is unique per process: backends cache their kernels by it. */
 export interface Kernel {
+  /** Unique: backends keep compiled code by it. */
   readonly id: number
+  /** What profiles and errors call it. */
   readonly name: string
   /** One per output; the root's dtype is the output's. */
   readonly exprs: readonly Typed[]
+  /** The dtypes of the inputs. */
   readonly inputs: readonly DType[]
   /** What each param slot holds: the call's number `source`, as the slot's dtype. */
   readonly params: readonly { readonly source: number; readonly dtype: DType }[]
@@ -77,11 +80,17 @@ export interface Kernel {
  * operator. Build one with `program('gelu', 1, ([x]) => …)`.
  */
 export interface Program {
+  /** What profiles and errors call it. */
   readonly name: string
+  /** How many tensors it takes. */
   readonly inputs: number
+  /** How many numbers it takes. */
   readonly params: number
+  /** What it computes, one expression for each output. */
   readonly exprs: readonly Expr[]
+  /** Its typed forms, made so far. */
   readonly kernels: Map<string, Kernel>
+  /** Its gradients, made so far. */
   readonly gradients: Map<string, Gradient>
   /** The kernel that was asked for last, and for what. */
   latest: Request | null
@@ -141,6 +150,7 @@ class BuiltLater implements Program {
 
 /** How to compute the gradients of some inputs of a program: a program over picked inputs, outputs and output gradients. */
 export interface Gradient {
+  /** The program that computes them. */
   readonly program: Program
   /** For each input of the gradient's program, where it comes from. */
   readonly sources: readonly { readonly from: 'input' | 'output' | 'dout'; readonly index: number }[]

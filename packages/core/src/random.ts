@@ -53,7 +53,15 @@ const fresh = (seed: number | string): State => {
 
 let state = fresh((Math.random() * 2 ** 32) >>> 0)
 
-/** Makes everything random that follows a function of `seed`: tensors, dropout, host-side choices. */
+/**
+ * Makes everything random that follows a function of `seed`: tensors, dropout, host-side choices.
+ *
+ * @example
+ * manualSeed(1)
+ * const first = await randn([2]).toArray()
+ * manualSeed(1)
+ * String(await randn([2]).toArray()) === String(first) // → true
+ */
 export function manualSeed(seed: number | string): void {
   state = fresh(seed)
 }
@@ -88,10 +96,20 @@ export class RandomGenerator {
 /** The parameters of the next draw: key and draw number, as a random program expects them. @internal */
 export const nextDraw = (): [number, number, number] => [state.key[0], state.key[1], state.draw++ | 0]
 
-/** A uniform number in [0, 1) on the host, from the same seed. */
+/**
+ * Draws a number from [0, 1) on the host, from the stream that `manualSeed` sets.
+ *
+ * @example
+ * hostRandom() < 1 // → true
+ */
 export const hostRandom = (): number => state.host.double()
 
-/** A whole number in [0, n) on the host, from the same seed. */
+/**
+ * Draws a whole number from 0 … n − 1 on the host, from the stream that `manualSeed` sets.
+ *
+ * @example
+ * hostRandint(1) // → 0
+ */
 export const hostRandint = (n: number): number => Math.floor(state.host.double() * n)
 
 /** What `setRngState` needs to continue exactly here. Plain data: it can be written to a file. */
@@ -101,7 +119,15 @@ export interface RngState {
   host: unknown
 }
 
-/** The state of the random numbers, to continue exactly here with `setRngState`. */
+/**
+ * The state of the random numbers, to continue exactly here with `setRngState`.
+ *
+ * @example
+ * const saved = getRngState()
+ * const first = hostRandom()
+ * setRngState(saved)
+ * hostRandom() === first // → true
+ */
 export const getRngState = (): RngState => ({ key: state.key, draw: state.draw, host: state.host.state() })
 
 const isInt32 = (value: unknown): value is number => value === (Number(value) | 0)
@@ -123,6 +149,11 @@ function isHost(value: unknown): value is seedrandom.State.Arc4 {
  * Makes all that is random go on as it did after `getRngState` had returned `saved`.
  *
  * @throws ValueError for what is no such state; nothing has changed then.
+ * @example
+ * const saved = getRngState()
+ * const first = hostRandom()
+ * setRngState(saved)
+ * hostRandom() === first // → true
  */
 export function setRngState(saved: RngState): void {
   const { key, draw, host } = Object(saved) as RngState

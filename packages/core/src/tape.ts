@@ -27,6 +27,12 @@ export interface PassOf {
 let enabled = true
 let sequence = 0
 
+/**
+ * Says whether operators are recorded here: true, but for what runs in `noGrad`.
+ *
+ * @example
+ * noGrad(() => gradEnabled()) // → false
+ */
 export const gradEnabled = (): boolean => enabled
 
 function withGrad<T>(value: boolean, fn: () => T): T {
@@ -45,10 +51,21 @@ function withGrad<T>(value: boolean, fn: () => T): T {
   }
 }
 
-/** Runs `fn` without recording a tape. */
+/**
+ * Runs `fn` without recording a tape.
+ *
+ * @example
+ * const w = ones([2], { requiresGrad: true })
+ * noGrad(() => w.mul(2)).requiresGrad // → false
+ */
 export const noGrad = <T>(fn: () => T): T => withGrad(false, fn)
 
-/** Runs `fn` with recording on, also inside `noGrad`. */
+/**
+ * Runs `fn` with recording on, also inside `noGrad`.
+ *
+ * @example
+ * noGrad(() => enableGrad(() => gradEnabled())) // → true
+ */
 export const enableGrad = <T>(fn: () => T): T => withGrad(true, fn)
 
 /**
@@ -80,14 +97,19 @@ export function recordedNodes<T>(fn: () => T): { result: T; nodes: readonly Grad
 
 /** One recorded operator: what backward needs to know of the call. */
 export class GradNode<A = unknown> {
+  /** The operator's name. */
   readonly name: string
+  /** The operator's attributes. */
   readonly attrs: A
   /** Order of recording; a node's inputs come from nodes of lower numbers. */
   readonly sequence: number
+  /** What the operator was given. */
   readonly inputs: readonly Tensor[]
+  /** What it gave. */
   readonly outputs: readonly Tensor[]
   /** Temporaries made for this node that live as long as its graph. */
   owned: readonly Tensor[] | null = null
+  /** Says whether a backward pass has freed what it needs. */
   freed = false
   /** The backward pass that came by last. */
   mark = 0
@@ -125,11 +147,12 @@ export class GradNode<A = unknown> {
     return this.#check(this.outputs[i], this.#versions[this.inputs.length + i], `output ${i}`)
   }
 
-  /** Does input i need a gradient? */
+  /** Says whether input i needs a gradient. */
   needs(i: number): boolean {
     return this.inputs[i].requiresGrad
   }
 
+  /** The rule: gradients of the inputs from those of the outputs. */
   backward(douts: readonly (Tensor | null)[], pass: PassOf): readonly (Tensor | null)[] {
     if (this.freed) throw freedError(this.name)
     return this.#backward(this, douts, pass)

@@ -41,6 +41,7 @@ export type GELUKind = 'exact' | 'tanh'
  * (await new GELU('tanh').forward(tensor([1])).item()).toFixed(4) // → 0.8412
  */
 export class GELU extends Module {
+  /** Which approximation of Φ it computes. */
   readonly kind: GELUKind
 
   constructor(kind: GELUKind = 'exact') {

@@ -19,6 +19,7 @@ import { buffer, Module } from './module.ts'
 import { RMSNorm } from './norm.ts'
 import { Rope, type RopeOptions } from './rope.ts'
 
+/** Options of all attention layers. */
 export interface AttentionModuleOptions {
   /** Fewer key-value heads than query heads, a divisor of them (Ainslie et al. 2023). Default numHeads. */
   numKvHeads?: number
@@ -40,6 +41,7 @@ export interface AttentionModuleOptions {
   isCausal?: boolean
 }
 
+/** Options of `MultiHeadAttention`. */
 export interface MultiHeadAttentionOptions extends AttentionModuleOptions {
   /** Probability of dropping an attention weight while training; default 0. */
   dropout?: number
@@ -91,8 +93,9 @@ export const SOFTMAX: Names<MultiHeadAttentionOptions> = {
   scale: 1,
 }
 
+/** Options of the forward pass of attention layers. */
 export interface AttentionForwardOptions<C extends AttentionCache = AttentionCache> {
-  /** Of x's shape, added to the result. */
+  /** A tensor of x's shape that is added to the result. */
   residual?: Tensor | null
   /** Cross-attention: keys and values are made of this, (B, S, kvDim), in place of x; its first row is position 0. */
   context?: Tensor | null
@@ -134,19 +137,35 @@ export interface AttentionCall<C extends AttentionCache = AttentionCache> {
  * `packed: false` they are Llama's, `q_proj`, `k_proj`, `v_proj` and `o_proj`. Norms are `q_norm` and `k_norm`.
  */
 export abstract class SelfAttention<C extends AttentionCache = AttentionCache> extends Module {
+  /** The size of its input and output. */
   readonly embedDim: number
+  /** The size of all keys, and of all values, of a token. */
   readonly kvDim: number
+  /** The number of heads of queries. */
   readonly numHeads: number
+  /** The number of heads of keys and values. */
   readonly numKvHeads: number
+  /** The size of a head. */
   readonly headDim: number
+  /** Says whether a query sees only keys up to its own place. */
   readonly isCausal: boolean
+  /**
+   * Makes queries, keys and values in one product, named as in GPT-2; null where they have layers of their own.
+   */
   c_attn: Linear | null = null
+  /** Makes the queries; null where `c_attn` does. */
   q_proj: Linear | null = null
+  /** Makes the keys; null where `c_attn` does. */
   k_proj: Linear | null = null
+  /** Makes the values; null where `c_attn` does. */
   v_proj: Linear | null = null
+  /** Normalises the queries of each head, where asked for. */
   q_norm: RMSNorm | null
+  /** Normalises the keys of each head, where asked for. */
   k_norm: RMSNorm | null
+  /** Makes the output of all heads, named as in GPT-2; null where `o_proj` does. */
   c_proj: Linear | null = null
+  /** Makes the output of all heads, named as in Llama; null where `c_proj` does. */
   o_proj: Linear | null = null
   readonly #rope: Rope | null
 
@@ -275,8 +294,11 @@ export abstract class SelfAttention<C extends AttentionCache = AttentionCache> e
 export class MultiHeadAttention extends SelfAttention<KVCache> {
   /** Probability of dropping an attention weight while training. */
   readonly dropout: number
+  /** How many keys before a query it sees, itself included, where there is a limit. */
   readonly window: number
+  /** How many first tokens stay visible past the window. */
   readonly globalTokens: number
+  /** What scores are multiplied by, where it is not 1 / √headDim. */
   readonly scale: number
   /** ALiBi's slopes (H). */
   slopes: Tensor | null

@@ -75,16 +75,21 @@ export abstract class AttentionCache extends Printable {
   }
 }
 
+/** Options of `KVCache`. */
 export interface KVCacheOptions {
+  /** How many sequences it holds. */
   batch: number
   /** Hk: grouped heads are stored once. */
   numKvHeads: number
+  /** The size of a head. */
   headDim: number
   /** Tokens of each sequence; Infinity is possible with a window. */
   maxLength: number
   /** Queries see the last `window` keys only, so that older ones make room. Default 0: all are kept. */
   window?: number
+  /** The type of its elements. Default: float32. */
   dtype?: DType
+  /** Where it lives. Default: the default device. */
   device?: Backend | string
 }
 
@@ -99,9 +104,11 @@ export interface KVCacheOptions {
  * cache.append(randn([1, 2, 1, 4]), randn([1, 2, 1, 4])).keys.shape // → 1,2,6,4
  */
 export class KVCache extends AttentionCache {
+  /** How many tokens it keeps at most. */
   readonly window: number
   /** (B, Hk, capacity, D), of which the first rows are in use. */
   readonly keys: Tensor
+  /** The values of all tokens so far. */
   readonly values: Tensor
   /** How many rows are in use. */
   #held = 0

@@ -9,6 +9,7 @@ import { Module } from './module.ts'
 import { LayerNorm, RMSNorm } from './norm.ts'
 import type { BlockForwardOptions } from './transformer.ts'
 
+/** The sizes that every causal language model has. */
 export interface CausalLMConfig {
   /** Number of different tokens, V. */
   vocabSize: number
@@ -21,6 +22,7 @@ export interface CausalLMConfig {
   gradientCheckpointing?: boolean
 }
 
+/** What the forward pass of a language model gives. */
 export interface CausalLMOutput<L extends Tensor | null> {
   /** (B, T, V) */
   logits: Tensor
@@ -30,6 +32,7 @@ export interface CausalLMOutput<L extends Tensor | null> {
 
 /** What a block of a CausalLM must be. */
 export interface CausalBlock {
+  /** Maps tokens' vectors (B, T, C) to new ones of the same shape. */
   forward(x: Tensor, options: BlockForwardOptions): Tensor
   /** A cache of its attention's; null if that has none. */
   newCache(batch: number, maxLength: number): AttentionCache | null
@@ -48,7 +51,9 @@ export interface TokenPlaces {
  * subclass says which.
  */
 export abstract class CausalLM extends Module implements LanguageModel {
+  /** What the model was made with. */
   abstract readonly config: Readonly<CausalLMConfig>
+  /** Maps vectors to logits over the vocabulary. */
   abstract lm_head: Linear
 
   /** Longest sequence its positions allow; Infinity where they do not end. */

@@ -12,6 +12,7 @@ import { Module } from './module.ts'
  * await layer.eval().forward(ones([4])).toArray() // → 1,1,1,1
  */
 export class Dropout extends Module {
+  /** The probability of an element to become 0. */
   readonly p: number
 
   constructor(p = 0.5) {

@@ -3,6 +3,7 @@ import * as init from './init.ts'
 import { positive } from './linear.ts'
 import { Module, parameter } from './module.ts'
 
+/** Options of `Embedding`. */
 export interface EmbeddingOptions {
   /** A row that starts as zeros and learns nothing; negative counts from the end. Default none. */
   paddingIdx?: number | null
@@ -19,10 +20,13 @@ export interface EmbeddingOptions {
  * table.forward(tensor([[1, 2], [4, 5]], { dtype: 'int32' })).shape // → 2,2,3
  */
 export class Embedding extends Module {
+  /** How many rows the table has. */
   readonly numEmbeddings: number
+  /** The size of a row. */
   readonly embeddingDim: number
   /** Never negative. */
   readonly paddingIdx: number | null
+  /** The table, (numEmbeddings, embeddingDim). */
   weight: Tensor
 
   constructor(numEmbeddings: number, embeddingDim: number, options: EmbeddingOptions = {}) {

@@ -34,6 +34,7 @@ import type { Module } from './module.ts'
 export interface LanguageModel {
   /** Longest sequence its positions allow; Infinity where they do not end. */
   readonly maxLength: number
+  /** All modules in it: caches are made for those that have them. */
   modules(): Module[]
   /** A cache for each attention layer, for sequences of up to `maxLength` tokens; null if the model has none. */
   newCache(batch: number, maxLength: number): readonly AttentionCache[] | null
@@ -45,6 +46,7 @@ export interface LanguageModel {
   nextLogits(idx: Tensor, cache: readonly AttentionCache[] | null, keyMask: Tensor | null): Tensor
 }
 
+/** Options of `generate`. */
 export interface GenerateOptions {
   /** How many tokens each sequence gets; Infinity where the model's caches have an end of their own, as windows do. */
   maxNewTokens: number

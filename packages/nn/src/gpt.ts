@@ -16,11 +16,15 @@ import {
   type TransformerBlockOptions,
 } from './transformer.ts'
 
+/** The sizes and choices of a `GPT`. */
 export interface GPTConfig extends CausalLMConfig {
+  /** How many blocks follow each other. */
   numLayers: number
+  /** The number of heads of each block's attention. */
   numHeads: number
   /** Fewer key-value heads than query heads, a divisor of them. Default numHeads. */
   numKvHeads?: number
+  /** The size of a token's vector. */
   embedDim: number
   /** Size of the MLPs between; default 4 · embedDim. */
   hiddenDim?: number
@@ -108,13 +112,19 @@ const GPTS: Names<GPTConfig> = {
  * Math.abs((await loss.item()) - Math.log(11)) < 0.5 // → true
  */
 export class GPT extends CausalLM {
+  /** What the model was made with. */
   readonly config: Readonly<GPTConfig>
+  /** The vectors of tokens, (vocabSize, embedDim). */
   wte: Embedding
   /** Null with rotary positions or ALiBi. */
   wpe: Embedding | null
+  /** Drops elements of the first block's input. */
   drop: Dropout
+  /** The blocks. */
   h: TransformerBlock[]
+  /** The norm after the last block. */
   ln_f: LayerNorm
+  /** Maps vectors to logits over the vocabulary. */
   lm_head: Linear
 
   constructor(config: GPTConfig) {

@@ -28,20 +28,45 @@ const write = (t: Tensor, values: () => void): Tensor => {
 
 const like = (t: Tensor) => ({ dtype: t.dtype, device: t.backend })
 
-/** Every element `value`. */
+/**
+ * Every element `value`.
+ *
+ * @example
+ * await init.constant_(zeros([2]), 3).toArray() // → [3, 3]
+ */
 export const constant_ = (t: Tensor, value: number): Tensor => write(t, () => void t.fill_(value))
 
-/** Every element 0. */
+/**
+ * Every element 0.
+ *
+ * @example
+ * await init.zeros_(ones([2])).toArray() // → [0, 0]
+ */
 export const zeros_ = (t: Tensor): Tensor => constant_(t, 0)
 
-/** Every element 1. */
+/**
+ * Every element 1.
+ *
+ * @example
+ * await init.ones_(zeros([2])).toArray() // → [1, 1]
+ */
 export const ones_ = (t: Tensor): Tensor => constant_(t, 1)
 
-/** Uniform in [low, high). */
+/**
+ * Uniform in [low, high).
+ *
+ * @example
+ * init.uniform_(zeros([2, 3])).shape // → [2, 3]
+ */
 export const uniform_ = (t: Tensor, low = 0, high = 1): Tensor =>
   write(t, () => void t.copy_(rand(t.shape, { low, high, ...like(t) })))
 
-/** Normal with the given mean and standard deviation. */
+/**
+ * Normal with the given mean and standard deviation.
+ *
+ * @example
+ * init.normal_(zeros([2, 3])).shape // → [2, 3]
+ */
 export const normal_ = (t: Tensor, mean = 0, std = 1): Tensor =>
   write(t, () => void t.copy_(randn(t.shape, { mean, std, ...like(t) })))
 
@@ -86,6 +111,8 @@ const TRUNCATED = program(
  * Normal, but only values within [a, b], which are absolute bounds and not multiples of std.
  *
  * @throws ValueError unless a < b.
+ * @example
+ * init.truncNormal_(zeros([2, 3]), 0, 0.02).shape // → [2, 3]
  */
 export function truncNormal_(t: Tensor, mean = 0, std = 1, a = -2, b = 2): Tensor {
   if (!(a < b)) throw new ValueError(`truncNormal_: needs a < b, got ${a} and ${b}`)
@@ -108,6 +135,9 @@ export type Nonlinearity = 'linear' | 'sigmoid' | 'tanh' | 'relu' | 'leakyRelu'
 /**
  * The factor that keeps the variance constant through a nonlinearity: 1 for linear and sigmoid, 5/3 for tanh, √2 for
  * ReLU, √(2 / (1 + a²)) for leaky ReLU with slope a (default 0.01).
+ *
+ * @example
+ * init.gain('tanh') // → 1.6666666666666667
  */
 export function gain(nonlinearity: Nonlinearity, a = 0.01): number {
   if (nonlinearity === 'tanh') return 5 / 3
@@ -115,19 +145,30 @@ export function gain(nonlinearity: Nonlinearity, a = 0.01): number {
   return nonlinearity === 'leakyRelu' ? Math.sqrt(2 / (1 + a * a)) : 1
 }
 
-/** Uniform within ±factor · √(6 / (fan-in + fan-out)) (Glorot & Bengio 2010). @throws ShapeError below two dims. */
+/**
+ * Uniform within ±factor · √(6 / (fan-in + fan-out)) (Glorot & Bengio 2010). @throws ShapeError below two dims.
+ *
+ * @example
+ * init.xavierUniform_(zeros([2, 3])).shape // → [2, 3]
+ */
 export function xavierUniform_(t: Tensor, factor = 1): Tensor {
   const { fanIn, fanOut } = fans('xavierUniform_', t)
   const bound = factor * Math.sqrt(6 / (fanIn + fanOut))
   return uniform_(t, -bound, bound)
 }
 
-/** Normal with standard deviation factor · √(2 / (fan-in + fan-out)) (Glorot & Bengio 2010). @throws ShapeError below two dims. */
+/**
+ * Normal with standard deviation factor · √(2 / (fan-in + fan-out)) (Glorot & Bengio 2010). @throws ShapeError below two dims.
+ *
+ * @example
+ * init.xavierNormal_(zeros([2, 3])).shape // → [2, 3]
+ */
 export function xavierNormal_(t: Tensor, factor = 1): Tensor {
   const { fanIn, fanOut } = fans('xavierNormal_', t)
   return normal_(t, 0, factor * Math.sqrt(2 / (fanIn + fanOut)))
 }
 
+/** Options of `kaimingUniform_` and `kaimingNormal_`. */
 export interface KaimingOptions {
   /** Slope of the leaky ReLU; default 0. */
   a?: number
@@ -150,13 +191,23 @@ function kaimingStd(op: string, t: Tensor, options: KaimingOptions): number {
   return gain(nonlinearity, a) / Math.sqrt(fans(op, t)[mode])
 }
 
-/** Uniform within ±gain · √(3 / fan) (He et al. 2015). @throws ShapeError below two dims. */
+/**
+ * Uniform within ±gain · √(3 / fan) (He et al. 2015). @throws ShapeError below two dims.
+ *
+ * @example
+ * init.kaimingUniform_(zeros([2, 3])).shape // → [2, 3]
+ */
 export function kaimingUniform_(t: Tensor, options: KaimingOptions = {}): Tensor {
   const bound = Math.sqrt(3) * kaimingStd('kaimingUniform_', t, options)
   return uniform_(t, -bound, bound)
 }
 
-/** Normal with standard deviation gain / √fan (He et al. 2015). @throws ShapeError below two dims. */
+/**
+ * Normal with standard deviation gain / √fan (He et al. 2015). @throws ShapeError below two dims.
+ *
+ * @example
+ * init.kaimingNormal_(zeros([2, 3])).shape // → [2, 3]
+ */
 export const kaimingNormal_ = (t: Tensor, options: KaimingOptions = {}): Tensor =>
   normal_(t, 0, kaimingStd('kaimingNormal_', t, options))
 
@@ -165,6 +216,8 @@ export const kaimingNormal_ = (t: Tensor, options: KaimingOptions = {}): Tensor 
  * 2014); dims after the first count as one. Computed on the host, in time rows · columns · min(rows, columns).
  *
  * @throws ShapeError below two dims.
+ * @example
+ * init.orthogonal_(zeros([2, 3])).shape // → [2, 3]
  */
 export function orthogonal_(t: Tensor, factor = 1): Tensor {
   fans('orthogonal_', t)

@@ -70,6 +70,7 @@ export abstract class StateAttention extends SelfAttention<StateCache> {
   }
 }
 
+/** Options of `LinearAttention`. */
 export interface LinearAttentionOptions extends AttentionModuleOptions {
   /** Added to the normaliser; default 1e-6. */
   eps?: number
@@ -88,7 +89,9 @@ export interface LinearAttentionOptions extends AttentionModuleOptions {
  * attention.forward(randn([2, 5, 16])).shape // → 2,5,16
  */
 export class LinearAttention extends StateAttention {
+  /** What is added to the normaliser. */
   readonly eps: number
+  /** What makes features of queries and keys. */
   readonly featureMap: FeatureMap | Program | ((x: Tensor) => Tensor)
 
   constructor(embedDim: number, numHeads: number, options: LinearAttentionOptions = {}) {
@@ -135,6 +138,7 @@ abstract class DecayingAttention extends StateAttention {
   }
 }
 
+/** Options of `Retention`. */
 export interface RetentionLayerOptions extends AttentionModuleOptions {
   /** γ of each head, in (0, 1]; default 1 − 2^(−5−h). */
   decays?: readonly number[]
@@ -151,7 +155,9 @@ export interface RetentionLayerOptions extends AttentionModuleOptions {
  * attention.forward(randn([2, 5, 16])).shape // → 2,5,16
  */
 export class Retention extends DecayingAttention {
+  /** What each head multiplies its state by at every step. */
   readonly decays: readonly number[]
+  /** Normalises the output of each head. */
   g_norm: GroupNorm
 
   constructor(embedDim: number, numHeads: number, options: RetentionLayerOptions = {}) {
@@ -176,6 +182,7 @@ export class Retention extends DecayingAttention {
   }
 }
 
+/** Options of `GatedLinearAttention`. */
 export interface GatedLinearAttentionLayerOptions extends AttentionModuleOptions {
   /** Width between the two projections that make the decays; default 16. */
   gateRank?: number
@@ -194,9 +201,13 @@ export interface GatedLinearAttentionLayerOptions extends AttentionModuleOptions
  * attention.forward(randn([2, 5, 16])).shape // → 2,5,16
  */
 export class GatedLinearAttention extends DecayingAttention {
+  /** What the logarithms of gates are divided by. */
   readonly gateTemperature: number
+  /** The first of the two layers that make the gates. */
   gk_down: Linear
+  /** The second of the two layers that make the gates. */
   gk_up: Linear
+  /** Normalises the output of each head. */
   g_norm: RMSNorm
 
   constructor(embedDim: number, numHeads: number, options: GatedLinearAttentionLayerOptions = {}) {
@@ -242,12 +253,15 @@ export class GatedLinearAttention extends DecayingAttention {
  * attention.forward(randn([2, 5, 16])).shape // → 2,5,16
  */
 export class GatedDeltaNet extends DecayingAttention {
+  /** Makes the gates. */
   a_proj: Linear
+  /** Makes the strengths of writing. */
   b_proj: Linear
   /** (H): log of the fastest decay's rate, from 1 to 16 at first. */
   A_log: Tensor
   /** (H): softplus of it is the step's length at x = 0, from 0.001 to 0.1 at first. */
   dt_bias: Tensor
+  /** Normalises the output of each head. */
   g_norm: RMSNorm
 
   constructor(embedDim: number, numHeads: number, options: AttentionModuleOptions = {}) {

@@ -10,6 +10,7 @@ import {
 import * as init from './init.ts'
 import { Module, parameter } from './module.ts'
 
+/** Options of `Linear`. */
 export interface LinearOptions {
   /** Learn an additive bias; default true. */
   bias?: boolean
@@ -25,9 +26,13 @@ export interface LinearOptions {
  * layer.forward(randn([2, 4])).shape // → 2,3
  */
 export class Linear extends Module {
+  /** The size of the input's last dim. */
   readonly inFeatures: number
+  /** The size of the output's last dim. */
   readonly outFeatures: number
+  /** The matrix, (outFeatures, inFeatures). */
   weight: Tensor
+  /** What is added, (outFeatures), or null. */
   bias: Tensor | null
 
   constructor(inFeatures: number, outFeatures: number, options: LinearOptions = {}) {

@@ -15,13 +15,17 @@ import { RMSNorm } from './norm.ts'
 import type { RopeOptions } from './rope.ts'
 import { addBranch, type BlockForwardOptions, GatedMLP, type MLPOptions, MLPS } from './transformer.ts'
 
+/** The sizes and choices of a `Llama`. */
 export interface LlamaConfig extends CausalLMConfig {
+  /** How many blocks follow each other. */
   numLayers: number
+  /** The number of heads of queries. */
   numHeads: number
   /** Fewer key-value heads than query heads, a divisor of them. Default numHeads. */
   numKvHeads?: number
   /** D, the size of a head; default embedDim / numHeads. */
   headDim?: number
+  /** The size of a token's vector. */
   embedDim: number
   /** Size of the gated MLPs between; default ⌈8/3 · embedDim⌉. */
   hiddenDim?: number
@@ -65,9 +69,13 @@ const LLAMAS: Names<LlamaConfig> = {
 
 /** A block of Llama: attention with rotary positions and a gated MLP, each after an RMSNorm. */
 export class LlamaBlock extends Module {
+  /** The norm before attention. */
   input_layernorm: RMSNorm
+  /** The attention. */
   self_attn: MultiHeadAttention
+  /** The norm before the position-wise layers. */
   post_attention_layernorm: RMSNorm
+  /** The position-wise layers. */
   mlp: GatedMLP
 
   constructor(config: LlamaConfig) {
@@ -86,6 +94,7 @@ export class LlamaBlock extends Module {
     this.mlp = new GatedMLP(embedDim, { ...only<MLPOptions>(config, MLPS), bias: mlpBias })
   }
 
+  /** Makes an empty cache of its attention. */
   newCache(batch: number, maxLength: number): AttentionCache | null {
     return this.self_attn.newCache(batch, maxLength)
   }
@@ -114,8 +123,11 @@ export class LlamaBlock extends Module {
  * continued.shape // → 3,14
  */
 export class Llama extends CausalLM {
+  /** What the model was made with. */
   readonly config: Readonly<LlamaConfig>
+  /** The vectors of tokens, the blocks, and the norm after the last one. */
   model: { embed_tokens: Embedding; layers: LlamaBlock[]; norm: RMSNorm }
+  /** Maps vectors to logits over the vocabulary. */
   lm_head: Linear
 
   constructor(config: LlamaConfig) {

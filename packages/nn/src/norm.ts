@@ -11,6 +11,7 @@ import {
 import { positive } from './linear.ts'
 import { Module, parameter } from './module.ts'
 
+/** Options of `LayerNorm`. */
 export interface LayerNormOptions {
   /** Added to the variance; default 1e-5. */
   eps?: number
@@ -41,9 +42,13 @@ function sizes(op: string, shape: NormalizedShape): readonly number[] {
  * Math.abs(await y.mean().item()) < 1e-5 // → true
  */
 export class LayerNorm extends Module {
+  /** The last dims, over which it normalises. */
   readonly normalizedShape: readonly number[]
+  /** What is added to the variance. */
   readonly eps: number
+  /** What the result is multiplied by, or null. */
   weight: Tensor | null
+  /** What is added to the result, or null. */
   bias: Tensor | null
 
   constructor(normalizedShape: NormalizedShape, options: LayerNormOptions = {}) {
@@ -72,6 +77,7 @@ export class LayerNorm extends Module {
   }
 }
 
+/** Options of `RMSNorm`. */
 export interface RMSNormOptions {
   /** Added to the mean square; default the machine epsilon of the input's dtype. */
   eps?: number | null
@@ -89,8 +95,11 @@ export interface RMSNormOptions {
  * Math.round(await y.square().mean().item()) // → 1
  */
 export class RMSNorm extends Module {
+  /** The last dims, over which it normalises. */
   readonly normalizedShape: readonly number[]
+  /** What is added to the mean square; null for the smallest step from 1 of the dtype. */
   readonly eps: number | null
+  /** What the result is multiplied by, or null. */
   weight: Tensor | null
 
   constructor(normalizedShape: NormalizedShape, options: RMSNormOptions = {}) {
@@ -113,6 +122,7 @@ export class RMSNorm extends Module {
   }
 }
 
+/** Options of `GroupNorm`. */
 export interface GroupNormOptions {
   /** Added to the variance; default 1e-5. */
   eps?: number
@@ -129,10 +139,15 @@ export interface GroupNormOptions {
  * new GroupNorm(2, 6).forward(randn([4, 6, 5, 5])).shape // → 4,6,5,5
  */
 export class GroupNorm extends Module {
+  /** How many groups the channels make. */
   readonly numGroups: number
+  /** How many channels there are. */
   readonly numChannels: number
+  /** What is added to the variance. */
   readonly eps: number
+  /** What each channel is multiplied by, or null. */
   weight: Tensor | null
+  /** What is added to each channel, or null. */
   bias: Tensor | null
 
   constructor(numGroups: number, numChannels: number, options: GroupNormOptions = {}) {

@@ -16,6 +16,7 @@ export type RopeScaling =
       readonly originalMaxPositions: number
     }
 
+/** Rotary positions (Su et al. 2021): the base of their frequencies and how these are scaled. */
 export interface RopeOptions {
   /** θᵢ = base^(−2i/dim); default 10000. */
   base?: number

@@ -21,8 +21,11 @@ export type StoredDType = keyof typeof SIZES
 
 /** A tensor as a safetensors file holds it: little-endian elements in row-major order. */
 export interface StoredTensor {
+  /** The type of the elements in the file. */
   readonly dtype: StoredDType
+  /** The size of each dim. */
   readonly shape: readonly number[]
+  /** The elements, little-endian. */
   readonly bytes: Uint8Array
 }
 
@@ -30,6 +33,7 @@ export interface StoredTensor {
 export interface Safetensors {
   /** By name, in the order of the file. */
   readonly tensors: ReadonlyMap<string, StoredTensor>
+  /** Texts by name, as the file's header has them. */
   readonly metadata: ReadonlyMap<string, string>
 }
 
@@ -211,6 +215,8 @@ function int32(big: bigint): number {
  * of the file's bytes where these are aligned and need no conversion.
  *
  * @throws ValueError for an I64 element outside int32.
+ * @example
+ * storedValues({ dtype: 'I32', shape: [1], bytes: new Uint8Array([7, 0, 0, 0]) }) // → [7]
  */
 export function storedValues(stored: StoredTensor): TypedArray {
   const { dtype, bytes } = stored

@@ -15,6 +15,7 @@ export type Layer = Module & { forward(x: Tensor): Tensor }
  */
 export class Sequential extends Module {
   readonly [position: number]: Layer
+  /** How many modules there are. */
   readonly length: number
 
   constructor(...layers: readonly Layer[]) {

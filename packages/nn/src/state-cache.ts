@@ -2,19 +2,27 @@ import { type Backend, type DType, expectOptions, noGrad, type Tensor, zeros } f
 import { AttentionCache } from './cache.ts'
 import { positive } from './linear.ts'
 
+/** Options of `StateCache`. */
 export interface StateCacheOptions {
+  /** How many sequences it holds. */
   batch: number
+  /** The number of heads. */
   numHeads: number
+  /** The size of a key. */
   headDim: number
   /** Columns of a head's state: headDim, and one more with a normaliser. */
   columns: number
+  /** The type of its elements. Default: float32. */
   dtype?: DType
+  /** Where it lives. Default: the default device. */
   device?: Backend | string
 }
 
 /** What a recurrence starts from and is asked for: options of core's linearAttention and its relatives. */
 export interface Memory {
+  /** The state to start from. */
   readonly initialState: Tensor | null
+  /** Return the state after the last token, too. */
   readonly returnState: true
 }
 
@@ -27,6 +35,7 @@ export interface Memory {
  * cache.advance(3, [qkv], (memory) => linearAttention(qkv, qkv, qkv, { isCausal: true, ...memory })).shape // → 1,2,3,4
  */
 export class StateCache extends AttentionCache {
+  /** The state, (batch, numHeads, headDim, columns). */
   readonly state: Tensor
 
   constructor(options: StateCacheOptions) {

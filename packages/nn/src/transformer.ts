@@ -31,6 +31,7 @@ export function addBranch(
     : branch(normed, { residual: x })
 }
 
+/** Options of `MLP` and `GatedMLP`. */
 export interface MLPOptions {
   /** Default 4 · embedDim. */
   hiddenDim?: number
@@ -43,6 +44,7 @@ export interface MLPOptions {
 /** @internal */
 export const MLPS: Names<MLPOptions> = { hiddenDim: 1, bias: 1, activation: 1 }
 
+/** Options of the forward pass of `MLP` and `GatedMLP`. */
 export interface MLPForwardOptions {
   /** A tensor of x's shape that is added to the result. Default: none (null). */
   residual?: Tensor | null
@@ -56,8 +58,11 @@ export interface MLPForwardOptions {
  * new MLP(8, { activation: 'gelu_tanh' }).forward(randn([2, 5, 8])).shape // → 2,5,8
  */
 export class MLP extends Module {
+  /** What follows the first layer. */
   readonly activation: Activation
+  /** The first layer, (hiddenDim, embedDim). */
   c_fc: Linear
+  /** The second layer, (embedDim, hiddenDim). */
   c_proj: Linear
 
   constructor(embedDim: number, options: MLPOptions = {}) {
@@ -91,9 +96,13 @@ export class MLP extends Module {
  * new GatedMLP(6).forward(randn([2, 5, 6])).shape // → 2,5,6
  */
 export class GatedMLP extends Module {
+  /** What follows the layer of the gate. */
   readonly activation: Activation
+  /** Makes the gate, (hiddenDim, embedDim). */
   gate_proj: Linear
+  /** Makes what the gate is multiplied with, (hiddenDim, embedDim). */
   up_proj: Linear
+  /** The last layer, (embedDim, hiddenDim). */
   down_proj: Linear
 
   constructor(embedDim: number, options: MLPOptions = {}) {
@@ -143,6 +152,7 @@ export const dropoutRates = (rates: number | DropoutRates): Required<DropoutRate
         ...expectOptions('dropout', rates, { attention: 1, residual: 1, embedding: 1 }),
       }
 
+/** Options of `TransformerBlock`. */
 export interface TransformerBlockOptions extends MLPOptions, Omit<MultiHeadAttentionOptions, 'dropout'> {
   /** A name (see `AttentionKind`), or a function that makes one; default 'softmax'. */
   attention?: AttentionKind | AttentionFactory
@@ -172,10 +182,15 @@ export const BLOCK: Names<TransformerBlockOptions> = {
  * block.forward(randn([2, 5, 16])).shape // → 2,5,16
  */
 export class TransformerBlock extends Module {
+  /** The norm before attention. */
   ln_1: LayerNorm
+  /** The attention. */
   attn: SelfAttention
+  /** The norm before the position-wise layers. */
   ln_2: LayerNorm
+  /** The position-wise layers. */
   mlp: MLP
+  /** Drops elements of what both parts add. */
   drop: Dropout
 
   constructor(embedDim: number, numHeads: number, options: TransformerBlockOptions = {}) {
@@ -194,6 +209,7 @@ export class TransformerBlock extends Module {
     this.drop = new Dropout(rates.residual)
   }
 
+  /** Makes an empty cache of its attention. */
   newCache(batch: number, maxLength: number): AttentionCache | null {
     return this.attn.newCache(batch, maxLength)
   }

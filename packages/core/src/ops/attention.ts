@@ -151,6 +151,7 @@ function repeatHeads(x: Tensor, groups: number): Tensor {
   ])
 }
 
+/** Options of `scaledDotProductAttention`. */
 export interface AttentionOptions {
   /**
    * A bool mask is true where a query may attend to a key, as in every mask of this library; a floating one is added to
@@ -201,6 +202,9 @@ const KNOWN: Names<AttentionOptions> = {
  * @returns (…, H, T, Dv)
  * @throws ShapeError for shapes that do not fit; DTypeError for operands that are not floating and for a mask that is
  *   neither bool nor floating; ValueError for options out of range.
+ * @example
+ * const q = randn([1, 2, 5, 4])
+ * scaledDotProductAttention(q, q, q, { isCausal: true }).shape // → [1, 2, 5, 4]
  */
 export function scaledDotProductAttention(
   q: Tensor,

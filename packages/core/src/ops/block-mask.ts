@@ -27,8 +27,11 @@ export type BlockTensor = (typeof blockTensors)[number]
  * (H) or (B, H), broadcast. Made by `createBlockMask` and `topkBlocks`.
  */
 export class BlockMask {
+  /** The size of a block: so many queries by so many keys. */
   readonly blockSize: number
+  /** How many blocks the queries make. */
   readonly queryBlocks: number
+  /** How many blocks the keys make. */
   readonly keyBlocks: number
   /** The share of visible blocks, null where only the device knows it. */
   readonly density: number | null
@@ -98,6 +101,7 @@ function checkSize(op: string, blockSize: number): void {
 /** Makes a mask and lets go of what it took to make it. */
 const build = (make: () => BlockMask): BlockMask => noGrad(() => scope(make))
 
+/** Options of `createBlockMask`. */
 export interface BlockMaskOptions {
   /** Queries and keys per block, a multiple of 16; default 64. */
   blockSize?: number
@@ -203,6 +207,7 @@ const CHOOSE = program(
 const CHOSEN = program('topk_blocks.chosen', 1, ([s]) => e.gt(s, 0))
 const SEEN = program('topk_blocks.seen', 1, ([s]) => e.cast('float32', e.gt(s, -Infinity)))
 
+/** Options of `topkBlocks`. */
 export interface TopkBlocksOptions {
   /** Queries and keys per block, a multiple of 16; default 64. */
   blockSize?: number

@@ -13,11 +13,13 @@ import { type Program, program } from '../program.ts'
 import { record, shouldRecord } from '../tape.ts'
 import { type Tensor, upload } from '../tensor.ts'
 
+/** Options of all functions that make tensors. */
 export interface TensorOptions {
-  /** Default: float32, or what the data says. */
+  /** The type of the elements. Default: float32, or what the data says. */
   dtype?: DType
   /** A backend's name or the backend itself. Default: `defaultBackend()`. */
   device?: Backend | string
+  /** Compute gradients with respect to the tensor. Default: false. */
   requiresGrad?: boolean
 }
 
@@ -97,10 +99,11 @@ export function shapeAndOptions<O extends TensorOptions>(
 }
 
 /**
- * Every element `value`. dtype: float32 unless said.
+ * Makes a tensor of the given shape with every element `value`; float32 unless said.
  *
- * @param shape sizes, or one size.
- * @throws DTypeError for a value that int32 cannot hold, if that is the dtype.
+ * @throws ShapeError for a shape that is none, DTypeError for a value that int32 cannot hold, if that is the dtype.
+ * @example
+ * await full([2], 7).toArray() // → [7, 7]
  */
 export function full(shape: readonly number[] | number, value: number, options: TensorOptions = {}): Tensor {
   if (typeof value !== 'number')
@@ -118,20 +121,30 @@ function filled(
 }
 
 /**
- * Every element 0. dtype: float32 unless said.
+ * Makes a tensor of zeros of the given shape; float32 unless said.
  *
+ * @throws ShapeError for a shape that is none.
  * @example
- * zeros([2, 3]).shape // → 2,3
- * zeros(2, 3).shape // → 2,3
+ * await zeros([2]).toArray() // → [0, 0]
+ * zeros(2, 3).shape // → [2, 3]
  */
 export function zeros(shape: readonly number[], options?: TensorOptions): Tensor
+/** Makes a tensor of zeros of the given sizes. */
 export function zeros(...sizes: number[]): Tensor
 export function zeros(...args: readonly unknown[]): Tensor {
   return filled('zeros', shapeAndOptions('zeros', args, TENSOR), 0)
 }
 
-/** Every element 1. dtype: float32 unless said. */
+/**
+ * Makes a tensor of ones of the given shape; float32 unless said.
+ *
+ * @throws ShapeError for a shape that is none.
+ * @example
+ * await ones([2]).toArray() // → [1, 1]
+ * ones(2, 3).shape // → [2, 3]
+ */
 export function ones(shape: readonly number[], options?: TensorOptions): Tensor
+/** Makes a tensor of ones of the given sizes. */
 export function ones(...sizes: number[]): Tensor
 export function ones(...args: readonly unknown[]): Tensor {
   return filled('ones', shapeAndOptions('ones', args, TENSOR), 1)
@@ -143,11 +156,28 @@ const like = (x: Tensor, options: TensorOptions): TensorOptions => ({
   ...expectOptions('like', options, TENSOR),
 })
 
-/** Zeros of x's shape, dtype and device. */
+/**
+ * Makes a tensor of zeros of x's shape, and of its dtype and device unless said.
+ *
+ * @example
+ * zerosLike(arange(3)).dtype // → int32
+ */
 export const zerosLike = (x: Tensor, options: TensorOptions = {}): Tensor => zeros(x.shape, like(x, options))
-/** Ones of x's shape, dtype and device. */
+
+/**
+ * Makes a tensor of ones of x's shape, and of its dtype and device unless said.
+ *
+ * @example
+ * onesLike(arange(3)).dtype // → int32
+ */
 export const onesLike = (x: Tensor, options: TensorOptions = {}): Tensor => ones(x.shape, like(x, options))
-/** `value` in x's shape, dtype and device. */
+
+/**
+ * Makes a tensor of x's shape with every element `value`, of its dtype and device unless said.
+ *
+ * @example
+ * await fullLike(arange(2), 7).toArray() // → [7, 7]
+ */
 export const fullLike = (x: Tensor, value: number, options: TensorOptions = {}): Tensor =>
   full(x.shape, value, like(x, options))
 
@@ -166,6 +196,9 @@ function sequence(size: number, at: (i: number) => number, dtype: DType, options
  * arguments are whole, else float32.
  *
  * @throws ShapeError for a step of 0 or bounds that are not finite, DTypeError where numbers do not fit int32.
+ * @example
+ * await arange(3).toArray() // → [0, 1, 2]
+ * await arange(1, 2, 0.25).toArray() // → [1, 1.25, 1.5, 1.75]
  */
 export function arange(start: number, end?: number, step = 1, options: TensorOptions = {}): Tensor {
   expectOptions('arange', options, TENSOR)
@@ -183,7 +216,12 @@ export function arange(start: number, end?: number, step = 1, options: TensorOpt
   return finish(generate(ARANGE, backendFor(options), [size], dtype, [start, step]), options)
 }
 
-/** `steps` values from start to end, both included exactly; computed from the nearer end, as PyTorch does. */
+/**
+ * `steps` values from start to end, both included exactly; computed from the nearer end, as PyTorch does.
+ *
+ * @example
+ * await linspace(0, 1, 3).toArray() // → [0, 0.5, 1]
+ */
 export function linspace(start: number, end: number, steps: number, options: TensorOptions = {}): Tensor {
   checkShape('linspace', [steps])
   expectOptions('linspace', options, TENSOR)
@@ -197,7 +235,14 @@ export function linspace(start: number, end: number, steps: number, options: Ten
   return sequence(steps, at, dtype, options)
 }
 
-/** The identity matrix, (n, m). */
+/**
+ * Makes the identity matrix (n, m), ones on the diagonal and zeros elsewhere; m is n and float32 the dtype unless
+ * said.
+ *
+ * @throws ShapeError for sizes that are none.
+ * @example
+ * await eye(2).toArray() // → [[1, 0], [0, 1]]
+ */
 export function eye(n: number, m = n, options: TensorOptions = {}): Tensor {
   checkShape('eye', [n, m])
   expectOptions('eye', options, TENSOR)
@@ -227,6 +272,9 @@ export type MoveTarget = DType | Backend | (string & {}) | { dtype?: DType; devi
  * every engine. bool asks what differs from 0 (NaN does).
  * Moving between devices reads from the first at once: where that is impossible it throws DeviceError (use `await
  * x.data()` and `tensor`).
+ *
+ * @example
+ * tensor([1.5]).to('int32').dtype // → int32
  */
 export function to(x: Tensor, target: MoveTarget): Tensor {
   x = asTensor('to', x)
@@ -256,7 +304,13 @@ function move(x: Tensor, backend: Backend): Tensor {
   return out
 }
 
-/** The elements in row-major order, as a typed array of their own (bool: Uint8Array of 0 and 1). */
+/**
+ * Reads the elements in row-major order, as a typed array of their own; of bools a Uint8Array of 0 and 1.
+ *
+ * @throws DisposedError if the tensor was freed.
+ * @example
+ * await tensor([[1, 2], [3, 4]]).data() // → [1, 2, 3, 4]
+ */
 export async function data(x: Tensor): Promise<TypedArray> {
   x = asTensor('data', x)
   const dense = contiguous(x)
@@ -267,7 +321,13 @@ export async function data(x: Tensor): Promise<TypedArray> {
   }
 }
 
-/** As `data`, at once. @throws DeviceError where the backend cannot answer synchronously. */
+/**
+ * Reads the elements in row-major order at once, as a typed array of their own; of bools a Uint8Array of 0 and 1.
+ *
+ * @throws DeviceError where the backend cannot answer at once: use `await x.data()`.
+ * @example
+ * tensor([1, 2]).dataSync() // → [1, 2]
+ */
 export function dataSync(x: Tensor): TypedArray {
   x = asTensor('dataSync', x)
   const { readSync } = x.backend
@@ -299,7 +359,13 @@ const promised = <T>(op: string, read: Promise<T>): Promise<T> =>
     },
   })
 
-/** The value of a one-element tensor (bool: 0 or 1). */
+/**
+ * Reads the value of a tensor of one element; of bools 0 or 1.
+ *
+ * @throws ShapeError for another number of elements.
+ * @example
+ * await tensor([1, 2]).sum().item() // → 3
+ */
 export function item(x: Tensor): Promise<number> {
   return promised('item', readItem(x))
 }
@@ -309,13 +375,25 @@ async function readItem(x: Tensor): Promise<number> {
   return (await data(x))[0]
 }
 
-/** As `item`, at once. */
+/**
+ * Reads the value of a tensor of one element at once; of bools 0 or 1.
+ *
+ * @throws ShapeError for another number of elements, DeviceError where the backend cannot answer at once: use
+ * `await x.item()`.
+ * @example
+ * tensor([1, 2]).sum().itemSync() // → 3
+ */
 export function itemSync(x: Tensor): number {
   one(x, 'itemSync')
   return dataSync(x)[0]
 }
 
-/** The elements as nested arrays; a scalar gives a number. bool elements are booleans. */
+/**
+ * Reads the elements as nested arrays; a scalar gives a number, and bools are booleans.
+ *
+ * @example
+ * await tensor([[1, 2], [3, 4]]).toArray() // → [[1, 2], [3, 4]]
+ */
 export function toArray(x: Tensor): Promise<Nested> {
   return promised('toArray', readNested(x))
 }
@@ -331,7 +409,12 @@ async function readNested(x: Tensor): Promise<Nested> {
   return build(0)
 }
 
-/** Same shape, dtype and elements (NaN equals nothing)? Reads both. */
+/**
+ * Says whether two tensors have the same shape, dtype and elements; NaN equals nothing. It reads both.
+ *
+ * @example
+ * await tensor([1, 2]).equal(tensor([1, 2])) // → true
+ */
 export function equal(a: Tensor, b: Tensor): Promise<boolean> {
   return promised('equal', readEqual(a, b))
 }

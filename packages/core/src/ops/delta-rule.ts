@@ -94,6 +94,7 @@ function states(
   return { rows: stack(rows, 2), before: stack(before, 2), after: state }
 }
 
+/** Options of `deltaRule`. */
 export interface DeltaRuleOptions extends LinearFormOptions, StateOptions {
   /** log α ≤ 0, finite: (B, H, T) or (B, H, T, 1). Default: no decay. */
   logDecay?: Tensor | null

@@ -52,6 +52,7 @@ const GATED: Op<GatedLinearAttentionAttrs> = {
 /** In a form of the caller's choice, with a decay per row of the state, or with a state: always composed. */
 const WRITTEN: Op<WrittenAttrs> = { name: 'gated_linear_attention', outputs: 2, compose: written }
 
+/** Options of `gatedLinearAttention`. */
 export interface GatedLinearAttentionOptions extends LinearFormOptions, StateOptions {
   /** Multiplies the queries; default 1, as the formula. */
   scale?: number
@@ -155,10 +156,16 @@ export function checkPerStep(op: string, name: string, x: Tensor, q: Tensor, vec
   )
 }
 
-/** Retention's decays of H heads: γ_h = 1 − 2^(−5−h), h from 0 (Sun et al. 2023). */
+/**
+ * Retention's decays of H heads: γ_h = 1 − 2^(−5−h), h from 0 (Sun et al. 2023).
+ *
+ * @example
+ * retentionDecays(2).length // → 2
+ */
 export const retentionDecays = (heads: number): number[] =>
   Array.from({ length: heads }, (_, h) => 1 - 2 ** (-5 - h))
 
+/** Options of `retention`. */
 export interface RetentionOptions extends GatedLinearAttentionOptions {
   /** γ of each head, in (0, 1]; default 1 − 2^(−5−h). */
   decays?: readonly number[]

@@ -9,7 +9,16 @@ import { expandView, reshapeView } from '../primitives/views.ts'
 import type { Tensor } from '../tensor.ts'
 import { ne, where } from './pointwise.ts'
 
-/** x's elements at `index` (int32, as many dims as x) along dim: out[i][j] = x[i][index[i][j]] for dim 1. */
+/**
+ * Takes x's elements at `index`, an int32 tensor of as many dims as x, along dim: out[i][j] = x[i][index[i][j]]
+ * for dim 1. The result has the shape of the index.
+ *
+ * @throws ShapeError if index does not fit x, DTypeError unless it is int32, ValueError for an index beyond the
+ * dim.
+ * @example
+ * const index = tensor([[1], [0]], { dtype: 'int32' })
+ * await tensor([[1, 2], [3, 4]]).gather(1, index).toArray() // → [[2], [3]]
+ */
 export function gather(x: Tensor, dim: number, at: Tensor | ArrayOperand): Tensor {
   x = asTensor('gather', x)
   const index = asTensor('gather', at, x, 'int32')
@@ -23,7 +32,16 @@ export function gather(x: Tensor, dim: number, at: Tensor | ArrayOperand): Tenso
   return gatherPrimitive('gather', x, d, index)
 }
 
-/** A copy of x with source added at `index` along dim: the adjoint of gather. */
+/**
+ * Copies x and adds the elements of `source` at `index`, an int32 tensor of source's shape, along dim: the adjoint
+ * of `gather`.
+ *
+ * @throws ShapeError if the shapes do not fit, DTypeError unless index is int32, ValueError for an index beyond
+ * the dim.
+ * @example
+ * const index = tensor([0, 0, 1], { dtype: 'int32' })
+ * await zeros([2]).scatterAdd(0, index, tensor([1, 2, 3])).toArray() // → [3, 3]
+ */
 export function scatterAdd(
   x: Tensor,
   dim: number,
@@ -41,7 +59,15 @@ export function scatterAdd(
   return scatterAddPrimitive('scatter_add', x, d, index, source)
 }
 
-/** The parts of x at the positions of a one-dimensional int32 index along dim. */
+/**
+ * Takes the parts of x at the positions of a one-dimensional int32 index along dim.
+ *
+ * @throws ShapeError if index has more than one dim, DTypeError unless it is int32, ValueError for an index beyond
+ * the dim.
+ * @example
+ * const index = tensor([1, 1], { dtype: 'int32' })
+ * await tensor([[1, 2], [3, 4]]).indexSelect(0, index).toArray() // → [[3, 4], [3, 4]]
+ */
 export function indexSelect(x: Tensor, dim: number, at: Tensor | ArrayOperand): Tensor {
   x = asTensor('index_select', x)
   const index = asTensor('index_select', at, x, 'int32')
@@ -89,16 +115,20 @@ const EMBEDDING: Op<EmbeddingAttrs> = {
   },
 }
 
+/** Options of `embedding`. */
 export interface EmbeddingCallOptions {
   /** A row whose gradient is zero; negative counts from the end. Default: none (null). */
   paddingIdx?: number | null
 }
 
 /**
- * Rows of weight (V, D) at int32 indices of any shape → (…, D).
+ * Takes rows of weight (V, D) at int32 indices of any shape: (…) → (…, D).
  *
- * With `paddingIdx`: a row whose gradient is zero; negative counts from the end.
- * @throws ValueError for an index outside 0 … V − 1.
+ * @throws ValueError for an index outside 0 … V − 1, DTypeError unless indices are int32, ShapeError unless weight
+ * is a matrix.
+ * @example
+ * const index = tensor([2, 0], { dtype: 'int32' })
+ * await embedding(index, tensor([[1, 2], [3, 4], [5, 6]])).toArray() // → [[5, 6], [1, 2]]
  */
 export function embedding(
   index: Tensor | ArrayOperand,
@@ -113,9 +143,12 @@ export function embedding(
 }
 
 /**
- * One row of zeros and a one per int32 index: (…) → (…, numClasses), int32.
+ * Makes one row of zeros and a one per int32 index: (…) → (…, numClasses), int32.
  *
- * @throws ValueError for an index outside 0 … numClasses − 1 where the engine can look; a GPU makes a row of zeros of it.
+ * @throws DTypeError unless indices are int32; ValueError for an index outside 0 … numClasses − 1 where the engine can
+ * look: a GPU makes a row of zeros of it.
+ * @example
+ * await oneHot(tensor([2, 0], { dtype: 'int32' }), 3).toArray() // → [[0, 0, 1], [1, 0, 0]]
  */
 export function oneHot(at: Tensor | ArrayOperand, numClasses: number): Tensor {
   const index = asTensor('one_hot', at, undefined, 'int32')

@@ -26,26 +26,83 @@ const inPlace = (
   }
 }
 
-/** x += value */
+/**
+ * Adds `value` to x in place, x += value, for use outside the tape; a tensor broadcasts to x's shape.
+ *
+ * @returns x.
+ * @throws GradError if x requires a gradient, outside `noGrad`; ShapeError if value does not broadcast to x,
+ * DTypeError if x's dtype cannot hold the result.
+ * @example
+ * await tensor([1, 2]).add_(10).toArray() // → [11, 12]
+ */
 export const add_ = inPlace('add_', e.add)
-/** x −= value */
+
+/**
+ * Subtracts `value` from x in place, x −= value, for use outside the tape; a tensor broadcasts to x's shape.
+ *
+ * @returns x.
+ * @throws GradError if x requires a gradient, outside `noGrad`; ShapeError if value does not broadcast to x,
+ * DTypeError if x's dtype cannot hold the result.
+ * @example
+ * await tensor([1, 2]).sub_(1).toArray() // → [0, 1]
+ */
 export const sub_ = inPlace('sub_', e.sub)
-/** x *= value */
+
+/**
+ * Multiplies x by `value` in place, x *= value, for use outside the tape; a tensor broadcasts to x's shape.
+ *
+ * @returns x.
+ * @throws GradError if x requires a gradient, outside `noGrad`; ShapeError if value does not broadcast to x,
+ * DTypeError if x's dtype cannot hold the result.
+ * @example
+ * await tensor([1, 2]).mul_(2).toArray() // → [2, 4]
+ */
 export const mul_ = inPlace('mul_', e.mul)
-/** x /= value */
+
+/**
+ * Divides x by `value` in place, x /= value, for use outside the tape; a tensor broadcasts to x's shape.
+ *
+ * @returns x.
+ * @throws GradError if x requires a gradient, outside `noGrad`; ShapeError if value does not broadcast to x,
+ * DTypeError if x's dtype cannot hold the result.
+ * @example
+ * await tensor([1, 2]).div_(2).toArray() // → [0.5, 1]
+ */
 export const div_ = inPlace('div_', e.div)
 
-/** Every element becomes `value`. */
+/**
+ * Makes every element `value`, in place, for use outside the tape.
+ *
+ * @returns x.
+ * @throws GradError if x requires a gradient, outside `noGrad`; DTypeError if x's dtype cannot hold the value.
+ * @example
+ * await zeros([2]).fill_(3).toArray() // → [3, 3]
+ */
 export function fill_(x: Tensor, value: number): Tensor {
   expectNumber('fill_', value)
   elementwiseInto([x], FILL, [], [value])
   return x
 }
 
-/** Every element becomes 0. */
+/**
+ * Makes every element 0, in place, for use outside the tape.
+ *
+ * @returns x.
+ * @throws GradError if x requires a gradient, outside `noGrad`.
+ * @example
+ * await ones([2]).zero_().toArray() // → [0, 0]
+ */
 export const zero_ = (x: Tensor): Tensor => fill_(x, 0)
 
-/** The elements of source, broadcast and converted, over x's. */
+/**
+ * Puts the elements of `source`, broadcast and converted, in place of x's, for use outside the tape.
+ *
+ * @returns x.
+ * @throws GradError if x requires a gradient, outside `noGrad`; ShapeError if source does not broadcast to x,
+ * DTypeError if x's dtype cannot hold it.
+ * @example
+ * await zeros([2]).copy_(tensor([1, 2])).toArray() // → [1, 2]
+ */
 export function copy_(x: Tensor, source: Tensor | ArrayOperand): Tensor {
   copyInto(x, source)
   return x

@@ -13,12 +13,13 @@ import { add, mul } from './pointwise.ts'
 import { diagonal } from './shape.ts'
 
 /**
- * Matrix product. Vectors count as a row on the left and a column on the right; batch dims broadcast:
- * (…, M, K) · (…, K, N) → (…, M, N).
+ * Multiplies matrices: (…, M, K) · (…, K, N) → (…, M, N), with batch dims that broadcast. A vector counts as a row
+ * on the left and as a column on the right.
  *
  * @throws ShapeError if the inner dimensions differ or an operand is a scalar.
  * @example
- * const y = matmul(randn([8, 3, 4]), randn([4, 5])) // [8, 3, 5]
+ * randn([8, 3, 4]).matmul(randn([4, 5])).shape // → [8, 3, 5]
+ * await tensor([1, 2]).matmul(tensor([3, 4])).item() // → 11
  */
 export function matmul(a: Tensor, b: Tensor | ArrayOperand): Tensor {
   ;[a, b] = tensorsOf('matmul', [a, b])
@@ -58,13 +59,25 @@ function ranks(op: string, a: Tensor, b: Tensor, rank: number): void {
     )
 }
 
-/** Product of two matrices, (M, K) · (K, N). */
+/**
+ * Multiplies two matrices, (M, K) · (K, N) → (M, N).
+ *
+ * @throws ShapeError unless both are matrices and the inner dimensions agree.
+ * @example
+ * randn([2, 3]).mm(randn([3, 4])).shape // → [2, 4]
+ */
 export function mm(a: Tensor, b: Tensor): Tensor {
   ranks('mm', a, b, 2)
   return matmulPrimitive('mm', a, b)
 }
 
-/** Product of two batches of matrices, (B, M, K) · (B, K, N). */
+/**
+ * Multiplies two batches of matrices, (B, M, K) · (B, K, N) → (B, M, N).
+ *
+ * @throws ShapeError unless both are batches of equal size and the inner dimensions agree.
+ * @example
+ * randn([5, 2, 3]).bmm(randn([5, 3, 4])).shape // → [5, 2, 4]
+ */
 export function bmm(a: Tensor, b: Tensor): Tensor {
   ranks('bmm', a, b, 3)
   if (a.shape[0] !== b.shape[0])
@@ -72,7 +85,13 @@ export function bmm(a: Tensor, b: Tensor): Tensor {
   return matmulPrimitive('bmm', a, b)
 }
 
-/** Product of a matrix and a vector, (M, K) · (K). */
+/**
+ * Multiplies a matrix and a vector, (M, K) · (K) → (M).
+ *
+ * @throws ShapeError for other ranks, or if the inner dimensions differ.
+ * @example
+ * await tensor([[1, 2], [3, 4]]).mv(tensor([1, 1])).toArray() // → [3, 7]
+ */
 export function mv(a: Tensor, b: Tensor): Tensor {
   ;[a, b] = tensorsOf('mv', [a, b])
   if (a.rank !== 2 || b.rank !== 1)
@@ -80,7 +99,13 @@ export function mv(a: Tensor, b: Tensor): Tensor {
   return matmul(a, b)
 }
 
-/** Inner product of two vectors. */
+/**
+ * Takes the inner product of two vectors, (K) · (K) → a scalar.
+ *
+ * @throws ShapeError unless both are vectors of one size.
+ * @example
+ * await tensor([1, 2]).dot(tensor([3, 4])).item() // → 11
+ */
 export function dot(a: Tensor, b: Tensor): Tensor {
   ranks('dot', a, b, 1)
   return matmul(a, b)
@@ -88,8 +113,11 @@ export function dot(a: Tensor, b: Tensor): Tensor {
 
 const BLEND = program('addmm', 2, ([x, y], [beta, alpha]) => e.add(e.mul(beta, x), e.mul(alpha, y)), 2)
 
+/** Options of `addmm` and `baddbmm`. */
 export interface Scale {
+  /** What x is multiplied by; 0 ignores it altogether, NaN included. Default: 1. */
   beta?: number
+  /** What the product is multiplied by. Default: 1. */
   alpha?: number
 }
 
@@ -100,24 +128,45 @@ function blend(x: Tensor, y: Tensor, scale: Scale): Tensor {
   return beta === 0 ? mul(y, alpha) : elementwise(BLEND, [x, y], [beta, alpha])
 }
 
-/** beta · x + alpha · (a · b) for matrices; x broadcasts. */
+/**
+ * Takes beta · x + alpha · (a · b) for matrices (M, K) and (K, N); x broadcasts to (M, N).
+ *
+ * @throws ShapeError if the sizes do not fit.
+ * @example
+ * await ones([2]).addmm(tensor([[1, 2]]), tensor([[1, 0], [0, 1]])).toArray() // → [[2, 3]]
+ */
 export const addmm = (x: Tensor, a: Tensor, b: Tensor, scale: Scale = {}): Tensor => blend(x, mm(a, b), scale)
-/** beta · x + alpha · (a · b) for batches of matrices; x broadcasts. */
+
+/**
+ * Takes beta · x + alpha · (a · b) for batches of matrices (B, M, K) and (B, K, N); x broadcasts to (B, M, N).
+ *
+ * @throws ShapeError if the sizes do not fit.
+ * @example
+ * zeros([1]).baddbmm(ones([5, 2, 3]), ones([5, 3, 4])).shape // → [5, 2, 4]
+ */
 export const baddbmm = (x: Tensor, a: Tensor, b: Tensor, scale: Scale = {}): Tensor =>
   blend(x, bmm(a, b), scale)
 
-/** a[i] · b[j] of two vectors: (N), (M) → (N, M). */
+/**
+ * Takes all products a[i] · b[j] of two vectors, (N), (M) → (N, M).
+ *
+ * @throws ShapeError unless both are vectors.
+ * @example
+ * await tensor([1, 2]).outer(tensor([3, 4])).toArray() // → [[3, 4], [6, 8]]
+ */
 export function outer(a: Tensor, b: Tensor): Tensor {
   ranks('outer', a, b, 1)
   return mul(reshapeView(a, [a.numel, 1]), reshapeView(b, [1, b.numel]))
 }
 
 /**
- * Sum of products by Einstein's convention: `einsum('bij,bjk->bik', a, b)`. Letters name dims, a repeated letter in
- * one operand takes its diagonal, letters missing from the output are summed, `...` stands for broadcast dims;
- * without `->` the output has the letters that appear once, in alphabetical order.
+ * Sums products by Einstein's convention. Letters name dims, a repeated letter in one operand takes its diagonal,
+ * letters missing from the output are summed, `...` stands for broadcast dims; without `->` the output has the
+ * letters that appear once, in alphabetical order.
  *
  * @throws ValueError for a malformed equation, ShapeError where sizes differ.
+ * @example
+ * einsum('bij,bjk->bik', randn([5, 2, 3]), randn([5, 3, 4])).shape // → [5, 2, 4]
  */
 export function einsum(equation: string, ...tensors: readonly Tensor[]): Tensor {
   if (typeof equation !== 'string')

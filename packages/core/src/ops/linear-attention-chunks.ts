@@ -27,6 +27,7 @@ import { cat, narrow, pad, tril } from './shape.ts'
 /** How to compute: all pairs of steps, pairs within chunks and a state between them, or step by step. */
 export type LinearForm = 'quadratic' | 'chunked' | 'recurrent'
 
+/** How linear attention is computed; each way gives the same numbers. */
 export interface LinearFormOptions {
   /** Default: the backend's fused kernel where there is one, else 'chunked'. */
   form?: LinearForm
@@ -34,6 +35,7 @@ export interface LinearFormOptions {
   chunkSize?: number
 }
 
+/** The state that linear attention starts from, and whether it is returned. */
 export interface StateOptions {
   /** What steps before the first one left behind: a state that an earlier call returned. Default: zeros. */
   initialState?: Tensor | null

@@ -28,6 +28,8 @@ export const featureMaps = {
   exp: (x: e.Expr): e.Expr => e.exp(x),
   identity: (x: e.Expr): e.Expr => x,
 }
+
+/** The feature maps that linear attention knows by name. */
 export type FeatureMap = keyof typeof featureMaps
 
 const features: ReadonlyMap<FeatureMap, Program> = new Map(
@@ -99,6 +101,7 @@ const LINEAR_ATTENTION: Op<LinearAttentionAttrs> = {
 /** In a form of the caller's choice, or with a state: always composed. */
 const WRITTEN: Op<WrittenAttrs> = { name: 'linear_attention', outputs: 2, compose: written }
 
+/** Options of `linearAttention`. */
 export interface LinearAttentionCallOptions extends LinearFormOptions, StateOptions {
   /** Over keys j ≤ i only; default false. */
   isCausal?: boolean

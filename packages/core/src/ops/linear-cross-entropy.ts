@@ -17,6 +17,7 @@ import { add, div, mul, ne } from './pointwise.ts'
 import { sum } from './reduction.ts'
 import { cat, narrow } from './shape.ts'
 
+/** Options of `linearCrossEntropy`. */
 export interface LinearCrossEntropyOptions {
   /** (V), added to the logits. */
   bias?: Tensor | null

@@ -16,6 +16,7 @@ import { type Activation, activations } from './activations.ts'
 import { matmul } from './linalg.ts'
 import { add } from './pointwise.ts'
 
+/** What `linear` does with the product before it is stored. */
 export interface LinearEpilogue {
   /** Applied to the sum of product and bias; default none. */
   activation?: Activation | undefined
@@ -55,7 +56,9 @@ export function linear(
 
 /** What a fused kernel gets: its program's input 0 is the product's element, the next are the inputs after weight. */
 export interface LinearAttrs {
+  /** What is computed of each element of the product. */
   readonly epilogue: Kernel
+  /** The numbers that the epilogue takes. */
   readonly params: readonly number[]
 }
 

@@ -14,6 +14,7 @@ import { add, div, mul, ne, neg, where } from './pointwise.ts'
 import { logSoftmax, mean, sum } from './reduction.ts'
 import { movedim } from './shape.ts'
 
+/** What becomes of the losses of all elements: one mean, one sum, or themselves. */
 export type LossReduction = 'mean' | 'sum' | 'none'
 
 function reduced(op: string, x: Tensor, reduction: LossReduction): Tensor {
@@ -23,20 +24,35 @@ function reduced(op: string, x: Tensor, reduction: LossReduction): Tensor {
   throw new ValueError(`${op}: reduction must be 'mean', 'sum' or 'none', not '${String(reduction)}'`)
 }
 
+/** Options of all losses. */
 export interface LossOptions {
   /** Default 'mean'. */
   reduction?: LossReduction
 }
 
 const MSE = program('mse_loss', 2, ([a, b]) => e.square(e.sub(a, b)))
-/** (input − target)² */
+
+/**
+ * Takes the squared difference (input − target)², and its mean unless another reduction is asked for.
+ *
+ * @throws ShapeError if the shapes do not broadcast, ValueError for an unknown reduction.
+ * @example
+ * await mseLoss(tensor([1, 2]), tensor([1, 4])).item() // → 2
+ */
 export const mseLoss = (input: Tensor, target: Tensor | ArrayOperand, options: LossOptions = {}): Tensor => {
   const { reduction = 'mean' } = expectOptions('mse_loss', options, { reduction: 1 })
   return reduced('mse_loss', elementwise(MSE, [input, target]), reduction)
 }
 
 const L1 = program('l1_loss', 2, ([a, b]) => e.abs(e.sub(a, b)))
-/** |input − target| */
+
+/**
+ * Takes the absolute difference |input − target|, and its mean unless another reduction is asked for.
+ *
+ * @throws ShapeError if the shapes do not broadcast, ValueError for an unknown reduction.
+ * @example
+ * await l1Loss(tensor([1, 2]), tensor([1, 4])).item() // → 1
+ */
 export const l1Loss = (input: Tensor, target: Tensor | ArrayOperand, options: LossOptions = {}): Tensor => {
   const { reduction = 'mean' } = expectOptions('l1_loss', options, { reduction: 1 })
   return reduced('l1_loss', elementwise(L1, [input, target]), reduction)
@@ -57,12 +73,20 @@ const SMOOTH = program(
   1,
 )
 
+/** Options of `smoothL1Loss`. */
 export interface SmoothL1Options extends LossOptions {
   /** Where the loss changes from quadratic to linear. Default: 1. */
   beta?: number
 }
 
-/** Quadratic below beta, linear above (Girshick 2015); beta 0 is the L1 loss. */
+/**
+ * Takes a loss that is quadratic in the difference below beta and linear above (Girshick 2015), and its mean
+ * unless another reduction is asked for; beta 0 is the L1 loss.
+ *
+ * @throws ShapeError if the shapes do not broadcast, ValueError for a negative beta or an unknown reduction.
+ * @example
+ * await smoothL1Loss(tensor([1, 2]), tensor([1, 4])).item() // → 0.75
+ */
 export function smoothL1Loss(
   input: Tensor,
   target: Tensor | ArrayOperand,
@@ -91,12 +115,21 @@ const HUBER = program(
   1,
 )
 
+/** Options of `huberLoss`. */
 export interface HuberOptions extends LossOptions {
   /** Where the loss changes from quadratic to linear. Default: 1. */
   delta?: number
 }
 
-/** ½d² for |d| ≤ delta, else delta · (|d| − ½ delta) (Huber 1964) */
+/**
+ * Takes ½d² for |d| ≤ delta, else delta · (|d| − ½ delta), of the difference d (Huber 1964), and its mean unless
+ * another reduction is asked for.
+ *
+ * @throws ShapeError if the shapes do not broadcast, ValueError unless delta is positive or for an unknown
+ * reduction.
+ * @example
+ * await huberLoss(tensor([1, 2]), tensor([1, 4])).item() // → 0.75
+ */
 export function huberLoss(input: Tensor, target: Tensor | ArrayOperand, options: HuberOptions = {}): Tensor {
   const { reduction = 'mean', delta = 1 } = expectOptions('huber_loss', options, { reduction: 1, delta: 1 })
   if (!(delta > 0)) throw new ValueError(`huber_loss: delta must be > 0, got ${delta}`)
@@ -114,6 +147,7 @@ const BCE_POS = program('binary_cross_entropy_with_logits', 3, ([x, y, p]) => {
   return e.add(e.mul(e.sub(1, y), x), e.mul(factor, softplusNeg(x)))
 })
 
+/** Options of `binaryCrossEntropyWithLogits`. */
 export interface BceOptions extends LossOptions {
   /** Scales each element's loss; broadcasts. */
   weight?: Tensor | null
@@ -121,7 +155,13 @@ export interface BceOptions extends LossOptions {
   posWeight?: Tensor | null
 }
 
-/** Binary cross-entropy of logits: −[posWeight · y ln σ(x) + (1 − y) ln(1 − σ(x))] · weight. */
+/**
+ * Binary cross-entropy of logits: −[posWeight · y ln σ(x) + (1 − y) ln(1 − σ(x))] · weight.
+ *
+ * @example
+ * const loss = binaryCrossEntropyWithLogits(tensor([-100, 100]), tensor([1, 1]))
+ * await loss.item() // → 50
+ */
 export function binaryCrossEntropyWithLogits(
   input: Tensor,
   targets: Tensor | ArrayOperand,
@@ -142,6 +182,7 @@ export function binaryCrossEntropyWithLogits(
   return reduced('binary_cross_entropy_with_logits', weight ? mul(raw, weight) : raw, reduction)
 }
 
+/** Options of `nllLoss`. */
 export interface NllOptions extends LossOptions {
   /** One factor per class, (C). */
   weight?: Tensor | null
@@ -210,7 +251,13 @@ function checkWeight(op: string, input: Tensor, weight: Tensor | null | undefine
     throw new DTypeError(`${op}: weight is ${weight.dtype}, the input ${input.dtype}; expected the same`)
 }
 
-/** Negative log-likelihood: input holds log-probabilities (N, C) or (N, C, d…), target int32 classes (N) or (N, d…). */
+/**
+ * Negative log-likelihood: input holds log-probabilities (N, C) or (N, C, d…), target int32 classes (N) or (N, d…).
+ *
+ * @example
+ * const logProbabilities = tensor([[-1, -2], [-3, -4]])
+ * await nllLoss(logProbabilities, tensor([0, 1], { dtype: 'int32' })).item() // → 2.5
+ */
 export function nllLoss(input: Tensor, classes: Tensor | ArrayOperand, options: NllOptions = {}): Tensor {
   input = asTensor('nll_loss', input)
   const target = asTensor('nll_loss', classes, input, 'int32')
@@ -271,6 +318,7 @@ const CROSS_ENTROPY: Op<CrossEntropyAttrs> = {
   },
 }
 
+/** Options of `crossEntropy`. */
 export interface CrossEntropyOptions extends NllOptions {
   /** Mixes the targets with the uniform distribution (Szegedy et al. 2016), 0 … 1. */
   labelSmoothing?: number
@@ -286,6 +334,9 @@ const classesOf = (x: Tensor | ArrayOperand): 'int32' | undefined =>
  *
  * @throws ValueError for a class outside 0 … C − 1 other than ignoreIndex, and for ignoreIndex with probabilities;
  * ShapeError and DTypeError for a weight that is not (C) of the input's dtype.
+ * @example
+ * const logits = tensor([[100, 0], [0, 100]])
+ * await crossEntropy(logits, tensor([0, 0], { dtype: 'int32' })).item() // → 50
  */
 export function crossEntropy(
   input: Tensor,

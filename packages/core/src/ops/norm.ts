@@ -73,6 +73,7 @@ function normalised(
 
 const EPS = { eps: 1 } as const
 
+/** Options of `layerNorm`, `rmsNorm` and `groupNorm`. */
 export interface NormOptions {
   /**
    * Added to the variance (of rmsNorm: the mean square) under the root. Default: 1e-5; of rmsNorm the
@@ -85,6 +86,8 @@ export interface NormOptions {
  * (x − mean) / √(variance + eps) · weight + bias over the last dims (Ba et al. 2016); the variance is the population's.
  *
  * @param normalizedShape the last dims of x; weight and bias have this shape.
+ * @example
+ * layerNorm(randn([2, 3, 4]), [4], ones([4]), zeros([4])).shape // → [2, 3, 4]
  */
 export function layerNorm(
   x: Tensor,
@@ -131,6 +134,9 @@ const EPSILON = { float32: 2 ** -23, float64: 2 ** -52 } as const
  * x / √(mean x² + eps) · weight over the last dims (Zhang & Sennrich 2019).
  *
  * `eps` defaults to the machine epsilon of the dtype, as in PyTorch.
+ *
+ * @example
+ * rmsNorm(randn([2, 3, 4]), [4], ones([4])).shape // → [2, 3, 4]
  */
 export function rmsNorm(
   x: Tensor,
@@ -167,6 +173,9 @@ const GROUP_NORM: Op<{ numGroups: number; eps: number; weight: boolean; bias: bo
 
 /**
  * Normalises each of `numGroups` groups of channels of x (N, C, …) (Wu & He 2018); weight and bias are (C).
+ *
+ * @example
+ * groupNorm(randn([2, 6, 5]), 3, ones([6]), zeros([6])).shape // → [2, 6, 5]
  */
 export function groupNorm(
   x: Tensor,

@@ -33,6 +33,7 @@ const INTEGERS = program(
   6,
 )
 
+/** Options of `rand`, beside those of every tensor. */
 export interface RandOptions extends TensorOptions {
   /** The smallest number that is drawn. Default: 0. */
   low?: number
@@ -41,9 +42,12 @@ export interface RandOptions extends TensorOptions {
 }
 
 /**
- * Uniform in [low, high), default [0, 1).
+ * Draws numbers uniformly from [low, high), by default [0, 1), in the given shape; float32 unless said.
+ * `manualSeed` makes them repeatable.
  *
- * @throws ValueError unless low ≤ high and both are finite.
+ * @throws ShapeError for a shape that is none, ValueError unless low ≤ high and both are finite.
+ * @example
+ * rand([2, 3]).shape // → [2, 3]
  */
 export function rand(shape: readonly number[], options?: RandOptions): Tensor
 export function rand(...sizes: number[]): Tensor
@@ -55,6 +59,7 @@ export function rand(...args: readonly unknown[]): Tensor {
   return generated('rand', UNIFORM, shape, rest, [...nextDraw(), low, high - low])
 }
 
+/** Options of `randn`, beside those of every tensor. */
 export interface RandnOptions extends TensorOptions {
   /** The mean of the distribution. Default: 0. */
   mean?: number
@@ -63,9 +68,12 @@ export interface RandnOptions extends TensorOptions {
 }
 
 /**
- * Normal, default mean 0 and standard deviation 1.
+ * Draws numbers from a normal distribution, by default of mean 0 and standard deviation 1, in the given shape;
+ * float32 unless said. `manualSeed` makes them repeatable.
  *
- * @throws ValueError unless both are finite and std ≥ 0.
+ * @throws ShapeError for a shape that is none, ValueError unless both are finite and std ≥ 0.
+ * @example
+ * randn([2, 3], { std: 0.02 }).shape // → [2, 3]
  */
 export function randn(shape: readonly number[], options?: RandnOptions): Tensor
 export function randn(...sizes: number[]): Tensor
@@ -77,14 +85,26 @@ export function randn(...args: readonly unknown[]): Tensor {
   return generated('randn', NORMAL, shape, rest, [...nextDraw(), mean, std])
 }
 
-/** 1 with probability p, else 0; float32 unless said. */
+/**
+ * Draws 1 with probability p, else 0, in the given shape; float32 unless said.
+ *
+ * @throws ValueError unless p lies within 0 … 1.
+ * @example
+ * await bernoulli([2], 1).toArray() // → [1, 1]
+ */
 export function bernoulli(shape: readonly number[], p: number, options: TensorOptions = {}): Tensor {
   shapeAndOptions('bernoulli', [shape, options], TENSOR)
   if (!(p >= 0 && p <= 1)) throw new ValueError(`bernoulli: p must lie within 0 … 1, got ${p}`)
   return generated('bernoulli', BERNOULLI, shape, options, [...nextDraw(), p])
 }
 
-/** Whole numbers in [low, high), int32; up to 2²⁴ different ones. */
+/**
+ * Draws whole numbers from [low, high), int32, in the given shape; there can be up to 2²⁴ different ones.
+ *
+ * @throws ValueError unless low and high are whole and low is below high.
+ * @example
+ * randint(0, 10, [2, 3]).dtype // → int32
+ */
 export function randint(
   low: number,
   high: number,
@@ -105,7 +125,12 @@ export function randint(
   ])
 }
 
-/** A random order of 0 … n − 1, int32. */
+/**
+ * Draws a random order of 0 … n − 1, int32.
+ *
+ * @example
+ * await randperm(5).sum().item() // → 10
+ */
 export function randperm(n: number, options: TensorOptions = {}): Tensor {
   expectOptions('randperm', options, TENSOR)
   const keys = rand([n], options.device === undefined ? {} : { device: options.device })
@@ -117,6 +142,9 @@ export function randperm(n: number, options: TensorOptions = {}): Tensor {
 /**
  * Indices drawn with the given weights (not necessarily normalised), on the host: (N) → (numSamples), int32.
  * Reads the weights at once.
+ *
+ * @example
+ * await multinomial([0, 1, 0], 2).toArray() // → [1, 1]
  */
 export function multinomial(weights: ArrayLike<number>, numSamples = 1): Tensor {
   if (weights instanceof Tensor)
@@ -169,8 +197,13 @@ export const dropWith = (x: Tensor, p: number, draw: readonly number[]): Tensor 
   elementwise(DROPOUT, [x], dropoutParams(p, draw), x.dtype)
 
 /**
- * While training, each element becomes 0 with probability p and is divided by 1 − p otherwise, so that the expectation
- * stays (Srivastava et al. 2014). The mask is never stored: backward draws the same numbers again.
+ * Makes each element 0 with probability p while training, and divides it by 1 − p otherwise, so that the
+ * expectation stays (Srivastava et al. 2014). The mask is never stored: the backward pass draws the same numbers
+ * again.
+ *
+ * @throws ValueError unless p lies within 0 … 1.
+ * @example
+ * await ones([2]).dropout(0.5, false).toArray() // → [1, 1]
  */
 export function dropout(x: Tensor, p = 0.5, training = true): Tensor {
   x = asTensor('dropout', x)

@@ -135,6 +135,7 @@ function tableFrom(
   return [table[0].detach(), table[1].detach()]
 }
 
+/** Options of `rotaryEmbedding`. */
 export interface RotaryOptions {
   /** θᵢ = base^(−2i/R); default 10000. */
   base?: number

@@ -25,13 +25,27 @@ import { allocate, type Tensor } from '../tensor.ts'
 
 /** Operators that only move elements around. Views share storage; a copy is made where the docs say so. */
 
-/** The same elements in another shape; one size may be −1. A view where the strides allow it, else a copy. */
+/**
+ * Gives the same elements in another shape; one size may be −1 and follows from the others. It is a view where the
+ * strides allow it, else a copy.
+ *
+ * @throws ShapeError if the numbers of elements differ.
+ * @example
+ * arange(6).reshape([2, -1]).shape // → [2, 3]
+ * arange(6).reshape(3, 2).shape // → [3, 2]
+ */
 export function reshape(x: Tensor, shape: number | readonly number[], ...more: number[]): Tensor {
   x = asTensor('reshape', x)
   return reshapeView(x, L.resolveShape('reshape', x.shape, sizesOf('reshape', shape, more)))
 }
 
-/** As reshape, but never a copy. @throws ShapeError where the strides do not allow a view. */
+/**
+ * Gives the same elements in another shape as `reshape` does, but never copies.
+ *
+ * @throws ShapeError where the strides do not allow a view, or if the numbers of elements differ.
+ * @example
+ * arange(6).view([2, 3]).shape // → [2, 3]
+ */
 export function view(x: Tensor, shape: number | readonly number[], ...more: number[]): Tensor {
   x = asTensor('view', x)
   const to = L.resolveShape('view', x.shape, sizesOf('view', shape, more))
@@ -43,7 +57,14 @@ export function view(x: Tensor, shape: number | readonly number[], ...more: numb
   return reshapeView(x, to)
 }
 
-/** Dims startDim … endDim (both included) as one. */
+/**
+ * Joins the dims startDim … endDim, both included, into one; by default all. It is a view where the strides allow
+ * it.
+ *
+ * @throws ShapeError if startDim comes after endDim.
+ * @example
+ * zeros([2, 3, 4]).flatten(1).shape // → [2, 12]
+ */
 export function flatten(x: Tensor, startDim = 0, endDim = -1): Tensor {
   x = asTensor('flatten', x)
   const [a, b] = [L.wrapDim('flatten', startDim, x.rank), L.wrapDim('flatten', endDim, x.rank)]
@@ -52,7 +73,13 @@ export function flatten(x: Tensor, startDim = 0, endDim = -1): Tensor {
   return reshapeView(x, [...x.shape.slice(0, a), L.numel(x.shape.slice(a, b + 1)), ...x.shape.slice(b + 1)])
 }
 
-/** Dim `dim` as several; one size may be −1. */
+/**
+ * Splits dim `dim` into several of the given sizes; one may be −1. It is a view.
+ *
+ * @throws ShapeError if the sizes do not make up the dim.
+ * @example
+ * zeros([2, 12]).unflatten(1, [3, -1]).shape // → [2, 3, 4]
+ */
 export function unflatten(x: Tensor, dim: number, sizes: readonly number[]): Tensor {
   x = asTensor('unflatten', x)
   const d = L.wrapDim('unflatten', dim, x.rank)
@@ -63,7 +90,13 @@ export function unflatten(x: Tensor, dim: number, sizes: readonly number[]): Ten
   ])
 }
 
-/** Dims in another order; a view. */
+/**
+ * Puts the dims in another order, as a view: dim i of the result is dim `dims[i]` of x.
+ *
+ * @throws ShapeError unless each dim is named once.
+ * @example
+ * zeros([2, 3, 4]).permute([2, 0, 1]).shape // → [4, 2, 3]
+ */
 export function permute(x: Tensor, dims: number | readonly number[], ...more: number[]): Tensor {
   x = asTensor('permute', x)
   const order = sizesOf('permute', dims, more)
@@ -75,21 +108,38 @@ export function permute(x: Tensor, dims: number | readonly number[], ...more: nu
   return permuteView(x, places)
 }
 
-/** Two dims swapped; a view. */
+/**
+ * Swaps two dims, as a view.
+ *
+ * @throws ShapeError for a dim that x does not have.
+ * @example
+ * zeros([2, 3, 4]).transpose(-2, -1).shape // → [2, 4, 3]
+ */
 export function transpose(x: Tensor, dim0: number, dim1: number): Tensor {
   x = asTensor('transpose', x)
   const [a, b] = [L.wrapDim('transpose', dim0, x.rank), L.wrapDim('transpose', dim1, x.rank)]
   return x.rank === 0 ? x : transposeView(x, a, b)
 }
 
-/** All dims reversed; a view. */
+/**
+ * Reverses the order of all dims, as a view: of a matrix the transposed one. On a tensor it is a getter, `x.T`.
+ *
+ * @example
+ * T(zeros([2, 3])).shape // → [3, 2]
+ */
 export const T = (x: Tensor): Tensor =>
   permuteView(
     x,
     x.shape.map((_, i) => x.rank - 1 - i),
   )
 
-/** Dims moved from places `source` to places `destination`, the others in order; a view. */
+/**
+ * Moves the dims at places `source` to places `destination`, as a view; the others keep their order.
+ *
+ * @throws ShapeError unless both name as many dims, each once.
+ * @example
+ * zeros([2, 3, 4]).movedim(0, -1).shape // → [3, 4, 2]
+ */
 export function movedim(
   x: Tensor,
   source: number | readonly number[],
@@ -117,13 +167,25 @@ export function movedim(
   )
 }
 
-/** Size-1 dims repeated without a copy; −1 keeps a size; new dims come first. */
+/**
+ * Repeats dims of size 1 without a copy, as a view; −1 keeps a size, and new dims come first.
+ *
+ * @throws ShapeError where a size other than 1 would change.
+ * @example
+ * zeros([3, 1]).expand([2, 3, 4]).shape // → [2, 3, 4]
+ */
 export function expand(x: Tensor, shape: number | readonly number[], ...more: number[]): Tensor {
   x = asTensor('expand', x)
   return expandView('expand', x, L.expandLayout('expand', x, sizesOf('expand', shape, more)).shape)
 }
 
-/** As expand, NumPy's name. */
+/**
+ * Repeats dims of size 1 without a copy, as a view; as `expand`, by NumPy's name.
+ *
+ * @throws ShapeError where a size other than 1 would change.
+ * @example
+ * zeros([3, 1]).broadcastTo([3, 4]).shape // → [3, 4]
+ */
 export function broadcastTo(x: Tensor, shape: number | readonly number[], ...more: number[]): Tensor {
   x = asTensor('broadcast_to', x)
   return expandView(
@@ -133,10 +195,23 @@ export function broadcastTo(x: Tensor, shape: number | readonly number[], ...mor
   )
 }
 
-/** x in other's shape. */
+/**
+ * Repeats dims of size 1 so that x gets the shape of `other`, as a view.
+ *
+ * @throws ShapeError where a size other than 1 would change.
+ * @example
+ * zeros([1, 3]).expandAs(zeros([2, 3])).shape // → [2, 3]
+ */
 export const expandAs = (x: Tensor, other: Tensor): Tensor => expand(x, asTensor('expand_as', other).shape)
 
-/** Dims of size 1 removed: all, or those named (a named dim of another size stays). A view. */
+/**
+ * Removes dims of size 1, as a view: all of them, or those that are named; a named dim of another size stays.
+ *
+ * @throws ShapeError for a dim that x does not have.
+ * @example
+ * zeros([1, 3, 1]).squeeze().shape // → [3]
+ * zeros([1, 3, 1]).squeeze(0).shape // → [3, 1]
+ */
 export function squeeze(x: Tensor, dim?: number | readonly number[] | null, ...more: number[]): Tensor {
   x = asTensor('squeeze', x)
   const dims =
@@ -146,11 +221,24 @@ export function squeeze(x: Tensor, dim?: number | readonly number[] | null, ...m
   return reshapeView(x, L.squeezeLayout(x, dims).shape)
 }
 
-/** A new dim of size 1 at `dim`. A view. */
+/**
+ * Inserts a dim of size 1 at place `dim`, as a view; −1 appends it.
+ *
+ * @throws ShapeError for a place beyond the last.
+ * @example
+ * zeros([3]).unsqueeze(0).shape // → [1, 3]
+ */
 export const unsqueeze = (x: Tensor, dim: number): Tensor =>
   reshapeView(x, asTensor('unsqueeze', x).shape.toSpliced(L.wrapDim('unsqueeze', dim, x.rank + 1), 0, 1))
 
-/** Elements start … end−1 along dim, every step-th; Python's rules for negative bounds; step may be negative. A view. */
+/**
+ * Takes the elements start … end − 1 along dim, every step-th, as a view. Bounds follow Python's rules: negative
+ * ones count from the end, those beyond are cut. The step may be negative.
+ *
+ * @throws ShapeError for a step of 0, or a dim that x does not have.
+ * @example
+ * await arange(6).slice(0, 1, -1, 2).toArray() // → [1, 3]
+ */
 export function slice(x: Tensor, dim: number, start?: number, end?: number, step = 1): Tensor {
   x = asTensor('slice', x)
   const d = L.wrapDim('slice', dim, x.rank)
@@ -158,7 +246,13 @@ export function slice(x: Tensor, dim: number, start?: number, end?: number, step
   return part('slice', x, (l) => L.sliceLayout('slice', l, d, start, end, step))
 }
 
-/** `length` elements from `start` along dim. A view. */
+/**
+ * Takes `length` elements from `start` on along dim, as a view; a negative start counts from the end.
+ *
+ * @throws ShapeError if they do not lie within the dim.
+ * @example
+ * await arange(6).narrow(0, 2, 3).toArray() // → [2, 3, 4]
+ */
 export function narrow(x: Tensor, dim: number, start: number, length: number): Tensor {
   x = asTensor('narrow', x)
   const d = L.wrapDim('narrow', dim, x.rank)
@@ -179,7 +273,13 @@ export function narrow(x: Tensor, dim: number, start: number, length: number): T
   return part('narrow', x, (l) => L.sliceLayout('narrow', l, d, from, from + length, 1))
 }
 
-/** The part at `index` along dim, without that dim. A view. */
+/**
+ * Takes the part at `index` along dim, without that dim, as a view; a negative index counts from the end.
+ *
+ * @throws ShapeError if the index does not lie within the dim.
+ * @example
+ * await tensor([[1, 2], [3, 4]]).select(0, 1).toArray() // → [3, 4]
+ */
 export function select(x: Tensor, dim: number, index: number): Tensor {
   x = asTensor('select', x)
   if (x.rank === 0) throw new ShapeError('select: a scalar has no dims')
@@ -187,13 +287,20 @@ export function select(x: Tensor, dim: number, index: number): Tensor {
   return part('select', x, (l) => L.selectLayout('select', l, d, index))
 }
 
-/** Order reversed along dims. A view with negative strides. */
+/**
+ * Reverses the order along dims, as a view with negative strides.
+ *
+ * @throws ShapeError for a dim that x does not have.
+ * @example
+ * await tensor([1, 2, 3]).flip(0).toArray() // → [3, 2, 1]
+ */
 export function flip(x: Tensor, dims: number | readonly number[], ...more: number[]): Tensor {
   x = asTensor('flip', x)
   const list = sizesOf('flip', dims, more)
   return x.rank === 0 || list.length === 0 ? flipView(x, []) : flipView(x, L.wrapDims('flip', list, x.rank))
 }
 
+/** Options of `diagonal`. */
 export interface DiagonalOptions {
   /** Which diagonal: 0 the main one, above 0 those above it, below 0 those below. Default: 0. */
   offset?: number
@@ -203,7 +310,13 @@ export interface DiagonalOptions {
   dim2?: number
 }
 
-/** The diagonal of two dims as a new last dim; `offset` > 0 lies above the main one. A view. */
+/**
+ * Takes the diagonal of two dims, by default the first two, as a new last dim, as a view.
+ *
+ * @throws ShapeError unless the two dims are different ones of x.
+ * @example
+ * await tensor([[1, 2], [3, 4]]).diagonal().toArray() // → [1, 4]
+ */
 export function diagonal(x: Tensor, options: DiagonalOptions = {}): Tensor {
   x = asTensor('diagonal', x)
   const {
@@ -217,7 +330,14 @@ export function diagonal(x: Tensor, options: DiagonalOptions = {}): Tensor {
   return part('diagonal', x, (l) => L.diagonalLayout(l, offset, a, b))
 }
 
-/** Pieces of `size` (the last may be smaller), or of the sizes listed, along dim. Views. */
+/**
+ * Cuts x along dim, by default the first, into views of `size` (the last may be smaller), or of the sizes that are
+ * listed.
+ *
+ * @throws ShapeError unless the sizes make up the dim.
+ * @example
+ * arange(5).split(2).map((part) => part.shape) // → [[2], [2], [1]]
+ */
 export function split(x: Tensor, size: number | readonly number[], dim = 0): Tensor[] {
   x = asTensor('split', x)
   const d = L.wrapDim('split', dim, x.rank)
@@ -246,7 +366,13 @@ export function split(x: Tensor, size: number | readonly number[], dim = 0): Ten
   return piecesView('split', x, regions, (douts) => cat(douts, d))
 }
 
-/** At most `chunks` pieces of equal size (the last may be smaller) along dim. Views. */
+/**
+ * Cuts x along dim, by default the first, into at most `chunks` views of equal size; the last may be smaller.
+ *
+ * @throws ShapeError unless `chunks` is a positive whole number.
+ * @example
+ * arange(5).chunk(2).map((part) => part.shape) // → [[3], [2]]
+ */
 export function chunk(x: Tensor, chunks: number, dim = 0): Tensor[] {
   x = asTensor('chunk', x)
   if (!Number.isInteger(chunks) || chunks < 1)
@@ -257,7 +383,13 @@ export function chunk(x: Tensor, chunks: number, dim = 0): Tensor[] {
     : split(x, Math.ceil(n / chunks), dim)
 }
 
-/** All parts along dim, without that dim. Views. */
+/**
+ * Takes all parts along dim, by default the first, without that dim, as views.
+ *
+ * @throws ShapeError for scalars.
+ * @example
+ * zeros([2, 3]).unbind().map((row) => row.shape) // → [[3], [3]]
+ */
 export function unbind(x: Tensor, dim = 0): Tensor[] {
   x = asTensor('unbind', x)
   if (x.rank === 0) throw new ShapeError('unbind: a scalar has no dims')
@@ -273,7 +405,14 @@ function listOf(op: string, list: readonly (Tensor | ArrayOperand)[]): readonly 
   return tensorsOf(op, list)
 }
 
-/** Tensors joined along an existing dim; other sizes agree. One-dimensional empty tensors are skipped, as in PyTorch. */
+/**
+ * Joins tensors along an existing dim, by default the first; their other sizes agree and their dtypes promote.
+ * One-dimensional empty tensors are skipped, as in PyTorch.
+ *
+ * @throws ShapeError if other sizes differ or for scalars, ValueError for no tensors.
+ * @example
+ * cat([zeros([2, 3]), ones([1, 3])]).shape // → [3, 3]
+ */
 export function cat(list: readonly (Tensor | ArrayOperand)[], dim = 0): Tensor {
   const tensors = listOf('cat', list)
   if (tensors.length === 0) throw new ValueError('cat: needs at least one tensor')
@@ -324,7 +463,13 @@ export function cat(list: readonly (Tensor | ArrayOperand)[], dim = 0): Tensor {
   return out
 }
 
-/** Tensors of one shape joined along a new dim. */
+/**
+ * Joins tensors of one shape along a new dim, by default the first.
+ *
+ * @throws ShapeError if the shapes differ, ValueError for no tensors.
+ * @example
+ * stack([zeros([3]), ones([3])]).shape // → [2, 3]
+ */
 export function stack(list: readonly (Tensor | ArrayOperand)[], dim = 0): Tensor {
   const tensors = listOf('stack', list)
   if (tensors.length === 0) throw new ValueError('stack: needs at least one tensor')
@@ -338,7 +483,13 @@ export function stack(list: readonly (Tensor | ArrayOperand)[], dim = 0): Tensor
   )
 }
 
-/** The tensor repeated `repeats[i]` times along dim i; new dims come first. A copy. */
+/**
+ * Repeats x `repeats[i]` times along dim i, as a copy; new dims come first.
+ *
+ * @throws ShapeError if there are fewer numbers than dims.
+ * @example
+ * await tensor([1, 2]).repeat([2, 2]).toArray() // → [[1, 2, 1, 2], [1, 2, 1, 2]]
+ */
 export function repeat(x: Tensor, repeats: number | readonly number[], ...more: number[]): Tensor {
   x = asTensor('repeat', x)
   const times = sizesOf('repeat', repeats, more)
@@ -362,14 +513,26 @@ export function repeat(x: Tensor, repeats: number | readonly number[], ...more: 
   )
 }
 
-/** As repeat, but missing repeats are 1. */
+/**
+ * Repeats x `dims[i]` times along dim i, as a copy; numbers that are missing in front are 1.
+ *
+ * @throws ShapeError for numbers that are not whole or negative.
+ * @example
+ * await tensor([[1], [2]]).tile([2]).toArray() // → [[1, 1], [2, 2]]
+ */
 export function tile(x: Tensor, dims: number | readonly number[], ...more: number[]): Tensor {
   x = asTensor('tile', x)
   const times = sizesOf('tile', dims, more)
   return repeat(x, [...new Array<number>(Math.max(0, x.rank - times.length)).fill(1), ...times])
 }
 
-/** Elements moved by `shifts` places along dims, wrapping around; without dims the flattened tensor is rolled. */
+/**
+ * Moves the elements by `shifts` places along dims, around the end; without dims the flattened tensor is rolled.
+ *
+ * @throws ValueError unless there are as many shifts as dims.
+ * @example
+ * await tensor([1, 2, 3]).roll(1).toArray() // → [3, 1, 2]
+ */
 export function roll(
   x: Tensor,
   shifts: number | readonly number[],
@@ -402,20 +565,39 @@ const triangle = (op: string, x: Tensor): void => {
   if (x.rank < 2) throw new ShapeError(`${op}: takes matrices, got ${show(x.shape)}`)
 }
 
-/** The part of the matrices (last two dims) on and below a diagonal, zeros elsewhere. */
+/**
+ * Keeps the part of matrices (the last two dims) on and below a diagonal, zeros elsewhere; 0 is the main diagonal,
+ * above 0 those above it.
+ *
+ * @throws ShapeError for less than two dims.
+ * @example
+ * await ones([2, 2]).tril().toArray() // → [[1, 0], [1, 1]]
+ */
 export function tril(x: Tensor, diagonal = 0): Tensor {
   triangle('tril', x)
   return elementwise(TRIL, [x], [diagonal], x.dtype)
 }
 
-/** The part of the matrices (last two dims) on and above a diagonal, zeros elsewhere. */
+/**
+ * Keeps the part of matrices (the last two dims) on and above a diagonal, zeros elsewhere; 0 is the main diagonal,
+ * above 0 those above it.
+ *
+ * @throws ShapeError for less than two dims.
+ * @example
+ * await ones([2, 2]).triu(1).toArray() // → [[0, 1], [0, 0]]
+ */
 export function triu(x: Tensor, diagonal = 0): Tensor {
   triangle('triu', x)
   return elementwise(TRIU, [x], [diagonal], x.dtype)
 }
 
+/**
+ * What new elements hold: a number, the elements mirrored at the edge, the edge itself, or the elements from the
+ * other end.
+ */
 export type PadMode = 'constant' | 'reflect' | 'replicate' | 'circular'
 
+/** Options of `pad`. */
 export interface PadOptions {
   /**
    * What the new elements hold: `value`, or what is there, repeated in one of three ways. Default:
@@ -427,9 +609,13 @@ export interface PadOptions {
 }
 
 /**
- * Pads the last dims: [left, right] of the last, then of the one before, …; negative sizes crop.
+ * Adds elements around the last dims: [left, right] of the last, then of the one before, and so on; negative
+ * numbers crop.
  *
- * @param mode 'constant' fills with `value`; 'reflect', 'replicate' and 'circular' repeat what is there.
+ * @throws ShapeError if the padding is not in pairs, or more than the dim allows; ValueError for an unknown mode.
+ * @example
+ * await tensor([1, 2]).pad([1, 2]).toArray() // → [0, 1, 2, 0, 0]
+ * await tensor([1, 2, 3]).pad([1, 1], { mode: 'reflect' }).toArray() // → [2, 1, 2, 3, 2]
  */
 export function pad(x: Tensor, padding: readonly number[], options: PadOptions = {}): Tensor {
   x = asTensor('pad', x)
@@ -518,11 +704,26 @@ function padBy(mode: PadMode, x: Tensor, d: number, left: number, right: number)
   return cat([...(left > 0 ? [before] : []), x, ...(right > 0 ? [after] : [])], d)
 }
 
-/** x itself if it is dense and row-major, else a copy that is. */
+/**
+ * Gives x itself if its elements are dense and in row-major order, else a copy that is.
+ *
+ * @example
+ * zeros([2, 3]).T.contiguous().isContiguous // → true
+ */
 export const contiguous = (x: Tensor): Tensor => dense(asTensor('contiguous', x))
 
-/** A copy. */
+/**
+ * Copies x, elements and all; gradients flow through the copy.
+ *
+ * @example
+ * await tensor([1, 2]).clone().toArray() // → [1, 2]
+ */
 export const clone = (x: Tensor): Tensor => copy(x)
 
-/** Does the tensor hold floats? */
+/**
+ * Says whether the tensor holds floats.
+ *
+ * @example
+ * arange(3).isFloatingPoint() // → false
+ */
 export const isFloatingPoint = (x: Tensor): boolean => isFloat(asTensor('is_floating_point', x).dtype)

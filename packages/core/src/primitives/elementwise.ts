@@ -48,7 +48,13 @@ export function elementwiseAll(
   return outputs
 }
 
-/** Applies an elementwise program with one output. */
+/**
+ * Applies an elementwise program with one output.
+ *
+ * @example
+ * const cube = program('cube', 1, ([x]) => expr.mul(expr.square(x!), x!))
+ * await applyProgram(cube, [tensor([2])]).toArray() // → [8]
+ */
 export const elementwise = (
   p: Program,
   inputs: readonly (Tensor | ArrayOperand)[],

@@ -16,8 +16,11 @@ import type { Tensor } from '../tensor.ts'
 
 /** A tensor on its way: the elements in row-major order. */
 export interface HostTensor {
+  /** The elements, in row-major order. */
   readonly data: TypedArray
+  /** The size of each dim. */
   readonly shape: readonly number[]
+  /** The type of the elements. */
   readonly dtype: DType
 }
 
@@ -25,15 +28,19 @@ export interface HostTensor {
 export interface Message {
   /** What it is for: receivers say when they got another one than they wait for. */
   readonly what: string
+  /** The tensors that it carries. */
   readonly tensors: readonly HostTensor[]
+  /** Plain data beside them. */
   readonly note?: unknown
 }
 
 /** A rank's connection to the others. */
 export interface Link {
+  /** The number of this rank, from 0 on. */
   readonly rank: number
+  /** How many ranks there are. */
   readonly size: number
-  /** @throws RankError once a rank has failed. */
+  /** Sends a message to another rank, or to this one; messages to one rank arrive in order. */
   send(to: number, message: Message): void
   /** The next message from a rank. Rejects with RankError if a rank fails or the sender ends without sending. */
   receive(from: number): Promise<Message>
@@ -42,6 +49,7 @@ export interface Link {
 /** A rank failed, and the others with it: `cause` is its error. */
 export class RankError extends TilegradError {
   override name = 'RankError'
+  /** The rank that failed first. */
   readonly rank: number
 
   constructor(rank: number, cause: unknown) {
@@ -72,12 +80,14 @@ export class Mailbox {
     if (this.#failure !== null) throw this.#failure
   }
 
+  /** Puts in a message from another rank. */
   deliver(from: number, message: Message): void {
     const next = this.#waiting.get(from)?.shift()
     if (next) next.resolve(message)
     else this.#queues.set(from, [...(this.#queues.get(from) ?? []), message])
   }
 
+  /** Waits for the next message from another rank. */
   receive(from: number): Promise<Message> {
     if (this.#failure !== null) return Promise.reject(this.#failure)
     const message = this.#queues.get(from)?.shift()
@@ -95,6 +105,7 @@ export class Mailbox {
     this.#waiting.delete(from)
   }
 
+  /** Makes what waits, and what is asked for from now on, fail with an error. */
   fail(error: unknown): void {
     this.#failure ??= error
     for (const list of this.#waiting.values()) for (const { reject } of list) reject(this.#failure)
@@ -184,7 +195,13 @@ export const toHost = (tensors: readonly Tensor[]): Promise<HostTensor[]> =>
 export const fromHost = (tensors: readonly HostTensor[], device: Backend): Tensor[] =>
   noGrad(() => tensors.map(({ data, shape, dtype }) => tensor(data, shape, { dtype, device })))
 
-/** Every rank's note, in the order of ranks: small plain data. */
+/**
+ * Every rank's note, in the order of ranks: small plain data.
+ *
+ * @example
+ * const all = await runRanks(2, (link) => allGather(link, 'ranks', link.rank))
+ * all // → [[0, 1], [0, 1]]
+ */
 export async function allGather<T>(link: Link, what: string, note: T): Promise<T[]> {
   for (let to = 0; to < link.size; to++) if (to !== link.rank) link.send(to, { what, tensors: [], note })
   const all: T[] = []
@@ -217,6 +234,9 @@ export async function allGatherTensors(
  *
  * @param tensors of the same shapes on every rank
  * @returns new tensors
+ * @example
+ * const sums = await runRanks(2, async (link) => (await allReduce(link, [tensor([link.rank])]))[0]?.item())
+ * sums // → [1, 1]
  */
 export async function allReduce(link: Link, tensors: readonly Tensor[]): Promise<Tensor[]> {
   const all = await allGatherTensors(link, 'allReduce', tensors)

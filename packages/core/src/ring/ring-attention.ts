@@ -23,6 +23,9 @@ function piece(length: number, i: number, pieces: number): [number, number] {
  * The pieces [first position, count] of a sequence that a rank holds: one, or in 'zigzag' order pieces `rank` and
  * 2 · size − 1 − rank of 2 · size. The first ranks' late pieces make up for their early ones, which see few keys
  * (Brandon et al. 2023 stripe instead; zigzag keeps positions in order).
+ *
+ * @example
+ * ringPieces(8, { rank: 0, size: 2 }, 'zigzag') // → [[0, 2], [6, 2]]
  */
 export function ringPieces(
   length: number,
@@ -35,7 +38,13 @@ export function ringPieces(
     : [rank, 2 * size - 1 - rank].map((i) => piece(length, i, 2 * size))
 }
 
-/** This rank's part of a whole tensor along `dim`; a view where it is one piece. Inverse: `ringUnshard`. */
+/**
+ * This rank's part of a whole tensor along `dim`; a view where it is one piece. Inverse: `ringUnshard`.
+ *
+ * @example
+ * const parts = await runRanks(2, async (link) => ringShard(arange(4), 0, link, 'contiguous').toArray())
+ * parts // → [[0, 1], [2, 3]]
+ */
 export function ringShard(
   x: Tensor,
   dim: number,
@@ -47,7 +56,12 @@ export function ringShard(
   return parts.length === 1 ? parts[0] : cat(parts, at)
 }
 
-/** The whole of all ranks' parts, in the order of ranks. */
+/**
+ * The whole of all ranks' parts, in the order of ranks.
+ *
+ * @example
+ * await ringUnshard([arange(2), arange(2)], 0, 'contiguous').toArray() // → [0, 1, 0, 1]
+ */
 export function ringUnshard(parts: readonly Tensor[], dim: number, order: RingOrder): Tensor {
   const size = parts.length
   const at = dim < 0 ? dim + parts[0].rank : dim
@@ -66,6 +80,7 @@ export function ringUnshard(parts: readonly Tensor[], dim: number, order: RingOr
   )
 }
 
+/** Options of `ringAttention`. */
 export interface RingAttentionOptions {
   /** Positions see themselves and earlier ones only; ranks then hold what 'zigzag' order gives them. Default false. */
   isCausal?: boolean
@@ -73,6 +88,7 @@ export interface RingAttentionOptions {
   scale?: number | null
 }
 
+/** What `ringAttention` gives to a rank. */
 export interface RingAttention {
   /** (B, H, T, Dv) of this rank's queries: a leaf, as no tape reaches other devices. */
   readonly out: Tensor

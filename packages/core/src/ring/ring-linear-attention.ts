@@ -12,6 +12,7 @@ import type { Tensor } from '../tensor.ts'
 import { allGatherTensors, type Link } from './link.ts'
 import type { RingAttention } from './ring-attention.ts'
 
+/** Options of `ringLinearAttention`. */
 export interface RingLinearAttentionOptions
   extends Pick<LinearAttentionCallOptions, 'isCausal' | 'eps' | 'featureMap'> {}
 

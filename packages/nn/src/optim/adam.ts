@@ -18,6 +18,7 @@ import {
   type Update,
 } from './optimizer.ts'
 
+/** Options of `Adam` and `AdamW`. */
 export interface AdamOptions {
   /** Learning rate; default 1e-3. */
   lr: number

@@ -39,6 +39,7 @@ export interface ParamState {
 
 /** How to update one parameter: a program to apply in place. */
 export interface Update extends InPlaceCall {
+  /** What is computed of each element. */
   readonly program: Program
 }
 
@@ -49,10 +50,13 @@ const ZERO = program('zero_grad', 0, () => expr.constant(0))
 
 /** All an optimiser needs to continue: plain data and tensors, parameters by position. */
 export interface OptimizerStateDict<O> {
+  /** The state of each parameter, by its number. */
   state: Record<number, ParamState>
+  /** The options of each group, with the numbers of its parameters. */
   paramGroups: (O & { params: number[] })[]
 }
 
+/** Options of `zeroGrad`. */
 export interface ZeroGradOptions {
   /** Free the gradients (true) or fill them with zeros (false). Default: true. */
   setToNull?: boolean

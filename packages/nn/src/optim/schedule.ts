@@ -34,12 +34,18 @@ function check(op: string, numbers: Readonly<Record<string, number>>, orZero: re
   }
 }
 
-/** The same rate at every step. */
+/**
+ * Keeps one rate at every step.
+ *
+ * @example
+ * schedule.constant(0.1)(5) // → 0.1
+ */
 export function constant(lr: number): Schedule {
   check('constant', { lr }, ['lr'])
   return named('constant', { lr }, () => lr)
 }
 
+/** Options of `warmupCosine`. */
 export interface WarmupCosineOptions {
   /** The highest rate, reached after the warm-up. */
   lr: number
@@ -56,6 +62,9 @@ export interface WarmupCosineOptions {
  * decaySteps (Loshchilov & Hutter 2017), then minLr.
  *
  * @throws ValueError for negative numbers or a warm-up longer than decaySteps.
+ * @example
+ * const rate = schedule.warmupCosine({ lr: 1, warmupSteps: 2, decaySteps: 10 })
+ * rate(10) // → 0
  */
 export function warmupCosine(options: WarmupCosineOptions): Schedule {
   const {
@@ -75,6 +84,7 @@ export function warmupCosine(options: WarmupCosineOptions): Schedule {
   })
 }
 
+/** Options of `linear`. */
 export interface LinearOptions {
   /** The rate at step 0. */
   from: number
@@ -84,13 +94,19 @@ export interface LinearOptions {
   steps: number
 }
 
-/** In a straight line from `from` at step 0 to `to` at step `steps` and after. */
+/**
+ * In a straight line from `from` at step 0 to `to` at step `steps` and after.
+ *
+ * @example
+ * schedule.linear({ from: 1, to: 0, steps: 4 })(1) // → 0.75
+ */
 export function linear(options: LinearOptions): Schedule {
   const { from, to, steps } = expectOptions('schedule.linear', options, { from: 1, to: 1, steps: 1 })
   check('linear', { from, to, steps }, ['from', 'to'])
   return named('linear', options, (step) => from + (to - from) * Math.min(1, step / steps))
 }
 
+/** Options of `stepDecay`. */
 export interface StepDecayOptions {
   /** The rate at step 0. */
   lr: number
@@ -100,7 +116,12 @@ export interface StepDecayOptions {
   gamma?: number
 }
 
-/** lr · gamma^⌊step / stepSize⌋: a drop by gamma (default 0.1) every stepSize steps. */
+/**
+ * lr · gamma^⌊step / stepSize⌋: a drop by gamma (default 0.1) every stepSize steps.
+ *
+ * @example
+ * schedule.stepDecay({ lr: 1, stepSize: 2, gamma: 0.5 })(4) // → 0.25
+ */
 export function stepDecay(options: StepDecayOptions): Schedule {
   const {
     lr,
@@ -111,6 +132,7 @@ export function stepDecay(options: StepDecayOptions): Schedule {
   return named('stepDecay', options, (step) => lr * gamma ** Math.floor(step / stepSize))
 }
 
+/** Options of `exponential`. */
 export interface ExponentialOptions {
   /** The rate at step 0. */
   lr: number
@@ -118,13 +140,20 @@ export interface ExponentialOptions {
   gamma: number
 }
 
-/** lr · gamma^step */
+/**
+ * Multiplies the rate by gamma at every step: lr · gamma^step.
+ *
+ * @throws ValueError for a negative rate.
+ * @example
+ * schedule.exponential({ lr: 1, gamma: 0.5 })(2) // → 0.25
+ */
 export function exponential(options: ExponentialOptions): Schedule {
   const { lr, gamma } = expectOptions('schedule.exponential', options, { lr: 1, gamma: 1 })
   check('exponential', { lr, gamma }, ['lr'])
   return named('exponential', options, (step) => lr * gamma ** step)
 }
 
+/** Options of `oneCycle`. */
 export interface OneCycleOptions {
   /** The peak. */
   maxLr: number

@@ -8,6 +8,7 @@ import {
   type Update,
 } from './optimizer.ts'
 
+/** Options of `SGD`. */
 export interface SGDOptions {
   /** Learning rate; default 1e-3. */
   lr: number
