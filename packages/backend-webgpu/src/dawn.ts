@@ -24,6 +24,14 @@ const TOGGLES: Readonly<Record<string, boolean>> = {
 }
 
 /**
+ * Toggles for SwiftShader, below what users choose. Told to clear workgroup memory by itself it compiles a store for each
+ * number, which takes longer than the kernel; Dawn's own code is a loop.
+ */
+export const SOFTWARE_TOGGLES: Readonly<Record<string, boolean>> = {
+  use_vulkan_zero_initialize_workgroup_memory_extension: false,
+}
+
+/**
  * Dawn's instances by their options. They are never let go: an instance that is collected while a device, a buffer or
  * a promise made from it lives takes the process down. They keep nothing running.
  */

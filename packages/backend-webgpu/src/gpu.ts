@@ -3,7 +3,7 @@
  * features that kernels can use.
  */
 import { DeviceError, ValueError } from '@tilegrad/core'
-import { createDawn, type DawnOptions } from './dawn.ts'
+import { createDawn, type DawnOptions, SOFTWARE_TOGGLES } from './dawn.ts'
 
 /** Features that kernels make use of, asked for where the adapter has them. */
 const USEFUL: readonly string[] = [
@@ -92,15 +92,14 @@ export interface Gpu {
 export async function openGpu(options: GpuOptions = {}): Promise<Gpu> {
   const offered = globalThis.navigator?.gpu as GPU | undefined
   const isNode = !offered && typeof globalThis.process?.versions?.node === 'string'
-  const api = offered ?? (isNode ? await createDawn(options) : undefined)
+  let api = offered ?? (isNode ? await createDawn(options) : undefined)
   if (!api) throw new DeviceError(`openGpu: ${noApi()}`)
 
-  let adapter: GPUAdapter | null
-  try {
-    adapter = await api.requestAdapter({ powerPreference: options.powerPreference ?? 'high-performance' })
-  } catch (cause) {
-    // Dawn lists what there is instead.
-    throw new DeviceError(`openGpu: ${messageOf(cause)}`, { cause })
+  let adapter = await requestAdapter(api, options)
+  if (adapter && isNode && isSwiftShader(adapter.info)) {
+    // Toggles belong to an instance, which must be there to know the adapter.
+    api = await createDawn({ ...options, toggles: { ...SOFTWARE_TOGGLES, ...options.toggles } })
+    adapter = await requestAdapter(api, options)
   }
   if (!adapter) throw new DeviceError(`openGpu: ${isNode ? NO_ADAPTER_NODE : NO_ADAPTER_BROWSER}`)
 
@@ -114,6 +113,15 @@ export async function openGpu(options: GpuOptions = {}): Promise<Gpu> {
     throw new DeviceError(`openGpu: ${name} gave no device: ${messageOf(cause)}`, { cause })
   }
   return new OpenGpu(device, adapter.info, immediateBytes(api, device), isNode, options.onError)
+}
+
+async function requestAdapter(api: GPU, { powerPreference }: GpuOptions): Promise<GPUAdapter | null> {
+  try {
+    return await api.requestAdapter({ powerPreference: powerPreference ?? 'high-performance' })
+  } catch (cause) {
+    // Dawn lists what there is instead.
+    throw new DeviceError(`openGpu: ${messageOf(cause)}`, { cause })
+  }
 }
 
 class OpenGpu implements Gpu {
@@ -141,7 +149,7 @@ class OpenGpu implements Gpu {
   ) {
     this.device = device
     this.adapterName = nameOf(info)
-    this.isSoftware = [info.architecture, info.description].some((name) => /swiftshader/i.test(name))
+    this.isSoftware = isSwiftShader(info)
     this.info = info
     this.features = device.features as ReadonlySet<string>
     // A copy: the device's own are asked for by a call each.
@@ -233,6 +241,9 @@ function immediateBytes(api: GPU, device: GPUDevice): number {
   if (!api.wgslLanguageFeatures?.has('immediate_address_space')) return 0
   return device.limits.maxImmediateSize ?? 0
 }
+
+const isSwiftShader = ({ architecture, description }: GPUAdapterInfo): boolean =>
+  /swiftshader/i.test(`${architecture} ${description}`)
 
 /** What Dawn calls description is the driver's. Names that were cut off end with a hyphen. */
 const nameOf = ({ description, device, architecture, vendor }: GPUAdapterInfo): string =>

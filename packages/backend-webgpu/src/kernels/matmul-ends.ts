@@ -99,6 +99,34 @@ function staged(t: Tile, e: Epilogue): string[] {
   ]
 }
 
+/** Stores a tile that fits workgroup memory as a whole, one vector or element after another. */
+export function endOnce(t: Tile, e: Epilogue): string[] {
+  const { bm, bn, tm, tn } = t
+  const [tx, ty] = [bn / tn, bm / tm]
+  const wide = wideOf(t, e)
+  const width = e.vectors ? 4 : 1
+  const values = range(tm).flatMap((i) =>
+    range(tn / 4).map(
+      (h) => `s[(ty * 4 + ${(i >> 2) * 4 * ty + (i & 3)}) * ${bn / 4} + ${h * tx} + tx] = c${i}_${h};`,
+    ),
+  )
+  const at = `s[row * ${bn / 4} + ${e.vectors ? 'column]' : '(column >> 2u)][column & 3]'}`
+  return [
+    ...values,
+    'workgroupBarrier();',
+    `for (var at = t; at < ${bm * wide}; at += ${threadsOf(t)}) {`,
+    `let row = at / ${wide}; let column = at % ${wide};`,
+    `let m = m0 + row; let n = n0 + column * ${width};`,
+    'if (m < p.m && n < p.n) {',
+    `let value = ${at};`,
+    loadExtras(e, 2, '', 'n', 'a', true, width),
+    loadExtras(e, 2, 'm', 'n', 'r', false, width),
+    store(e, 2, 'm', 'n', 'value', ['r', 'a'], width),
+    '}',
+    '}',
+  ]
+}
+
 /** Stores the column beyond the tile; `beyond` brings its sums, over every fourth step of k, to workgroup memory. */
 export function endBeyond(t: Tile, e: Epilogue, beyond: string): string[] {
   const sum = range(t.bk / 4).map((k) => `s[${(k * t.bm) / 4} + (row >> 2u)][row & 3]`)

@@ -62,10 +62,14 @@ const small: Tile = { bm: 32, bn: 32, bk: 32, tm: 4, tn: 4, slices: 4 }
 const tiny: Tile = { bm: 16, bn: 16, bk: 16, tm: 4, tn: 4, slices: 4 }
 
 /**
- * For software adapters: what costs there is code to compile, and a thread that waits for others. On two cores of an AMD
- * EPYC with SwiftShader 768 × 128 → 384 takes 0.1 s, and 0.5 the first time; in small tiles 1.2 and 3.8.
+ * For software adapters: what costs there is code to compile, and a thread that waits for others. On two cores with
+ * SwiftShader 768 × 128 → 384 takes 0.13 s and 0.3 to compile, in small tiles for SwiftShader 0.27 and 0.15; in
+ * tiles of the same size for GPUs 0.16 and 1.1.
  */
-const soft: Tile = { bm: 32, bn: 32, bk: 4, tm: 8, tn: 8, slices: 1 }
+const soft: Tile = { bm: 32, bn: 32, bk: 8, tm: 8, tn: 8, slices: 1, compact: true }
+const softSmall: Tile = { ...soft, bm: 16, bn: 16, tm: 4, tn: 4 }
+/** Multiplications from which on they take longer than code to compile. */
+const softFew = 2 ** 20
 
 /** Those of which it is measured what they are worth on a GPU; others need as many registers as one of them. */
 export const kinds: Readonly<Record<TileKind, Tile>> = { large, broad, middle, small }
@@ -116,7 +120,7 @@ export function planOf(engine: Engine, p: Problem, plain: boolean): Plan {
   const { maxComputeWorkgroupStorageSize: bytes, maxComputeInvocationsPerWorkgroup: threads } =
     engine.gpu.limits
   const { tuning } = engine
-  if (tuning.software) return { tile: soft, splits: 1 }
+  if (tuning.software) return { tile: p.items * p.m * p.n * p.k < softFew ? softSmall : soft, splits: 1 }
   const counts = countsOf(tuning)
   const [a, b] = [accessA(p), accessB(p)]
   const count = (t: Tile): number => Math.ceil(p.m / t.bm) * Math.ceil(p.n / t.bn) * p.items

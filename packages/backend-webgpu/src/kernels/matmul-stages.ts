@@ -23,6 +23,11 @@ export interface Tile {
   readonly plus?: boolean
   /** Default: row by row. */
   readonly order?: Order
+  /**
+   * Every piece of code is there once, in loops, and stages are not read ahead: for software adapters, which compile for
+   * long. Neither slices nor a column beyond.
+   */
+  readonly compact?: boolean
 }
 
 /** How a thread goes through its elements at each step of k: by blocks of so many rows and columns, always to a neighbour. */
@@ -47,7 +52,7 @@ export const threadsOf = (t: Tile): number => (t.bm / t.tm) * (t.bn / t.tn) * t.
 /** Bytes of workgroup memory. */
 export function bytesOf(t: Tile, a: Access, b: Access): number {
   const stage = t.bk * (rowOf(t.bm, a) + rowOf(t.bn, b))
-  const sums = t.slices > 1 ? endOf(t) : 0
+  const sums = t.compact ? (t.bm * t.bn) / 4 : t.slices > 1 ? endOf(t) : 0
   return 16 * Math.max(stage, sums, t.plus ? (t.bk * t.bm) / 16 : 0)
 }
 
@@ -135,6 +140,16 @@ export function stages(t: Tile, spec: TileSpec, lines: string[]): Stages {
       ...(t.plus ? [`var h${i} = ${v}(); var e${i} = ${v}();`] : []),
       each((of, base) => begin(t, of, i, `(t + ${base})`)),
     )
+    if (t.compact) {
+      stores.push(
+        each((of) =>
+          isVectors(of.access)
+            ? `${fetchVectors(t, of, i, v, true)}\n${put(t, of, i, v)}`
+            : moveElements(t, of, i, spec.epilogue.type),
+        ),
+      )
+      continue
+    }
     const fetch = (checked: boolean): string =>
       each((of) => {
         const code = isVectors(of.access)
@@ -166,6 +181,23 @@ function elementsOf({ bk }: Tile, { access, wide }: Operand): { o: number; k: nu
   const around = Math.max(1, wide / units)
   const down = Math.max(1, units / wide)
   return sixteen.map((j) => ({ o: (j % around) * units, k: Math.floor(j / around) * down }))
+}
+
+/** Straight to workgroup memory, one after another. */
+function moveElements(t: Tile, of: Operand, i: number, type: string): string {
+  const { x, access, size, wide, row, other, along } = of
+  const units = (wide * t.bk) / 16
+  const around = access === 'k' ? 16 : Math.max(1, wide / units)
+  const [o, k] = [access === 'k' ? wide / 16 : units, Math.max(1, units / wide)]
+  return [
+    'for (var j = 0; j < 16; j++) {',
+    `let o = (j % ${around}) * ${o}; let k = (j / ${around}) * ${k};`,
+    `var g = ${type}();`,
+    `if (k0 + kk${i} + k < kEnd) { g = x${x}[u${i}_0 + k * ${along} + min(u${i}_1 + o, p.${size} - 1) * ${other}]; }`,
+    `let to = sp${i} + k * ${row * 4} + o; s[to >> 2u][to & 3] = g;`,
+    '}',
+    `u${i}_0 += ${t.bk} * ${along};`,
+  ].join('\n')
 }
 
 /** Which block a thread has, where it is read and stored. */

@@ -28,7 +28,7 @@
  */
 
 import type { Binding, Shader } from '../shader.ts'
-import { end, endBeyond } from './matmul-ends.ts'
+import { end, endBeyond, endOnce } from './matmul-ends.ts'
 import { bindings, declarations, fields, places } from './matmul-epilogue.ts'
 import {
   bytesOf,
@@ -109,6 +109,15 @@ export function tileShader(t: Tile, spec: TileSpec): Shader {
   // Without a split the place of the first output must stay as it is: split is 0 then.
 
   const { load, store, beyond } = stages(t, spec, lines)
+  const made = (): Shader => ({
+    params: [...fields(matrices, dims), ...(spec.band ? ['band: i32'] : [])],
+    bindings: [...inputs, ...bindings(e, 2)],
+    workgroup: [threads],
+    declarations: declarations(e),
+    shared: { name: 's', item: v, count: bytesOf(t, spec.a, spec.b) / 16 },
+    joins: 'total',
+    body: lines.join('\n'),
+  })
 
   lines.push(`let lane = t % ${tx * ty};`, `let slice = t / ${tx * ty};`)
   // Of the lanes of a warp, which form 4 × 8, each shares its rows with the next but one and its columns with the next.
@@ -137,6 +146,20 @@ export function tileShader(t: Tile, spec: TileSpec): Shader {
     ]
     return `{\n${[...reads, ...multiply].join('\n')}\n}`
   }
+  if (t.compact) {
+    lines.push(
+      'loop {',
+      'if (k0 >= kEnd) { break; }',
+      store,
+      'workgroupBarrier();',
+      `k0 += ${bk};`,
+      `for (var k = 0; k < ${bk}; k++) ${step('k')}`,
+      'workgroupBarrier();',
+      '}',
+      ...endOnce(t, spec.epilogue),
+    )
+    return made()
+  }
   const all = range(each).map((k) => step(`${k}`))
   const loadNext = `if (k0 < kEnd) {\n${load}\n}`
   lines.push(
@@ -163,13 +186,5 @@ export function tileShader(t: Tile, spec: TileSpec): Shader {
     ...end(t, spec),
     ...(t.plus ? endBeyond(t, e, beyond) : []),
   )
-  return {
-    params: [...fields(matrices, dims), ...(spec.band ? ['band: i32'] : [])],
-    bindings: [...inputs, ...bindings(e, 2)],
-    workgroup: [threads],
-    declarations: declarations(e),
-    shared: { name: 's', item: v, count: bytesOf(t, spec.a, spec.b) / 16 },
-    joins: 'total',
-    body: lines.join('\n'),
-  }
+  return made()
 }

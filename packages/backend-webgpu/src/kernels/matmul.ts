@@ -48,7 +48,8 @@ function tiles(engine: Engine, label: string, p: Problem, program: Program | und
   const epilogue = epilogueOf(p, program)
   const band = p.band !== undefined
   const rest = p.k % tile.bk
-  const tail = rest === 1 && p.k > 1 && tile.slices * splits === 1 && !band ? 'one' : rest !== 0
+  const one = rest === 1 && p.k > 1 && tile.slices * splits === 1 && !band
+  const tail = tile.compact || (one ? 'one' : rest !== 0)
   const key = `mt${tileKey(tile)}${a}${b}${dims}${tail}${band}${epilogueKey(epilogue)}`
   const kernel = engine.kernel(key, label, () => tileShader(tile, { a, b, dims, tail, band, epilogue }))
   const matrices = [p.a, p.b, ...p.outs, ...p.extras]
@@ -69,7 +70,7 @@ const stepOf = ({ k }: Problem, { tile, splits }: Plan): number =>
   Math.ceil(Math.ceil(k / splits) / tile.bk) * tile.bk
 
 const tileKey = (t: Tile): string =>
-  `${t.bm},${t.bn},${t.bk},${t.tm},${t.tn},${t.slices}${t.plus ? 'p' : ''}${t.order ?? ''}`
+  `${t.bm},${t.bn},${t.bk},${t.tm},${t.tn},${t.slices}${t.plus ? 'p' : ''}${t.compact ? 'c' : ''}${t.order ?? ''}`
 
 /** Parts of k apart, into memory of their own, and then their sum. */
 function split(engine: Engine, label: string, p: Problem, program: Program | undefined, plan: Plan): void {
