@@ -137,7 +137,7 @@ async function launch(flags: readonly string[]): Promise<Browser> {
  * const sum = await runInBrowser<number>(new URL('./pages/sum.ts', import.meta.url), { argument: [1, 2] })
  */
 export async function runInBrowser<T>(entry: URL | string, options: BrowserOptions = {}): Promise<T> {
-  const { argument, timeout = 60_000, flags = [] } = options
+  const { argument, timeout = 240_000, flags = [] } = options
   const server = await serve(await bundle(entry))
   let browser: Browser | undefined
   try {

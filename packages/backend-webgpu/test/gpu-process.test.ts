@@ -43,7 +43,8 @@ async function run(folder: string, program: string, env: Record<string, string> 
       output += data
     })
   // A process that hangs is killed, and its signal fails the test.
-  const timer = setTimeout(() => child.kill('SIGKILL'), 30_000)
+  // Only to end what hangs.
+  const timer = setTimeout(() => child.kill('SIGKILL'), 240_000)
   const end = await new Promise((resolve) => child.on('close', (code, signal) => resolve(code ?? signal)))
   clearTimeout(timer)
   return { end, output }

@@ -11,6 +11,7 @@ import {
 } from '@tilegrad/core'
 import { type GenerateOptions, GPT, type GPTConfig, generate, type LanguageModel } from '@tilegrad/nn'
 import { beforeEach, describe, expect, it } from 'vitest'
+import { collected } from '../../core/test/support/collected.ts'
 import { values } from './helpers.ts'
 
 const tiny: GPTConfig = { vocabSize: 7, blockSize: 6, numLayers: 2, numHeads: 2, embedDim: 8 }
@@ -203,6 +204,7 @@ describe('streaming', () => {
   it('yields each token once it is known, and can be left', async () => {
     const model = sharp()
     const whole = await generate(model, start, { maxNewTokens: 5, temperature: 0 }).tensor()
+    await collected()
     const before = memory()
     const generation = model.generate(start, { maxNewTokens: 5, temperature: 0 })
     let n = 0
@@ -219,6 +221,7 @@ describe('streaming', () => {
 
   it('runs on for ever with a window, in flat memory', async () => {
     const model = sharp({ rope: true, window: 4 }, 6)
+    await collected()
     let [n, bytes, tensors] = [0, 0, 0]
     for await (const column of model.generate(start, { maxNewTokens: Infinity, seed: 3, topP: 0.9 })) {
       expect(column.length).toBe(2)
@@ -233,6 +236,7 @@ describe('streaming', () => {
 
   it('runs on with learned positions, computing their last blockSize tokens, in flat memory', async () => {
     const model = sharp({}, 6)
+    await collected()
     let [n, bytes, tensors] = [0, 0, 0]
     for await (const _ of model.generate(start, { maxNewTokens: 60 })) {
       if (++n === 10) ({ bytes, tensors } = memory())
@@ -245,6 +249,7 @@ describe('streaming', () => {
 it('runs without dropout, restores each module’s mode, records nothing and leaves no temporaries', async () => {
   const model = new GPT({ ...tiny, dropout: 0.5 })
   model.h[0].eval()
+  await collected()
   const before = memory().tensors
   const draw = (): Promise<Tensor> => model.generate(start, { maxNewTokens: 7, temperature: 0 }).tensor()
   const [a, b] = [await draw(), await draw()]
