@@ -1,5 +1,6 @@
 import { fileURLToPath } from 'node:url'
 import { defineConfig, type ViteUserConfig } from 'vitest/config'
+import { LongestFirst } from './test/longest-first.ts'
 
 const source = (path: string) => fileURLToPath(new URL(`packages/${path}`, import.meta.url))
 
@@ -21,6 +22,7 @@ export const shared = {
     pool: 'forks',
     // The CPU backend starts threads of its own in each test file.
     maxWorkers: 2,
+    sequence: { sequencer: LongestFirst },
     // From Node 24 on V8's optimising compiler pairs instructions: without these flags, the small inputs of tests would
     // only see what the other one makes.
     execArgv: current ? ['--wasm-sync-tier-up', '--wasm-tiering-budget=1'] : [],

@@ -1,23 +1,9 @@
-import { createCpuBackend } from '@tilegrad/backend-cpu'
 import * as tg from '@tilegrad/core'
 import { type Backend, data, grad, isFloat, reference, type Tensor } from '@tilegrad/core'
-import { afterAll, describe, expect, test } from 'vitest'
-import { gpus } from '../packages/backend-webgpu/test/support/gpus.ts'
+import { describe, expect, test } from 'vitest'
 import { CLOSE, difference, EXACT, LOOSE } from './conformance/compare.ts'
 import { type Row, table } from './op-table.ts'
 import { type Arg, LAYOUTS, type LayoutKind, list, make, tensorsIn } from './samples.ts'
-
-/**
- * Every operator on every backend against the reference, which computes in float64 and rounds when it stores. Single
- * elements may differ by a few float32 roundings (CLOSE), sums of many terms and gradients by more (LOOSE).
- */
-const backends: readonly { readonly name: string; readonly backend: Backend }[] = [
-  { name: 'cpu', backend: createCpuBackend() },
-  ...gpus.map(({ name, gpu }) => ({ name: `webgpu with ${name}`, backend: gpu })),
-]
-afterAll(async () => {
-  for (const { backend } of backends) await (backend as Partial<{ close(): Promise<void> }>).close?.()
-})
 
 interface Result {
   readonly what: string
@@ -103,7 +89,11 @@ const SPECIAL = [
   Number.NaN,
 ]
 
-for (const { name: device, backend } of backends) {
+/**
+ * Tests of every operator on a backend against the reference, which computes in float64 and rounds when it stores. Single
+ * elements may differ by a few float32 roundings (CLOSE), sums of many terms and gradients by more (LOOSE).
+ */
+export function testAgreement(device: string, backend: Backend): void {
   describe(`${device} agrees with the reference`, () => {
     for (const [i, row] of table.entries()) {
       test(`${row.name} (row ${i})`, async () => {
