@@ -47,7 +47,8 @@ const others = new Set(
   openDevice registerAsyncBackend resetPeakMemory scope setDefaultBackend setDevice setRngState show specialize tensor to toArray toFloat typedPostOrder withBackend
   zeros zerosLike
   allGather allReduce checkpoint Mailbox retentionDecays ringAttention ringLinearAttention ringPieces ringShard
-  ringUnshard runRanks attentionOperands dropoutParams`.split(/\s+/),
+  ringUnshard runRanks attentionOperands dropoutParams asTensor describeValue expectOptions expectTensor
+  Printable reclaim setPrintOptions shownAs text`.split(/\s+/),
 )
 
 test('every operator has its row in the table', () => {
