@@ -1,3 +1,6 @@
+import { setImmediate } from 'node:timers/promises'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import { memory, TilegradError } from 'tilegrad'
 import { Random } from './random.ts'
 import type { Watchdog } from './watchdog.ts'
@@ -45,6 +48,9 @@ const LONGEST = 10
 /** No message may have more characters. */
 const LONGEST_MESSAGE = 4000
 
+setFlagsFromString('--expose-gc')
+const collectGarbage = runInNewContext('gc') as () => void
+
 const shorten = (text: string, most = 2000): string =>
   text.length > most ? `${text.slice(0, most)}… (${text.length} characters)` : text
 
@@ -86,6 +92,11 @@ export async function runPart(
       watchdog?.end()
       const { user, system } = process.cpuUsage(start)
       if ((user + system) / 1e6 > LONGEST) failure ??= `took ${(user + system) / 1e6} s of processor time`
+      // What nobody holds any more, as of a constructor that threw, is left to the garbage collector.
+      for (let i = 0; i < 10 && memory().tensors > before; i++) {
+        collectGarbage()
+        await setImmediate()
+      }
       if (memory().tensors !== before) failure ??= `left ${memory().tensors - before} tensors behind`
       if (Object.hasOwn(Object.prototype, 'polluted')) failure ??= 'changed Object.prototype'
       if (failure) trial.fail(input(), failure)

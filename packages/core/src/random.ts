@@ -130,7 +130,7 @@ export interface RngState {
  */
 export const getRngState = (): RngState => ({ key: state.key, draw: state.draw, host: state.host.state() })
 
-const isInt32 = (value: unknown): value is number => value === (Number(value) | 0)
+const isInt32 = (value: unknown): value is number => typeof value === 'number' && value === (value | 0)
 const isByte = (value: unknown): value is number => isInt32(value) && value >= 0 && value < 256
 
 /** What seedrandom's generator (RC4) holds: two places, and each byte once. */

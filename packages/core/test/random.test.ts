@@ -223,6 +223,8 @@ describe('seeds', () => {
       { ...state, key: [1] },
       { ...state, key: [1, Number.NaN] },
       { ...state, key: [1, 2 ** 40] },
+      // No operator makes a number of it.
+      { ...state, key: [{ toString: 1 }, 2] },
       { ...state, draw: 0.5 },
       { ...state, draw: '1' },
       { key, draw },
