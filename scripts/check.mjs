@@ -4,7 +4,7 @@ import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { otherNode } from './nodes.mjs'
-import { capture, install, program, root, tool } from './setup.mjs'
+import { capture, compile, install, program, root, tool } from './setup.mjs'
 import { reports, summary } from './summary.mjs'
 
 const [flag, ...chosen] = process.argv.slice(2)
@@ -39,7 +39,7 @@ function testOther() {
 
 /** Shows the tests that match as they run. @param {string[]} args */
 function runChosen(args) {
-  const build = tool('typescript', ['-b'])
+  const build = compile()
   if (!build.ok) console.error(build.output)
   /** @param {string} node @param {string[]} options */
   const run = (node, options) =>
@@ -57,7 +57,7 @@ const code = ['packages', 'examples', 'docs', 'test', 'bench']
 /** @type {[string, () => { ok: boolean, output: string, note?: string }][]} */
 const steps = [
   // Types first: the later steps look at what it builds.
-  ['types', () => tool('typescript', ['-b'])],
+  ['types', () => compile()],
   ['lint', () => tool('@biomejs/biome', ['check', '--error-on-warnings', `--colors=${colors}`])],
   ['imports', () => tool('dependency-cruiser', ['--config', '.dependency-cruiser.mjs', ...code])],
   ['packaging', publint],

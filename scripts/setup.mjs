@@ -77,9 +77,15 @@ export function install() {
   writeFileSync(stamp, state)
 }
 
+/** Compiles projects (all, if none is named), then makes of each package's modules one file for Node. @param {string[]} projects */
+export function compile(...projects) {
+  const compiled = tool('typescript', ['-b', ...projects])
+  return compiled.ok ? capture(process.execPath, [join(root, 'scripts', 'bundle.mjs')]) : compiled
+}
+
 /** Builds every package and the example. */
 export function build() {
-  exitUnlessOk(tool('typescript', ['-b', 'examples/tiny-transformer']), 'The build')
+  exitUnlessOk(compile('examples/tiny-transformer'), 'The build')
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

@@ -41,3 +41,16 @@ test('layers are not bundled for a program that has none', async () => {
   expect(text((await bundled(model, here)).first)).toContain('lm_head')
   expect(text((await bundled(line, here)).first)).not.toContain('lm_head')
 })
+
+test('what Node loads is one file for each package, with the names of the sources', () => {
+  const program = `
+    import { Linear, Module, ShapeError, Tensor, zeros } from 'tilegrad'
+    import { elementwise } from '@tilegrad/core/formula'
+    console.log([Linear, Module, ShapeError, Tensor].map(({ name }) => name).join())
+    console.log(elementwise('x + 1')(zeros([1])) instanceof Tensor)
+    console.log(['core', 'backend-cpu', 'nn'].map((name) => import.meta.resolve('@tilegrad/' + name).split('/dist/')[1]).join())
+    process.exit()`
+  const args = ['--input-type=module', '-e', program]
+  const { stdout } = spawnSync(process.execPath, args, { cwd: here, encoding: 'utf8' })
+  expect(stdout).toBe('Linear,Module,ShapeError,Tensor\ntrue\nnode/index.js,node/index.js,node/index.js\n')
+})

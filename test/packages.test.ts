@@ -36,6 +36,7 @@ async function pack(from: string): Promise<string> {
 
 beforeAll(async () => {
   await run(process.execPath, [join(root, 'node_modules/typescript/bin/tsc'), '-b'], { cwd: root })
+  await run(process.execPath, [join(root, 'scripts/bundle.mjs')])
   // Of packages that are not ours, there is one.
   const seedrandom = realpathSync(join(root, 'packages/core/node_modules/seedrandom'))
   const tarballs = await Promise.all([...packages, seedrandom].map(pack))
