@@ -8,6 +8,7 @@ import {
   type KernelTable,
   layout,
   reclaim,
+  shownAs,
   type TypedArray,
   type View,
 } from '@tilegrad/core'
@@ -128,7 +129,7 @@ export function createCpuBackend(options: CpuOptions = {}, parts: CpuParts = { k
       },
     })
   }
-  return {
+  const backend: CpuBackend = {
     ...memory,
     name: 'cpu',
     threads: pool.threads,
@@ -144,4 +145,11 @@ export function createCpuBackend(options: CpuOptions = {}, parts: CpuParts = { k
     ready: () => pool.ready(),
     close: () => pool.close(),
   }
+  const { threads } = backend
+  return shownAs(
+    backend,
+    () =>
+      `cpu(threads=${threads}, level=${backend.level}, bytes in use=${heap.stats().liveBytes.toLocaleString('en')})`,
+    () => ({ name: 'cpu', threads, level: backend.level }),
+  )
 }

@@ -1,5 +1,6 @@
 /** The CPU backend as core sees it: memory, dtypes, threads, and whole computations against the reference backend. */
 
+import { inspect } from 'node:util'
 import {
   type Backend,
   DeviceError,
@@ -33,6 +34,12 @@ function make(options: CpuOptions = {}): CpuBackend {
   backends.push(backend)
   return backend
 }
+
+it('shows what it is, and no memory', () => {
+  const backend = make()
+  expect(inspect(backend)).toMatch(/^cpu\(threads=2, level=\w+, bytes in use=[\d,]+\)$/)
+  expect(JSON.parse(JSON.stringify(backend))).toEqual({ name: 'cpu', threads: 2, level: backend.level })
+})
 const cpu = make()
 
 const bytes = { bool: 1, int32: 4, float32: 4, float64: 8, float16: 2 } as const

@@ -6,6 +6,7 @@ import {
   type DType,
   largestHolders,
   layout,
+  shownAs,
   type TypedArray,
   type View,
 } from '@tilegrad/core'
@@ -103,7 +104,13 @@ export async function createWebGpuBackend(options: WebGpuOptions = {}): Promise<
     finished: () => engine.finished(),
     close: () => gpu.close(),
   }
-  return backend
+  const adapter = `${gpu.adapterName}${gpu.isSoftware ? ', in software' : ''}`
+  return shownAs(
+    backend,
+    () =>
+      `webgpu(${adapter}${backend.closed ? ', closed' : ''}, bytes in use=${engine.pool.stats().usedBytes.toLocaleString('en')})`,
+    () => ({ name: 'webgpu', adapter }),
+  )
 }
 
 type Words = Uint32Array<ArrayBuffer> | Int32Array<ArrayBuffer> | Float32Array<ArrayBuffer>

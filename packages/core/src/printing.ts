@@ -240,13 +240,22 @@ export const inspectSymbol = Symbol.for('nodejs.util.inspect.custom')
 /** Where VS Code's debugger asks. */
 export const debugSymbol = Symbol.for('debug.description')
 
-/** Gives `target` (an object, a function or a prototype) a text of its own wherever it is shown. */
+/**
+ * Gives `target` (an object, a function or a prototype) a text of its own wherever it is shown, and with `json` what
+ * `JSON.stringify` writes of it.
+ */
 export function shownAs<T extends object>(
   target: T,
-  text: (this: T, depth?: number, options?: InspectOptions) => string,
+  text: (this: T) => string,
+  json?: (this: T) => unknown,
 ): T {
-  for (const key of [inspectSymbol, debugSymbol, 'toString'])
-    Object.defineProperty(target, key, { value: text, writable: true, configurable: true })
+  const own = { [inspectSymbol]: text, [debugSymbol]: text, toString: text, ...(json && { toJSON: json }) }
+  for (const key of Reflect.ownKeys(own))
+    Object.defineProperty(target, key, {
+      value: own[key as keyof typeof own],
+      writable: true,
+      configurable: true,
+    })
   return target
 }
 

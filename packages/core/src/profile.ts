@@ -1,6 +1,7 @@
 import type { Backend, DeviceSpan, DeviceTimer, KernelOf, View } from './backend.ts'
 import { info } from './dtype.ts'
 import { numel } from './layout.ts'
+import { shownAs } from './printing.ts'
 import { type Kernel, typedPostOrder } from './program.ts'
 import { running } from './safety-net.ts'
 
@@ -120,7 +121,8 @@ class Recorder {
 
   profile<T>(result: T, device: readonly DeviceSpan[]): Profile<T> {
     const rows = [...this.rows.values()].sort((a, b) => b.ms - a.ms)
-    return { result, rows, table: () => table(rows), chromeTrace: () => trace(this.spans, device) }
+    const text = (): string => table(rows)
+    return shownAs({ result, rows, table: text, chromeTrace: () => trace(this.spans, device) }, text)
   }
 }
 

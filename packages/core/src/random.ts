@@ -2,6 +2,7 @@ import seedrandom from 'seedrandom/seedrandom.js'
 import { ValueError } from './errors.ts'
 import type { Expr } from './expr.ts'
 import * as e from './expr.ts'
+import { Printable } from './printing.ts'
 
 /**
  * Randomness from one seed: seedrandom on the host (batches, shuffles), and for tensors the counter-based generator
@@ -73,11 +74,17 @@ export function manualSeed(seed: number | string): void {
  * const generator = new RandomGenerator(7)
  * const noise = generator.run(() => randn([3])) // the global generator stays where it was
  */
-export class RandomGenerator {
+export class RandomGenerator extends Printable {
   #state: State
 
   constructor(seed: number | string) {
+    super()
     this.#state = fresh(seed)
+  }
+
+  /** The generator as text: how many draws it has made. */
+  toString(): string {
+    return `RandomGenerator(key=[${this.#state.key.join(', ')}], draws=${this.#state.draw})`
   }
 
   /** Runs `fn`, which is synchronous: what it draws comes from this generator, and goes on where the last run ended. */

@@ -1,6 +1,7 @@
 import { expectFunction } from './checks.ts'
 import { isFloat } from './dtype.ts'
 import { GradError, show } from './errors.ts'
+import { shownAs } from './printing.ts'
 import type { Tensor } from './tensor.ts'
 
 /**
@@ -167,6 +168,17 @@ export class GradNode<A = unknown> {
     return t
   }
 }
+
+shownAs(
+  GradNode.prototype,
+  function () {
+    const shapes = (list: readonly Tensor[]): string => list.map((t) => show(t.shape)).join(', ')
+    return `GradNode(${this.name}: ${shapes(this.inputs)} → ${shapes(this.outputs)}${this.freed ? ', freed' : ''})`
+  },
+  function () {
+    return this.name
+  },
+)
 
 export const freedError = (name: string): GradError =>
   new GradError(

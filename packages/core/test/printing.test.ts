@@ -4,10 +4,13 @@ import { describe, expect, test } from 'vitest'
 import {
   arange,
   type Backend,
+  createBlockMask,
   data,
   full,
   memory,
   ones,
+  profile,
+  RandomGenerator,
   randn,
   reference,
   setPrintOptions,
@@ -159,6 +162,25 @@ describe('a tensor as text', () => {
     } finally {
       setPrintOptions(before)
     }
+  })
+})
+
+describe('other things as text', () => {
+  test('a profile is its table', () => {
+    const taken = profile(() => ones([2]).add(1))
+    expect(inspect(taken)).toBe(taken.table())
+    expect(JSON.parse(JSON.stringify(taken)).rows[0].calls).toBe(1)
+  })
+
+  test('block masks, generators and nodes of a graph say what they are', () => {
+    const mask = createBlockMask((q, k) => k <= q, { blockSize: 16, qLen: 64, kvLen: 64 })
+    expect(inspect(mask)).toBe('BlockMask(blockSize=16, visible=[4, 4], density=0.625)')
+    const generator = new RandomGenerator(7)
+    generator.run(() => randn([2]))
+    expect(`${generator}`).toMatch(/^RandomGenerator\(key=\[-?\d+, -?\d+\], draws=1\)$/)
+    const y = ones([2, 1], { requiresGrad: true }).add(ones([3]))
+    expect(inspect(y.gradFn)).toBe('GradNode(add: [2, 1], [3] → [2, 3])')
+    expect(JSON.stringify({ node: y.gradFn })).toBe('{"node":"add"}')
   })
 })
 

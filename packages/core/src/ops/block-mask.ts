@@ -7,6 +7,7 @@ import type { Nested } from '../from-arrays.ts'
 import { scope } from '../memory.ts'
 import { elementwise } from '../primitives/elementwise.ts'
 import { expandView, reshapeView, transposeView } from '../primitives/views.ts'
+import { Printable } from '../printing.ts'
 import { program } from '../program.ts'
 import { noGrad } from '../tape.ts'
 import { Tensor } from '../tensor.ts'
@@ -26,7 +27,7 @@ export type BlockTensor = (typeof blockTensors)[number]
  * list per block of queries and, for the gradients of keys and values, a list per block of keys. Leading dims, none,
  * (H) or (B, H), broadcast. Made by `createBlockMask` and `topkBlocks`.
  */
-export class BlockMask {
+export class BlockMask extends Printable {
   /** The size of a block: so many queries by so many keys. */
   readonly blockSize: number
   /** How many blocks the queries make. */
@@ -48,6 +49,7 @@ export class BlockMask {
 
   /** `most`: no block of queries sees more. @internal */
   constructor(visible: Tensor, blockSize: number, most: number, density: number | null) {
+    super()
     this.blockSize = blockSize
     this.visible = visible
     this.density = density
@@ -57,6 +59,12 @@ export class BlockMask {
       transposeView(visible, visible.rank - 2, visible.rank - 1),
       this.queryBlocks,
     )
+  }
+
+  /** The mask as text: its blocks, and the share of them that is visible. */
+  toString(): string {
+    const share = this.density === null ? '' : `, density=${Number(this.density.toPrecision(4))}`
+    return `BlockMask(blockSize=${this.blockSize}, visible=${show(this.visible.shape)}${share})`
   }
 
   /** Frees its tensors. */
