@@ -79,7 +79,11 @@ export interface CpuParts {
  * Where V8 pairs instructions ('revectorized'), each family of kernels is checked when it is first used, against the
  * same code unpaired; if one is wrong, all go on without pairs, with a warning.
  *
- * Throws `DeviceError` where WebAssembly has no SIMD, `ValueError` for options out of range.
+ * @throws DeviceError where WebAssembly has no SIMD, ValueError for options out of range.
+ * @example
+ * const cpu = createCpuBackend({ threads: 1 })
+ * withBackend(cpu, () => zeros([2]).device) // → cpu
+ * await cpu.close()
  */
 export function createCpuBackend(options: CpuOptions = {}, parts: CpuParts = { kernelTable }): CpuBackend {
   const { maxBytes, spin, ...wanted } = options

@@ -69,7 +69,13 @@ const guess = (name: string, names: readonly string[]): string => {
   return meant === null ? '' : `; did you mean '${meant}'?`
 }
 
-/** A value in a few words, for messages: `'abc'`, `a tensor [2, 3]`, `a promise`. */
+/**
+ * Says in a few words what a value is, for messages.
+ *
+ * @example
+ * describeValue('abc') // → 'abc'
+ * describeValue(zeros([2, 3])) // → a tensor [2, 3]
+ */
 export function describe(value: unknown): string {
   if (typeof value === 'string') return `'${value.length > 40 ? `${value.slice(0, 40)}…` : value}'`
   if (typeof value === 'bigint') return `${value}n`

@@ -24,7 +24,13 @@ export function registerBackend(name: string, make: () => Backend): void {
   made.delete(name)
 }
 
-/** Makes a backend known by name that opens asynchronously: `openDevice` and `setDevice` do so. */
+/**
+ * Makes a backend known by name that opens asynchronously: `openDevice` and `setDevice` do so.
+ *
+ * @example
+ * registerAsyncBackend('later', async () => reference)
+ * await openDevice('later') === reference // → true
+ */
 export function registerAsyncBackend(name: string, open: () => Promise<Backend>): void {
   openers.set(name, open)
   makers.delete(name)

@@ -26,7 +26,12 @@ export const info: Record<DType, Info> = {
   float64: { bytes: 8, rank: 4, float: true, make: (n) => new Float64Array(n) },
 }
 
-/** Says whether elements of a dtype are floating. */
+/**
+ * Says whether elements of a dtype are floating.
+ *
+ * @example
+ * isFloat('int32') // → false
+ */
 export const isFloat = (dtype: DType): boolean => info[dtype].float
 
 /**

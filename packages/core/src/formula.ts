@@ -81,7 +81,15 @@ function power(a: e.Expr, b: e.Expr): e.Expr {
 const called = (formula: string): string =>
   `elementwise('${formula.length > 100 ? `${formula.slice(0, 100)}…` : formula}')`
 
-/** Parses a formula into a scalar expression and the names of its variables, in order of appearance. */
+/**
+ * Parses a formula into a scalar expression and the names of its variables, in order of appearance.
+ *
+ * @throws ValueError for a formula that does not parse or uses unknown functions.
+ * @example
+ * import { parseFormula } from '@tilegrad/core/formula'
+ *
+ * parseFormula('a * tanh(b)').variables // → [a, b]
+ */
 export function parseFormula(formula: string): { expr: e.Expr; variables: string[] } {
   const variables: string[] = []
   const fail = (what: string): never => {

@@ -36,7 +36,13 @@ function known(backend: unknown): Map<Storage, Tensor> {
 const isFirst = (a: Tensor, b: Tensor): boolean =>
   (a.gradFn?.sequence ?? Number.POSITIVE_INFINITY) < (b.gradFn?.sequence ?? Number.POSITIVE_INFINITY)
 
-/** `largest: 3 × float32 [4096, 1024] of 16.0 MiB from matmul; …`; empty if nothing is known. */
+/**
+ * Lists what of a backend's memory running scopes and their graphs hold most: `largest: 3 × float32 [4096, 1024]
+ * of 16.0 MiB from matmul; …`, empty if nothing is known.
+ *
+ * @example
+ * typeof largestHolders(defaultBackend()) // → string
+ */
 export function largestHolders(backend: unknown): string {
   const kinds = new Map<string, { count: number; bytes: number }>()
   for (const [{ bytes }, { dtype, shape, gradFn }] of known(backend)) {

@@ -75,7 +75,7 @@ export const sameShape = (a: readonly number[], b: readonly number[]): boolean =
   return true
 }
 
-/** Are two layouts the very same view? */
+/** Says whether two layouts are the very same view. */
 export const sameLayout = (a: Layout, b: Layout): boolean =>
   a.offset === b.offset && sameShape(a.shape, b.shape) && sameShape(a.strides, b.strides)
 

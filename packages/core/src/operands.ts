@@ -11,11 +11,14 @@ export type ArrayOperand = readonly Nested[] | TypedArray
 /**
  * A tensor where one is due: arrays become one, on the device of `like` and, as plain numbers do, of its dtype unless
  * fractions need a float; everything else is an error that says what it is. `dtype` decides where it is given.
+ *
+ * @example
+ * asTensor('mine', [1, 2]).shape // → [2]
  */
 export const asTensor = (op: string, x: Tensor | ArrayOperand, like?: Tensor, dtype?: DType): Tensor =>
   x instanceof Tensor ? x : converted(op, x, like, dtype)
 
-/** @throws ValueError saying what x is, where only a tensor will do. */
+/** Makes sure that x is a tensor. Throws ValueError saying what it is, where only a tensor will do. */
 export function expectTensor(op: string, x: Tensor): void {
   if (!(x instanceof Tensor)) throw notTensor(op, x)
 }

@@ -68,8 +68,9 @@ export interface Kernel {
   readonly inputs: readonly DType[]
   /** What each param slot holds: the call's number `source`, as the slot's dtype. */
   readonly params: readonly { readonly source: number; readonly dtype: DType }[]
+  /** Says whether an element depends on where it stands. */
   readonly usesIndex: boolean
-  /** Are there numbers of a call that must fit int32? */
+  /** Says whether there are numbers of a call that must fit int32. */
   readonly whole: boolean
   /** The first result that its output, asked for in another dtype, cannot hold (PyTorch's canCast), and that dtype. */
   readonly lost: readonly [result: DType, output: DType] | null

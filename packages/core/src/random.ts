@@ -121,8 +121,11 @@ export const hostRandint = (n: number): number => Math.floor(state.host.double()
 
 /** What `setRngState` needs to continue exactly here. Plain data: it can be written to a file. */
 export interface RngState {
+  /** What the seed became. */
   key: readonly [number, number]
+  /** How many draws there were. */
   draw: number
+  /** The state of the numbers that the host draws. */
   host: unknown
 }
 

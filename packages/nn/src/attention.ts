@@ -123,7 +123,9 @@ export interface AttentionForwardOptions<C extends AttentionCache = AttentionCac
 export interface AttentionCall<C extends AttentionCache = AttentionCache> {
   /** What the layer was given, (B, T, embedDim). */
   readonly x: Tensor
+  /** The mask over queries and keys, where one was given: true (or 0) is visible. */
   readonly attnMask: Tensor | null
+  /** The mask over keys, (B, S), where one was given: true is visible. */
   readonly keyMask: Tensor | null
   /** Takes in k and v, which come after what it holds. */
   readonly cache: C | null

@@ -276,6 +276,10 @@ export function loadSafetensors(
  * Lays stored tensors out as a safetensors file, the larger element sizes first, so that every tensor is aligned.
  *
  * @throws ValueError for a tensor called `__metadata__`, or whose bytes are not those of its dtype and shape.
+ * @example
+ * const seven = { dtype: 'I32', shape: [1], bytes: new Uint8Array([7, 0, 0, 0]) } as const
+ * const bytes = writeSafetensors([['x', seven]])
+ * await loadSafetensors(bytes).x?.toArray() // → [7]
  */
 export function writeSafetensors(
   tensors: Iterable<readonly [string, StoredTensor]>,

@@ -19,6 +19,10 @@ setDefaultBackend('cpu')
  * both. The first time on a machine it takes up to two seconds to measure which kernels suit the GPU.
  *
  * @throws DeviceError when there is no GPU, saying what to do; ValueError for a feature the adapter lacks.
+ * @example
+ * const gpu = await createWebGpuBackend()
+ * withBackend(gpu, () => randn([2, 3]).matmul(randn([3, 4])).shape) // → [2, 4]
+ * gpu.close()
  */
 export async function createWebGpuBackend(options?: WebGpuOptions): Promise<WebGpuBackend> {
   return (await import('@tilegrad/backend-webgpu')).createWebGpuBackend(options)
@@ -28,6 +32,10 @@ export async function createWebGpuBackend(options?: WebGpuOptions): Promise<WebG
  * Loads the WebGPU engine and opens a GPU without making it a backend, to look at what it offers.
  *
  * @throws DeviceError when there is no GPU, saying what to do; ValueError for a feature the adapter lacks.
+ * @example
+ * const gpu = await openGpu()
+ * typeof gpu.adapterName // → string
+ * gpu.close()
  */
 export async function openGpu(options?: GpuOptions): Promise<Gpu> {
   return (await import('@tilegrad/backend-webgpu')).openGpu(options)

@@ -20,19 +20,25 @@ import { dropWith } from './random.ts'
 /** Which keys a query sees: all; j ≤ i from the top left corner (PyTorch's is_causal); or from the bottom right (a key-value cache's). */
 export type Causal = 'none' | 'top-left' | 'bottom-right'
 
+/** What decides how attention is computed, beside its tensors. */
 export interface AttentionAttrs {
+  /** Where causality begins: nowhere, or at a corner of queries × keys. */
   causal: Causal
   /** Query i sees key j only if i − window < j (with the causal offset); 0: no window. */
   window: number
   /** With a window: keys j < globalTokens are seen from everywhere, queries i < globalTokens see all. */
   globalTokens: number
+  /** What scores are multiplied by. */
   scale: number
+  /** There is a mask among the inputs. */
   hasMask: boolean
   /** Rows and columns of the blocks of a block mask; 0: none. */
   blockSize: number
   /** The share of visible blocks, as far as it is known: for profiles. */
   density: number
+  /** There are ALiBi's slopes among the inputs. */
   hasAlibi: boolean
+  /** The probability of a weight to become 0. */
   dropout: number
   /** Which numbers decide what is dropped: the draw's key and number. */
   draw: readonly [number, number, number]
@@ -40,8 +46,11 @@ export interface AttentionAttrs {
 
 /** The operator's inputs by name, and what follows them. */
 export interface AttentionOperands<T> {
+  /** The queries, (B, H, T, D). */
   q: T
+  /** The keys, (B, Hk, S, D). */
   k: T
+  /** The values, (B, Hk, S, Dv). */
   v: T
   /** (B, H, T, S), bool or float. */
   mask: T | null
@@ -49,6 +58,7 @@ export interface AttentionOperands<T> {
   blocks: Readonly<Record<BlockTensor, T>> | null
   /** ALiBi's slopes, (H). */
   slopes: T | null
+  /** What follows the operator's own inputs. */
   rest: readonly T[]
 }
 

@@ -20,6 +20,8 @@ import { cat, narrow } from './shape.ts'
 
 /** The tensors of a block mask, in the order in which attention takes them. */
 export const blockTensors = ['visible', 'kvNumBlocks', 'kvIndices', 'qNumBlocks', 'qIndices'] as const
+
+/** The names of the tensors of a block mask. */
 export type BlockTensor = (typeof blockTensors)[number]
 
 /**
@@ -113,8 +115,9 @@ const build = (make: () => BlockMask): BlockMask => noGrad(() => scope(make))
 export interface BlockMaskOptions {
   /** Queries and keys per block, a multiple of 16; default 64. */
   blockSize?: number
-  /** T and S, for a predicate. */
+  /** The number of queries T, for a predicate. */
   qLen?: number
+  /** The number of keys S, for a predicate. */
   kvLen?: number
   /** Default: where the tensor is, else the default backend. */
   device?: Backend | string

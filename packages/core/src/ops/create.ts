@@ -429,7 +429,9 @@ async function readEqual(a: Tensor, b: Tensor): Promise<boolean> {
 
 /** A tensor as `JSON.stringify` writes it. */
 export interface TensorJSON {
+  /** The type of the elements. */
   dtype: DType
+  /** The size of each dim. */
   shape: readonly number[]
   /** The elements in row-major order. JSON has no NaN and no infinities: they become null in its text. */
   data: (number | boolean)[] | string

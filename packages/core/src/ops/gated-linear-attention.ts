@@ -21,6 +21,7 @@ import { narrow } from './shape.ts'
 
 /** Inputs: q, k, v and, with `hasDecay`, log α, (B, H, T, 1). */
 export interface GatedLinearAttentionAttrs {
+  /** There are logarithms of decays among the inputs. */
   hasDecay: boolean
 }
 

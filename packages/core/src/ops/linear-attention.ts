@@ -43,9 +43,13 @@ function mapped(x: Tensor, map: FeatureMap): Tensor {
   return map === 'identity' ? x : elementwise(features.get(map) as Program, [x])
 }
 
+/** What decides how linear attention is computed, beside its tensors. */
 export interface LinearAttentionAttrs {
+  /** A query sees only keys up to its own place. */
   causal: boolean
+  /** What is added to the normaliser. */
   eps: number
+  /** What makes features of queries and keys. */
   featureMap: FeatureMap
 }
 

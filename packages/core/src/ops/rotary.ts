@@ -15,6 +15,7 @@ import type { Tensor } from '../tensor.ts'
 import { arange, tensor } from './create.ts'
 import { cat, narrow, select, stack, unsqueeze } from './shape.ts'
 
+/** What decides how pairs are turned. */
 export interface RotaryAttrs {
   /** Pairs are neighbours, (x₀, x₁), not halves, (x₀, x_{R/2}). */
   interleaved: boolean

@@ -20,6 +20,10 @@ interface Call {
 /**
  * Applies an elementwise program to tensors that broadcast; all its outputs. Differentiable in every floating input.
  * `dtypes` forces the outputs' dtypes.
+ *
+ * @example
+ * const both = program('both', 1, ([x]) => [expr.exp(x!), expr.neg(x!)])
+ * applyProgramAll(both, [tensor([0, 1])]).length // → 2
  */
 export function elementwiseAll(
   p: Program,
@@ -62,7 +66,13 @@ export const elementwise = (
   dtype?: DType,
 ): Tensor => elementwiseAll(p, inputs, params, dtype && [dtype])[0]
 
-/** A new tensor from a program without inputs (constants, counters, random numbers). */
+/**
+ * A new tensor from a program without inputs (constants, counters, random numbers).
+ *
+ * @example
+ * const counted = program('counted', 0, () => expr.index)
+ * await generateProgram(counted, defaultBackend(), [3], 'int32').toArray() // → [0, 1, 2]
+ */
 export function generate(
   p: Program,
   backend: Backend,
@@ -142,6 +152,10 @@ const spoils = (out: Tensor, t: Tensor): boolean =>
  *
  * @throws GradError where a gradient would be lost, DTypeError where an output cannot hold the result, ShapeError for an
  * expanded output.
+ * @example
+ * const [x, twice] = [tensor([1, 2]), program('twice', 1, ([x]) => expr.mul(2, x!))]
+ * applyProgramInto([x], twice, [x])
+ * await x.toArray() // → [2, 4]
  */
 export function elementwiseInto(
   outputs: readonly Tensor[],

@@ -13,6 +13,7 @@ export interface InPlaceCall {
   readonly outputs: readonly Tensor[]
   /** Broadcast to that shape. */
   readonly inputs: readonly Tensor[]
+  /** The numbers that the program takes. */
   readonly params?: readonly number[]
 }
 

@@ -344,7 +344,13 @@ function copiesOf(
   return copies
 }
 
-/** A state tensor of the parameter's shape, zeros at first. */
+/**
+ * A state tensor of the parameter's shape, zeros at first.
+ *
+ * @example
+ * const state = { step: 0, tensors: {} }
+ * stateTensor(state, zeros([2]), 'momentum').shape // → [2]
+ */
 export function stateTensor(state: ParamState, p: Tensor, name: string): Tensor {
   let t = state.tensors[name]
   if (!t) {

@@ -172,6 +172,8 @@ export interface OneCycleOptions {
  * cosine down to maxLr / divFactor / finalDivFactor.
  *
  * @throws ValueError for numbers that are not positive or a pctStart outside 0 … 1.
+ * @example
+ * schedule.oneCycle({ maxLr: 1, totalSteps: 10, divFactor: 4 })(0) // → 0.25
  */
 export function oneCycle(options: OneCycleOptions): Schedule {
   const {
