@@ -15,8 +15,8 @@ export function checkSizes(op: string, { shape }: Tensor): void {
 /** The one backend all inputs live on. */
 export function backendOf(op: string, inputs: readonly Tensor[]): Backend {
   const backend = inputs[0].storage.backend
-  for (let i = 0; i < inputs.length; i++) if (inputs[i].numel > largestSize) checkSizes(op, inputs[i])
-  for (let i = 1; i < inputs.length; i++) {
+  for (let i = 0; i < inputs.length; i++) {
+    if (inputs[i].numel > largestSize) checkSizes(op, inputs[i])
     const other = inputs[i].storage.backend
     if (other !== backend) {
       throw new DeviceError(

@@ -135,7 +135,7 @@ export function checkStored(p: Program, { lost }: Kernel): void {
 export function clash(outputs: readonly Tensor[], inputs: readonly Tensor[]): boolean {
   for (let i = 0; i < outputs.length; i++) {
     const out = outputs[i]
-    for (const t of inputs) if (spoils(out, t)) return true
+    for (let k = 0; k < inputs.length; k++) if (spoils(out, inputs[k])) return true
     for (let j = 0; j < i; j++)
       if (outputs[j].storage === out.storage && mayOverlap(outputs[j], out)) return true
   }
@@ -172,20 +172,21 @@ export function elementwiseInto(
     params,
     outputs.map((t) => t.dtype),
   )
-  checkStored(p, kernel)
-  const run = (to: readonly Tensor[], from: readonly Tensor[]): void =>
-    launch(p.name, 'primitive', backend, backend.kernels.elementwise, to, from, { kernel, params })
-  if (clash(outputs, inputs)) apart(outputs, inputs, run)
-  else run(outputs, inputs)
+  if (kernel.lost !== null) checkStored(p, kernel)
+  if (clash(outputs, inputs)) apart(outputs, p, inputs, kernel, params)
+  else launch(p.name, 'primitive', backend, backend.kernels.elementwise, outputs, inputs, { kernel, params })
   for (const t of outputs) t.storage.version++
 }
 
 /** Runs on copies of the inputs that an output spoils, and stores outputs that others overlap afterwards, in order. */
 function apart(
   outputs: readonly Tensor[],
+  p: Program,
   inputs: readonly Tensor[],
-  run: (outputs: readonly Tensor[], inputs: readonly Tensor[]) => void,
+  kernel: Kernel,
+  params: readonly number[],
 ): void {
+  const { backend } = outputs[0]
   const made: Tensor[] = []
   const own = (t: Tensor): Tensor => {
     made.push(t)
@@ -195,7 +196,7 @@ function apart(
     try {
       const from = inputs.map((t) => (outputs.some((out) => spoils(out, t)) ? own(copy(t)) : t))
       const to = outputs.map((t, i) => (i === 0 ? t : own(allocate(t.backend, t.shape, t.dtype))))
-      run(to, from)
+      launch(p.name, 'primitive', backend, backend.kernels.elementwise, to, from, { kernel, params })
       for (let i = 1; i < outputs.length; i++) copyInto(outputs[i], to[i])
     } finally {
       for (const t of made) t.dispose()
