@@ -38,8 +38,10 @@ test('a page trains a transformer on WebGPU as Node does on its CPU', async () =
 
 test.each(['gpu', 'train'])('the bundle of page %s does not contain Dawn', async (name) => {
   const site = await bundle(page(name))
-  expect(site.get('/page.js')).toContain('requestAdapter')
-  for (const [, code] of site) expect(String(code)).not.toContain('dawn.node')
+  // The engine is in the page's own file, or in one that it loads when it is asked for.
+  const code = [...site.values()].map(String)
+  expect(code.some((text) => text.includes('requestAdapter'))).toBe(true)
+  expect(code.filter((text) => text.includes('dawn.node'))).toEqual([])
 })
 
 test.each([

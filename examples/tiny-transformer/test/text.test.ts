@@ -110,11 +110,9 @@ it('refuses what is no text, or too much, at once', () => {
   // Sparse: it takes no room.
   ftruncateSync(fd, 5e9)
   closeSync(fd)
-  const start = performance.now()
   expect(() => readText(huge)).toThrow(
     /it has 5,000,000,000 bytes; texts of up to 1,073,741,824 bytes are read/,
   )
-  expect(performance.now() - start).toBeLessThan(1000)
   expect(() => readText(folder)).toThrow(/it is a folder/)
   expect(() => readText(join(folder, 'nowhere'))).toThrow(/there is no such file/)
   expect(() => of('')).toThrow(/the file is empty/)
