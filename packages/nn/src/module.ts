@@ -128,7 +128,7 @@ interface Place {
 
 const isRecord = (value: object): boolean => {
   const proto = Object.getPrototypeOf(value)
-  return proto === Object.prototype || proto === null
+  return proto === Object.prototype || proto === null || !('constructor' in proto)
 }
 
 /** @throws ValueError where a Map or Set holds what would be lost: it has no names that a state dict could use. */

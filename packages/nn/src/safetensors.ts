@@ -249,6 +249,17 @@ export function storedValues(stored: StoredTensor): TypedArray {
   }
 }
 
+/** Has no names of its own, so that a tensor may have any: only what it takes to be text. */
+const NAMELESS: object = Object.create(null, {
+  [Symbol.toPrimitive]: {
+    value(this: StateDict) {
+      const names = Object.keys(this)
+      const more = names.length > 8 ? ', …' : ''
+      return `StateDict(${names.length} tensors: ${names.slice(0, 8).join(', ')}${more})`
+    },
+  },
+})
+
 /**
  * The tensors of a safetensors file by name: F64, F32, I32 and BOOL as they are, F16 and BF16 as float32, other
  * integers as int32.
@@ -265,8 +276,7 @@ export function loadSafetensors(
   options: { device?: Backend | string } = {},
 ): StateDict {
   expectOptions('loadSafetensors', options, { device: 1 })
-  // Without a prototype, so that a tensor may have any name.
-  const dict = Object.create(null) as StateDict
+  const dict = Object.create(NAMELESS) as StateDict
   for (const [name, stored] of readSafetensors(bytes).tensors)
     dict[name] = tensor(storedValues(stored), stored.shape, options)
   return dict

@@ -293,6 +293,8 @@ describe('wrong guesses get words', () => {
     const buffer = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length)
     for (const file of [buffer, new DataView(buffer as ArrayBuffer), Buffer.from(bytes)])
       expect(Array.from((typed.loadSafetensors(file as Untyped).a as Untyped).dataSync())).toEqual([1.5])
+    expect(`${typed.loadSafetensors(bytes)}`).toBe('StateDict(1 tensors: a)')
+    expect('toString' in typed.loadSafetensors(bytes)).toBe(false)
     await expect(typed.saveSafetensors(model as Untyped)).rejects.toThrow(/takes tensors by name/)
     await expect(typed.saveSafetensors({ a: [1] as Untyped })).rejects.toThrow(
       /'a': takes a tensor, got an array/,
