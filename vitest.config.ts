@@ -14,6 +14,7 @@ export const shared = {
     alias: [
       { find: /^@tilegrad\/core\/formula$/, replacement: source('core/src/formula.ts') },
       { find: /^@tilegrad\/([\w-]+)$/, replacement: source('$1/src/index.ts') },
+      { find: /^tilegrad\/matchers$/, replacement: source('tilegrad/src/matchers.ts') },
       { find: /^tilegrad\/workers$/, replacement: source('tilegrad/src/workers.ts') },
       { find: /^tilegrad$/, replacement: source('tilegrad/src/index.ts') },
     ],

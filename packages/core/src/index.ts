@@ -35,7 +35,7 @@ export { type BackwardOptions, backward, type GradOptions, grad } from './engine
 export * from './errors.ts'
 export type { Binary, Expr, Unary } from './expr.ts'
 export * as expr from './expr.ts'
-export type { Nested } from './from-arrays.ts'
+export { flatOf, type Nested } from './from-arrays.ts'
 export { type GradcheckOptions, gradcheck } from './gradcheck.ts'
 export { largestHolders } from './holders.ts'
 export type { Layout } from './layout.ts'
