@@ -3,7 +3,7 @@ import { GradError, show } from './errors.ts'
 import { sameShape } from './layout.ts'
 import { tensorsIn } from './memory.ts'
 import { getRngState, type RngState, setRngState } from './random.ts'
-import { collect, drop, track } from './scope.ts'
+import { collect, drop, refuseAsync, settled, track } from './scope.ts'
 import { enableGrad, type GradNode, gradEnabled, type Replay, recordedNodes } from './tape.ts'
 import type { Tensor } from './tensor.ts'
 
@@ -30,7 +30,7 @@ export function checkpoint<I extends readonly Tensor[], T>(fn: (...inputs: I) =>
   if (!gradEnabled()) return fn(...inputs)
   const rng = getRngState()
   const { result, nodes, made } = record(fn, inputs)
-  const results = tensorsIn(result)
+  const results = settled(made, () => tensorsIn(result))
   const inside = new Set([...made, ...nodes.flatMap((node) => node.outputs)])
   const outside = new Map<Tensor, number>()
   for (const node of nodes) for (const t of node.inputs) if (!inside.has(t)) outside.set(t, t.storage.version)
@@ -56,10 +56,7 @@ function record<I extends readonly Tensor[], T>(fn: (...inputs: I) => T, inputs:
   const { result, made } = collect(() =>
     recordedNodes(() => {
       const result = fn(...inputs)
-      if (result instanceof Promise)
-        throw new GradError(
-          'checkpoint: the function returned a promise; it must be synchronous, to run again within backward()',
-        )
+      refuseAsync('checkpoint', result, 'it must be synchronous, to run again within backward()')
       return result
     }),
   )

@@ -1,6 +1,6 @@
 import { isFloat } from './dtype.ts'
 import { alias } from './primitives/views.ts'
-import { collect, track } from './scope.ts'
+import { collect, settled, track } from './scope.ts'
 import { noGrad, record, shouldRecord } from './tape.ts'
 import type { Tensor } from './tensor.ts'
 
@@ -37,12 +37,15 @@ export function customFunction(rule: {
       needsInputGrad: inputs.map((t) => t.requiresGrad && isFloat(t.dtype)),
     }
     const { result, made } = collect(() => noGrad(() => rule.forward(ctx, ...inputs)))
-    const out = inputs.includes(result) ? noGrad(() => alias(result)) : result
     const recording = shouldRecord(inputs)
-    if (recording)
-      record(rule.name ?? 'custom', inputs, [out], null, (_, [d]) =>
-        d ? rule.backward(ctx, d) : inputs.map(() => null),
-      )
+    const out = settled(made, () => {
+      const out = inputs.includes(result) ? noGrad(() => alias(result)) : result
+      if (recording)
+        record(rule.name ?? 'custom', inputs, [out], null, (_, [d]) =>
+          d ? rule.backward(ctx, d) : inputs.map(() => null),
+        )
+      return out
+    })
     const own: Tensor[] = []
     for (const t of made as Tensor[]) {
       if (t === out) continue

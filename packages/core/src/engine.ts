@@ -6,7 +6,9 @@ import { expectTensor } from './operands.ts'
 import { addTensors, copy, fill } from './primitives/elementwise.ts'
 import { reduce } from './primitives/reduce.ts'
 import { reshapeView } from './primitives/views.ts'
-import { collect, drop, type Scoped, takeSince, track, trackedSoFar } from './scope.ts'
+import { canReclaim } from './safety-net.ts'
+import { collect, drop, inScope, madeSince, type Scoped, track, trackedSoFar } from './scope.ts'
+import { Spared } from './spared.ts'
 import { enableGrad, type GradNode, noGrad, type PassOf, type Replay } from './tape.ts'
 import type { Tensor } from './tensor.ts'
 
@@ -34,7 +36,8 @@ export interface GradOptions {
 
 /**
  * Accumulates d root / d leaf into `.grad` of every leaf that requires a gradient, and frees the graph's intermediates
- * (all but scalars, kept tensors and root) unless told to retain it.
+ * unless told to retain it: all but root, scalars, kept tensors, and those nearest to root, such as the logits of a
+ * loss. Of these as many stay readable as take 8 MiB, or a 16th of what the whole graph takes.
  *
  * @throws GradError if root has no gradient, is no scalar (without `gradient`), or its graph was freed.
  * @example
@@ -102,7 +105,6 @@ export function grad(
     const g = found.get(t) ?? null
     if (g) {
       g.returned = true
-      if (!createGraph) track(g)
     }
     if (!g && !options.allowUnused)
       throw new GradError(
@@ -125,15 +127,16 @@ function walk(roots: readonly Tensor[], seeds: readonly (Tensor | null)[], mode:
     try {
       roots.forEach((root, i) => pass.seed(root, seeds[i] ?? null))
       pass.run()
+    } catch (error) {
+      pass.abandon()
+      throw error
     } finally {
       pass.end()
     }
   }
-  if (mode.createGraph) enableGrad(run)
-  else {
-    const { made } = collect(() => noGrad(run))
-    for (const t of made) if (!t.disposed) track(t)
-  }
+  // What is in flight when an error comes by is freed with all that was made.
+  const { made } = collect(() => (mode.createGraph ? enableGrad(run) : noGrad(run)))
+  for (const t of made) if (!t.disposed) track(t)
   return pass.captured
 }
 
@@ -150,8 +153,9 @@ class Pass implements PassOf {
   readonly #needed: Set<GradNode> | null
   /** The node whose rule runs. */
   #current: GradNode | null = null
-  /** Temporaries of composed operators, which inner nodes may still need: freed at the end. */
-  readonly #owned: Tensor[] = []
+  /** Nodes that were freed, whose links are cut at the end. */
+  readonly #cut: GradNode[] = []
+  #spared: Spared | null
   /** What was dropped and is there again: checkpoints, the outer before those within it. */
   readonly #replays = new Map<Replay, ReturnType<Replay['run']>>()
 
@@ -160,6 +164,8 @@ class Pass implements PassOf {
     this.#roots = new Set(roots)
     this.#order = reachable(roots)
     this.#needed = mode.wanted && pathsTo(mode.wanted, this.#order)
+    // Somebody must free them in the end.
+    this.#spared = inScope() || canReclaim() ? new Spared(this.#order) : null
   }
 
   seed(root: Tensor, given: Tensor | null): void {
@@ -211,25 +217,37 @@ class Pass implements PassOf {
           const d = dins[i]
           fitted[i] = d && node.needs(i) ? fit(d, node.inputs[i]) : null
         }
-        const owned = ownedOf(fitted, takeSince(before))
+        const owned = ownedOf(fitted, madeSince(before))
         for (const d of douts) d?.dispose()
         this.#spread(node, owned)
       }
       if (!retainGraph) this.#free(node)
     }
-    for (const [leaf, g] of this.#leaves) {
-      const done = this.#hooked(leaf, g)
+    // First whatever may throw.
+    for (const [leaf, g] of this.#leaves) if (leaf.hooks) this.#leaves.set(leaf, this.#hooked(leaf, g))
+    for (const [leaf, done] of this.#leaves) {
       if (wanted) {
         if (wanted.has(leaf)) this.#capture(leaf, done)
         else if (!createGraph) done.dispose()
       } else accumulate(leaf, done, createGraph)
     }
-    for (const t of this.#owned) if (this.#frees(t)) t.release('backward()')
   }
 
-  /** Drops again what was restored. */
+  /** After an error: a graph that was freed in part is of no use any more. */
+  abandon(): void {
+    if (this.#cut.length === 0) return
+    this.#spared = null
+    for (const { outputs } of this.#cut) for (const t of outputs) if (this.#frees(t)) t.release('backward()')
+    for (const node of this.#order) this.#free(node)
+  }
+
+  /** Drops again what was restored, and temporaries of composed operators, which inner nodes may have needed. */
   end(): void {
     for (const replay of this.#replays.keys()) this.#drop(replay)
+    for (const node of this.#cut) {
+      for (const t of node.owned ?? []) if (this.#frees(t)) t.release('backward()')
+      node.cut()
+    }
   }
 
   /** The node itself, or the one that stands in for it after its checkpoint has run again. */
@@ -329,14 +347,19 @@ class Pass implements PassOf {
   #hooked(t: Tensor, g: Tensor): Tensor {
     let out = g
     for (const hook of t.hooks ?? []) {
+      const before = trackedSoFar()
       // The hook may keep what it is given: it gets a view of its own.
       const seen = this.#mode.createGraph ? out : out.viewAs(out)
       const next = hook(seen)
       if (!next || next === seen) continue
       if (!sameShape(next.shape, t.shape))
         throw new ShapeError(`hook: returned a gradient ${show(next.shape)} for a tensor ${show(t.shape)}`)
-      if (!this.#mode.createGraph) out.dispose()
-      out = next
+      if (this.#mode.createGraph) out = next
+      else {
+        out.dispose()
+        // What the hook has not made is somebody else's.
+        out = madeSince(before).includes(next) ? next : next.viewAs(next)
+      }
     }
     return out
   }
@@ -355,8 +378,9 @@ class Pass implements PassOf {
     node.freed = true
     const standIn = node.replay && this.#replays.get(node.replay.of)?.nodes[node.replay.index]
     if (standIn) this.#free(standIn)
-    for (const t of node.outputs) if (this.#frees(t)) t.release('backward()')
-    if (node.owned) this.#owned.push(...node.owned)
+    for (const t of node.outputs)
+      if (this.#frees(t) && !(!t.disposed && this.#spared?.takes(t))) t.release('backward()')
+    this.#cut.push(node)
   }
 }
 

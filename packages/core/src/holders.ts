@@ -28,7 +28,8 @@ function known(backend: unknown): Map<Storage, Tensor> {
     stack.push(t.grad)
     if (gradFn === null || seen.has(gradFn)) continue
     seen.add(gradFn)
-    stack.push(...gradFn.inputs, ...gradFn.outputs, ...(gradFn.owned ?? []))
+    for (const list of [gradFn.inputs, gradFn.outputs, gradFn.owned ?? []])
+      for (const t of list) stack.push(t)
   }
   return found
 }

@@ -17,6 +17,7 @@ export type {
   Reduction,
   View,
 } from './backend.ts'
+export { checkLeaks, type Leak, LeakError, type LeakOptions } from './check-leaks.ts'
 export { checkpoint } from './checkpoint.ts'
 export { describe as describeValue, expectOptions, type Names } from './checks.ts'
 export { customFunction, type FunctionContext } from './custom.ts'

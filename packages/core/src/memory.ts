@@ -59,20 +59,30 @@ export const scope = <T>(fn: () => T): T => {
 export function tensorsIn(result: unknown): Set<Tensor> {
   const found = new Set<Tensor>()
   const seen = new Set<object>()
-  const stack: unknown[] = [result]
+  const stack: object[] = []
+  // One by one: calls take no more than some 100,000 arguments. Numbers need no place.
+  const push = (value: unknown): void => {
+    if (typeof value === 'object' && value !== null && !seen.has(value)) stack.push(value)
+  }
+  push(result)
   while (stack.length > 0) {
-    const value = stack.pop()
-    if (typeof value !== 'object' || value === null || seen.has(value)) continue
+    const value = stack.pop() as object
+    if (seen.has(value)) continue
     seen.add(value)
     if (value instanceof Tensor) found.add(value)
-    else if (Array.isArray(value) || value instanceof Set) stack.push(...value)
-    else if (value instanceof Map) stack.push(...value.values())
-    else if (!ArrayBuffer.isView(value)) stack.push(...Object.values(value))
+    else if (!ArrayBuffer.isView(value)) for (const inner of partsOf(value)) push(inner)
   }
   return found
 }
 
-function live(result: unknown): Set<Scoped> {
+/** Of an array, a set, a map (keys too) or any other object: what is in it. */
+function partsOf(value: object): Iterable<unknown> {
+  if (Array.isArray(value) || value instanceof Set) return value
+  return value instanceof Map ? [...value.keys(), ...value.values()] : Object.values(value)
+}
+
+/** @internal The tensors in a result, their gradients, and what their graphs need. */
+export function live(result: unknown): Set<Scoped> {
   const found = new Set<Scoped>()
   const nodes = new Set<GradNode>()
   const graph: GradNode[] = []

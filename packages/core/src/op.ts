@@ -8,7 +8,7 @@ import { backendOf } from './primitives/common.ts'
 import { addTensors, fill } from './primitives/elementwise.ts'
 import { alias, contiguous } from './primitives/views.ts'
 import { endSpan, launch, startSpan } from './profile.ts'
-import { collect, drop, track } from './scope.ts'
+import { collect, drop, settled, track } from './scope.ts'
 import {
   type Backward,
   enableGrad,
@@ -71,7 +71,7 @@ export function apply<A extends object>(
   if (kernel && op.infer && (!kernel.supports || kernel.supports(inputs, attrs))) {
     const specs = op.infer(inputs, attrs)
     const all = allocateAll(backend, specs)
-    launch(op.name, 'fused', backend, kernel, all, inputs, attrs, op.flops)
+    settled(all, () => launch(op.name, 'fused', backend, kernel, all, inputs, attrs, op.flops))
     const own = op.outputs ?? 1
     const mine = all.length > own ? all.slice(0, own) : all
     if (shouldRecord(inputs)) {
@@ -86,7 +86,7 @@ export function apply<A extends object>(
   const rule = op.backward
   const run = (): readonly Tensor[] => op.compose(inputs, attrs)
   const { result, made } = collect(recording && rule ? () => noGrad(run) : run)
-  const outputs = result.map((t) => (inputs.includes(t) ? alias(t) : t))
+  const outputs = settled(made, () => result.map((t) => (inputs.includes(t) ? alias(t) : t)))
   if (recording && rule) record(op.name, inputs, outputs, attrs, rule)
   settle(outputs, made as Tensor[], recording && !rule)
   endSpan(op.name, backend, start)

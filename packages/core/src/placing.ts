@@ -18,24 +18,30 @@ export interface TensorSpec {
 /** Tensors with undefined contents. */
 export function allocateAll(backend: Backend, specs: readonly TensorSpec[]): Tensor[] {
   const all = new Array<Tensor>(specs.length)
-  let wholes: Map<TensorSpec, Tensor> | null = null
-  for (let i = 0; i < specs.length; i++) {
-    const { shape, dtype, order, part } = specs[i]
-    if (!part) {
-      all[i] = allocate(backend, shape, dtype, order)
-      continue
+  const wholes: Map<TensorSpec, Tensor> = new Map()
+  let count = 0
+  try {
+    for (; count < specs.length; count++) {
+      const { shape, dtype, order, part } = specs[count]
+      if (!part) {
+        all[count] = allocate(backend, shape, dtype, order)
+        continue
+      }
+      const { of, dim, start } = part
+      let whole = wholes.get(of)
+      if (!whole) {
+        whole = allocate(backend, of.shape, of.dtype, of.order)
+        wholes.set(of, whole)
+      }
+      all[count] = whole.viewAs(sliceLayout('allocate', whole, dim, start, start + shape[dim], 1))
     }
-    const { of, dim, start } = part
-    wholes ??= new Map()
-    let whole = wholes.get(of)
-    if (!whole) {
-      whole = allocate(backend, of.shape, of.dtype, of.order)
-      wholes.set(of, whole)
-    }
-    all[i] = whole.viewAs(sliceLayout('allocate', whole, dim, start, start + shape[dim], 1))
+  } catch (error) {
+    for (let i = 0; i < count; i++) all[i].dispose()
+    throw error
+  } finally {
+    // The memory lives as long as its parts.
+    for (const whole of wholes.values()) whole.dispose()
   }
-  // The memory lives as long as its parts.
-  if (wholes) for (const whole of wholes.values()) whole.dispose()
   return all
 }
 

@@ -4,6 +4,7 @@ import { numel } from './layout.ts'
 import { shownAs } from './printing.ts'
 import { type Kernel, typedPostOrder } from './program.ts'
 import { running } from './safety-net.ts'
+import { watching } from './scope.ts'
 
 /**
  * How an operator was computed: by a fused kernel, a primitive, a composition of other operators, or in plain
@@ -134,11 +135,18 @@ export function reportPath(path: Path): void {
   taken = path
 }
 
-function run<A>(kernel: KernelOf<A>, outputs: readonly View[], inputs: readonly View[], attrs: A): void {
+function run<A>(
+  op: string,
+  kernel: KernelOf<A>,
+  outputs: readonly View[],
+  inputs: readonly View[],
+  attrs: A,
+): void {
   running.outputs = outputs
   running.inputs = inputs
   try {
     kernel.run(outputs, inputs, attrs)
+    watching()?.filled(op, outputs)
   } finally {
     running.outputs = running.inputs = null
   }
@@ -155,10 +163,10 @@ export function launch<A>(
   attrs: A,
   flops?: (inputs: readonly View[], attrs: A) => number,
 ): void {
-  if (recorder === null) return run(kernel, outputs, inputs, attrs)
+  if (recorder === null) return run(op, kernel, outputs, inputs, attrs)
   taken = null
   const start = recorder.start(backend)
-  run(kernel, outputs, inputs, attrs)
+  run(op, kernel, outputs, inputs, attrs)
   let work = 0
   if (flops) work = flops(inputs, attrs)
   else if ((kernel as unknown) === backend.kernels.matmul)

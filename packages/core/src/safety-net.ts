@@ -133,16 +133,21 @@ export const running: { outputs: unknown; inputs: unknown } = { outputs: null, i
 export function reclaim(): void {
   if (newest.length + watched.length === 0) return
   flush()
-  if (collector === undefined) collector = findCollector()
-  if (collector) {
+  if (canReclaim()) {
     const { outputs, inputs } = running
-    collector()
+    collector?.()
     // Named after the collection, they are part of nothing that was collected.
     Object.assign(running, { outputs, inputs })
     // Of what is mostly in use, there is little to be gained by looking often.
     patience = sweep() < handed / 2 ? Math.min(2 * patience, mostHanded) : leastHanded
   } else hurry(handed)
   handed = 0
+}
+
+/** Can garbage be collected at once? */
+export function canReclaim(): boolean {
+  if (collector === undefined) collector = findCollector()
+  return collector !== null
 }
 
 /** Undefined before it has been looked for. */

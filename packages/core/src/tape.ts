@@ -2,6 +2,7 @@ import { expectFunction } from './checks.ts'
 import { isFloat } from './dtype.ts'
 import { GradError, show } from './errors.ts'
 import { shownAs } from './printing.ts'
+import { refuseAsync } from './scope.ts'
 import type { Tensor } from './tensor.ts'
 
 /**
@@ -36,16 +37,13 @@ let sequence = 0
  */
 export const gradEnabled = (): boolean => enabled
 
-function withGrad<T>(value: boolean, fn: () => T): T {
+function withGrad<T>(op: string, value: boolean, fn: () => T): T {
   expectFunction(value ? 'enableGrad' : 'noGrad', fn)
   const before = enabled
   enabled = value
   try {
     const result = fn()
-    if (result instanceof Promise)
-      throw new GradError(
-        'noGrad: the function returned a promise; the mode ends when it returns. Await outside',
-      )
+    refuseAsync(op, result, 'the mode ends when it returns. Await outside')
     return result
   } finally {
     enabled = before
@@ -59,7 +57,7 @@ function withGrad<T>(value: boolean, fn: () => T): T {
  * const w = ones([2], { requiresGrad: true })
  * noGrad(() => w.mul(2)).requiresGrad // → false
  */
-export const noGrad = <T>(fn: () => T): T => withGrad(false, fn)
+export const noGrad = <T>(fn: () => T): T => withGrad('noGrad', false, fn)
 
 /**
  * Runs `fn` with recording on, also inside `noGrad`.
@@ -67,7 +65,7 @@ export const noGrad = <T>(fn: () => T): T => withGrad(false, fn)
  * @example
  * noGrad(() => enableGrad(() => gradEnabled())) // → true
  */
-export const enableGrad = <T>(fn: () => T): T => withGrad(true, fn)
+export const enableGrad = <T>(fn: () => T): T => withGrad('enableGrad', true, fn)
 
 /**
  * A function whose intermediates were dropped after it ran: running it again gives the nodes of a second graph like the
@@ -105,9 +103,9 @@ export class GradNode<A = unknown> {
   /** Order of recording; a node's inputs come from nodes of lower numbers. */
   readonly sequence: number
   /** What the operator was given. */
-  readonly inputs: readonly Tensor[]
+  inputs: readonly Tensor[]
   /** What it gave. */
-  readonly outputs: readonly Tensor[]
+  outputs: readonly Tensor[]
   /** Temporaries made for this node that live as long as its graph. */
   owned: readonly Tensor[] | null = null
   /** Says whether a backward pass has freed what it needs. */
@@ -116,7 +114,7 @@ export class GradNode<A = unknown> {
   mark = 0
   /** Set where inputs and outputs were dropped: the node at `index` of the replay stands in for this one. */
   replay: { readonly of: Replay; readonly index: number } | null = null
-  readonly #backward: Backward<A>
+  #backward: Backward<A>
   readonly #versions: readonly number[]
 
   constructor(
@@ -157,6 +155,16 @@ export class GradNode<A = unknown> {
   backward(douts: readonly (Tensor | null)[], pass: PassOf): readonly (Tensor | null)[] {
     if (this.freed) throw freedError(this.name)
     return this.#backward(this, douts, pass)
+  }
+
+  /** Lets go of everything: who still has an output of a graph that was freed holds nothing else of it. */
+  cut(): void {
+    this.freed = true
+    this.inputs = this.outputs = []
+    this.owned = this.replay = null
+    this.#backward = () => {
+      throw freedError(this.name)
+    }
   }
 
   #check(t: Tensor, version: number, which: string): Tensor {

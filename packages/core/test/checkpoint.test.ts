@@ -265,8 +265,8 @@ describe('checkpoint says', () => {
       const more = checkpoint((x) => (calls++ === 1 ? x.exp() : x.exp().exp()), x)
       expect(() => y.sum().backward()).toThrow('exp [2], then sin [2]')
       expect(() => more.sum().backward()).toThrow('nothing, then exp [2]')
-      // x, both results and their sums; and both gradients that were under way.
-      expect(memory().tensors - before).toBe(7)
+      // x and both sums: the graphs were freed in part, so that the rest is of no use.
+      expect(memory().tensors - before).toBe(3)
     })
   })
 

@@ -12,6 +12,7 @@ import {
   noGrad,
   ones,
   randn,
+  reclaim,
   resetPeakMemory,
   scope,
   softmax,
@@ -199,7 +200,7 @@ describe('training', () => {
     expect(alive()).toEqual(before)
   })
 
-  test('without a scope, backward frees the graph: only scalars and results stay', () => {
+  test('without a scope, backward lets go of the graph: only scalars and results stay', () => {
     const x = own(randn([50, 3]))
     const w = own(randn([3, 4], { requiresGrad: true }))
     const g = own(ones([4], { requiresGrad: true }))
@@ -207,8 +208,10 @@ describe('training', () => {
     w.grad?.dispose()
     g.grad?.dispose()
     w.grad = g.grad = null
+    reclaim()
     const before = over().bytes
     for (let i = 0; i < 10; i++) own(loss(x, w, g)).backward()
+    reclaim()
     // Ten losses of 4 bytes, the gradients, and single numbers: no activation of 50 rows.
     expect(over().bytes - before).toBeLessThan(50 * 4 * 4)
   })
