@@ -305,9 +305,10 @@ export function buildBackward(m: ModuleBuilder, form: Form, mode: BackwardMode):
       }
     }
     const checkKeys = (b: I32, kv: I32, first: I32, rows: I32): void => {
+      // What is not finite in dK or dV comes by way of dS, and so is found in dQ.
       if (!check) return
       for (const [name, need, width] of gradients) {
-        f.if(word(need), () => {
+        f.if(word(need).and(word('needQ').eqz()), () => {
           f.call(check, params, rowOf(word, name, b, kv, first), word(`${name}Row`), rows, word(width))
         })
       }

@@ -17,6 +17,7 @@ import {
   i32,
   i32x4,
   type ModuleBuilder,
+  type V128,
   type Var,
   v128,
 } from '../wasm/index.ts'
@@ -247,24 +248,29 @@ export type CheckFunc = Func<typeof checkParams, null>
 /** Sets the flag if a number is not finite: parameter block; address, bytes between rows, number of rows, of columns. */
 export function checkFunc(m: ModuleBuilder): CheckFunc {
   return m.func(checkParams, (f, params, from, step, rows, columns) => {
-    const zero = f.let(f32x4.const(0))
-    // x · 0 is 0 or NaN, which stays in a sum. Two sums, as one alone would wait for itself.
-    const sums = [f.let(f32x4.const(0)), f.let(f32x4.const(0))] as const
+    // What is not finite stays in a sum. Four in turn, as one alone would wait for itself.
+    const sums = [0, 1, 2, 3].map(() => f.let(f32x4.const(0)))
     f.for(0, rows, 1, () => {
       const at = f.let(from)
       f.strips(0, columns, [16, 4, 1], (_, width) => {
         for (let i = 0; i < width; i += 4) {
           const x = width === 1 ? v128.load32Zero(at) : v128.load(at, 4 * i)
-          const sum = sums[(i / 4) % 2] as Var<'v128'>
-          sum.set(f32x4.madd(x, zero, sum))
+          const sum = sums[i / 4] as Var<'v128'>
+          sum.set(f32x4.add(sum, x))
         }
         at.set(at.add(4 * width))
       })
       from.set(from.add(step))
     })
-    const sum = f.let(f32x4.add(...sums))
-    f.if(v128.anyTrue(f32x4.ne(sum, sum)), () => f.store(reader(params)('flagPtr'), i32.const(1)))
+    flagEndless(f, params, sums)
   })
+}
+
+/** Emits: sets the flag if one of the sums is not finite. */
+export function flagEndless(f: FunctionBuilder, params: I32, sums: readonly V128[]): void {
+  const zero = f.let(f32x4.const(0))
+  const nothing = sums.map((sum) => f32x4.mul(sum, zero)).reduce((a, b) => f32x4.add(a, b))
+  f.if(v128.anyTrue(f32x4.ne(nothing, zero)), () => f.store(reader(params)('flagPtr'), i32.const(1)))
 }
 
 /**

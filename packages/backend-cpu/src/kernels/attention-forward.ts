@@ -12,11 +12,11 @@
  * Hidden blocks are skipped (attention-visits.ts), and in a block of the diagonal every panel stops at its own last key.
  */
 
-import { type Func, f32x4, type ModuleBuilder, v128 } from '../wasm/index.ts'
+import { type Func, f32x4, type ModuleBuilder, type Var, v128 } from '../wasm/index.ts'
 import {
-  checkFunc,
   eachRow,
   type Form,
+  flagEndless,
   gatherFunc,
   keyBlock,
   type MaskType,
@@ -93,20 +93,31 @@ function softenFunc(m: ModuleBuilder, vectors: number, careful: boolean): Func<t
   })
 }
 
-const finishParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as const
+const finishParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as const
 
 /** Divides a panel of outputs by l, and stores it as rows; and m and l. */
-function finishFunc(m: ModuleBuilder, pack: PackFunc, vectors: number): Func<typeof finishParams, null> {
+function finishFunc(
+  m: ModuleBuilder,
+  pack: PackFunc,
+  vectors: number,
+  careful: boolean,
+): Func<typeof finishParams, null> {
   const step = 16 * vectors
-  return m.func(finishParams, (f, panel, state, valueDepth, out, outRow, tops, sums, have) => {
+  return m.func(finishParams, (f, params, panel, state, valueDepth, out, outRow, tops, sums, have) => {
     const inverse = Array.from({ length: vectors }, (_, j) => {
       const l = f.let(v128.load(state, step + 16 * j))
       // No key at all: zeros, rather than 0 / 0.
       return f.let(v128.andnot(f32x4.div(1, l), f32x4.eq(l, 0)))
     })
+    const found = careful ? [] : inverse.map(() => f.let(f32x4.const(0)))
     eachRow(f, valueDepth, panel, step, (at) => {
-      inverse.forEach((x, j) => f.store(at, f32x4.mul(v128.load(at, 16 * j), x), 16 * j))
+      const results = inverse.map((x, j) => f.let(f32x4.mul(v128.load(at, 16 * j), x)))
+      results.forEach((x, j) => {
+        f.store(at, x, 16 * j)
+        found[j]?.set(f32x4.add(found[j] as Var<'v128'>, x))
+      })
     })
+    if (!careful) flagEndless(f, params, found)
     f.call(pack, out, outRow, panel, 4, step, have, valueDepth)
     f.copy(tops, state, have.shl(2))
     f.copy(sums, state.add(step), have.shl(2))
@@ -123,8 +134,7 @@ export function buildForward(m: ModuleBuilder, form: Form): void {
   const scoresOf = scoresFunc(m, tile, step)
   const gather = gatherFunc(m, tile, step, true, form.careful)
   const soften = softenFunc(m, vectors, form.careful)
-  const finish = finishFunc(m, pack, vectors)
-  const check = form.careful ? null : checkFunc(m)
+  const finish = finishFunc(m, pack, vectors, form.careful)
   const hide = hideFunc(m, form, step)
   const dropWeights = form.dropout && dropFunc(m, form.dropout, vectors, step)
 
@@ -238,6 +248,7 @@ export function buildForward(m: ModuleBuilder, form: Form): void {
         const out = rowOf(word, 'out', b, h, row)
         f.call(
           finish,
+          params,
           panel.add(toOut),
           panel.add(toState),
           valueDepth,
@@ -247,7 +258,6 @@ export function buildForward(m: ModuleBuilder, form: Form): void {
           word('sumPtr').add(place),
           least(rows.sub(i), lanes),
         )
-        if (check) f.call(check, params, panel.add(toOut), 0, 1, valueDepth.mul(lanes))
         panel.set(panel.add(panelSize))
       })
     })

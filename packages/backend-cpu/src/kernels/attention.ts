@@ -72,7 +72,7 @@ function dropoutOf({ dropout, draw }: AttentionAttrs): Pick<Form, 'dropout'> & {
 }
 
 /** What kernels are built for. */
-function formOf(engine: Engine, inputs: readonly View[], attrs: AttentionAttrs): Omit<Form, 'careful'> {
+function formOf(engine: Engine, inputs: readonly View[], attrs: AttentionAttrs): Form {
   const { q, mask, blocks, slopes } = attentionOperands(inputs, attrs)
   const { blockSize } = attrs
   return {
@@ -81,6 +81,7 @@ function formOf(engine: Engine, inputs: readonly View[], attrs: AttentionAttrs):
     blocks: blocks !== null,
     alibi: slopes !== null,
     dropout: dropoutOf(attrs).dropout,
+    careful: false,
   }
 }
 
@@ -207,7 +208,7 @@ export const attention: KernelFactory<AttentionAttrs> = (engine) => ({
     const chunks = chunksOf(t, queryBlock, attrs.blockSize)
     set('blocks', chunks)
     withCare(engine, attrs, (careful) => {
-      const built = { ...form, careful }
+      const built = careful ? { ...form, careful } : form
       const kernel = engine.kernel(`attention:${formName(built)}`, (m) => buildForward(m, built))
       engine.launch(kernel, b * h * chunks, 1)
     })
@@ -244,7 +245,7 @@ export const attentionBackward: KernelFactory<AttentionAttrs & { readonly needs:
     set('scratchStep', align64(bytes))
     const run = (careful: boolean, mode: BackwardMode, items: number, chunks: number): void => {
       if (items * chunks === 0) return
-      const built = { ...form, careful }
+      const built = careful ? { ...form, careful } : form
       const key = `attentionBackward:${mode}:${formName(built)}`
       const kernel = engine.kernel(key, (m) => buildBackward(m, built, mode))
       set('blocks', chunks)
