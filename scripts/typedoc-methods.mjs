@@ -1,6 +1,6 @@
 // A plugin of typedoc: the methods of Tensor, which are made of functions by a mapped type, appear as methods with the
 // functions' parameters, not as properties with a list of types. Their texts come along.
-import { Converter, ParameterReflection, ReflectionKind, SignatureReflection } from 'typedoc'
+import { Converter, ParameterReflection, ReflectionFlag, ReflectionKind, SignatureReflection } from 'typedoc'
 
 /** @param {import('typedoc').Application} app */
 export function load(app) {
@@ -21,7 +21,23 @@ export function load(app) {
         const made = child.type?.declaration?.signatures?.some((/** @type {any} */ s) =>
           s.parameters?.some((/** @type {any} */ p) => p.name === 'rest'),
         )
-        if (!of || !made) continue
+        if (!made) continue
+        if (!of) {
+          // A method that is no function of the package: its list of types is taken apart.
+          for (const s of child.type.declaration.signatures) {
+            const [rest] = s.parameters
+            const { elements } = rest.type
+            project.removeReflection(rest)
+            s.parameters = elements.map((/** @type {any} */ e) => {
+              const parameter = new ParameterReflection(e.name, ReflectionKind.Parameter, s)
+              parameter.type = e.element
+              parameter.setFlag(ReflectionFlag.Optional, e.isOptional)
+              project.registerReflection(parameter, undefined, undefined)
+              return parameter
+            })
+          }
+          continue
+        }
         child.kind = ReflectionKind.Method
         child.signatures = of.map((/** @type {any} */ from) => {
           const signature = new SignatureReflection(child.name, ReflectionKind.CallSignature, child)

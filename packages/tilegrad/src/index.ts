@@ -3,7 +3,7 @@
  *
  * Everything of core and nn, with the CPU engine as the default device and GPUs after `await setDevice('webgpu')`.
  *
- * @packageDocumentation
+ * @module tilegrad
  */
 import { createCpuBackend } from '@tilegrad/backend-cpu'
 import type { Gpu, GpuOptions, WebGpuBackend, WebGpuOptions } from '@tilegrad/backend-webgpu'
