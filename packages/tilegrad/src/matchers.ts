@@ -45,6 +45,8 @@ export interface TensorMatchers<R = void> {
    * where the tensor is on a device that cannot be read at once, such as a GPU.
    *
    * @example
+   * import { tensorMatchers } from 'tilegrad/matchers'
+   *
    * const matches = tensorMatchers.toBeCloseToTensor(tensor([0.1, 0.2]), [0.1, 0.2])
    * 'pass' in matches && matches.pass // → true
    */
