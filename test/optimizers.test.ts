@@ -30,7 +30,7 @@ const makers: Record<
 
 /** Four steps with clipping, one parameter joining late; the parameters then, and what ran in the last step. */
 async function train(backend: Backend, make: (typeof makers)[string]) {
-  return withBackend(backend, async () => {
+  const { params, launches } = withBackend(backend, () => {
     manualSeed(3)
     const params = SHAPES.map((shape) => parameter(randn(shape)))
     // Groups with and without decay: 1 − lr · 0 is a whole number, which must not need code of its own.
@@ -48,10 +48,11 @@ async function train(backend: Backend, make: (typeof makers)[string]) {
     for (let t = 0; t < 3; t++) step(t)
     const { rows } = profile(() => step(3))
     return {
-      values: await Promise.all(params.map(async (p) => [...(await p.data())])),
+      params,
       launches: rows.filter((r) => !r.op.startsWith('rand')).map((r) => `${r.op} ${r.path} ${r.calls}`),
     }
   })
+  return { values: await Promise.all(params.map(async (p) => [...(await p.data())])), launches }
 }
 
 for (const [name, make] of Object.entries(makers)) {

@@ -119,8 +119,7 @@ test('states go from device to device, and on from there as if nothing had been'
   // From moments in a few buffers to the reference’s, and back to a few.
   const there = setUp(reference, (ps) => new AdamW(ps))
   const dict = first.optimizer.stateDict()
-  const read = async (t: Tensor): Promise<Tensor> =>
-    withBackend(reference, async () => tensor(await t.data(), t.shape))
+  const read = async (t: Tensor): Promise<Tensor> => tensor(await t.data(), t.shape, { device: reference })
   const state = Object.fromEntries(
     await Promise.all(
       Object.entries(dict.state).map(async ([i, { step, tensors }]) => {

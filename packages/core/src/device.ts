@@ -2,6 +2,7 @@ import type { Backend } from './backend.ts'
 import { amongKnown, describe } from './checks.ts'
 import { DeviceError } from './errors.ts'
 import { reference } from './reference/backend.ts'
+import { refuseAsync } from './scope.ts'
 
 /** How to get each known backend when it is first asked for. */
 const makers = new Map<string, () => Backend>([['reference', () => reference]])
@@ -154,7 +155,9 @@ export function withBackend<T>(device: Backend | string, fn: () => T): T {
   const before = chosen
   chosen = getBackend(device)
   try {
-    return fn()
+    const result = fn()
+    refuseAsync('withBackend', result, 'the device is the default until it returns. Await outside')
+    return result
   } finally {
     chosen = before
   }

@@ -3,6 +3,7 @@ import { ValueError } from './errors.ts'
 import type { Expr } from './expr.ts'
 import * as e from './expr.ts'
 import { Printable } from './printing.ts'
+import { refuseAsync } from './scope.ts'
 
 /**
  * Randomness from one seed: seedrandom on the host (batches, shuffles), and for tensors the counter-based generator
@@ -92,7 +93,9 @@ export class RandomGenerator extends Printable {
     const outer = state
     state = this.#state
     try {
-      return fn()
+      const result = fn()
+      refuseAsync('RandomGenerator.run', result, 'what it draws later is not from here. Await outside')
+      return result
     } finally {
       this.#state = state
       state = outer

@@ -11,11 +11,13 @@ import {
   noGrad,
   OutOfMemoryError,
   ones,
+  RandomGenerator,
   reference,
   scope,
   softmax,
   type Tensor,
   tensor,
+  withBackend,
   zeros,
 } from '../src/index.ts'
 
@@ -297,6 +299,8 @@ describe('asynchronous functions are refused', () => {
     scope,
     noGrad,
     enableGrad,
+    withBackend: (fn) => withBackend(reference, fn),
+    'RandomGenerator.run': (fn) => new RandomGenerator(1).run(fn),
     checkpoint: (fn) => checkpoint(fn),
     customFunction: (fn) => customFunction({ forward: () => fn() as Tensor, backward: () => [] })(ones([1])),
   }
