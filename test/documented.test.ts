@@ -31,7 +31,7 @@ const checker = program.getTypeChecker()
 
 /** Parts of engines and tests of engines, and what needs a file of its own to run: their text is enough. */
 const withoutExample = new Set(
-  `attentionOperands createPeaks expectTensor gradient referenceKernels reportPath runWorkers asRank shownAs specialize typedPostOrder`.split(
+  `attentionOperands flatOf createPeaks expectTensor gradient referenceKernels reportPath runWorkers asRank shownAs specialize typedPostOrder`.split(
     ' ',
   ),
 )

@@ -12,7 +12,9 @@ import { Tensor } from './tensor.ts'
 export interface Leak {
   /** The operator or factory that made it, or 'view' or 'tensor' where none did. */
   readonly name: string
+  /** The size of each dim. */
   readonly shape: readonly number[]
+  /** The type of the elements. */
   readonly dtype: DType
   /** The name of the device that holds it. */
   readonly device: string
@@ -20,9 +22,11 @@ export interface Leak {
   readonly bytes: number
   /** Where it was made: lines of a stack, the innermost first, without those of this library's core. */
   readonly origin: string
+  /** The tensor that was left behind. */
   readonly tensor: Tensor
 }
 
+/** Options of `checkLeaks`. */
 export interface LeakOptions {
   /**
    * Count tensors on which `keep()` was called, too: what the caller keeps, gradients in `.grad`, the state of
@@ -34,6 +38,7 @@ export interface LeakOptions {
 /** Thrown by `checkLeaks`: its message lists what `leaks` holds. */
 export class LeakError extends TilegradError {
   override name = 'LeakError'
+  /** What was left behind. */
   readonly leaks: readonly Leak[]
 
   constructor(leaks: readonly Leak[]) {

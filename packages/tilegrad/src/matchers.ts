@@ -34,7 +34,9 @@ export interface CloseOptions {
 
 /** What a matcher gives back to vitest or Jest. */
 export interface MatcherResult {
+  /** Says whether the tensors match. */
   readonly pass: boolean
+  /** Says what differs, for people. */
   message(): string
 }
 
