@@ -77,6 +77,7 @@ export {
   zerosLike,
 } from './ops/create.ts'
 export { type DeltaRuleOptions, deltaRule } from './ops/delta-rule.ts'
+export { einsum } from './ops/einsum.ts'
 export {
   type GatedLinearAttentionAttrs,
   type GatedLinearAttentionOptions,

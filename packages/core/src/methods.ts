@@ -38,7 +38,7 @@ const families: Record<string, unknown> = {
 }
 
 /** Exports of these files that are no methods: they take a list, an index or a condition first, or are getters. */
-const notMethods = ['where', 'cat', 'stack', 'einsum', 'embedding', 'oneHot', 'T'] as const
+const notMethods = ['where', 'cat', 'stack', 'embedding', 'oneHot', 'T'] as const
 
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false
 

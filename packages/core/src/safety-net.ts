@@ -7,7 +7,7 @@
  * loop, too. That takes three things. References are weak, as callbacks of a FinalizationRegistry only run between
  * tasks. `gc` comes from Node's own modules, without flags on its command line. And a context whose microtasks run as
  * soon as it has been evaluated ends the rule that what a WeakRef has shown stays until the end of the task. (Verified
- * on Node 20, 22 and 24.) Elsewhere (browsers) an empty ArrayBuffer of the same size makes the collector hurry, and
+ * on Node 20 and 24.) Elsewhere (browsers) an empty ArrayBuffer of the same size makes the collector hurry, and
  * what it finds is freed between tasks.
  */
 
