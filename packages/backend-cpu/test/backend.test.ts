@@ -168,7 +168,10 @@ describe('memory', () => {
     expect(sorted[0]).toMatch(/^1 × float32 \[512, 512\] of 1.0 MiB$|^1 × float32 \[1024, 512\] of 2.0 MiB$/)
     expect(holders[0]).toMatch(/^\d+ × float32 \[1024, 512\] of 2.0 MiB from (add|matmul)$/)
     expect(holders[1]).toMatch(/^\d+ × float32 \[1024, 512\] of 2.0 MiB from (add|matmul)$/)
-    expect(small.stats()).toMatchObject({ liveBlocks, liveBytes })
+    // Less than before, where garbage was collected to make room.
+    const after = small.stats()
+    expect(after.liveBlocks).toBeLessThanOrEqual(liveBlocks)
+    expect(after.liveBytes).toBeLessThanOrEqual(liveBytes)
     expect(step(2)).toBe(1024 * 512)
   })
 
@@ -187,7 +190,10 @@ describe('memory', () => {
       )
       const message = /largest: (1 × float32 \[1048576\] of 4.0 MiB(; | from \w+(; |$)|$)){2}/
       expect(use(() => weight.mul(2))).toThrow(message)
-      expect(use(() => weight.mul(2).sum().backward())).toThrow(/largest: 2 × float32 \[1048576\] of 4.0 MiB/)
+      // The graph, through which the weight was known, is gone; its gradient is new.
+      expect(use(() => weight.mul(2).sum().backward())).toThrow(
+        /8.0 MiB of at most .* largest: 1 × float32 \[1048576\] of 4.0 MiB; 1 × float32 \[\] /,
+      )
       expect(weight.grad?.narrow(0, 5, 2).contiguous().dataSync()).toEqual(Float32Array.of(2, 2))
     })
   })

@@ -4,7 +4,7 @@ import type { Storage } from './storage.ts'
 import type { GradNode } from './tape.ts'
 import type { Tensor } from './tensor.ts'
 
-/** So much in any case, in bytes. */
+/** So much in any case, in bytes, where it is no more than the part below of what the backend has at all. */
 const least = 2 ** 23
 /** Or this part of what the graph's outputs take. */
 const part = 1 / 16
@@ -14,12 +14,14 @@ export class Spared {
   readonly #order: readonly GradNode[]
   readonly #storages = new Set<Storage>()
   #bytes = 0
-  #room = least
+  #room: number
   /** The graph has been measured: only large ones are. */
   #measured = false
 
   constructor(order: readonly GradNode[]) {
     this.#order = order
+    const limit = order[0]?.outputs[0]?.backend.limitBytes ?? Number.POSITIVE_INFINITY
+    this.#room = Math.min(least, part * limit)
   }
 
   takes({ storage }: Tensor): boolean {
@@ -41,6 +43,6 @@ export class Spared {
         if (!all.has(storage)) total += storage.bytes
         all.add(storage)
       }
-    this.#room = Math.max(least, part * total)
+    this.#room = Math.max(this.#room, part * total)
   }
 }
