@@ -5,8 +5,10 @@ import {
   DeviceError,
   type DType,
   DTypeError,
+  expectOptions,
   type KernelTable,
   layout,
+  type Names,
   reclaim,
   shownAs,
   type TypedArray,
@@ -41,6 +43,8 @@ export interface CpuOptions {
   /** Microseconds that idle threads look out for work before they sleep; default 200. */
   readonly spin?: number
 }
+
+const CPU: Names<CpuOptions> = { threads: 1, level: 1, shared: 1, maxBytes: 1, spin: 1 }
 
 /** A backend on the CPU. */
 export interface CpuBackend extends Backend {
@@ -86,7 +90,7 @@ export interface CpuParts {
  * await cpu.close()
  */
 export function createCpuBackend(options: CpuOptions = {}, parts: CpuParts = { kernelTable }): CpuBackend {
-  const { maxBytes, spin, ...wanted } = options
+  const { maxBytes, spin, ...wanted } = expectOptions('createCpuBackend', options, CPU)
   const features = detectFeatures(wanted, canCheck)
   const heap = new Heap({ shared: features.shared, reclaim, ...(maxBytes === undefined ? {} : { maxBytes }) })
   const pool = new Pool(heap, features, spin === undefined ? {} : { spin })

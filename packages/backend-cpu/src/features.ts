@@ -3,7 +3,7 @@
  * V8 hides some of it behind flags, which are set here, at run time, before the first module is compiled.
  */
 
-import { DeviceError, ValueError } from '@tilegrad/core'
+import { DeviceError, describeValue, ValueError } from '@tilegrad/core'
 import { f32x4, ModuleBuilder } from './wasm/index.ts'
 
 /**
@@ -162,7 +162,7 @@ export function detectFeatures(options: FeatureOptions = {}, mayPair = true): Fe
   }
   const { level, threads } = options
   if (threads !== undefined && (!Number.isInteger(threads) || threads < 1 || threads > 256)) {
-    throw new ValueError(`backend-cpu: threads is ${threads}; expected an integer in 1 … 256`)
+    throw new ValueError(`backend-cpu: threads is ${describeValue(threads)}; expected an integer in 1 … 256`)
   }
   const relaxed = level !== 'simd' && hasRelaxed()
   const wide = mayPair && (level === undefined || level === 'revectorized')

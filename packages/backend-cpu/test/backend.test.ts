@@ -118,6 +118,15 @@ describe('memory', () => {
     expect(cpu.stats().peakBytes).toBe(cpu.stats().liveBytes + 2 ** 20)
   })
 
+  it('names the option that was meant', () => {
+    const wrong: object = { thread: 2 }
+    expect(() => createCpuBackend(wrong)).toThrow(
+      "createCpuBackend: there is no option 'thread'; did you mean 'threads'?",
+    )
+    const text: object = { threads: '2' }
+    expect(() => createCpuBackend(text)).toThrow("threads is '2'; expected an integer")
+  })
+
   it('keeps contents when the memory grows', () => {
     const small = make({ threads: 1 })
     const first = viewOf(small, 'float32', [3])

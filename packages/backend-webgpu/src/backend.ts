@@ -4,15 +4,17 @@ import {
   type Backend,
   DeviceError,
   type DType,
+  expectOptions,
   largestHolders,
   layout,
+  type Names,
   shownAs,
   type TypedArray,
   type View,
 } from '@tilegrad/core'
 import { type BufferStats, GpuBuffer, sizeClass } from './buffers.ts'
 import { Engine } from './engine.ts'
-import { type Gpu, type GpuOptions, openGpu } from './gpu.ts'
+import { GPU, type Gpu, type GpuOptions, openGpu } from './gpu.ts'
 import { tuningOf } from './kernels/matmul-tuning.ts'
 import { kernelTable } from './kernels/table.ts'
 import { software } from './tuning.ts'
@@ -22,6 +24,8 @@ export interface WebGpuOptions extends GpuOptions {
   /** Bytes of free buffers to keep for the next tensors; default: with those in use a quarter more than ever was in use. */
   readonly maxPooledBytes?: number
 }
+
+const WEBGPU: Names<WebGpuOptions> = { ...GPU, maxPooledBytes: 1 }
 
 /** A backend on a GPU. */
 export interface WebGpuBackend extends Backend {
@@ -48,7 +52,7 @@ export interface WebGpuBackend extends Backend {
  * withBackend(gpu, () => randn([2, 3]).matmul(randn([3, 4])).shape) // [2, 4]
  */
 export async function createWebGpuBackend(options: WebGpuOptions = {}): Promise<WebGpuBackend> {
-  const { maxPooledBytes, ...wanted } = options
+  const { maxPooledBytes, ...wanted } = expectOptions('createWebGpuBackend', options, WEBGPU)
   const gpu = await openGpu(wanted)
   const engine = new Engine(gpu, maxPooledBytes, () => largestHolders(backend))
   // Dawn's null device runs nothing that could be measured.

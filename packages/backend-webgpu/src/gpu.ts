@@ -2,7 +2,7 @@
  * Opens a GPU: npm `webgpu` (Dawn) in Node, `navigator.gpu` elsewhere, with every limit the adapter offers and the
  * features that kernels can use.
  */
-import { DeviceError, ValueError } from '@tilegrad/core'
+import { DeviceError, expectOptions, type Names, ValueError } from '@tilegrad/core'
 import { createDawn, type DawnOptions, SOFTWARE_TOGGLES } from './dawn.ts'
 
 /** Features that kernels make use of, asked for where the adapter has them. */
@@ -30,6 +30,17 @@ export interface GpuOptions extends DawnOptions {
    * that a GPU could not be measured. Default: console.error.
    */
   readonly onError?: (message: string) => void
+}
+
+/** @internal What `openGpu` knows. */
+export const GPU: Names<GpuOptions> = {
+  toggles: 1,
+  backend: 1,
+  adapter: 1,
+  powerPreference: 1,
+  features: 1,
+  limits: 1,
+  onError: 1,
 }
 
 /** Why a device is gone: 'destroyed' by `close()` or by its owner, or 'unknown', as when the driver was reset. */
@@ -90,6 +101,7 @@ export interface Gpu {
  * gpu.close()
  */
 export async function openGpu(options: GpuOptions = {}): Promise<Gpu> {
+  expectOptions('openGpu', options, GPU)
   const offered = globalThis.navigator?.gpu as GPU | undefined
   const isNode = !offered && typeof globalThis.process?.versions?.node === 'string'
   let api = offered ?? (isNode ? await createDawn(options) : undefined)

@@ -40,6 +40,8 @@ test('features and limits are asked for as told', async () => {
   const wrong = openGpu({ features: ['timestamp-query', 'teleport'] })
   await expect(wrong).rejects.toThrow(ValueError)
   await expect(wrong).rejects.toThrow('openGpu: the adapter lacks teleport; it has')
+  const misspelt: object = { feature: 'all' }
+  await expect(openGpu(misspelt)).rejects.toThrow("did you mean 'features'?")
 })
 
 test('immediates reach the shader', async () => {

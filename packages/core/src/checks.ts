@@ -19,6 +19,16 @@ const others: Readonly<Record<string, string>> = {
   contextlength: 'blockSize',
   maxtokens: 'maxNewTokens',
   decay: 'weightDecay',
+  unbiased: 'correction',
+  ddof: 'correction',
+  reduce: 'reduction',
+  attn: 'attention',
+  swish: 'silu',
+  theta: 'base',
+  ropetheta: 'base',
+  eostoken: 'stop',
+  eostokenid: 'stop',
+  dosample: 'temperature',
   float: 'float32',
   double: 'float64',
   half: 'float16',
@@ -118,7 +128,8 @@ const noOptions = (op: string, got: unknown, names: object): ValueError =>
   )
 
 function unknownOption(op: string, options: object, name: string, names: object): ValueError {
-  if (!Object.hasOwn(options, name) || 'shape' in options) return noOptions(op, options, names)
+  const { name: kind } = options.constructor ?? Object
+  if (!Object.hasOwn(options, name) || kind !== 'Object') return noOptions(op, options, names)
   return new ValueError(
     `${op}: there is no option ${describe(name)}${guess(name, Object.keys(names)) || ';'} known: ${listed(names)}`,
   )

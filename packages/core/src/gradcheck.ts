@@ -1,7 +1,8 @@
-import { expectOptions } from './checks.ts'
+import { describe, expectFunction, expectOptions } from './checks.ts'
 import { grad } from './engine.ts'
-import { GradError, show } from './errors.ts'
+import { GradError, show, ValueError } from './errors.ts'
 import { scope } from './memory.ts'
+import { expectTensor } from './operands.ts'
 import { dataSync, tensor } from './ops/create.ts'
 import { add, mul } from './ops/pointwise.ts'
 import { sum } from './ops/reduction.ts'
@@ -35,6 +36,10 @@ export function gradcheck(
   inputs: readonly Tensor[],
   options: GradcheckOptions = {},
 ): true {
+  expectFunction('gradcheck', fn)
+  if (!Array.isArray(inputs))
+    throw new ValueError(`gradcheck: inputs are an array of tensors, got ${describe(inputs)}`)
+  for (const x of inputs) expectTensor('gradcheck', x)
   expectOptions('gradcheck', options, { eps: 1, atol: 1, rtol: 1 })
   return enableGrad(() => scope(() => check(fn, inputs, options)))
 }

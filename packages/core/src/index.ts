@@ -44,7 +44,7 @@ export * as layout from './layout.ts'
 export { type MemoryInfo, memory, resetPeakMemory, scope } from './memory.ts'
 export { apply, defineOp, type Op, type TensorSpec } from './op.ts'
 export { type ArrayOperand, asTensor, expectTensor } from './operands.ts'
-export type { Activation } from './ops/activations.ts'
+export { type Activation, expectActivation } from './ops/activations.ts'
 export * from './ops/attention.ts'
 export {
   type BlockMask,

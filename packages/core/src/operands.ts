@@ -24,7 +24,13 @@ export function expectTensor(op: string, x: Tensor): void {
 }
 
 function notTensor(op: string, x: unknown): ValueError {
-  const fix = typeof x === 'number' || Array.isArray(x) ? '; make it one with tensor(…)' : ''
+  const list = typeof x === 'number' || Array.isArray(x)
+  const named = Object.getPrototypeOf(Object(x)) === Object.prototype
+  const fix = list
+    ? '; make it one with tensor(…)'
+    : named
+      ? '; arguments before the options have no names'
+      : ''
   return new ValueError(`${op}: takes a tensor, got ${describe(x)}${fix}`)
 }
 

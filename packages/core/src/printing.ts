@@ -191,20 +191,22 @@ export function tensorText(
 ): string {
   const { shape, dtype, backend, gradFn } = x
   let body = '<await x.text()>'
+  let coloured: string | null = null
   if (freedBy !== null) body = `<freed by ${freedBy}>`
   else {
     try {
       const edge = edgeOf(shape)
       const shown = values ?? shownOf(x, edge)
       if (shown) body = brackets(shown, shape, dtype, edge, 'tensor('.length, lineWidth)
-      if (shown && color) body = body.replace(/[^\s,[\]]*[\da-z]/g, color)
+      if (shown && color) coloured = body.replace(/[^\s,[\]]*[\da-z]\.?/g, color)
     } catch (error) {
       body = `<cannot be read: ${error instanceof Error ? error.message : String(error)}>`
     }
   }
   const device = backend.readSync && isDefaultBackend(backend) ? [] : [`device=${backend.name}`]
   const grad = gradFn ? [`gradFn=<${gradFn.name}>`] : x.requiresGrad ? ['requiresGrad=true'] : []
-  let text = body
+  let text = coloured ?? body
+  // Of what is seen: a colour takes no room.
   let column = 'tensor('.length + body.length - (body.lastIndexOf('\n') + 1)
   for (const tag of [`shape=${show(shape)}`, `dtype=${dtype}`, ...device, ...grad]) {
     const fits = column + 2 + tag.length < lineWidth

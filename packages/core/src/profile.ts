@@ -1,4 +1,5 @@
 import type { Backend, DeviceSpan, DeviceTimer, KernelOf, View } from './backend.ts'
+import { expectFunction } from './checks.ts'
 import { info } from './dtype.ts'
 import { numel } from './layout.ts'
 import { shownAs } from './printing.ts'
@@ -206,6 +207,7 @@ export function endSpan(op: string, backend: Backend, start: Start | null): void
  * console.log(table())
  */
 export function profile<T>(fn: () => T): Profile<T> {
+  expectFunction('profile', fn)
   const outer = recorder
   const mine = new Recorder(false)
   recorder = mine
@@ -226,6 +228,7 @@ export function profile<T>(fn: () => T): Profile<T> {
  * rows.some((row) => row.op === 'matmul') // → true
  */
 export async function profileAsync<T>(fn: () => T | Promise<T>): Promise<Profile<T>> {
+  expectFunction('profileAsync', fn)
   const outer = recorder
   const mine = new Recorder(true)
   recorder = mine

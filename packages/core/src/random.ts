@@ -1,4 +1,5 @@
 import seedrandom from 'seedrandom/seedrandom.js'
+import { describe } from './checks.ts'
 import { ValueError } from './errors.ts'
 import type { Expr } from './expr.ts'
 import * as e from './expr.ts'
@@ -49,6 +50,8 @@ interface State {
 }
 
 const fresh = (seed: number | string): State => {
+  if (typeof seed !== 'number' && typeof seed !== 'string')
+    throw new ValueError(`seed: takes a number or a text, got ${describe(seed)}`)
   const host = seedrandom(String(seed), { state: true })
   return { key: [host.int32(), host.int32()], draw: 0, host }
 }

@@ -190,7 +190,7 @@ shownAs(
 
 export const freedError = (name: string): GradError =>
   new GradError(
-    `backward: the graph through ${name} was freed by an earlier backward(); pass { retainGraph: true } to that one to go through twice`,
+    `backward: the graph through ${name} was freed by an earlier backward(); pass { retainGraph: true } to that one to go through twice, or detach() what one step hands on to the next`,
   )
 
 /** Does a call with these inputs belong on the tape? */

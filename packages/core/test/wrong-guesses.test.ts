@@ -167,6 +167,32 @@ describe('wrong guesses get words', () => {
     ['a scope of no function', () => tg.scope(3), 'scope: takes a function, got 3'],
     ['noGrad of no function', () => tg.noGrad(x), 'noGrad: takes a function, got a tensor [2, 2]'],
     ['gradients by one tensor', () => tg.grad(x, x), 'grad: inputs are an array of tensors'],
+    ['an option by its name in NumPy', () => x.std(0, { ddof: 0 }), "did you mean 'correction'?"],
+    ['unbiased', () => x.var(0, { unbiased: false }), "did you mean 'correction'?"],
+    ['reduce', () => tg.mseLoss(x, x, { reduce: 'sum' }), "did you mean 'reduction'?"],
+    [
+      'an object of a class for options',
+      () => x.sum(0, Object.assign(new Net(), { rate: 1 })),
+      'got a module Net',
+    ],
+    ['bounds by name', () => x.clamp({ min: 0 }), /got an object with min; arguments before/],
+    [
+      'classes as floats',
+      () => tg.crossEntropy(x, typed.tensor([0, 1])),
+      /must have the input's shape \[2, 2\]; classes are int32: convert them with \.to\('int32'\)/,
+    ],
+    [
+      'an unknown activation',
+      () => tg.linear(x, x, null, { activation: 'swish' }),
+      "linear: there is no activation 'swish'; did you mean 'silu'? known: relu",
+    ],
+    ['gradcheck of no inputs', () => tg.gradcheck((a: Untyped) => a), 'inputs are an array of tensors'],
+    ['gradcheck of one tensor', () => tg.gradcheck((a: Untyped) => a, x), 'got a tensor [2, 2]'],
+    ['gradcheck of numbers', () => tg.gradcheck((a: Untyped) => a, [1]), 'gradcheck: takes a tensor, got 1'],
+    ['gradcheck of no function', () => tg.gradcheck(x, [x]), 'gradcheck: takes a function'],
+    ['a profile of nothing', () => tg.profile(), 'profile: takes a function, got undefined'],
+    ['no seed', () => tg.manualSeed(), 'seed: takes a number or a text, got undefined'],
+    ['digits of a promise', () => x.sum().item().toFixed(3), 'item: gives a promise, which is no value yet'],
     ['arange of options', () => tg.arange(5, { dtype: 'float32' }), 'arange: takes start, end and step'],
   ])('%s', (_, f, message) => {
     expect(f).toThrow(message)

@@ -126,6 +126,9 @@ interface Place {
   readonly parent: Module
 }
 
+/** Tensors that look like parameters and are none; told of once. */
+const strangers = new WeakSet<Tensor>()
+
 const isRecord = (value: object): boolean => {
   const proto = Object.getPrototypeOf(value)
   return proto === Object.prototype || proto === null || !('constructor' in proto)
@@ -134,7 +137,8 @@ const isRecord = (value: object): boolean => {
 /** @throws ValueError where a Map or Set holds what would be lost: it has no names that a state dict could use. */
 function refuseHidden(held: Map<unknown, unknown> | Set<unknown>, parent: Module, name: string): void {
   for (const value of held.values()) {
-    if (value instanceof Module || (value instanceof Tensor && roles.has(value))) {
+    if (typeof value !== 'object' || value === null) continue
+    if (!walk([value], parent, '', [held]).next().done) {
       throw new ValueError(
         `${parent.constructor.name}: ${name} is a ${held.constructor.name}, in which modules and parameters are not found; use an array or a plain object`,
       )
@@ -158,6 +162,12 @@ function* walk(
     if (value instanceof Tensor) {
       const role = roles.get(value)
       if (role) yield { kind: 'tensor', name, owner: owner as Properties, key, tensor: value, role }
+      else if (value.requiresGrad && value.isLeaf && !strangers.has(value)) {
+        strangers.add(value)
+        console.warn(
+          `tilegrad: ${parent.constructor.name}: ${name} requires a gradient but is no parameter and will not be listed; make it one with parameter(…)`,
+        )
+      }
     } else if (value instanceof Module) {
       yield { kind: 'module', name, module: value, parent }
       yield* walk(value, value, `${name}.`, [...path, value])

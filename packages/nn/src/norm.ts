@@ -1,4 +1,5 @@
 import {
+  describeValue,
   expectOptions,
   groupNorm,
   layerNorm,
@@ -25,7 +26,9 @@ export interface LayerNormOptions {
 export type NormalizedShape = number | readonly number[]
 
 function sizes(op: string, shape: NormalizedShape): readonly number[] {
-  const list = typeof shape === 'number' ? [shape] : [...shape]
+  if (typeof shape !== 'number' && !Array.isArray(shape))
+    throw new ValueError(`${op}: normalizedShape is a size or an array of sizes, got ${describeValue(shape)}`)
+  const list: readonly number[] = typeof shape === 'number' ? [shape] : [...shape]
   if (list.length === 0) throw new ValueError(`${op}: normalizedShape must have at least one dim`)
   positive(op, Object.fromEntries(list.map((n, i) => [`normalizedShape[${i}]`, n])))
   return list

@@ -1,4 +1,4 @@
-import { type Activation, expectOptions, type Names, type Tensor } from '@tilegrad/core'
+import { type Activation, expectActivation, expectOptions, type Names, type Tensor } from '@tilegrad/core'
 import {
   type AttentionForwardOptions,
   type MultiHeadAttentionOptions,
@@ -68,7 +68,7 @@ export class MLP extends Module {
   constructor(embedDim: number, options: MLPOptions = {}) {
     super()
     const { hiddenDim = 4 * embedDim, bias = true, activation = 'gelu' } = expectOptions('MLP', options, MLPS)
-    this.activation = activation
+    this.activation = expectActivation('MLP', activation)
     this.c_fc = new Linear(embedDim, hiddenDim, { bias })
     this.c_proj = new Linear(hiddenDim, embedDim, { bias })
   }
@@ -112,7 +112,7 @@ export class GatedMLP extends Module {
       bias = false,
       activation = 'silu',
     } = expectOptions('GatedMLP', options, MLPS)
-    this.activation = activation
+    this.activation = expectActivation('GatedMLP', activation)
     this.gate_proj = new Linear(embedDim, hiddenDim, { bias })
     this.up_proj = new Linear(embedDim, hiddenDim, { bias })
     this.down_proj = new Linear(hiddenDim, embedDim, { bias })

@@ -111,6 +111,26 @@ describe('parameters that would be lost', () => {
       forward(): void {}
     }
     expect(() => new Bag().stateDict()).toThrow(/Bag: held\.deep is a Set/)
+    class Deep extends Module {
+      blocks = new Map([['a', [{ layer: new Linear(2, 2) }]]])
+      forward(): void {}
+    }
+    expect(() => new Deep().parameters()).toThrow(/Deep: blocks is a Map/)
+  })
+
+  test('that are plain tensors are told of once', () => {
+    const warn = vi.spyOn(console, 'warn').mockImplementation(() => {})
+    class Net extends Module {
+      weights = [ones([2], { requiresGrad: true })]
+      frozen = ones([2])
+      forward(): void {}
+    }
+    const net = new Net()
+    expect(net.parameters()).toEqual([])
+    net.stateDict()
+    expect(warn.mock.calls).toEqual([
+      [expect.stringMatching(/Net: weights\.0 requires a gradient but is no parameter/)],
+    ])
   })
 
   test('in #private fields are told of at the first step', () => {
@@ -180,6 +200,50 @@ describe('wrong guesses get words', () => {
       () => new nn.SGD(undefined),
       'takes an array of parameters, or of groups of them, got undefined',
     ],
+    [
+      'one beta',
+      () => new nn.AdamW(params, { betas: 0.9 }),
+      'AdamW: betas must lie within 0 ≤ β < 1, got 0.9; expected two',
+    ],
+    ['a list of one beta', () => new nn.Adam(params, { betas: [0.9] }), 'got [0.9]; expected two'],
+    ['a rate as a text', () => new nn.AdamW(params, { lr: '0.1' }), "AdamW: lr must be ≥ 0, got '0.1'"],
+    ['an array of layers', () => new nn.Sequential([model]), 'spread the array: new Sequential(...layers)'],
+    [
+      'a class for a layer',
+      () => new nn.Sequential(nn.GELU),
+      'layer 0 must be a module, got the function GELU; did you forget new GELU(…)?',
+    ],
+    [
+      'a function for a layer',
+      () => new nn.Sequential(new nn.GELU(), (y: Untyped) => y),
+      'Sequential: layer 1 must be a module',
+    ],
+    ['a name for a layer', () => new nn.Sequential('gelu'), "got 'gelu'"],
+    [
+      'no size of a norm',
+      () => new nn.LayerNorm(),
+      'LayerNorm: normalizedShape is a size or an array of sizes, got undefined',
+    ],
+    [
+      'an activation of an MLP',
+      () => new nn.MLP(4, { activation: 'swish' }),
+      "MLP: there is no activation 'swish'; did you mean 'silu'?",
+    ],
+    [
+      'an activation of a GPT',
+      () => new nn.GPT({ ...sizes, activation: 'gelu_new' }),
+      "there is no activation 'gelu_new'",
+    ],
+    [
+      'an optimiser to a schedule',
+      () => nn.schedule.warmupCosine(new nn.AdamW(params)),
+      'options are an object such as { lr: … }, got an object of class AdamW',
+    ],
+    [
+      'eosTokenId',
+      () => model.generate(idx, { maxNewTokens: 1, eosTokenId: 1 } as Untyped),
+      "did you mean 'stop'?",
+    ],
     ['numbers to optimise', () => new nn.SGD([1]), 'got 1'],
     ['a model to clip', () => nn.clipGradNorm(model, 1), 'clipGradNorm: takes an array of parameters'],
     ['a number to decay', () => nn.decayGroups(3, 0), 'decayGroups: takes a module, got 3'],
@@ -237,7 +301,7 @@ describe('wrong guesses get words', () => {
     [
       'rates of a dropout',
       () => new nn.GPT({ ...sizes, dropout: { attn: 0.1 } }),
-      /dropout: there is no option 'attn'/,
+      "dropout: there is no option 'attn'; did you mean 'attention'?",
     ],
     ['vocab of Llama', () => new nn.Llama({ ...sizes, vocab: 3 }), "did you mean 'vocabSize'?"],
     ['heads of a cache', () => new nn.KVCache({ batch: 1, heads: 2 }), "did you mean 'numKvHeads'?"],

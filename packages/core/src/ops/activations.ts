@@ -1,3 +1,5 @@
+import { amongKnown, describe } from '../checks.ts'
+import { ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 
 /** Activations as expressions: for operators of their own, and for fusing into others. */
@@ -16,3 +18,16 @@ export const activations = {
 
 /** The name of an activation that `linear` can apply. */
 export type Activation = keyof typeof activations
+
+/**
+ * Makes sure that there is an activation of this name, and gives it back. For authors of layers.
+ *
+ * @throws ValueError naming the nearest activation that there is.
+ * @example
+ * expectActivation('MyLayer', 'relu') // → relu
+ */
+export function expectActivation(op: string, name: Activation): Activation {
+  if (Object.hasOwn(activations, name)) return name
+  const known = amongKnown(String(name), Object.keys(activations))
+  throw new ValueError(`${op}: there is no activation ${describe(name)}${known}`)
+}

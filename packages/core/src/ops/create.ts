@@ -352,12 +352,13 @@ const one = (x: Tensor, op: string): void => {
  * A promise of something read. Used as a number or in a text before it is awaited it would be NaN or
  * "[object Promise]": it throws instead.
  */
-const promised = <T>(op: string, read: Promise<T>): Promise<T> =>
-  Object.defineProperty(read, Symbol.toPrimitive, {
-    value: () => {
-      throw new ValueError(`${op}: gives a promise, which is no value yet; use await x.${op}()`)
-    },
-  })
+const promised = <T>(op: string, read: Promise<T>): Promise<T> => {
+  const value = (): never => {
+    throw new ValueError(`${op}: gives a promise, which is no value yet; use await x.${op}()`)
+  }
+  // What numbers are most often asked for first: x.item().toFixed(3).
+  return Object.defineProperties(read, { [Symbol.toPrimitive]: { value }, toFixed: { value } })
+}
 
 /**
  * Reads the value of a tensor of one element; of bools 0 or 1.

@@ -1,5 +1,5 @@
 import { expectOptions } from '../checks.ts'
-import { ShapeError, show, ValueError } from '../errors.ts'
+import { ShapeError, show } from '../errors.ts'
 import type { Expr } from '../expr.ts'
 import * as e from '../expr.ts'
 import { derive } from '../expr-grad.ts'
@@ -12,7 +12,7 @@ import { reshapeView, transposeView } from '../primitives/views.ts'
 import { type Kernel, type Program, program, specialize } from '../program.ts'
 import { type GradNode, type PassOf, shouldRecord } from '../tape.ts'
 import type { Tensor } from '../tensor.ts'
-import { type Activation, activations } from './activations.ts'
+import { type Activation, activations, expectActivation } from './activations.ts'
 import { matmul } from './linalg.ts'
 import { add } from './pointwise.ts'
 
@@ -40,10 +40,7 @@ export function linear(
   options: LinearEpilogue = {},
 ): Tensor {
   const { activation, residual } = expectOptions('linear', options, { activation: 1, residual: 1 })
-  if (activation !== undefined && !Object.hasOwn(activations, activation)) {
-    const known = Object.keys(activations).join("', '")
-    throw new ValueError(`linear: activation must be '${known}', not '${String(activation)}'`)
-  }
+  if (activation !== undefined) expectActivation('linear', activation)
   const inputs = [asTensor('linear', x, weight), weight]
   if (bias) inputs.push(bias)
   if (residual) inputs.push(residual)

@@ -378,7 +378,7 @@ function softCrossEntropy(
 ): Tensor {
   if (!sameShape(input.shape, target.shape))
     throw new ShapeError(
-      `cross_entropy: probabilities ${show(target.shape)} must have the input's shape ${show(input.shape)}`,
+      `cross_entropy: probabilities ${show(target.shape)} must have the input's shape ${show(input.shape)}; classes are int32: convert them with .to('int32')`,
     )
   const dim = input.rank === 1 ? 0 : 1
   const c = input.shape[dim]

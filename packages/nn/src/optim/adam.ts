@@ -66,10 +66,11 @@ const ADAMW = adam('adamw', true)
 
 function validate(name: string, { lr, betas, eps, weightDecay }: AdamOptions): void {
   nonNegative(name, { lr, eps, weightDecay })
-  for (const beta of betas) {
-    if (!(beta >= 0 && beta < 1))
-      throw new ValueError(`${name}: betas must lie within 0 ≤ β < 1, got [${betas.join(', ')}]`)
-  }
+  const fits = Array.isArray(betas) && betas.length === 2 && betas.every((beta) => beta >= 0 && beta < 1)
+  if (!fits)
+    throw new ValueError(
+      `${name}: betas must lie within 0 ≤ β < 1, got ${Array.isArray(betas) ? `[${betas.join(', ')}]` : describeValue(betas)}; expected two`,
+    )
 }
 
 const OPTIONS: Names<AdamOptions> = { lr: 1, betas: 1, eps: 1, weightDecay: 1 }

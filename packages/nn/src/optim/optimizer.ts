@@ -135,7 +135,7 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
     const lost = takeUnlisted()
     if (lost) {
       console.warn(
-        `tilegrad: ${this.constructor.name}: a parameter [${lost.shape.join(', ')}] has a gradient but is in no optimiser, and no module lists it: modules and parameters in #private fields are not found; use public properties`,
+        `tilegrad: ${this.constructor.name}: a parameter [${lost.shape.join(', ')}] has a gradient but is in no optimiser, and no module lists it: modules and parameters in objects of other classes or in #private fields are not found; use public properties, arrays or plain objects`,
       )
     }
     noGrad(() => {
@@ -365,7 +365,8 @@ export function stateTensor(state: ParamState, p: Tensor, name: string): Tensor 
 /** @throws ValueError naming an option that is not a number ≥ 0. @internal */
 export function nonNegative(op: string, options: Readonly<Record<string, number>>): void {
   for (const [name, value] of Object.entries(options)) {
-    if (!(value >= 0)) throw new ValueError(`${op}: ${name} must be ≥ 0, got ${value}`)
+    if (!(typeof value === 'number' && value >= 0))
+      throw new ValueError(`${op}: ${name} must be ≥ 0, got ${describeValue(value)}`)
   }
 }
 
