@@ -93,8 +93,11 @@ export function describe(value: unknown): string {
   if (typeof value !== 'object' || value === null) return String(value)
   if (value instanceof Promise) return 'a promise; did you forget await?'
   const { shape, dtype, forward } = value as Record<string, unknown>
-  if (Array.isArray(shape) && typeof dtype === 'string') return `a tensor ${show(shape)}`
   const name = value.constructor?.name ?? 'Object'
+  if (Array.isArray(shape) && typeof dtype === 'string')
+    return name === 'Object'
+      ? `a plain copy of a tensor ${show(shape)}; tensor(data, shape, { dtype }) makes it one again`
+      : `a tensor ${show(shape)}`
   if (typeof forward === 'function') return `a module ${name}; call its forward, or take its parameters()`
   if (Array.isArray(value))
     return value.length > 8

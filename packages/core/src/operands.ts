@@ -25,12 +25,15 @@ export function expectTensor(op: string, x: Tensor): void {
 
 function notTensor(op: string, x: unknown): ValueError {
   const list = typeof x === 'number' || Array.isArray(x)
-  const named = Object.getPrototypeOf(Object(x)) === Object.prototype
+  const foreign = typeof Object(x).dtype === 'string'
+  const named = !foreign && Object.getPrototypeOf(Object(x)) === Object.prototype
   const fix = list
     ? '; make it one with tensor(…)'
     : named
       ? '; arguments before the options have no names'
-      : ''
+      : foreign && Object(x).constructor?.name === 'Tensor'
+        ? '; it is of another copy of tilegrad: npm ls @tilegrad/core'
+        : ''
   return new ValueError(`${op}: takes a tensor, got ${describe(x)}${fix}`)
 }
 

@@ -78,6 +78,12 @@ describe('wrong guesses get words', () => {
   class Net {
     forward(): void {}
   }
+  const foreign = {
+    Tensor: class Tensor {
+      shape = [2]
+      dtype = 'float32'
+    },
+  }
   const takes = /add: takes a tensor, got /
   test.each<[string, () => unknown, string | RegExp]>([
     ['a text', () => x.add('2'), "add: takes a tensor, got '2'"],
@@ -168,6 +174,16 @@ describe('wrong guesses get words', () => {
     ['noGrad of no function', () => tg.noGrad(x), 'noGrad: takes a function, got a tensor [2, 2]'],
     ['gradients by one tensor', () => tg.grad(x, x), 'grad: inputs are an array of tensors'],
     ['an option by its name in NumPy', () => x.std(0, { ddof: 0 }), "did you mean 'correction'?"],
+    [
+      'a tensor through JSON',
+      () => x.add(JSON.parse(JSON.stringify(x))),
+      'got a plain copy of a tensor [2, 2]; tensor(data, shape',
+    ],
+    [
+      'a tensor of another copy',
+      () => x.add(new foreign.Tensor()),
+      'got a tensor [2]; it is of another copy of tilegrad',
+    ],
     ['unbiased', () => x.var(0, { unbiased: false }), "did you mean 'correction'?"],
     ['reduce', () => tg.mseLoss(x, x, { reduce: 'sum' }), "did you mean 'reduction'?"],
     [

@@ -1,4 +1,11 @@
-import { asTensor, checkpoint, crossEntropy, ShapeError, type Tensor } from '@tilegrad/core'
+import {
+  type ArrayOperand,
+  asTensor,
+  checkpoint,
+  crossEntropy,
+  ShapeError,
+  type Tensor,
+} from '@tilegrad/core'
 import type { AttentionCache } from './cache.ts'
 import { Embedding } from './embedding.ts'
 import { type GenerateOptions, type Generation, generate, type LanguageModel } from './generate.ts'
@@ -99,26 +106,26 @@ export abstract class CausalLM extends Module implements LanguageModel {
   /**
    * Logits of the next token at every position.
    *
-   * @param idx int32 tokens (B, T), T ≤ blockSize where positions end there
+   * @param idx int32 tokens (B, T), a tensor or nested arrays, T ≤ blockSize where positions end there
    * @throws ShapeError if T exceeds blockSize, DTypeError if idx is not int32.
    */
-  forward(idx: Tensor): CausalLMOutput<null>
+  forward(idx: Tensor | ArrayOperand): CausalLMOutput<null>
   /**
    * Logits of the next token at every position, and the loss.
    *
-   * @param idx int32 tokens (B, T), T ≤ blockSize where positions end there
-   * @param targets int32 next tokens (B, T); −100 does not count.
+   * @param idx int32 tokens (B, T), a tensor or nested arrays, T ≤ blockSize where positions end there
+   * @param targets int32 next tokens (B, T), a tensor or nested arrays; −100 does not count.
    * @throws ShapeError if T exceeds blockSize or the shapes differ, DTypeError if a tensor is not int32.
    */
-  forward(idx: Tensor, targets: Tensor): CausalLMOutput<Tensor>
-  forward(idx: Tensor, targets?: Tensor): CausalLMOutput<Tensor | null>
-  forward(idx: Tensor, targets?: Tensor): CausalLMOutput<Tensor | null> {
+  forward(idx: Tensor | ArrayOperand, targets: Tensor | ArrayOperand): CausalLMOutput<Tensor>
+  forward(idx: Tensor | ArrayOperand, targets?: Tensor | ArrayOperand): CausalLMOutput<Tensor | null>
+  forward(tokens: Tensor | ArrayOperand, next?: Tensor | ArrayOperand): CausalLMOutput<Tensor | null> {
     const { name } = this.constructor
     const { weight } = this.lm_head
-    idx = asTensor(name, idx, weight, 'int32')
+    const idx = asTensor(name, tokens, weight, 'int32')
     const logits = this.lm_head.forward(this.#hidden(idx, null, null))
-    if (!targets) return { logits, loss: null }
-    targets = asTensor(name, targets, weight, 'int32')
+    if (!next) return { logits, loss: null }
+    const targets = asTensor(name, next, weight, 'int32')
     if (targets.shape.join() !== idx.shape.join()) {
       throw new ShapeError(
         `${name}: targets [${targets.shape.join(', ')}] must have the shape of idx, [${idx.shape.join(', ')}]`,
@@ -171,7 +178,7 @@ export abstract class CausalLM extends Module implements LanguageModel {
    * const tokens = await model.generate(start, { maxNewTokens: 5, temperature: 0.8, topK: 4 }).tensor()
    * tokens.shape // → 1,8
    */
-  generate(idx: Tensor, options: GenerateOptions): Generation {
+  generate(idx: Tensor | ArrayOperand, options: GenerateOptions): Generation {
     return generate(this, idx, options)
   }
 }

@@ -1,4 +1,4 @@
-import { embedding, expectOptions, type Tensor, ValueError, zeros } from '@tilegrad/core'
+import { type ArrayOperand, embedding, expectOptions, type Tensor, ValueError, zeros } from '@tilegrad/core'
 import * as init from './init.ts'
 import { positive } from './linear.ts'
 import { Module, parameter } from './module.ts'
@@ -52,7 +52,7 @@ export class Embedding extends Module {
     if (this.paddingIdx !== null) init.zeroRow_(this.weight, this.paddingIdx)
   }
 
-  forward(index: Tensor): Tensor {
+  forward(index: Tensor | ArrayOperand): Tensor {
     return embedding(index, this.weight, { paddingIdx: this.paddingIdx })
   }
 

@@ -1,4 +1,5 @@
 import {
+  type ArrayOperand,
   amax,
   applyProgram,
   argmax,
@@ -80,11 +81,11 @@ export class Generation extends Printable implements AsyncIterable<Int32Array> {
   readonly #options: GenerateOptions
 
   /** @internal */
-  constructor(model: LanguageModel, idx: Tensor, options: GenerateOptions) {
+  constructor(model: LanguageModel, tokens: Tensor | ArrayOperand, options: GenerateOptions) {
     super()
     if (typeof model?.nextLogits !== 'function')
       throw new ValueError(`generate: takes a language model first, got ${describeValue(model)}`)
-    idx = asTensor('generate', idx, undefined, 'int32')
+    const idx = asTensor('generate', tokens, undefined, 'int32')
     check(idx, options)
     this.#model = model
     this.#idx = idx
@@ -151,7 +152,7 @@ export class Generation extends Printable implements AsyncIterable<Int32Array> {
  * `model.maxLength` tokens anew. Sampling runs on the device: Gumbel noise is added to the logits and the largest taken
  * (Gumbel 1954; Maddison et al. 2014); temperature comes first, then topK, topP and minP.
  *
- * @param idx int32 tokens (B, T), T ≥ 1; keep it until the tokens are there.
+ * @param idx int32 tokens (B, T), T ≥ 1, a tensor or nested arrays; keep a tensor until the tokens are there.
  * @returns new tokens as they come, by `for await`, or all by `tensor()`.
  * @throws ShapeError for an idx that is not (B, T), ValueError for options out of range.
  * @example
@@ -161,8 +162,11 @@ export class Generation extends Printable implements AsyncIterable<Int32Array> {
  * const tokens = await generate(model, start, { maxNewTokens: 5, temperature: 0.8, seed: 1 }).tensor()
  * tokens.shape // → 1,8
  */
-export const generate = (model: LanguageModel, idx: Tensor, options: GenerateOptions): Generation =>
-  new Generation(model, idx, options)
+export const generate = (
+  model: LanguageModel,
+  idx: Tensor | ArrayOperand,
+  options: GenerateOptions,
+): Generation => new Generation(model, idx, options)
 
 const KNOWN: Names<GenerateOptions> = {
   maxNewTokens: 1,

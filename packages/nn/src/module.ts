@@ -106,6 +106,12 @@ export interface LoadResult {
   unexpected: string[]
 }
 
+/** @internal @throws ValueError for an entry of a state dict that is no tensor, such as what JSON makes of one. */
+export function expectEntry(place: string, value: unknown): void {
+  if (!(value instanceof Tensor))
+    throw new ValueError(`${place} must be a tensor, got ${describeValue(value)}`)
+}
+
 type Properties = Record<string, unknown>
 
 /** One property that holds a parameter or buffer. */
@@ -328,6 +334,7 @@ export abstract class Module extends Printable {
         `loadStateDict: takes tensors by name, as stateDict() and loadSafetensors(bytes) give them, got ${describeValue(dict)}`,
       )
     const own = this.stateDict()
+    for (const name of Object.keys(own)) if (dict[name]) expectEntry(`loadStateDict: ${name}`, dict[name])
     const given = new Set(
       Object.keys(own)
         .filter((name) => dict[name])

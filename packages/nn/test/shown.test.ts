@@ -165,7 +165,7 @@ describe('parameters that would be lost', () => {
     manualSeed(1)
     const model = new GPT(sizes)
     const optimizer = new AdamW(decayGroups(model, 0.1))
-    const { loss } = model.forward([[1, 2]] as Untyped, [[2, 3]] as Untyped)
+    const { loss } = model.forward([[1, 2]], [[2, 3]])
     ;(loss as Untyped).backward()
     optimizer.step()
     expect(warn).not.toHaveBeenCalled()
@@ -177,6 +177,13 @@ describe('wrong guesses get words', () => {
   const params = model.parameters()
   const idx = tensor([[1, 2]], { dtype: 'int32' })
   const x = randn([1, 2, 16])
+  const stepped = (): Untyped => {
+    const p = parameter(ones([2]))
+    const optimizer = new SGD([p], { momentum: 0.9 })
+    p.sum().backward()
+    optimizer.step()
+    return optimizer
+  }
   test.each<[string, () => unknown, string | RegExp]>([
     [
       'learningRate',
@@ -243,6 +250,26 @@ describe('wrong guesses get words', () => {
       'eosTokenId',
       () => model.generate(idx, { maxNewTokens: 1, eosTokenId: 1 } as Untyped),
       "did you mean 'stop'?",
+    ],
+    [
+      'numbers for a state dict',
+      () => new nn.Linear(2, 1).loadStateDict({ weight: [[1, 2]], bias: [0] }),
+      'loadStateDict: weight must be a tensor, got an array',
+    ],
+    [
+      'a state dict through JSON',
+      () => model.loadStateDict(JSON.parse(JSON.stringify(model.stateDict()))),
+      'wte.weight must be a tensor, got a plain copy of a tensor [11, 16]; tensor(data, shape, { dtype }) makes it one again',
+    ],
+    [
+      'no state of an optimiser',
+      () => new nn.SGD(params).loadStateDict(),
+      'SGD.loadStateDict: takes what stateDict() gave, got undefined',
+    ],
+    [
+      'a state of an optimiser through JSON',
+      () => stepped().loadStateDict(JSON.parse(JSON.stringify(stepped().stateDict()))),
+      'SGD.loadStateDict: momentum of parameter 0 must be a tensor, got a plain copy of a tensor [2]',
     ],
     ['numbers to optimise', () => new nn.SGD([1]), 'got 1'],
     ['a model to clip', () => nn.clipGradNorm(model, 1), 'clipGradNorm: takes an array of parameters'],

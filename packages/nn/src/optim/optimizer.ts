@@ -18,7 +18,7 @@ import {
   ValueError,
   zerosLike,
 } from '@tilegrad/core'
-import { list, takeUnlisted } from '../module.ts'
+import { expectEntry, list, takeUnlisted } from '../module.ts'
 import { packedZeros } from './packed.ts'
 
 /** Parameters updated with the same options, which may be changed between steps. */
@@ -230,6 +230,8 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
    */
   loadStateDict(dict: OptimizerStateDict<O>): void {
     const name = `${this.constructor.name}.loadStateDict`
+    if (!Array.isArray(dict?.paramGroups) || typeof dict.state !== 'object')
+      throw new ValueError(`${name}: takes what stateDict() gave, got ${describeValue(dict)}`)
     const count = (groups: readonly { params: readonly unknown[] }[]): string =>
       `[${groups.map((g) => g.params.length).join(', ')}]`
     if (count(dict.paramGroups) !== count(this.paramGroups)) {
@@ -245,6 +247,7 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
       const saved = dict.state[keys[i] as number]
       if (!saved) return null
       for (const [slot, t] of Object.entries(saved.tensors)) {
+        expectEntry(`${name}: ${slot} of parameter ${i}`, t)
         if (t.shape.join() !== p.shape.join()) {
           throw new ShapeError(
             `${name}: ${slot} of parameter ${i} is [${t.shape.join(', ')}], the parameter [${p.shape.join(', ')}]`,
