@@ -124,6 +124,7 @@ describe.each(engines)('%s', (_, engine) => {
         expect(() => tensor([bad], int)).toThrow(DTypeError)
         expect(() => tensor(Float64Array.of(bad), int)).toThrow(DTypeError)
         expect(() => full([2], bad, int)).toThrow(DTypeError)
+        expect(() => ints([1]).pad([1, 0], { value: bad })).toThrow(DTypeError)
         expect(() => ints([1, 2]).maskedFill(tensor([true, false]), bad)).toThrow(DTypeError)
       }
       expect(() => ints([1]).maskedFill(tensor([true]), tensor(0.5))).toThrow(DTypeError)
@@ -372,6 +373,29 @@ describe.each(engines)('%s', (_, engine) => {
       expect(() => tg.oneHot(ints([0]), 0)).toThrow(ValueError)
       expect(() => tg.oneHot(ints([0]), 1.5)).toThrow(ValueError)
     })
+    on('that do not count pass nothing on, not even NaN', () => {
+      const row = (...other: number[]): number[] => [-other[0], other[0], 0, 0, other[1], -other[1]]
+      for (const dtype of ['float32', 'float64'] as const) {
+        const weight = tensor([1, 2], { dtype })
+        const t = ints([0, -100, 1])
+        for (const [loss, want] of [
+          [(x: Tensor) => tg.crossEntropy(x, t), row(0.25, 0.25)],
+          [(x: Tensor) => tg.crossEntropy(x, t, { reduction: 'none' }).sum(), row(0.5, 0.5)],
+          [(x: Tensor) => tg.crossEntropy(x, t, { weight, reduction: 'sum' }), row(0.5, 1)],
+          [(x: Tensor) => tg.crossEntropy(x, t, { labelSmoothing: 0.2 }), row(0.2, 0.2)],
+          [
+            (x: Tensor) => tg.linearCrossEntropy(x, tg.eye(2, 2, { dtype }), t, { chunkSize: 2 }),
+            row(0.25, 0.25),
+          ],
+        ] as const) {
+          const x = tensor([0, 0, Number.NaN, Infinity, 0, 0], { dtype }).reshape([3, 2]).detach()
+          x.requiresGrad = true
+          loss(x).backward()
+          const got = values(x.grad)
+          for (let i = 0; i < 6; i++) expect(got[i], `${loss} ${dtype}: ${got}`).toBeCloseTo(want[i], 6)
+        }
+      }
+    })
     on('weights must fit them', () => {
       const [x, t] = [tg.zeros([2, 3]), ints([0, 1])]
       for (const loss of [tg.crossEntropy, tg.nllLoss]) {
@@ -387,13 +411,17 @@ describe.each(engines)('%s', (_, engine) => {
     on('are drawn from what can be drawn from', () => {
       for (const bad of [[Number.NaN, 1], [-1, 2], [Infinity, 1], [0, 0], []])
         expect(() => tg.multinomial(bad)).toThrow(tg.TilegradError)
-      expect(() => tg.multinomial([1], -1)).toThrow(ValueError)
+      for (const n of [-1, 2 ** 31, 2 ** 53]) expect(() => tg.multinomial([1], n)).toThrow(ValueError)
       for (const p of [-0.1, 1.1, Number.NaN]) {
         expect(() => tg.bernoulli([2], p)).toThrow(ValueError)
         expect(() => tg.dropout(tg.ones([2]), p)).toThrow(ValueError)
       }
       expect(() => tg.rand([2], { low: 1, high: 0 })).toThrow(ValueError)
       expect(() => tg.rand([2], { high: Number.NaN })).toThrow(ValueError)
+      for (const dtype of ['int32', 'bool'] as const) {
+        expect(() => tg.rand([2], { dtype })).toThrow(/^rand: draws fractions, which /)
+        expect(() => tg.randn([2], { dtype })).toThrow(DTypeError)
+      }
       expect(() => tg.randn([2], { std: -1 })).toThrow(ValueError)
       expect(() => tg.randn([2], { mean: Infinity })).toThrow(ValueError)
     })
@@ -426,6 +454,9 @@ describe.each(engines)('%s', (_, engine) => {
         () => long.contiguous(),
         () => tg.layerNorm(long, [n]),
         () => tg.where(long.gt(0), long, 0),
+        () => tg.linspace(0, 1, n),
+        () => tg.arange(0, n, 0.5),
+        () => tg.arange(0, 1, 1e-20),
       ])
         expect(f, String(f)).toThrow(tg.TilegradError)
     })

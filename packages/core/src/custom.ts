@@ -1,8 +1,12 @@
+import { describe } from './checks.ts'
 import { isFloat } from './dtype.ts'
+import { ShapeError, show, ValueError } from './errors.ts'
+import { broadcastShapes, sameShape } from './layout.ts'
+import { expectTensor } from './operands.ts'
 import { alias } from './primitives/views.ts'
 import { collect, settled, track } from './scope.ts'
 import { noGrad, record, shouldRecord } from './tape.ts'
-import type { Tensor } from './tensor.ts'
+import { Tensor } from './tensor.ts'
 
 /** What a custom function hands from its forward to its backward. */
 export interface FunctionContext {
@@ -14,10 +18,35 @@ export interface FunctionContext {
   readonly needsInputGrad: readonly boolean[]
 }
 
+/** What a rule of a user's returned, if it can be the gradients of its inputs: they would be lost, or not fit, unseen. */
+function checked(
+  name: string,
+  gradients: readonly (Tensor | null)[],
+  inputs: readonly Tensor[],
+): readonly (Tensor | null)[] {
+  if (!Array.isArray(gradients) || gradients.length !== inputs.length)
+    throw new ValueError(
+      `${name}: backward must return an array of ${inputs.length}, a gradient or null per input, got ${describe(gradients)}`,
+    )
+  for (const [i, d] of gradients.entries()) {
+    if (d === null || d === undefined) continue
+    if (!(d instanceof Tensor))
+      throw new ValueError(`${name}: backward: gradient ${i} must be a tensor or null, got ${describe(d)}`)
+    // What broadcasting has made larger is summed.
+    if (!sameShape(broadcastShapes(`${name}: backward`, [d.shape, inputs[i].shape]), d.shape))
+      throw new ShapeError(
+        `${name}: backward: gradient ${i} is ${show(d.shape)}, its input ${show(inputs[i].shape)}; expected the same shape`,
+      )
+  }
+  return gradients
+}
+
 /**
  * An operator with a backward rule of your own. `forward` runs untaped; `backward` maps the gradient of the output to
  * those of the inputs (null for none), in tensor operators, so that it can be differentiated again.
  *
+ * @throws ValueError where forward returns no tensor or backward no array of a gradient or null per input; ShapeError
+ * for a gradient that neither has its input's shape nor sums to it.
  * @example
  * const cube = customFunction({
  *   forward: (ctx, x) => { ctx.save(x); return x.mul(x).mul(x) },
@@ -29,6 +58,7 @@ export function customFunction(rule: {
   forward(ctx: FunctionContext, ...inputs: Tensor[]): Tensor
   backward(ctx: FunctionContext, dout: Tensor): readonly (Tensor | null)[]
 }): (...inputs: Tensor[]) => Tensor {
+  const { name = 'custom' } = rule
   return (...inputs) => {
     const saved: Tensor[] = []
     const ctx: FunctionContext = {
@@ -39,10 +69,11 @@ export function customFunction(rule: {
     const { result, made } = collect(() => noGrad(() => rule.forward(ctx, ...inputs)))
     const recording = shouldRecord(inputs)
     const out = settled(made, () => {
+      expectTensor(`${name}: forward`, result)
       const out = inputs.includes(result) ? noGrad(() => alias(result)) : result
       if (recording)
-        record(rule.name ?? 'custom', inputs, [out], null, (_, [d]) =>
-          d ? rule.backward(ctx, d) : inputs.map(() => null),
+        record(name, inputs, [out], null, (_, [d]) =>
+          d ? checked(name, rule.backward(ctx, d), inputs) : inputs.map(() => null),
         )
       return out
     })

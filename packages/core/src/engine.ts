@@ -352,6 +352,7 @@ class Pass implements PassOf {
       const seen = this.#mode.createGraph ? out : out.viewAs(out)
       const next = hook(seen)
       if (!next || next === seen) continue
+      expectTensor('hook', next)
       if (!sameShape(next.shape, t.shape))
         throw new ShapeError(`hook: returned a gradient ${show(next.shape)} for a tensor ${show(t.shape)}`)
       if (this.#mode.createGraph) out = next

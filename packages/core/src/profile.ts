@@ -5,7 +5,7 @@ import { numel } from './layout.ts'
 import { shownAs } from './printing.ts'
 import { type Kernel, typedPostOrder } from './program.ts'
 import { running } from './safety-net.ts'
-import { watching } from './scope.ts'
+import { refuseAsync, watching } from './scope.ts'
 
 /**
  * How an operator was computed: by a fused kernel, a primitive, a composition of other operators, or in plain
@@ -202,6 +202,7 @@ export function endSpan(op: string, backend: Backend, start: Start | null): void
  * Times are those of the calling thread: on a GPU, which computes later, they are what it took to tell it, and
  * `profileAsync` gives those of the GPU. Profiles do not nest: an inner one takes over until it ends.
  *
+ * @throws GradError for an asynchronous function.
  * @example
  * const { table } = profile(() => randn([64, 64]).matmul(randn([64, 64])))
  * console.log(table())
@@ -212,7 +213,9 @@ export function profile<T>(fn: () => T): Profile<T> {
   const mine = new Recorder(false)
   recorder = mine
   try {
-    return mine.profile(fn(), [])
+    const result = fn()
+    refuseAsync('profile', result, 'what it does later is not counted. Use profileAsync')
+    return mine.profile(result, [])
   } finally {
     recorder = outer
   }

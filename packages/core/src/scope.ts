@@ -88,7 +88,8 @@ export function settled<T>(made: readonly Scoped[], fn: () => T): T {
  * interest any more, and must not end the process.
  */
 export function refuseAsync(op: string, result: unknown, fix: string): void {
-  if (typeof result !== 'object' || result === null || !('then' in result)) return
+  if ((typeof result !== 'object' && typeof result !== 'function') || result === null) return
+  if (!('then' in result)) return
   if (typeof result.then !== 'function') return
   Promise.resolve(result).catch(() => {})
   throw new GradError(`${op}: the function returned a promise; ${fix}`)

@@ -296,6 +296,9 @@ describe('hooks', () => {
     const x = leaf([1, 2])
     x.registerHook((g) => g.sum())
     expect(() => x.sum().backward()).toThrow('hook: returned a gradient [] for a tensor [2]')
+    const y = x.mul(2)
+    y.registerHook((() => 5) as unknown as () => Tensor)
+    expect(() => y.sum().backward()).toThrow('hook: takes a tensor, got 5')
     expect(() => tensor([1]).registerHook(() => {})).toThrow('does not require a gradient')
   })
 

@@ -56,6 +56,43 @@ describe('customFunction', () => {
     expect(noGrad(() => cube(leaf([1]))).requiresGrad).toBe(false)
   })
 
+  test('says what is wrong with what its rules return', () => {
+    const rule = (forward: (x: Tensor) => unknown, backward: (d: Tensor) => unknown): (() => void) => {
+      const op = customFunction({
+        name: 'mine',
+        forward: (_, x) => forward(x) as Tensor,
+        backward: (_, d) => backward(d) as Tensor[],
+      })
+      return () =>
+        op(leaf([1, 2, 3]))
+          .sum()
+          .backward()
+    }
+    const twice = (x: Tensor): Tensor => x.mul(2)
+    for (const result of [undefined, 3, [leaf([1])]])
+      expect(
+        rule(
+          () => result,
+          (d) => [d],
+        ),
+      ).toThrow(/^mine: forward: takes a tensor/)
+    for (const [result, words] of [
+      [undefined, /^mine: backward must return an array of 1, .* got undefined/],
+      [[], /^mine: backward must return an array of 1/],
+      [[leaf([1, 2, 3]), null], /^mine: backward must return an array of 1/],
+      [[3], /^mine: backward: gradient 0 must be a tensor or null, got 3/],
+      [[leaf([1])], /^mine: backward: gradient 0 is \[1\], its input \[3\]/],
+      [[leaf([1, 2])], /^mine: backward/],
+    ] as const)
+      expect(rule(twice, () => result)).toThrow(words)
+    // What broadcasts is summed, and another dtype converted.
+    const x = leaf([1, 2, 3])
+    customFunction({ forward: (_, a) => a.mul(2), backward: (_, d) => [d.expand([2, 3]).to('float64')] })(x)
+      .sum()
+      .backward()
+    expect([x.grad?.dtype, ...(values(x.grad) as number[])]).toEqual(['float32', 2, 2, 2])
+  })
+
   test('may return its input', () => {
     const stop = customFunction({ forward: (_, x) => x, backward: () => [null] })
     const x = leaf([4])

@@ -1,4 +1,4 @@
-import { profile, randn, reference, softmax, withBackend } from '@tilegrad/core'
+import { GradError, profile, randn, reference, softmax, withBackend } from '@tilegrad/core'
 import { expect, it } from 'vitest'
 
 it('counts calls, arithmetic and bytes', () =>
@@ -39,3 +39,7 @@ it('writes a trace in which parts lie within their composition', () =>
       expect(e.ts + e.dur).toBeLessThanOrEqual((whole?.ts as number) + (whole?.dur as number))
     }
   }))
+
+it('refuses an asynchronous function, whose work it would not see', () => {
+  expect(() => profile(async () => Promise.reject(new Error('late')))).toThrow(GradError)
+})

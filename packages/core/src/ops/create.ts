@@ -185,7 +185,15 @@ const ARANGE = program('arange', 0, (_, [start, step]) => e.add(start, e.mul(e.i
 const EYE = program('eye', 0, () => e.cast('float32', e.eq(e.coord(-1), e.coord(-2))))
 
 /** `size` numbers in order, computed in float64 and rounded once: the same on every engine. */
-function sequence(size: number, at: (i: number) => number, dtype: DType, options: TensorOptions): Tensor {
+function sequence(
+  op: string,
+  size: number,
+  at: (i: number) => number,
+  dtype: DType,
+  options: TensorOptions,
+): Tensor {
+  if (size > 2 ** 31 - 1)
+    throw new ShapeError(`${op}: a tensor holds at most 2^31 − 1 elements, this one ${size}`)
   const array = info[dtype].make(size)
   for (let i = 0; i < size; i++) array[i] = at(i)
   return finish(upload(backendFor(options), array, [size], dtype), options)
@@ -211,7 +219,7 @@ export function arange(start: number, end?: number, step = 1, options: TensorOpt
   const whole = [start, end, step].every(Number.isInteger)
   const dtype = options.dtype ?? (whole ? 'int32' : 'float32')
   const size = Math.max(0, Math.ceil((end - start) / step))
-  if (isFloat(dtype)) return sequence(size, (i) => start + i * step, dtype, options)
+  if (isFloat(dtype)) return sequence('arange', size, (i) => start + i * step, dtype, options)
   if (size > 0) checkFits('arange', start + (size - 1) * step, dtype)
   return finish(generate(ARANGE, backendFor(options), [size], dtype, [start, step]), options)
 }
@@ -232,7 +240,7 @@ export function linspace(start: number, end: number, steps: number, options: Ten
   const step = (end - start) / last
   const at = (i: number): number =>
     i === 0 ? start : i === last ? end : 2 * i < last ? start + step * i : end - step * (last - i)
-  return sequence(steps, at, dtype, options)
+  return sequence('linspace', steps, at, dtype, options)
 }
 
 /**

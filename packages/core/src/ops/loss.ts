@@ -7,8 +7,9 @@ import { apply, type Op } from '../op.ts'
 import { type ArrayOperand, asTensor } from '../operands.ts'
 import { copy, elementwise } from '../primitives/elementwise.ts'
 import { gatherPrimitive } from '../primitives/indexing.ts'
-import { reshapeView } from '../primitives/views.ts'
+import { alias, reshapeView } from '../primitives/views.ts'
 import { program } from '../program.ts'
+import { noGrad, record, shouldRecord } from '../tape.ts'
 import type { Tensor } from '../tensor.ts'
 import { add, div, mul, ne, neg, where } from './pointwise.ts'
 import { logSoftmax, mean, sum } from './reduction.ts'
@@ -284,6 +285,15 @@ interface CrossEntropyAttrs {
   labelSmoothing: number
 }
 
+/** x, whose rows that do not count get a gradient of 0, not of 0 · NaN. */
+function counted(x: Tensor, target: Tensor, ignoreIndex: number): Tensor {
+  if (!shouldRecord([x])) return x
+  const out = noGrad(() => alias(x))
+  const counts = reshapeView(ne(target, ignoreIndex), [x.shape[0], 1])
+  record('cross_entropy', [x], [out], null, (_, [d]) => [d && where(counts, d, 0)])
+  return out
+}
+
 const CROSS_ENTROPY: Op<CrossEntropyAttrs> = {
   name: 'cross_entropy',
   infer: ([x], { reduction }) => [
@@ -293,7 +303,7 @@ const CROSS_ENTROPY: Op<CrossEntropyAttrs> = {
     { shape: [1], dtype: x.dtype },
   ],
   compose: ([x, target, weight], { ignoreIndex, reduction, labelSmoothing }) => {
-    const logp = logSoftmax(x, 1)
+    const logp = logSoftmax(counted(x, target, ignoreIndex), 1)
     const inputs = weight ? [logp, target, weight] : [logp, target]
     const hard = apply(NLL, inputs, { ignoreIndex, reduction, weighted: Boolean(weight) })[0]
     if (labelSmoothing === 0) return [hard]

@@ -33,6 +33,12 @@ const INTEGERS = program(
   6,
 )
 
+/** Fractions would be cut off: rand would be 0 everywhere. */
+function expectFloat(op: string, { dtype = 'float32' }: TensorOptions): void {
+  if (dtype === 'int32' || dtype === 'bool')
+    throw new DTypeError(`${op}: draws fractions, which ${dtype} cannot hold; use randint for whole numbers`)
+}
+
 /** Options of `rand`, beside those of every tensor. */
 export interface RandOptions extends TensorOptions {
   /** The smallest number that is drawn. Default: 0. */
@@ -45,7 +51,8 @@ export interface RandOptions extends TensorOptions {
  * Draws numbers uniformly from [low, high), by default [0, 1), in the given shape; float32 unless said.
  * `manualSeed` makes them repeatable.
  *
- * @throws ShapeError for a shape that is none, ValueError unless low ≤ high and both are finite.
+ * @throws ShapeError for a shape that is none, ValueError unless low ≤ high and both are finite, DTypeError for a dtype
+ * that holds no fractions.
  * @example
  * rand([2, 3]).shape // → [2, 3]
  */
@@ -56,6 +63,7 @@ export function rand(...args: readonly unknown[]): Tensor {
   const { low = 0, high = 1, ...rest } = options
   if (!(low <= high && Number.isFinite(high - low)))
     throw new ValueError(`rand: needs finite low ≤ high, got ${low} and ${high}`)
+  expectFloat('rand', rest)
   return generated('rand', UNIFORM, shape, rest, [...nextDraw(), low, high - low])
 }
 
@@ -71,7 +79,8 @@ export interface RandnOptions extends TensorOptions {
  * Draws numbers from a normal distribution, by default of mean 0 and standard deviation 1, in the given shape;
  * float32 unless said. `manualSeed` makes them repeatable.
  *
- * @throws ShapeError for a shape that is none, ValueError unless both are finite and std ≥ 0.
+ * @throws ShapeError for a shape that is none, ValueError unless both are finite and std ≥ 0, DTypeError for a dtype that
+ * holds no fractions.
  * @example
  * randn([2, 3], { std: 0.02 }).shape // → [2, 3]
  */
@@ -82,6 +91,7 @@ export function randn(...args: readonly unknown[]): Tensor {
   const { mean = 0, std = 1, ...rest } = options
   if (!(std >= 0 && Number.isFinite(std + mean)))
     throw new ValueError(`randn: needs a finite mean and std ≥ 0, got ${mean} and ${std}`)
+  expectFloat('randn', rest)
   return generated('randn', NORMAL, shape, rest, [...nextDraw(), mean, std])
 }
 
@@ -149,8 +159,10 @@ export function randperm(n: number, options: TensorOptions = {}): Tensor {
 export function multinomial(weights: ArrayLike<number>, numSamples = 1): Tensor {
   if (weights instanceof Tensor)
     throw new ValueError('multinomial: takes weights on the host; pass await weights.data()')
-  if (!(Number.isInteger(numSamples) && numSamples >= 0))
-    throw new ValueError(`multinomial: numSamples must be a whole number ≥ 0, got ${numSamples}`)
+  if (!(Number.isInteger(numSamples) && numSamples >= 0 && numSamples < 2 ** 31))
+    throw new ValueError(
+      `multinomial: numSamples must be a whole number ≥ 0 and below 2^31, got ${numSamples}`,
+    )
   let total = 0
   for (let i = 0; i < weights.length; i++) {
     if (!(weights[i] >= 0))
@@ -161,7 +173,7 @@ export function multinomial(weights: ArrayLike<number>, numSamples = 1): Tensor 
     throw new ShapeError(
       `multinomial: the weights ${show([weights.length])} must have a positive, finite sum`,
     )
-  const picks = Array.from({ length: numSamples }, () => {
+  const picks = new Int32Array(numSamples).map(() => {
     let left = hostRandom() * total
     let last = 0
     for (let i = 0; i < weights.length; i++) {
@@ -173,7 +185,7 @@ export function multinomial(weights: ArrayLike<number>, numSamples = 1): Tensor 
     }
     return last
   })
-  return tensor(new Int32Array(picks))
+  return tensor(picks)
 }
 
 const kept = (p: readonly e.Expr[]): e.Expr => e.ge(uniform01(word(p)[0]), p[3])

@@ -1,6 +1,6 @@
 import type { KernelOf } from '../backend.ts'
 import { describe, expectOptions, sizesOf } from '../checks.ts'
-import { isFloat, promote } from '../dtype.ts'
+import { checkFits, isFloat, promote } from '../dtype.ts'
 import { ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import * as L from '../layout.ts'
@@ -627,6 +627,7 @@ export function pad(x: Tensor, padding: readonly number[], options: PadOptions =
       `pad: padding ${show(padding)} must be pairs of integers, at most one pair per dim of ${show(x.shape)}`,
     )
   }
+  if (mode === 'constant') checkFits('pad', value, x.dtype)
   let out = x
   for (let i = 0; i < padding.length / 2; i++) {
     const d = x.rank - 1 - i
