@@ -1,6 +1,6 @@
 /** For tests: which tensors did a function leave behind? */
 
-import { expectFunction } from './checks.ts'
+import { expectFunction, expectOptions } from './checks.ts'
 import { type DType, info } from './dtype.ts'
 import { show, TilegradError } from './errors.ts'
 import { live } from './memory.ts'
@@ -139,7 +139,7 @@ function originOf(error: Error): string {
  */
 export function checkLeaks<T>(fn: () => T, options: LeakOptions = {}): T {
   expectFunction('checkLeaks', fn)
-  const { kept = false } = options
+  const { kept = false } = expectOptions('checkLeaks', options, { kept: 1 })
   const recorder = new Recorder()
   setWatcher(recorder)
   let result: T

@@ -184,6 +184,12 @@ describe('wrong guesses get words', () => {
       () => x.add(new foreign.Tensor()),
       'got a tensor [2]; it is of another copy of tilegrad',
     ],
+    [
+      'no length',
+      () => x.narrow(0, 1),
+      'narrow: start and length must be whole numbers, got 1 and undefined',
+    ],
+    ['an option of checkLeaks', () => tg.checkLeaks(() => 1, { keep: true }), "did you mean 'kept'?"],
     ['unbiased', () => x.var(0, { unbiased: false }), "did you mean 'correction'?"],
     ['reduce', () => tg.mseLoss(x, x, { reduce: 'sum' }), "did you mean 'reduction'?"],
     [

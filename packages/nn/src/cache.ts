@@ -30,7 +30,7 @@ export abstract class AttentionCache extends Printable {
 
   constructor(batch: number, maxLength: number) {
     super()
-    positive('AttentionCache', { batch, ...(maxLength === Infinity ? {} : { maxLength }) })
+    positive(new.target.name, { batch, ...(maxLength === Infinity ? {} : { maxLength }) })
     this.batch = batch
     this.maxLength = maxLength
   }

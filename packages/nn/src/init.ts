@@ -1,5 +1,6 @@
 import {
   applyProgramInto,
+  describeValue,
   type Expr,
   expr as e,
   expectOptions,
@@ -24,6 +25,19 @@ import {
 const write = (t: Tensor, values: () => void): Tensor => {
   noGrad(() => scope(values))
   return t
+}
+
+/** @throws ValueError for what is no number: an object of options would make every weight NaN. */
+function numbers(op: string, values: Readonly<Record<string, unknown>>): void {
+  for (const [name, value] of Object.entries(values))
+    if (typeof value !== 'number' || Number.isNaN(value))
+      throw new ValueError(`${op}: ${name} must be a number, got ${describeValue(value)}`)
+}
+
+/** @throws ValueError for a name that is none of those known. */
+function expectName(op: string, what: string, name: unknown, known: readonly string[]): void {
+  if (!known.includes(name as string))
+    throw new ValueError(`${op}: ${what} must be '${known.join("' or '")}', got ${describeValue(name)}`)
 }
 
 const like = (t: Tensor) => ({ dtype: t.dtype, device: t.backend })
@@ -58,8 +72,10 @@ export const ones_ = (t: Tensor): Tensor => constant_(t, 1)
  * @example
  * init.uniform_(zeros([2, 3])).shape // → [2, 3]
  */
-export const uniform_ = (t: Tensor, low = 0, high = 1): Tensor =>
-  write(t, () => void t.copy_(rand(t.shape, { low, high, ...like(t) })))
+export function uniform_(t: Tensor, low = 0, high = 1): Tensor {
+  numbers('uniform_', { low, high })
+  return write(t, () => void t.copy_(rand(t.shape, { low, high, ...like(t) })))
+}
 
 /**
  * Normal with the given mean and standard deviation.
@@ -67,8 +83,10 @@ export const uniform_ = (t: Tensor, low = 0, high = 1): Tensor =>
  * @example
  * init.normal_(zeros([2, 3])).shape // → [2, 3]
  */
-export const normal_ = (t: Tensor, mean = 0, std = 1): Tensor =>
-  write(t, () => void t.copy_(randn(t.shape, { mean, std, ...like(t) })))
+export function normal_(t: Tensor, mean = 0, std = 1): Tensor {
+  numbers('normal_', { mean, std })
+  return write(t, () => void t.copy_(randn(t.shape, { mean, std, ...like(t) })))
+}
 
 /** Inverse error function in single precision (Giles 2010): a polynomial near 0, another in the tails. */
 function erfinv(x: Expr): Expr {
@@ -115,6 +133,7 @@ const TRUNCATED = program(
  * init.truncNormal_(zeros([2, 3]), 0, 0.02).shape // → [2, 3]
  */
 export function truncNormal_(t: Tensor, mean = 0, std = 1, a = -2, b = 2): Tensor {
+  numbers('truncNormal_', { mean, std, a, b })
   if (!(a < b)) throw new ValueError(`truncNormal_: needs a < b, got ${a} and ${b}`)
   return write(t, () => applyProgramInto([t], TRUNCATED, [rand(t.shape, like(t))], [mean, std, a, b]))
 }
@@ -136,10 +155,13 @@ export type Nonlinearity = 'linear' | 'sigmoid' | 'tanh' | 'relu' | 'leakyRelu'
  * The factor that keeps the variance constant through a nonlinearity: 1 for linear and sigmoid, 5/3 for tanh, √2 for
  * ReLU, √(2 / (1 + a²)) for leaky ReLU with slope a (default 0.01).
  *
+ * @throws ValueError for another name.
  * @example
  * init.gain('tanh') // → 1.6666666666666667
  */
 export function gain(nonlinearity: Nonlinearity, a = 0.01): number {
+  expectName('gain', 'nonlinearity', nonlinearity, ['linear', 'sigmoid', 'tanh', 'relu', 'leakyRelu'])
+  numbers('gain', { a })
   if (nonlinearity === 'tanh') return 5 / 3
   if (nonlinearity === 'relu') return Math.SQRT2
   return nonlinearity === 'leakyRelu' ? Math.sqrt(2 / (1 + a * a)) : 1
@@ -152,6 +174,7 @@ export function gain(nonlinearity: Nonlinearity, a = 0.01): number {
  * init.xavierUniform_(zeros([2, 3])).shape // → [2, 3]
  */
 export function xavierUniform_(t: Tensor, factor = 1): Tensor {
+  numbers('xavierUniform_', { factor })
   const { fanIn, fanOut } = fans('xavierUniform_', t)
   const bound = factor * Math.sqrt(6 / (fanIn + fanOut))
   return uniform_(t, -bound, bound)
@@ -164,6 +187,7 @@ export function xavierUniform_(t: Tensor, factor = 1): Tensor {
  * init.xavierNormal_(zeros([2, 3])).shape // → [2, 3]
  */
 export function xavierNormal_(t: Tensor, factor = 1): Tensor {
+  numbers('xavierNormal_', { factor })
   const { fanIn, fanOut } = fans('xavierNormal_', t)
   return normal_(t, 0, factor * Math.sqrt(2 / (fanIn + fanOut)))
 }
@@ -188,6 +212,7 @@ function kaimingStd(op: string, t: Tensor, options: KaimingOptions): number {
     mode: 1,
     nonlinearity: 1,
   })
+  expectName(op, 'mode', mode, ['fanIn', 'fanOut'])
   return gain(nonlinearity, a) / Math.sqrt(fans(op, t)[mode])
 }
 
@@ -220,6 +245,7 @@ export const kaimingNormal_ = (t: Tensor, options: KaimingOptions = {}): Tensor 
  * init.orthogonal_(zeros([2, 3])).shape // → [2, 3]
  */
 export function orthogonal_(t: Tensor, factor = 1): Tensor {
+  numbers('orthogonal_', { factor })
   fans('orthogonal_', t)
   const rows = t.shape[0] as number
   const columns = rows === 0 ? 0 : t.numel / rows

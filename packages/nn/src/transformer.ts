@@ -75,7 +75,7 @@ export class MLP extends Module {
 
   /** `residual`, of x's shape, is added to the result. */
   forward(x: Tensor, options: MLPForwardOptions = {}): Tensor {
-    const { residual = null } = options
+    const { residual = null } = expectOptions('MLP', options, { residual: 1 })
     const { activation } = this
     return this.c_proj.forward(this.c_fc.forward(x, { activation }), { residual })
   }
@@ -120,7 +120,7 @@ export class GatedMLP extends Module {
 
   /** `residual`, of x's shape, is added to the result. */
   forward(x: Tensor, options: MLPForwardOptions = {}): Tensor {
-    const { residual = null } = options
+    const { residual = null } = expectOptions('GatedMLP', options, { residual: 1 })
     const { activation } = this
     const gate = this.gate_proj.forward(x, { activation })
     return this.down_proj.forward(gate.mul(this.up_proj.forward(x)), { residual })

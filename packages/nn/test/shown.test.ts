@@ -271,6 +271,52 @@ describe('wrong guesses get words', () => {
       () => stepped().loadStateDict(JSON.parse(JSON.stringify(stepped().stateDict()))),
       'SGD.loadStateDict: momentum of parameter 0 must be a tensor, got a plain copy of a tensor [2]',
     ],
+    [
+      'the mean by its name',
+      () => nn.init.normal_(zeros([2, 2]), { mean: 0 }),
+      'normal_: mean must be a number, got an object with mean',
+    ],
+    [
+      'a bound by its name',
+      () => nn.init.uniform_(zeros([2, 2]), { low: 0 }),
+      'uniform_: low must be a number',
+    ],
+    [
+      'a gain by its name',
+      () => nn.init.orthogonal_(zeros([2, 2]), { gain: 2 }),
+      'orthogonal_: factor must be a number',
+    ],
+    [
+      'std by its name',
+      () => nn.init.truncNormal_(zeros([2, 2]), 0, { std: 1 }),
+      'truncNormal_: std must be a number',
+    ],
+    [
+      'gain of Xavier',
+      () => nn.init.xavierNormal_(zeros([2, 2]), { gain: 2 }),
+      'xavierNormal_: factor must be a number',
+    ],
+    [
+      'leaky_relu',
+      () => nn.init.gain('leaky_relu'),
+      "gain: nonlinearity must be 'linear' or 'sigmoid' or 'tanh' or 'relu' or 'leakyRelu', got 'leaky_relu'",
+    ],
+    [
+      'leaky_relu of Kaiming',
+      () => nn.init.kaimingUniform_(zeros([2, 2]), { nonlinearity: 'leaky_relu' }),
+      "got 'leaky_relu'",
+    ],
+    [
+      'fan_in',
+      () => nn.init.kaimingNormal_(zeros([2, 2]), { mode: 'fan_in' }),
+      "kaimingNormal_: mode must be 'fanIn' or 'fanOut', got 'fan_in'",
+    ],
+    [
+      'residuals of an MLP',
+      () => new nn.MLP(4).forward(x, { residuals: x }),
+      "MLP: there is no option 'residuals'; did you mean 'residual'?",
+    ],
+    ['no batch of a cache', () => new nn.StateCache({}), 'StateCache: batch must be a positive integer'],
     ['numbers to optimise', () => new nn.SGD([1]), 'got 1'],
     ['a model to clip', () => nn.clipGradNorm(model, 1), 'clipGradNorm: takes an array of parameters'],
     ['a number to decay', () => nn.decayGroups(3, 0), 'decayGroups: takes a module, got 3'],

@@ -257,15 +257,12 @@ export function narrow(x: Tensor, dim: number, start: number, length: number): T
   x = asTensor('narrow', x)
   const d = L.wrapDim('narrow', dim, x.rank)
   const n = x.shape[d] ?? 0
+  if (!Number.isInteger(start) || !Number.isInteger(length))
+    throw new ShapeError(
+      `narrow: start and length must be whole numbers, got ${describe(start)} and ${describe(length)}`,
+    )
   const from = start < 0 ? start + n : start
-  if (
-    x.rank === 0 ||
-    !Number.isInteger(length) ||
-    length < 0 ||
-    !Number.isInteger(from) ||
-    from < 0 ||
-    from + length > n
-  ) {
+  if (x.rank === 0 || length < 0 || from < 0 || from + length > n) {
     throw new ShapeError(
       `narrow: ${length} elements from ${start} do not lie within dim ${dim} of ${show(x.shape)}`,
     )
