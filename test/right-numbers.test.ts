@@ -243,6 +243,16 @@ describe.each(engines)('%s', (_, engine) => {
       x.div(0.3, { roundingMode: 'floor' }).sum().backward()
       expect(values(x.grad)).toEqual([0, 0])
     })
+    on('towards 0 cuts the quotient as the dtype rounds it', () => {
+      const trunc = (dtype: tg.DType): number[] =>
+        values(
+          tensor([1, -1, 2.5, 7], { dtype }).div(tensor([0.1, 0.1, 0.1, -2], { dtype }), {
+            roundingMode: 'trunc',
+          }),
+        )
+      expect(trunc('float32')).toEqual([10, -10, 25, -3])
+      expect(trunc('float64')).toEqual([10, -10, 25, -3])
+    })
     on('by random numbers, as the remainder in float64 says', () => {
       const [a, b] = [tg.randn([2000], { std: 100 }), tg.randn([2000])]
       const [x, y] = [values(a), values(b)]

@@ -49,6 +49,9 @@ const floats: Record<Binary, (a: number, b: number) => number> = {
   shr: (a, b) => (a >>> b) | 0,
 }
 
+/** Those that jump, where a rounding of the operand is not made good by that of the result. */
+const steps: ReadonlySet<Unary> = new Set(['floor', 'ceil', 'round'])
+
 /** int32 arithmetic wraps. */
 const integers: Partial<Record<Binary, (a: number, b: number) => number>> = {
   add: (a, b) => (a + b) | 0,
@@ -129,6 +132,8 @@ export function lower(
         return (_, place) => place.coords[place.coords.length + t.dim] ?? 0
       case 'unary': {
         const f = unaries[t.op]
+        // Whole numbers of what a float32 holds: of 1 / 0.1 in double precision they would be one less.
+        if (t.dtype === 'float32' && steps.has(t.op)) return () => f(Math.fround(values[a]))
         return t.dtype === 'int32' ? () => f(values[a]) | 0 : () => f(values[a])
       }
       case 'binary': {
@@ -143,10 +148,10 @@ export function lower(
       }
     }
   }
-  const steps = order.map(step)
+  const all = order.map(step)
   const roots = exprs.map(at)
   return (inputs, place, out) => {
-    for (let i = 0; i < steps.length; i++) values[i] = steps[i](inputs, place)
+    for (let i = 0; i < all.length; i++) values[i] = all[i](inputs, place)
     for (let i = 0; i < roots.length; i++) out[i] = values[roots[i]]
   }
 }
