@@ -193,6 +193,8 @@ function check(idx: Tensor, options: GenerateOptions): void {
   if (topK !== undefined) positive('generate', { topK })
   if (!(topP > 0 && topP <= 1)) throw new ValueError(`generate: topP must lie within (0, 1], got ${topP}`)
   if (!(minP >= 0 && minP <= 1)) throw new ValueError(`generate: minP must lie within [0, 1], got ${minP}`)
+  if (!Array.isArray(stop))
+    throw new ValueError(`generate: stop must list tokens, got ${describeValue(stop)}`)
   for (const token of stop) {
     if (!Number.isInteger(token)) throw new ValueError(`generate: stop must list tokens, got ${token}`)
   }

@@ -184,6 +184,11 @@ describe('wrong guesses get words', () => {
     optimizer.step()
     return optimizer
   }
+  const rate = (lr: Untyped): void => {
+    const optimizer = stepped()
+    optimizer.lr = lr
+    optimizer.step()
+  }
   test.each<[string, () => unknown, string | RegExp]>([
     [
       'learningRate',
@@ -317,6 +322,19 @@ describe('wrong guesses get words', () => {
       "MLP: there is no option 'residuals'; did you mean 'residual'?",
     ],
     ['no batch of a cache', () => new nn.StateCache({}), 'StateCache: batch must be a positive integer'],
+    ['a schedule for a rate', () => rate(nn.schedule.constant(1)), 'SGD: lr must be ≥ 0, got '],
+    ['a rate of no number', () => rate(Number.NaN), 'SGD: lr must be ≥ 0, got NaN'],
+    ['no rate', () => rate(undefined), 'SGD: lr must be ≥ 0, got undefined'],
+    [
+      'dampening as a text',
+      () => new nn.SGD(params, { dampening: '1' }),
+      "SGD: dampening must be a number, got '1'",
+    ],
+    [
+      'one token to stop at',
+      () => model.generate(idx, { maxNewTokens: 1, stop: 3 } as Untyped),
+      'generate: stop must list tokens, got 3',
+    ],
     ['numbers to optimise', () => new nn.SGD([1]), 'got 1'],
     ['a model to clip', () => nn.clipGradNorm(model, 1), 'clipGradNorm: takes an array of parameters'],
     ['a number to decay', () => nn.decayGroups(3, 0), 'decayGroups: takes a module, got 3'],

@@ -130,7 +130,11 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
     for (const group of this.paramGroups) group.lr = value
   }
 
-  /** Updates every parameter that has a gradient. */
+  /**
+   * Updates every parameter that has a gradient.
+   *
+   * @throws ValueError for options set out of range since, such as a learning rate that is NaN; nothing is changed then.
+   */
   step(): void {
     const lost = takeUnlisted()
     if (lost) {
@@ -138,6 +142,8 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
         `tilegrad: ${this.constructor.name}: a parameter [${lost.shape.join(', ')}] has a gradient but is in no optimiser, and no module lists it: modules and parameters in objects of other classes or in #private fields are not found; use public properties, arrays or plain objects`,
       )
     }
+    // Options may be set between steps: a schedule given for a rate, or its NaN, would make every weight NaN.
+    for (const group of this.paramGroups) this.validate(group)
     noGrad(() => {
       const due: [p: Tensor, grad: Tensor, group: ParamGroup<O>, state: ParamState][] = []
       const missing = new Map<string, [Tensor, ParamState][]>()

@@ -1,4 +1,12 @@
-import { type Expr, expr as e, expectOptions, program, type Tensor, ValueError } from '@tilegrad/core'
+import {
+  describeValue,
+  type Expr,
+  expr as e,
+  expectOptions,
+  program,
+  type Tensor,
+  ValueError,
+} from '@tilegrad/core'
 import {
   nonNegative,
   Optimizer,
@@ -82,6 +90,8 @@ export class SGD extends Optimizer<SGDOptions> {
 
   protected validate({ lr, momentum, dampening, weightDecay, nesterov }: SGDOptions): void {
     nonNegative('SGD', { lr, momentum, weightDecay })
+    if (!Number.isFinite(dampening))
+      throw new ValueError(`SGD: dampening must be a number, got ${describeValue(dampening)}`)
     if (nesterov && (momentum === 0 || dampening !== 0)) {
       throw new ValueError(
         `SGD: Nesterov's momentum needs momentum > 0 and dampening 0, got ${momentum} and ${dampening}`,
