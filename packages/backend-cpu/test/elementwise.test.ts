@@ -9,10 +9,12 @@
 import type { Binary, Unary } from '@tilegrad/core'
 import {
   type DType,
+  DTypeError,
   expr as e,
   type Kernel,
   type Layout,
   layout,
+  type Program,
   program,
   reference,
   specialize,
@@ -195,20 +197,24 @@ describe('every operator', () => {
   })
 
   it('params of every dtype, converted as the reference does', () => {
-    const p = program(
-      'params',
-      3,
-      ([x, i, b], [u]) => [
-        e.mul(x as e.Expr, u as e.Expr),
-        e.add(e.cast('float32', i as e.Expr), u as e.Expr),
-        e.select(b as e.Expr, u as e.Expr, x as e.Expr),
-        e.max(i as e.Expr, e.cast('int32', u as e.Expr)),
-        e.and(b as e.Expr, e.cast('bool', u as e.Expr)),
-      ],
-      1,
-    )
+    const of = (whole: boolean): Program =>
+      program(
+        'params',
+        3,
+        ([x, i, b], [u]) => [
+          e.mul(x as e.Expr, u as e.Expr),
+          e.add(e.cast('float32', i as e.Expr), u as e.Expr),
+          e.select(b as e.Expr, u as e.Expr, x as e.Expr),
+          e.and(b as e.Expr, e.cast('bool', u as e.Expr)),
+          ...(whole ? [e.max(i as e.Expr, e.cast('int32', u as e.Expr))] : []),
+        ],
+        1,
+      )
+    const [whole, rest] = [of(true), of(false)]
     for (const u of [0, 1, -7, 0.1, 1e10, -1e10, 2.5, Infinity, -Infinity, NaN, -0]) {
-      const kernel = specialize(p, ['float32', 'int32', 'bool'], [u])
+      const fits = Math.abs(u) < 2 ** 31
+      if (!fits) expect(() => specialize(whole, ['float32', 'int32', 'bool'], [u])).toThrow(DTypeError)
+      const kernel = specialize(fits ? whole : rest, ['float32', 'int32', 'bool'], [u])
       const inputs = dtypes.map((dtype) => operand(rnd, dense([37]), dtype))
       check(
         kernel,
@@ -406,7 +412,7 @@ describe('random programs', () => {
       const roots = Array.from({ length: integer(rnd, 1, 3) }, () => randomExpr(rnd, integer(rnd, 1, 5)))
       const u = pick(rnd, [0.3, 2, -1.5, 3])
       const kernel = specialize(
-        { ...program('random', 3, () => roots), params: 1 },
+        program('random', 3, () => roots, 1),
         ['float32', 'int32', 'bool'],
         [u],
       )
