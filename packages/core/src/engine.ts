@@ -1,5 +1,5 @@
 import { describe, expectOptions } from './checks.ts'
-import { GradError, ShapeError, show, ValueError } from './errors.ts'
+import { DTypeError, GradError, ShapeError, show, ValueError } from './errors.ts'
 import { sameShape } from './layout.ts'
 import { pathsTo, reachable } from './node-order.ts'
 import { expectTensor } from './operands.ts'
@@ -355,6 +355,8 @@ class Pass implements PassOf {
       expectTensor('hook', next)
       if (!sameShape(next.shape, t.shape))
         throw new ShapeError(`hook: returned a gradient ${show(next.shape)} for a tensor ${show(t.shape)}`)
+      if (next.dtype !== t.dtype)
+        throw new DTypeError(`hook: returned a gradient of ${next.dtype} for a tensor of ${t.dtype}`)
       if (this.#mode.createGraph) out = next
       else {
         out.dispose()

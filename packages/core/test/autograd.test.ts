@@ -299,6 +299,9 @@ describe('hooks', () => {
     const y = x.mul(2)
     y.registerHook((() => 5) as unknown as () => Tensor)
     expect(() => y.sum().backward()).toThrow('hook: takes a tensor, got 5')
+    const z = leaf([1, 2])
+    z.registerHook((g) => g.to('float64'))
+    expect(() => z.sum().backward()).toThrow('hook: returned a gradient of float64 for a tensor of float32')
     expect(() => tensor([1]).registerHook(() => {})).toThrow('does not require a gradient')
   })
 
