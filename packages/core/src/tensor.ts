@@ -36,17 +36,21 @@ let made = 0
  */
 export class Tensor implements View, Scoped {
   // The only enumerable properties, so that whatever walks objects (JSON, structuredClone, the equality of test
-  // runners) finds little to walk, and never takes two tensors for one.
+  // runners) finds little to walk, and never takes two tensors for one. What kernels read is no getter: where both
+  // tensors and plain views come by, calling one takes several times as long.
   /** A serial number: no two tensors of a program share one. */
   readonly id: number
   /** The type of the elements. */
   readonly dtype: DType
   /** The size of each dim; [] for a scalar. */
   readonly shape: readonly number[]
+  /** How many elements of the storage lie between two neighbours along each dim. */
+  readonly strides: readonly number[]
+  /** Where in the storage the first element lies, counted in elements. */
+  readonly offset: number
+  /** The number of elements, the product of all sizes. */
+  readonly numel: number
   readonly #storage: Storage
-  readonly #strides: readonly number[]
-  readonly #offset: number
-  readonly #numel: number
   #gradFn: GradNode | null = null
   #grad: Tensor | null = null
   #kept = false
@@ -69,10 +73,10 @@ export class Tensor implements View, Scoped {
     this.id = ++made
     this.dtype = dtype
     this.shape = shape
+    this.strides = strides
+    this.offset = offset
+    this.numel = size
     this.#storage = storage
-    this.#strides = strides
-    this.#offset = offset
-    this.#numel = size
     storage.tensors.count++
     counts.tensors++
     track(this)
@@ -81,21 +85,6 @@ export class Tensor implements View, Scoped {
   /** @internal The piece of memory that holds the elements, shared with all views of it. */
   get storage(): Storage {
     return this.#storage
-  }
-
-  /** How many elements of the storage lie between two neighbours along each dim. */
-  get strides(): readonly number[] {
-    return this.#strides
-  }
-
-  /** Where in the storage the first element lies, counted in elements. */
-  get offset(): number {
-    return this.#offset
-  }
-
-  /** The number of elements, the product of all sizes. */
-  get numel(): number {
-    return this.#numel
   }
 
   /** The operator that made this tensor, where gradients flow through it. */
