@@ -3,14 +3,17 @@
 import { inspect } from 'node:util'
 import {
   type Backend,
+  crossEntropy,
   DeviceError,
   type DType,
   DTypeError,
   expr as e,
+  full,
   gelu,
   matmul,
   mean,
   OutOfMemoryError,
+  ones,
   program,
   reference,
   scope,
@@ -205,6 +208,19 @@ describe('memory', () => {
       )
       expect(weight.grad?.narrow(0, 5, 2).contiguous().dataSync()).toEqual(Float32Array.of(2, 2))
     })
+  })
+
+  it('leaves logits readable after backward(), however large they are', () => {
+    const large = make({ threads: 1, maxBytes: 2 ** 31 })
+    withBackend(large, () =>
+      scope(() => {
+        const w = full([2 ** 12, 8], 0.5, { requiresGrad: true })
+        const logits = ones([2 ** 10, 8]).matmul(w.transpose(0, 1))
+        crossEntropy(logits, zeros([2 ** 10], { dtype: 'int32' })).backward()
+        // 16 MiB, twice of what stays of other intermediates.
+        expect(logits.argmax(1).shape).toEqual([2 ** 10])
+      }),
+    )
   })
 
   it('does not store float16', () => {

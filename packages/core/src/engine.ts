@@ -165,7 +165,7 @@ class Pass implements PassOf {
     this.#order = reachable(roots)
     this.#needed = mode.wanted && pathsTo(mode.wanted, this.#order)
     // Somebody must free them in the end.
-    this.#spared = inScope() || canReclaim() ? new Spared(this.#order) : null
+    this.#spared = inScope() || canReclaim() ? new Spared(this.#order, roots) : null
   }
 
   seed(root: Tensor, given: Tensor | null): void {

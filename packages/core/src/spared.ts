@@ -9,19 +9,36 @@ const least = 2 ** 23
 /** Or this part of what the graph's outputs take. */
 const part = 1 / 16
 
-/** Spares outputs, as they come by from the root on, as long as there is room. */
+/** Steps from a root within which what it was computed from is spared, up to that part of all there is: a loss, its logits. */
+const near = 2
+
+/**
+ * Spares outputs, as they come by from the root on, as long as there is room: those from which a loss was computed in
+ * any case, since they are the ones that are read for an accuracy, and while they are there a step takes the most anyway.
+ * Where parts of the graph are computed again, memory is short: nothing else is spared.
+ */
 export class Spared {
   readonly #order: readonly GradNode[]
   readonly #storages = new Set<Storage>()
   #bytes = 0
   #room: number
-  /** The graph has been measured: only large ones are. */
+  /** There is no more room to find: only large graphs are measured. */
   #measured = false
 
-  constructor(order: readonly GradNode[]) {
+  constructor(order: readonly GradNode[], roots: readonly Tensor[]) {
     this.#order = order
     const limit = order[0]?.outputs[0]?.backend.limitBytes ?? Number.POSITIVE_INFINITY
-    this.#room = Math.min(least, part * limit)
+    this.#measured = order.some((node) => node.replay)
+    this.#room = this.#measured ? 0 : Math.min(least, part * limit)
+    let inputs = roots
+    for (let step = 0; step < near; step++) {
+      inputs = inputs.flatMap((t) => t.gradFn?.inputs ?? [])
+      for (const { gradFn, storage } of inputs) {
+        if (!gradFn || this.#storages.has(storage) || this.#bytes + storage.bytes > part * limit) continue
+        this.#bytes += storage.bytes
+        this.#storages.add(storage)
+      }
+    }
   }
 
   takes({ storage }: Tensor): boolean {

@@ -209,7 +209,14 @@ describe('what walks objects', () => {
   test('finds no memory in a tensor, nor a graph', () => {
     const y = ones([2], { requiresGrad: true }).mul(2)
     expect(Object.keys(y)).toEqual(['id', 'dtype', 'shape', 'strides', 'offset', 'numel'])
-    expect(structuredClone(y)).toEqual({ id: y.id, dtype: 'float32', shape: [2] })
+    expect(structuredClone(y)).toEqual({
+      id: y.id,
+      dtype: 'float32',
+      shape: [2],
+      strides: [1],
+      offset: 0,
+      numel: 2,
+    })
   })
 
   test('JSON has the elements, and tensor() takes them back', async () => {
