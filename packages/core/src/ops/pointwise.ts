@@ -347,8 +347,8 @@ const longDivision = (digits: number): ((a: Operand, b: Operand) => Tensor) =>
     }
     const opposite = e.ne(e.lt(a, 0), e.lt(b, 0))
     const whole = e.select(opposite, e.neg(e.add(q, e.select(e.gt(left, 0), 1, 0))), q)
-    // Infinity over a number has no remainder to round by: NaN, as in Python.
-    const large = e.select(e.and(e.eq(x, Infinity), e.ne(b, 0)), e.sub(rough, rough), rough)
+    // Infinity over a number has no remainder to round by: NaN, as in Python. Spelled out: drivers take ∞ − ∞ for 0.
+    const large = e.select(e.and(e.eq(x, Infinity), e.ne(b, 0)), Number.NaN, rough)
     const small = e.and(e.lt(e.abs(rough), 2 ** digits), e.lt(x, Infinity))
     // The rounding around it all says that the gradient is 0.
     return e.floor(e.select(small, e.select(e.eq(whole, 0), zero, whole), large))
