@@ -44,13 +44,19 @@ test('layers are not bundled for a program that has none', async () => {
 
 test('what Node loads is one file for each package, with the names of the sources', () => {
   const program = `
-    import { Linear, Module, ShapeError, Tensor, zeros } from 'tilegrad'
+    import { checkLeaks, LeakError, Linear, Module, ShapeError, Tensor, zeros } from 'tilegrad'
     import { elementwise } from '@tilegrad/core/formula'
     console.log([Linear, Module, ShapeError, Tensor].map(({ name }) => name).join())
     console.log(elementwise('x + 1')(zeros([1])) instanceof Tensor)
     console.log(['core', 'backend-cpu', 'nn'].map((name) => import.meta.resolve('@tilegrad/' + name).split('/dist/')[1]).join())
+    const user = () => void zeros([1]).mul(2)
+    try { checkLeaks(user) } catch (error) {
+      console.log(error instanceof LeakError, error.leaks.every(({ origin }) => origin.trim().startsWith('at user')))
+    }
     process.exit()`
   const args = ['--input-type=module', '-e', program]
   const { stdout } = spawnSync(process.execPath, args, { cwd: here, encoding: 'utf8' })
-  expect(stdout).toBe('Linear,Module,ShapeError,Tensor\ntrue\nnode/index.js,node/index.js,node/index.js\n')
+  expect(stdout).toBe(
+    'Linear,Module,ShapeError,Tensor\ntrue\nnode/index.js,node/index.js,node/index.js\ntrue true\n',
+  )
 })

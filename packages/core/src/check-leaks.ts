@@ -107,12 +107,12 @@ class Recorder implements Watcher {
   }
 }
 
-/** The folder of this file as stacks show it; nothing where all is one bundle. */
-const here = /[^\s(]*\/(?=check-leaks\.)/.exec(new Error().stack ?? '')?.[0]
-
+/** The lines of a stack but those of the folder that its first one is in, which is core's; all, where all is one bundle. */
 function originOf(error: Error): string {
   const lines = (error.stack ?? '').split('\n').filter((line) => /:\d+:\d+/.test(line))
-  return lines.filter((line) => here === undefined || !line.includes(here)).join('\n')
+  const here = /[^\s(]*\//.exec(lines[0] ?? '')?.[0]
+  const others = lines.filter((line) => here === undefined || !line.includes(here))
+  return (others.length > 0 ? others : lines).join('\n')
 }
 
 /**
