@@ -1,7 +1,7 @@
-// Makes of each package's modules one file for Node, in dist/node: opening two hundred modules takes longer than all that
+// Makes of each package's modules one file for Node, in dist: opening two hundred modules takes longer than all that
 // they do. Bundlers take the modules, so that they can leave out what a program does not use. Run after tsc.
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
-import { basename, join } from 'node:path'
+import { existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { build } from 'esbuild'
 
@@ -17,7 +17,7 @@ const named = (code) =>
 /** @param {string} name a folder in packages */
 async function bundle(name) {
   const folder = join(root, 'packages', name)
-  const outdir = join(folder, 'dist', 'node')
+  const outdir = join(folder, 'dist')
   const { exports } = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8'))
   /** @type {{ node?: string, default: string }[]} */
   const entries = Object.values(exports)
@@ -40,7 +40,6 @@ async function bundle(name) {
     write: false,
     logLevel: 'error',
   })
-  mkdirSync(outdir, { recursive: true })
   // Programs may be running: what has not changed stays, and nothing is there by half.
   for (const { path, text } of outputFiles) {
     const contents = Buffer.from(path.endsWith('.js') ? named(text) : text)
@@ -48,8 +47,10 @@ async function bundle(name) {
     writeFileSync(`${path}.draft`, contents)
     renameSync(`${path}.draft`, path)
   }
-  const made = new Set(outputFiles.map(({ path }) => basename(path)))
-  for (const file of readdirSync(outdir)) if (!made.has(file)) rmSync(join(outdir, file))
+  // What an earlier build left: declarations and modules stay.
+  const made = new Set(outputFiles.map(({ path }) => relative(outdir, path)))
+  for (const file of readdirSync(outdir, { recursive: true, encoding: 'utf8' }))
+    if (/\.js(\.map)?$/.test(file) && !made.has(file) && !/^modules\b/.test(file)) rmSync(join(outdir, file))
 }
 
 await Promise.all(['core', 'backend-cpu', 'backend-webgpu', 'nn'].map(bundle))

@@ -45,7 +45,7 @@ for (const name of readdirSync(join(root, 'packages'))) {
     .filter((file) => file.endsWith('.ts'))
     .reduce((sum, file) => sum + linesOfCode(join(folder, 'src', file)), 0)
   total += lines
-  const own = await bundled(`export * from './dist/index.js'`, folder, ['@tilegrad/*'])
+  const own = await bundled(`export * from './dist/modules/index.js'`, folder, ['@tilegrad/*'])
   rows.push([name, `${lines}`, ...cells(own.all)])
 }
 const bench = join(root, 'bench')
