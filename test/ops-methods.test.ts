@@ -48,7 +48,7 @@ const others = new Set(
   zeros zerosLike
   allGather allReduce checkpoint Mailbox retentionDecays ringAttention ringLinearAttention ringPieces ringShard
   ringUnshard runRanks attentionOperands dropoutParams asTensor describeValue expectOptions expectTensor
-  Printable reclaim setPrintOptions shownAs text`.split(/\s+/),
+  Printable checkLeaks expectActivation flatOf reclaim setPrintOptions shownAs text`.split(/\s+/),
 )
 
 test('every operator has its row in the table', () => {

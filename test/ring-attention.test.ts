@@ -10,7 +10,7 @@ import {
   createWebGpuBackend,
   type Link,
   linearAttention,
-  profile,
+  profileAsync,
   RankError,
   reference,
   ringAttention,
@@ -161,11 +161,7 @@ describe.each([1, 2, 3, 5])('%i ranks', (size) => {
 test('CPU backends run the fused kernels', async () => {
   const c = { T: 40, isCausal: true }
   const data = operands(c)
-  let rows: readonly { op: string; path: string }[] = []
-  // What runs before the first transfer is awaited, and all of it with one rank.
-  const block = profile(() => onRanks([cpus[0] as Backend], data, c))
-  await block.result
-  rows = block.rows
+  const { rows } = await profileAsync(() => onRanks([cpus[0] as Backend], data, c))
   expect(rows.filter((r) => r.op.startsWith('scaled_dot')).every((r) => r.path === 'fused')).toBe(true)
 })
 

@@ -120,7 +120,7 @@ describe.each(['cpu', 'reference'] as const)('%s: tensors past the limit', (devi
     double: (n) => core.zeros([n], { dtype: 'float64', ...options() }),
     integers: (n) => core.zeros([n], { dtype: 'int32', ...options() }),
     bools: (n) => core.zeros([8, n], { dtype: 'bool', ...options() }),
-    arange: (n) => core.arange(0, n, 1, options()),
+    arange: (n) => core.arange(0, n, 1, { dtype: 'float32', ...options() }),
     linspace: (n) => core.linspace(0, 1, n, options()),
     eye: (n) => core.eye(n, 2, options()),
     randn: (n) => core.randn([n], options()),

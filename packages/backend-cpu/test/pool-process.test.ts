@@ -21,7 +21,7 @@ beforeAll(async () => {
         export * from './wasm/index.ts'`,
       resolveDir: here('../src'),
     },
-    alias: { '@tilegrad/core': here('../../core/src/errors.ts') },
+    alias: { '@tilegrad/core': here('../../core/test/support/basics.ts') },
     bundle: true,
     format: 'esm',
     // A browser build fails on any import of a Node module.

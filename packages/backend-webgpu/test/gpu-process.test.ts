@@ -19,7 +19,7 @@ beforeAll(async () => {
   outside = await mkdtemp(join(tmpdir(), 'tilegrad-'))
   bundle = await build({
     entryPoints: [here('../src/gpu.ts')],
-    alias: { '@tilegrad/core': here('../../core/src/errors.ts') },
+    alias: { '@tilegrad/core': here('../../core/test/support/basics.ts') },
     bundle: true,
     format: 'esm',
     // A browser build fails on any import of a Node module.

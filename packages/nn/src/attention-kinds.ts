@@ -54,7 +54,11 @@ export function makeAttention(
   numHeads: number,
   options: MultiHeadAttentionOptions,
 ): SelfAttention {
-  if (typeof kind === 'function') return kind(embedDim, numHeads, options)
+  if (typeof kind === 'function') {
+    // Layers without weights to drop know no such option: it is only handed on where it says something.
+    const { dropout, ...rest } = options
+    return kind(embedDim, numHeads, dropout ? options : rest)
+  }
   const make: AttentionFactory | undefined = kinds[kind]
   if (!make)
     throw new ValueError(`TransformerBlock: attention '${kind}' is not one of ${attentionKinds.join(', ')}`)

@@ -126,7 +126,7 @@ it('dropout of attention weights: only while training, with the expectation kept
 
 it('shows its sizes and names its parameters as GPT-2 does', () => {
   const attention = new MultiHeadAttention(8, 4, { numKvHeads: 2, isCausal: true })
-  expect(attention.extraRepr()).toBe('8, 4, numKvHeads: 2, isCausal')
+  expect(attention.extraRepr()).toBe('embedDim=8, numHeads=4, numKvHeads=2, isCausal=true')
   expect(attention.namedParameters().map(([name, p]) => `${name} ${p.shape}`)).toEqual([
     'c_attn.weight 16,8',
     'c_attn.bias 16',
