@@ -459,7 +459,7 @@ describe('relaxed SIMD', () => {
   })
 })
 
-test('a kernel is generated in a fraction of a millisecond', () => {
+test('a kernel is generated in well under a millisecond', () => {
   const build = () => {
     const m = new ModuleBuilder({ relaxed: true, shared: true })
     m.kernel('run', (f, start, end, params) => {
@@ -488,6 +488,6 @@ test('a kernel is generated in a fraction of a millisecond', () => {
     build()
     best = Math.min(best, performance.now() - start)
   }
-  // Measured 0.07 ms; the bound only catches a change of order, on slow machines too.
-  expect(best).toBeLessThan(5)
+  // Measured 0.07 ms; the bound only catches a change of order.
+  expect(best).toBeLessThan(1)
 })

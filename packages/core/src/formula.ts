@@ -67,7 +67,7 @@ const constants = new Map(
 
 /** Longer formulas are refused: what they take to parse, derive and compile grows with them. */
 const longest = 4096
-/** Of operators and functions, for the same reason: a power and its gradient are hundreds of instructions. */
+/** The most operators and functions in a formula: a power and its gradient alone are hundreds of instructions. */
 const most = 128
 
 /** Small whole exponents become products: exact, and right for negative bases. */

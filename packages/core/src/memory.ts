@@ -75,7 +75,7 @@ export function tensorsIn(result: unknown): Set<Tensor> {
   return found
 }
 
-/** Of an array, a set, a map (keys too) or any other object: what is in it. */
+/** Lists what is in an array, a set, a map (keys too) or any other object. */
 function partsOf(value: object): Iterable<unknown> {
   if (Array.isArray(value) || value instanceof Set) return value
   return value instanceof Map ? [...value.keys(), ...value.values()] : Object.values(value)

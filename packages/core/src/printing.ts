@@ -92,7 +92,7 @@ function shownOf(x: View & { readonly backend: Backend }, edge: number | null): 
   return values
 }
 
-/** Of two decimals that are equally near PyTorch takes the even one, JavaScript the larger. */
+/** Writes a number with so many digits. Where two decimals are equally near it is the even one, as in PyTorch. */
 function rounded(x: number, digits: number, by: 'toFixed' | 'toExponential'): string {
   const near = x[by](digits)
   const [whole, power = ''] = near.split('e')

@@ -15,7 +15,7 @@ export type AttentionFactory = (
   options: MultiHeadAttentionOptions,
 ) => SelfAttention
 
-/** Those of some options that are named. @internal */
+/** Picks the named ones out of some options. @internal */
 export const only = <O extends object>(options: O, names: Names<O>): O =>
   Object.fromEntries(Object.entries(options).filter(([name]) => Object.hasOwn(names, name))) as O
 

@@ -63,7 +63,10 @@ export function reduce(kind: Reduction, input: Tensor, dims: readonly number[], 
 const TIMES = program('mul', 1, ([x], [n]) => e.mul(x, n), 1)
 const POWER = program('pow', 1, ([x], [n]) => e.pow(x, n), 1)
 
-/** Of an expanded tensor with more elements than kernels count: repeated elements once, and then what repeating does. */
+/**
+ * Reduces an expanded tensor with more elements than kernels count: each repeated element once, and then by arithmetic what
+ * repeating it does.
+ */
 function reduceRepeated(kind: Reduction, x: Tensor, dims: readonly number[], keepdim: boolean): Tensor {
   const again = dims.filter((d) => x.strides[d] === 0)
   const times = again.reduce((p, d) => p * x.shape[d], 1)

@@ -49,7 +49,7 @@ const floats: Record<Binary, (a: number, b: number) => number> = {
   shr: (a, b) => (a >>> b) | 0,
 }
 
-/** Those that jump, where a rounding of the operand is not made good by that of the result. */
+/** Functions that jump: rounding their operand is not made good by rounding the result. */
 const steps: ReadonlySet<Unary> = new Set(['floor', 'ceil', 'round'])
 
 /** int32 arithmetic wraps. */
