@@ -14,6 +14,58 @@ const named = (code) =>
     code,
   )
 
+const common = /** @type {const} */ ({
+  bundle: true,
+  // Node's modules are asked for at run time, where they are needed; seedrandom would load node:crypto for seeds that
+  // nobody asks it for.
+  platform: 'neutral',
+  target: 'es2022',
+  sourcemap: true,
+  // The sources are in the package already.
+  sourcesContent: false,
+  logLevel: 'error',
+})
+const external = ['@tilegrad/*', 'mathjs', 'webgpu', 'crypto']
+
+/** Puts entry-on-demand.js in the place of entry.js. @type {import('esbuild').Plugin} */
+const onDemand = {
+  name: 'on demand',
+  setup: ({ onResolve }) =>
+    onResolve({ filter: /^\.\/entry\.js$/ }, ({ resolveDir }) => ({
+      path: join(resolveDir, 'entry-on-demand.js'),
+    })),
+}
+
+/**
+ * The CPU's engine as a function of the modules that it shares, which are loaded already.
+ * @param {string} entry
+ * @param {string} outfile
+ */
+async function engine(entry, outfile) {
+  const { outputFiles } = await build({
+    ...common,
+    write: false,
+    entryPoints: [entry],
+    outfile,
+    format: 'esm',
+    external: [...external, './errors.js'],
+  })
+  return outputFiles.map(({ path, text }) => {
+    if (path !== outfile) return { path, text }
+    const body = text
+      .replaceAll(
+        /^import \{(.*)\} from "@tilegrad\/core";$/gm,
+        (_, names) => `const {${names.replaceAll(' as ', ': ')}} = core;`,
+      )
+      .replace(/^import \{ WorkerDiedError \} from ".\/errors.js";$/m, 'const { WorkerDiedError } = errors;')
+      .replace(/^export \{([^}]*)\};$/m, 'return {$1}\n})')
+    if (/^(import|export)\b/m.test(body))
+      throw new Error(`${outfile}: imports or exports what is not known here`)
+    // In brackets, V8 compiles a function at once instead of looking through it twice. Lines stay: the map counts them.
+    return { path, text: `module.exports = (function (core, errors) { 'use strict'; ${body}` }
+  })
+}
+
 /** @param {string} name a folder in packages */
 async function bundle(name) {
   const folder = join(root, 'packages', name)
@@ -22,35 +74,33 @@ async function bundle(name) {
   /** @type {{ node?: string, default: string }[]} */
   const entries = Object.values(exports)
   const { outputFiles } = await build({
+    ...common,
+    write: false,
     absWorkingDir: folder,
     entryPoints: entries.filter((entry) => entry.node).map((entry) => entry.default),
     outdir,
-    bundle: true,
     // Entries share their modules: there is one Tensor.
     splitting: true,
     format: 'esm',
-    // Node's modules are asked for at run time, where they are needed; seedrandom would load node:crypto for seeds that
-    // nobody asks it for.
-    platform: 'neutral',
-    target: 'es2022',
-    external: ['@tilegrad/*', 'mathjs', 'webgpu', 'crypto'],
-    sourcemap: true,
-    // The sources are in the package already.
-    sourcesContent: false,
-    write: false,
-    logLevel: 'error',
+    external,
+    plugins: [onDemand],
   })
+  /** @type {{ path: string, text: string }[]} */
+  const files = outputFiles
+  const entry = join(outdir, 'modules', 'entry.js')
+  if (existsSync(entry)) files.push(...(await engine(entry, join(outdir, 'engine.cjs'))))
   // Programs may be running: what has not changed stays, and nothing is there by half.
-  for (const { path, text } of outputFiles) {
-    const contents = Buffer.from(path.endsWith('.js') ? named(text) : text)
+  for (const { path, text } of files) {
+    const contents = Buffer.from(/js$/.test(path) ? named(text) : text)
     if (existsSync(path) && readFileSync(path).equals(contents)) continue
     writeFileSync(`${path}.draft`, contents)
     renameSync(`${path}.draft`, path)
   }
   // What an earlier build left: declarations and modules stay.
-  const made = new Set(outputFiles.map(({ path }) => relative(outdir, path)))
+  const made = new Set(files.map(({ path }) => relative(outdir, path)))
   for (const file of readdirSync(outdir, { recursive: true, encoding: 'utf8' }))
-    if (/\.js(\.map)?$/.test(file) && !made.has(file) && !/^modules\b/.test(file)) rmSync(join(outdir, file))
+    if (/\.c?js(\.map)?$/.test(file) && !made.has(file) && !/^modules\b/.test(file))
+      rmSync(join(outdir, file))
 }
 
 await Promise.all(['core', 'backend-cpu', 'backend-webgpu', 'nn'].map(bundle))

@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { gzipSync } from 'node:zlib'
+import { build } from 'esbuild'
 import { expect, test } from 'vitest'
 import { bundled } from '../scripts/bundled.mjs'
 
@@ -34,6 +35,41 @@ test('the bundle of a program of one line runs', async () => {
   } finally {
     rmSync(folder, { recursive: true })
   }
+})
+
+test('a bundle for Node, where the engine is a file that is loaded at first use, is whole and runs', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'tilegrad-bundle-'))
+  try {
+    const file = join(folder, 'program.mjs')
+    await build({
+      stdin: { contents: line, resolveDir: here },
+      outfile: file,
+      bundle: true,
+      format: 'esm',
+      platform: 'node',
+      external: ['webgpu'],
+      logLevel: 'error',
+      banner: {
+        js: "import { createRequire } from 'node:module'; const require = createRequire(import.meta.url)",
+      },
+    })
+    expect(spawnSync(process.execPath, [file], { encoding: 'utf8' }).stdout).toBe('2,4,6\n')
+  } finally {
+    rmSync(folder, { recursive: true })
+  }
+})
+
+test('the CPU engine is loaded by the first operator, not before', () => {
+  const program = `
+    import { createRequire } from 'node:module'
+    import { tensor } from 'tilegrad'
+    const loaded = () => Object.keys(createRequire(import.meta.url).cache).filter((file) => /engine\\.cjs$/.test(file)).length
+    const before = loaded()
+    console.log(tensor([1, 2, 3]).mul(2).dataSync().join(), before, loaded())
+    process.exit()`
+  const args = ['--input-type=module', '-e', program]
+  const { stdout, stderr } = spawnSync(process.execPath, args, { cwd: here, encoding: 'utf8' })
+  expect([stdout, stderr]).toEqual(['2,4,6 0 1\n', ''])
 })
 
 test('layers are not bundled for a program that has none', async () => {

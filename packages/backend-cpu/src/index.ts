@@ -6,8 +6,9 @@
 
 import './globals.ts'
 
-export { type CpuBackend, type CpuOptions, createCpuBackend } from './backend.ts'
+export type { CpuBackend, CpuOptions } from './backend.ts'
+export { createCpuBackend, createPeaks } from './entry.ts'
+export { WorkerDiedError } from './errors.ts'
 export type { FeatureLevel } from './features.ts'
 export type { HeapStats } from './memory.ts'
-export { createPeaks, type Peaks } from './peaks.ts'
-export { WorkerDiedError } from './pool.ts'
+export type { Peaks } from './peaks.ts'

@@ -18,7 +18,8 @@
  * | its shortest time, ms, Node 24 / 20 | 33.4 / 55.3 | 30.2 / 52.1 | 30.4 / 52.6 | 29.7 / 52.4 | 29.8 / 51.3 | 29.3 / 51.2 |
  */
 
-import { TilegradError, ValueError } from '@tilegrad/core'
+import { ValueError } from '@tilegrad/core'
+import { WorkerDiedError } from './errors.ts'
 import type { Features } from './features.ts'
 import type { Heap } from './memory.ts'
 import {
@@ -53,21 +54,6 @@ export interface Kernel {
 export interface PoolOptions {
   /** How long idle workers and the waiting caller spin before they sleep, in microseconds; default 200. */
   readonly spin?: number
-}
-
-/** Thrown by `run` when a worker ended (killed, out of memory) with rows that it had claimed and not finished. */
-export class WorkerDiedError extends TilegradError {
-  override name = 'WorkerDiedError'
-  /** Index of its thread. */
-  readonly thread: number
-
-  constructor(kernel: string, thread: number) {
-    super(
-      `pool: worker ${thread} ended while it ran kernel "${kernel}"; the outputs are incomplete. ` +
-        'Later runs go on without that worker',
-    )
-    this.thread = thread
-  }
 }
 
 /** More chunks than threads, so that threads which got little to do, or a slower core, take fewer. */

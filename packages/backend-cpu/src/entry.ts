@@ -1,0 +1,6 @@
+/**
+ * What the engine is entered by. In the files for Node entry-on-demand.ts stands in for this one, and this one is the file
+ * that it loads.
+ */
+export { createCpuBackend } from './backend.ts'
+export { createPeaks } from './peaks.ts'
