@@ -103,7 +103,8 @@ function flush(): void {
 /** Its one object is garbage from the start: told so, we know that garbage has been collected. */
 const collected = new FinalizationRegistry(() => {
   sentinel = false
-  sweep()
+  // What went by itself was not in vain: without this, the next `reclaim` would find little, and lose patience.
+  handed = Math.max(0, handed - sweep())
   flush()
 })
 

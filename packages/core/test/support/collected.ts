@@ -5,8 +5,9 @@ setFlagsFromString('--expose-gc')
 const collectGarbage = runInNewContext('gc') as () => void
 
 /**
- * Frees what earlier tests left to the garbage collector. Where a test waits between two readings of `memory()`, or of a
- * backend's, the first one comes after this: else what is freed meanwhile is taken for the test's own.
+ * Frees what earlier tests left to the garbage collector. Where a test compares two readings of `memory()`, or of a
+ * backend's, the first one comes after this: else what is freed meanwhile is taken for the test's own, and may hide what
+ * the test leaves behind.
  */
 export async function collected(): Promise<void> {
   // Finalizers run in turns of the event loop, and may let go of something that has its own.
