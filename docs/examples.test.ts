@@ -1,8 +1,9 @@
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { afterAll, describe, expect, it, vi } from 'vitest'
+import { afterAll, beforeEach, describe, expect, it, vi } from 'vitest'
 import { examples, observed, root, shown, typeErrors } from './support/examples.ts'
+import { startAnew } from './support/fresh.ts'
 
 /**
  * Runs every example as a reader pastes it: the ts blocks of a page one after the other in one file, and each `@example`
@@ -35,6 +36,9 @@ async function run(code: string): Promise<void> {
 it('there are many examples', () => expect(examples.length).toBeGreaterThan(100))
 
 describe('examples run as pasted', () => {
+  // Whatever an earlier one has done, or left undone where it failed: each finds what a new process has.
+  beforeEach(startAnew)
+
   for (const { where, code } of examples) it(where, () => run(code))
 })
 

@@ -1,8 +1,9 @@
 /** Choosing a device by name, as users do it. */
-import { expect, test } from 'vitest'
+import { afterEach, expect, test } from 'vitest'
 import {
   DeviceError,
   defaultBackend,
+  getBackend,
   Linear,
   openDevice,
   registerAsyncBackend,
@@ -13,6 +14,16 @@ import {
   withBackend,
   zeros,
 } from '../src/index.ts'
+
+// Each test begins as a process does: with the default device, and no GPU open.
+afterEach(() => {
+  setDefaultBackend('cpu')
+  try {
+    ;(getBackend('webgpu') as WebGpuBackend).close()
+  } catch (error) {
+    if (!(error instanceof DeviceError)) throw error
+  }
+})
 
 test('a GPU is opened before it is used, once, and named by what it lacks', async () => {
   expect(defaultBackend().name).toBe('cpu')
