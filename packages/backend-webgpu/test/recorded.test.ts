@@ -12,22 +12,27 @@ import {
   tensor,
   withBackend,
 } from '@tilegrad/core'
-import { afterAll, describe, expect, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { collected } from '../../core/test/support/collected.ts'
 import type { GpuBuffer } from '../src/buffers.ts'
-import { createWebGpuBackend } from '../src/index.ts'
+import { createWebGpuBackend, type WebGpuBackend } from '../src/index.ts'
 import { recorded } from '../src/recorded.ts'
 
-const gpu = await createWebGpuBackend()
-const { engine } = gpu
-afterAll(() => gpu.close())
-
+/** Each test's own, which remembers nothing yet. */
+let gpu: WebGpuBackend
+let engine: WebGpuBackend['engine']
 /** Kernels ask for a pipeline whenever they work something out. */
 let asked = 0
-const kernel = engine.kernel.bind(engine)
-engine.kernel = (...args) => {
-  asked++
-  return kernel(...args)
-}
+beforeEach(async () => {
+  gpu = await createWebGpuBackend()
+  engine = gpu.engine
+  const kernel = engine.kernel.bind(engine)
+  engine.kernel = (...args) => {
+    asked++
+    return kernel(...args)
+  }
+})
+afterEach(() => gpu.close())
 
 /** Whole numbers, whose sums are exact. */
 const numbers = (shape: readonly number[], seed: number): Tensor => {
@@ -118,7 +123,10 @@ test('more recordings than there are slots for parameters: the oldest get new on
 })
 
 describe('what a kernel does beyond its operands', () => {
-  const [x] = [tensor([1, 2, 3, 4], { device: gpu })]
+  let x: Tensor
+  beforeEach(() => {
+    x = tensor([1, 2, 3, 4], { device: gpu })
+  })
 
   test('bytes from the host or a buffer of its own: it is asked every time', async () => {
     const own = engine.pool.alloc(4, 'float32')
@@ -153,7 +161,8 @@ describe('what a kernel does beyond its operands', () => {
     expect(engine.recorder).toBeNull()
   })
 
-  test('a workspace that no buffer has room for is told with its operator, and nothing stays taken', () => {
+  test('a workspace that no buffer has room for is told with its operator, and nothing stays taken', async () => {
+    await collected()
     const before = engine.pool.stats()
     const greedy = recorded(engine, 'greedy', {
       run() {
@@ -172,6 +181,7 @@ describe('what a kernel does beyond its operands', () => {
   test('what fails when done again leaves nothing taken either', async () => {
     const operand = withBackend(gpu, () => numbers([300_000], 1))
     sum(operand).dispose()
+    await collected()
     const { usedBuffers } = engine.pool.stats()
     const broken = new Error('lost')
     const again = engine.runAgain.bind(engine)
