@@ -28,6 +28,7 @@ import {
   withBackend,
 } from 'tilegrad'
 import { afterAll, describe, expect, test } from 'vitest'
+import { collected } from '../packages/core/test/support/collected.ts'
 import { random } from './samples.ts'
 
 const cpu = createCpuBackend({ threads: 2 })
@@ -213,7 +214,8 @@ test('second derivatives through a packed projection, against differences', () =
   })
 })
 
-test('the memory of packed gradients goes with the last of them', () => {
+test('the memory of packed gradients goes with the last of them', async () => {
+  await collected()
   const { x } = projected()
   const run = (): void =>
     scope(() => {

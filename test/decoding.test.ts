@@ -14,6 +14,7 @@ import {
 } from 'tilegrad'
 import { afterAll, describe, expect, it } from 'vitest'
 import { gpus } from '../packages/backend-webgpu/test/support/gpus.ts'
+import { collected } from '../packages/core/test/support/collected.ts'
 
 const backends: [string, Backend][] = [
   ['cpu', createCpuBackend({ threads: 2 })],
@@ -83,6 +84,7 @@ describe.each(backends)('on %s', (_, backend) => {
       step(1, 2, 3)
       // Tables of rotary angles are remembered, the last few of them.
       for (let i = 0; i < 6; i++) step(4)
+      await collected()
       const before = memory()
       for (let i = 0; i < 20; i++) step(i)
       expect([memory().tensors, memory().bytes]).toEqual([before.tensors, before.bytes])

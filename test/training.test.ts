@@ -15,6 +15,7 @@ import {
   withBackend,
 } from 'tilegrad'
 import { afterAll, describe, expect, it } from 'vitest'
+import { collected } from '../packages/core/test/support/collected.ts'
 
 const cpu = createCpuBackend({ threads: 2 })
 afterAll(() => cpu.close())
@@ -61,7 +62,8 @@ describe('training end to end on the CPU engine', () => {
     })
   })
 
-  it('2,000 steps leave memory flat', () => {
+  it('2,000 steps leave memory flat', async () => {
+    await collected()
     withBackend(cpu, () => {
       const t = trainer(tiny, 2, 1e-3)
       for (let i = 0; i < 20; i++) t.step()

@@ -1,7 +1,5 @@
-import { setImmediate } from 'node:timers/promises'
-import { setFlagsFromString } from 'node:v8'
-import { runInNewContext } from 'node:vm'
 import { memory, TilegradError } from 'tilegrad'
+import { collected } from '../../packages/core/test/support/collected.ts'
 import { Random } from './random.ts'
 import type { Watchdog } from './watchdog.ts'
 
@@ -48,9 +46,6 @@ const LONGEST = 10
 /** No message may have more characters. */
 const LONGEST_MESSAGE = 4000
 
-setFlagsFromString('--expose-gc')
-const collectGarbage = runInNewContext('gc') as () => void
-
 const shorten = (text: string, most = 2000): string =>
   text.length > most ? `${text.slice(0, most)}… (${text.length} characters)` : text
 
@@ -59,6 +54,8 @@ export async function runPart(
   { seed, count, watchdog }: { seed: number; count: number; watchdog?: Watchdog },
 ): Promise<Counts> {
   const counts: Counts = { tried: 0, survived: 0, refused: 0, failures: [], skipped: [] }
+  /** Tensors after the last input: where the number is another before the next one, there may be garbage. */
+  let known = -1
   const trial: Trial = {
     random: new Random(seed),
     count,
@@ -76,6 +73,7 @@ export async function runPart(
     skip: (what) => counts.skipped.push(what),
     async attempt(input, run) {
       const number = counts.tried + 1
+      if (memory().tensors !== known) await collected()
       const before = memory().tensors
       const start = process.cpuUsage()
       watchdog?.begin(`${part.name}, seed ${seed}, input ${number}`, input)
@@ -93,11 +91,9 @@ export async function runPart(
       const { user, system } = process.cpuUsage(start)
       if ((user + system) / 1e6 > LONGEST) failure ??= `took ${(user + system) / 1e6} s of processor time`
       // What nobody holds any more, as of a constructor that threw, is left to the garbage collector.
-      for (let i = 0; i < 10 && memory().tensors > before; i++) {
-        collectGarbage()
-        await setImmediate()
-      }
-      if (memory().tensors !== before) failure ??= `left ${memory().tensors - before} tensors behind`
+      for (let i = 0; i < 3 && memory().tensors > before; i++) await collected()
+      known = memory().tensors
+      if (known !== before) failure ??= `left ${known - before} tensors behind`
       if (Object.hasOwn(Object.prototype, 'polluted')) failure ??= 'changed Object.prototype'
       if (failure) trial.fail(input(), failure)
       else trial.record(refused ? 'refused' : 'survived')

@@ -22,6 +22,7 @@ import {
   topkBlocks,
 } from '@tilegrad/core'
 import { describe, expect, test } from 'vitest'
+import { collected } from '../../core/test/support/collected.ts'
 import { type Rules, type Sizes, written } from './attention-oracle.ts'
 import { makeBackends } from './fused-rig.ts'
 import { mismatch, random } from './row-rig.ts'
@@ -253,7 +254,7 @@ describe('masks of blocks', () => {
   })
 })
 
-test('a mask from arrays, from a predicate and from a tensor is the same; the host counts', () => {
+test('a mask from arrays, from a predicate and from a tensor is the same; the host counts', async () => {
   const flags = [
     [true, false, true],
     [false, false, false],
@@ -271,6 +272,7 @@ test('a mask from arrays, from a predicate and from a tensor is the same; the ho
     expect(Array.from(mask.qNumBlocks.dataSync())).toEqual([1, 0, 1])
     expect(mask.qIndices.shape).toEqual([3, 2])
   }
+  await collected()
   const before = memory().tensors
   using mask = createBlockMask(flags, { blockSize: 16, device: reference })
   expect(memory().tensors - before).toBe(5)

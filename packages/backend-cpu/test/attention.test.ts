@@ -14,6 +14,7 @@ import {
   type View,
 } from '@tilegrad/core'
 import { afterAll, describe, expect, test } from 'vitest'
+import { collected } from '../../core/test/support/collected.ts'
 import { createCpuBackend } from '../src/backend.ts'
 import type { Engine } from '../src/engine.ts'
 import { attention, attentionBackward } from '../src/kernels/attention.ts'
@@ -447,7 +448,8 @@ describe('through the operator', () => {
   const backend = createCpuBackend({ threads: 2 })
   afterAll(() => backend.close())
 
-  test('memory grows with T, not with T²', () => {
+  test('memory grows with T, not with T²', async () => {
+    await collected()
     const rnd = random(51)
     const [H, T, D] = [2, 4096, 16]
     const shape = [1, H, T, D]

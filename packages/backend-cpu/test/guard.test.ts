@@ -1,6 +1,7 @@
 /** Checking V8's pairs of instructions: what is checked, that a fault is found, and how it goes on after one. */
 import { type KernelOf, type KernelTable, softmax } from '@tilegrad/core'
 import { describe, expect, it, vi } from 'vitest'
+import { collected } from '../../core/test/support/collected.ts'
 import { guard, guarded } from '../src/guard.ts'
 import { kernelTable } from '../src/kernels/table.ts'
 import { make, rows, spoil } from './guard-rig.ts'
@@ -56,7 +57,8 @@ describe('guard', () => {
     expect(check('reduce', { ...plain, reduce: trap })).toBe('reduce')
   })
 
-  it('checks once, leaves nothing behind, and then costs nothing', () => {
+  it('checks once, leaves nothing behind, and then costs nothing', async () => {
+    await collected()
     const { liveBlocks } = cpu.stats()
     const reference = vi.fn(() => plain)
     const table = guard(plain, { backend: cpu, plain: reference, fallback: () => expect.unreachable() })

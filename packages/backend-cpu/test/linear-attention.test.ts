@@ -19,6 +19,7 @@ import {
   tensor,
 } from '@tilegrad/core'
 import { afterAll, describe, expect, test } from 'vitest'
+import { collected } from '../../core/test/support/collected.ts'
 import { createCpuBackend } from '../src/backend.ts'
 import type { Engine } from '../src/engine.ts'
 import { linearAttention, linearAttentionBackward } from '../src/kernels/linear-attention.ts'
@@ -298,7 +299,8 @@ describe('through the operator', () => {
   const backend = createCpuBackend({ threads: 2 })
   afterAll(() => backend.close())
 
-  test('memory grows with T, not with T²', () => {
+  test('memory grows with T, not with T²', async () => {
+    await collected()
     const rnd = random(51)
     const [H, T, D] = [2, 4096, 16]
     const some = () =>
@@ -347,7 +349,8 @@ describe('through the operator', () => {
     ['retention', (q, k, v) => retention(q, k, v)],
     ['gates', (q, k, v, gates) => gatedLinearAttention(q, k, v, gates)],
     ['the delta rule', (q, k, v, gates) => deltaRule(q, k, v, gates.select(3, 0).neg())],
-  ])('so does that of %s', (_, run) => {
+  ])('so does that of %s', async (_, run) => {
+    await collected()
     peak(2048, run)
     const [short, long] = [peak(2048, run), peak(8192, run)]
     // Four times the steps: 4 where linear, 16 where quadratic. 1 MiB: pages of scratch memory.

@@ -11,6 +11,7 @@ import {
   zeros,
 } from '@tilegrad/core'
 import { afterEach, describe, expect, test } from 'vitest'
+import { collected } from '../../core/test/support/collected.ts'
 import { createWebGpuBackend, type WebGpuBackend, type WebGpuOptions } from '../src/index.ts'
 import type { Shader } from '../src/shader.ts'
 
@@ -77,6 +78,7 @@ test('what is too large for the device throws before anything is allocated', asy
   const most = backend.gpu.limits.maxStorageBufferBindingSize
   const side = Math.ceil(Math.sqrt(most / 4)) + 1
   const [column, row] = [zeros([side, 1], { device: backend }), zeros([1, side], { device: backend })]
+  await collected()
   const before = [backend.stats(), memory()]
   for (const call of [
     () => zeros([side, side], { device: backend }),

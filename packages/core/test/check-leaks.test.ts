@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { checkLeaks, LeakError, memory, noGrad, ones, scope, type Tensor, tensor } from '../src/index.ts'
+import { collected } from './support/collected.ts'
 
 const errorOf = (fn: () => unknown): LeakError => {
   try {
@@ -70,7 +71,7 @@ describe('checkLeaks', () => {
     await expect(checkLeaks(async () => Promise.reject(new Error('mine')))).rejects.toThrow('mine')
   })
 
-  test('nests, and lets errors of the function through', () => {
+  test('nests, and lets errors of the function through', async () => {
     let inner: LeakError | null = null
     const outer = errorOf(() =>
       checkLeaks(() => {
@@ -80,6 +81,7 @@ describe('checkLeaks', () => {
     )
     expect((inner as LeakError | null)?.leaks.map((l) => l.shape)).toEqual([[1]])
     expect(outer.leaks.map((l) => l.shape)).toEqual([[1], [2]])
+    await collected()
     const { tensors } = memory()
     expect(() =>
       checkLeaks(() => {

@@ -16,6 +16,7 @@ import {
   type Tensor,
   tensor,
 } from '../src/index.ts'
+import { collected } from './support/collected.ts'
 
 const values = (t: Tensor | null): number[] => [...dataSync(t as Tensor)]
 
@@ -67,7 +68,8 @@ function train(run: Run, options: { retainGraph?: boolean } = {}): number[][] {
 
 describe('checkpoint', () => {
   let before = memory()
-  beforeEach(() => {
+  beforeEach(async () => {
+    await collected()
     before = memory()
   })
   afterEach(() => {
@@ -241,6 +243,8 @@ describe('checkpoint', () => {
 })
 
 describe('checkpoint says', () => {
+  beforeEach(collected)
+
   test('that the function must be synchronous', () => {
     expect(() => checkpoint(async (x) => x.exp(), tensor([1]))).toThrow(
       'checkpoint: the function returned a promise',

@@ -1,4 +1,4 @@
-import { describe, expect, test } from 'vitest'
+import { beforeEach, describe, expect, test } from 'vitest'
 import {
   crossEntropy,
   dataSync,
@@ -17,6 +17,7 @@ import {
   type Tensor,
   tensor,
 } from '../src/index.ts'
+import { collected } from './support/collected.ts'
 
 const values = (t: Tensor): number[] => [...dataSync(t)]
 
@@ -99,6 +100,8 @@ describe('linearCrossEntropy is linear and crossEntropy', () => {
 })
 
 describe('memory', () => {
+  beforeEach(collected)
+
   const [n, k, v] = [512, 4, 1000]
   const logits = 4 * n * v
   const peak = (f: typeof linearCrossEntropy, options: LinearCrossEntropyOptions, train = true): number =>

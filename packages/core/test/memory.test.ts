@@ -1,5 +1,3 @@
-import { setFlagsFromString } from 'node:v8'
-import { runInNewContext } from 'node:vm'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import {
   add,
@@ -20,14 +18,12 @@ import {
   tensor,
   zeros,
 } from '../src/index.ts'
+import { collected } from './support/collected.ts'
 
 const alive = (): { tensors: number; storages: number; bytes: number } => {
   const { tensors, storages, bytes } = memory()
   return { tensors, storages, bytes }
 }
-
-setFlagsFromString('--expose-gc')
-const collectGarbage = runInNewContext('gc') as () => void
 
 let baseline = alive()
 /** What the test itself made and has to free, so that the next one starts even. */
@@ -36,9 +32,8 @@ const own = (t: Tensor): Tensor => {
   mine.push(t)
   return t
 }
-beforeEach(() => {
-  // Nothing of an earlier test may be collected in the middle of the next.
-  collectGarbage()
+beforeEach(async () => {
+  await collected()
   baseline = alive()
   mine = []
 })
@@ -243,15 +238,11 @@ describe('training', () => {
 
 describe('the safety net', () => {
   test('frees what became unreachable', async () => {
-    // Whatever other tests left behind may go as well.
     const before = alive().storages
     for (let i = 0; i < 50; i++) add(zeros([100]), 1)
     expect(alive().storages).toBe(before + 100)
-    for (let i = 0; i < 100 && alive().storages > before; i++) {
-      collectGarbage()
-      await new Promise((done) => setTimeout(done, 10))
-    }
-    expect(alive().storages).toBeLessThanOrEqual(before)
+    await collected()
+    expect(alive().storages).toBe(before)
   })
 })
 

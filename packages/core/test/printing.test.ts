@@ -19,6 +19,7 @@ import {
   withBackend,
   zeros,
 } from '../src/index.ts'
+import { collected } from './support/collected.ts'
 
 /** The elements as printed, without what is said of the tensor besides. */
 const body = (x: object): string => String(x).replace(/,\s+shape=.*$/s, ')')
@@ -68,7 +69,7 @@ describe('a tensor as text', () => {
     )
   })
 
-  test('of which only the edges are read where it is large', () => {
+  test('of which only the edges are read where it is large', async () => {
     expect(body(arange(0, 2000))).toBe('tensor([   0,    1,    2,  ..., 1997, 1998, 1999])')
     expect(body(arange(0, 10000).reshape([100, 100]).T)).toBe(
       `tensor([[   0,  100,  200,  ..., 9700, 9800, 9900],
@@ -89,6 +90,7 @@ describe('a tensor as text', () => {
     }
     const before = withBackend(counting, () => ones([2000, 500]))
     const turned = before.T
+    await collected()
     const { tensors, bytes } = memory()
     String(before)
     String(turned)
@@ -116,6 +118,7 @@ describe('a tensor as text', () => {
     expect(await x.text()).toBe('tensor([1., 2.], shape=[2], dtype=float32, device=slow)')
     const y = randn([50, 60])
     const part = y.T.slice(0, 3)
+    await collected()
     const { tensors } = memory()
     expect(await y.text()).toBe(String(y))
     expect(await part.text()).toBe(String(part))

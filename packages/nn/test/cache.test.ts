@@ -8,6 +8,7 @@ import {
   MultiHeadAttention,
 } from '@tilegrad/nn'
 import { beforeEach, describe, expect, it } from 'vitest'
+import { collected } from '../../core/test/support/collected.ts'
 import { expectClose, values } from './helpers.ts'
 
 beforeEach(() => manualSeed(37))
@@ -84,7 +85,8 @@ describe('KVCache', () => {
     },
   )
 
-  it('does not grow, and is freed by dispose or with its scope', () => {
+  it('does not grow, and is freed by dispose or with its scope', async () => {
+    await collected()
     const before = memory()
     const cache = new KVCache({ ...options, maxLength: Infinity, window: 4 })
     const full = memory()

@@ -23,6 +23,7 @@ import {
   LinearAttention,
 } from '@tilegrad/nn'
 import { beforeEach, describe, expect, it } from 'vitest'
+import { collected } from '../../core/test/support/collected.ts'
 import { expectClose, expectNumbers, gradcheckModule, values } from './helpers.ts'
 
 const tiny: GPTConfig = { vocabSize: 7, blockSize: 6, numLayers: 2, numHeads: 2, embedDim: 8 }
@@ -114,7 +115,8 @@ describe('GPT', () => {
     expect(Math.abs(loss.itemSync() - Math.log(50))).toBeLessThan(0.2)
   })
 
-  it('ties the head to the token embedding by default', () => {
+  it('ties the head to the token embedding by default', async () => {
+    await collected()
     const before = memory().tensors
     const model = new GPT(tiny)
     // No orphan of the untied head is left behind.

@@ -1,6 +1,7 @@
 import { manualSeed, matmul, memory, tensor, transpose, zeros } from '@tilegrad/core'
 import { Embedding, init, Linear, parameter } from '@tilegrad/nn'
 import { beforeEach, describe, expect, it } from 'vitest'
+import { collected } from '../../core/test/support/collected.ts'
 import { expectNumbers, values } from './helpers.ts'
 
 const mean = (xs: readonly number[]): number => xs.reduce((s, x) => s + x, 0) / xs.length
@@ -27,8 +28,9 @@ const make = () => parameter(zeros([100, 200]))
 describe('initialisers', () => {
   beforeEach(() => manualSeed(7))
 
-  it('write in place, untaped, keep the parameter and leave no temporaries', () => {
+  it('write in place, untaped, keep the parameter and leave no temporaries', async () => {
     const p = make()
+    await collected()
     const before = memory().tensors
     expect(init.normal_(p)).toBe(p)
     init.truncNormal_(p)

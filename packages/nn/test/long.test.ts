@@ -3,6 +3,7 @@
 import { manualSeed, memory, randint, resetPeakMemory, scope } from '@tilegrad/core'
 import { clipGradNorm, GPT, type GPTConfig } from '@tilegrad/nn'
 import { describe, expect, it } from 'vitest'
+import { collected } from '../../core/test/support/collected.ts'
 import { expectNumbers, values } from './helpers.ts'
 
 const tiny: GPTConfig = { vocabSize: 7, blockSize: 16, numLayers: 3, numHeads: 2, embedDim: 8 }
@@ -30,7 +31,8 @@ describe('GPT with gradientCheckpointing', () => {
     expect(step({ ...config, gradientCheckpointing: true }).numbers).toEqual(step(config).numbers)
   })
 
-  it('needs less memory, the less the deeper it is', () => {
+  it('needs less memory, the less the deeper it is', async () => {
+    await collected()
     const deep = { numLayers: 12 }
     // 18 activations a block fall to one, and some 20 of the block at work; the reference stores T × T scores besides.
     expect(step({ ...deep, gradientCheckpointing: true }, 4).peak).toBeLessThan(step(deep, 4).peak / 4)

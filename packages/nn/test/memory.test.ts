@@ -1,6 +1,9 @@
 import { manualSeed, memory, randint, resetPeakMemory, scope } from '@tilegrad/core'
 import { AdamW, clipGradNorm, decayGroups, GPT, SGD } from '@tilegrad/nn'
-import { describe, expect, it } from 'vitest'
+import { beforeEach, describe, expect, it } from 'vitest'
+import { collected } from '../../core/test/support/collected.ts'
+
+beforeEach(collected)
 
 describe('a training step in a scope leaves memory flat', () => {
   it.each([

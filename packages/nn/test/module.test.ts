@@ -12,6 +12,7 @@ import {
 } from '@tilegrad/core'
 import { buffer, Dropout, Embedding, GPT, Linear, Module, parameter, ReLU, Sequential } from '@tilegrad/nn'
 import { describe, expect, it } from 'vitest'
+import { collected } from '../../core/test/support/collected.ts'
 import { values } from './helpers.ts'
 
 class Net extends Module {
@@ -200,7 +201,8 @@ describe('state dict', () => {
     expect(() => net.loadStateDict({ bias: ones([4]) }, { strict: false })).toThrow(/shapes differ/)
   })
 
-  it('converts dtypes and leaves no temporaries', () => {
+  it('converts dtypes and leaves no temporaries', async () => {
+    await collected()
     const net = new Linear(2, 1)
     const dict = { weight: tensor([[1, 2]], { dtype: 'float64' }), bias: tensor([3], { dtype: 'int32' }) }
     const before = memory().tensors
@@ -212,7 +214,8 @@ describe('state dict', () => {
 })
 
 describe('Module.to and dispose', () => {
-  it('replaces floating tensors, keeps ties, gradients and integers, frees the old ones', () => {
+  it('replaces floating tensors, keeps ties, gradients and integers, frees the old ones', async () => {
+    await collected()
     const net = new GPT({ vocabSize: 5, blockSize: 4, numLayers: 1, numHeads: 1, embedDim: 4 })
     const old = net.wte.weight
     net.forward(tensor([[1, 2]], { dtype: 'int32' }), tensor([[2, 3]], { dtype: 'int32' })).loss.backward()
@@ -239,7 +242,8 @@ describe('Module.to and dispose', () => {
     expect(weight.disposed).toBe(false)
   })
 
-  it('frees everything', () => {
+  it('frees everything', async () => {
+    await collected()
     const before = memory()
     scope(() => {
       using net = new Net()
