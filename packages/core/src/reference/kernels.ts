@@ -2,7 +2,7 @@ import type { Primitives, View } from '../backend.ts'
 import type { TypedArray } from '../dtype.ts'
 import { ValueError } from '../errors.ts'
 import { broadcastStrides, forEachOffset, type Layout, numel } from '../layout.ts'
-import { lower } from './scalar.ts'
+import { evaluate } from './scalar.ts'
 
 /**
  * The primitives in plain JavaScript, to be read: where is each element, then one loop. They are slow and right, and
@@ -14,23 +14,25 @@ export function referenceKernels(dataOf: (view: View) => TypedArray): Primitives
     elementwise: {
       run(outputs, inputs, { kernel, params }) {
         const shape = outputs[0].shape
-        const evaluate = lower(
-          kernel.exprs,
-          kernel.params.map((p) => params[p.source]),
-        )
         const sources = inputs.map((v) => dataOf(v))
         const where = inputs.map((v) =>
           offsets({ shape, strides: broadcastStrides(v, shape), offset: v.offset }),
         )
         const targets = outputs.map((v) => dataOf(v))
         const to = outputs.map((v) => offsets(v))
-        const values = new Array<number>(inputs.length)
-        const results = new Array<number>(outputs.length)
-        forEachCoord(shape, (coords, index) => {
-          for (let i = 0; i < values.length; i++) values[i] = sources[i][where[i][index]]
-          evaluate(values, { index, coords }, results)
-          for (let o = 0; o < results.length; o++) targets[o][to[o][index]] = results[o]
-        })
+        evaluate(
+          kernel.exprs,
+          kernel.params.map((p) => params[p.source]),
+          shape,
+          (input, from, n, row) => {
+            const [data, at] = [sources[input], where[input]]
+            for (let i = 0; i < n; i++) row[i] = data[at[from + i]]
+          },
+          (output, from, n, row) => {
+            const [data, at] = [targets[output], to[output]]
+            for (let i = 0; i < n; i++) data[at[from + i]] = row[i]
+          },
+        )
       },
     },
 
@@ -88,16 +90,18 @@ export function referenceKernels(dataOf: (view: View) => TypedArray): Primitives
         ]
         const [fromA, fromB] = [batch(a), batch(b)]
         const int = out.dtype === 'int32'
+        // Rows and columns lie dense, whatever the strides and dtypes: the inner loop is nearly all the time.
+        const row = new Float64Array(k)
+        const columns = Array.from({ length: n }, () => new Float64Array(k))
         batch(out).forEach((o, i) => {
+          columns.forEach((column, c) => {
+            for (let j = 0; j < k; j++) column[j] = right[fromB[i] + j * bk + c * bn]
+          })
           for (let r = 0; r < m; r++) {
-            for (let c = 0; c < n; c++) {
-              let acc = 0
-              for (let j = 0; j < k; j++) {
-                const [x, y] = [left[fromA[i] + r * am + j * ak], right[fromB[i] + j * bk + c * bn]]
-                acc = int ? (acc + Math.imul(x, y)) | 0 : acc + x * y
-              }
-              result[o + r * om + c * on] = acc
-            }
+            for (let j = 0; j < k; j++) row[j] = left[fromA[i] + r * am + j * ak]
+            columns.forEach((column, c) => {
+              result[o + r * om + c * on] = int ? dotInt(row, column) : dot(row, column)
+            })
           }
         })
       },
@@ -173,6 +177,19 @@ export function referenceKernels(dataOf: (view: View) => TypedArray): Primitives
       },
     },
   }
+}
+
+function dot(a: Float64Array, b: Float64Array): number {
+  let sum = 0
+  for (let j = 0; j < a.length; j++) sum += a[j] * b[j]
+  return sum
+}
+
+/** As int32 wraps. */
+function dotInt(a: Float64Array, b: Float64Array): number {
+  let sum = 0
+  for (let j = 0; j < a.length; j++) sum = (sum + Math.imul(a[j], b[j])) | 0
+  return sum
 }
 
 /** The storage offsets of a layout's elements in row-major order. */

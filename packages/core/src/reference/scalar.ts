@@ -1,5 +1,6 @@
 import type { DType } from '../dtype.ts'
 import type { Binary, Unary } from '../expr.ts'
+import { numel } from '../layout.ts'
 import { type Typed, typedPostOrder } from '../program.ts'
 
 /**
@@ -97,61 +98,97 @@ export function convert(x: number, from: DType, to: DType): number {
   return to === 'float32' ? Math.fround(x) : x
 }
 
-/** What an element's expression can see beside its inputs. */
-export interface Place {
-  index: number
-  coords: readonly number[]
-}
+/** How many elements are computed at a time. */
+const BLOCK = 256
 
 /**
- * Lowers typed expressions to one JavaScript function: it reads the inputs' elements and writes one value per
- * expression into `out`. Shared subexpressions are computed once.
+ * Computes typed expressions of all elements of a shape, a block at a time and in it one operation after the other, so
+ * that each is one loop. Shared subexpressions are computed once. `load` puts `n` elements of an input, from one on,
+ * into a row; `store` gets what is to be written of one expression. Nothing of a block is stored before all of it is
+ * computed: an output may lie where an input does.
  */
-export function lower(
+export function evaluate(
   exprs: readonly Typed[],
   params: readonly number[],
-): (inputs: readonly number[], place: Place, out: number[]) => void {
-  const order = typedPostOrder(exprs)
-  const slot = new Map(order.map((t, i) => [t, i]))
-  const values = new Array<number>(order.length).fill(0)
-  const at = (t: Typed): number => slot.get(t) as number
-  const step = (t: Typed): ((inputs: readonly number[], place: Place) => number) => {
-    const [a, b, c] = t.args.map(at)
+  shape: readonly number[],
+  load: (input: number, from: number, n: number, row: Float64Array) => void,
+  store: (output: number, from: number, n: number, row: Float64Array) => void,
+): void {
+  const total = numel(shape)
+  const size = Math.min(BLOCK, total)
+  const rows = new Map<Typed, Float64Array>()
+  const row = (t: Typed): Float64Array => rows.get(t) as Float64Array
+  /** Makes the operation that fills a row; what does not depend on the element is filled at once. */
+  const step = (t: Typed): ((from: number, n: number) => void) | null => {
+    const out = new Float64Array(size)
+    rows.set(t, out)
+    const [a, b, c] = t.args.map(row)
     switch (t.kind) {
       case 'input':
-        return (inputs) => inputs[t.index]
+        return (from, n) => load(t.index, from, n, out)
       case 'param':
-        return () => convert(params[t.slot], 'float64', t.dtype)
-      case 'const': {
-        const value = convert(t.value, 'float64', t.dtype)
-        return () => value
-      }
+      case 'const':
+        out.fill(convert(t.kind === 'param' ? params[t.slot] : t.value, 'float64', t.dtype))
+        return null
       case 'index':
-        return (_, place) => place.index
-      case 'coord':
-        return (_, place) => place.coords[place.coords.length + t.dim] ?? 0
+        return (from, n) => {
+          for (let i = 0; i < n; i++) out[i] = from + i
+        }
+      case 'coord': {
+        const dim = shape.length + t.dim
+        const [extent, inner] = [shape[dim] ?? 1, numel(shape.slice(Math.max(0, dim + 1)))]
+        return (from, n) => {
+          for (let i = 0; i < n; i++) out[i] = Math.floor((from + i) / inner) % extent
+        }
+      }
       case 'unary': {
         const f = unaries[t.op]
         // Whole numbers of what a float32 holds: of 1 / 0.1 in double precision they would be one less.
-        if (t.dtype === 'float32' && steps.has(t.op)) return () => f(Math.fround(values[a]))
-        return t.dtype === 'int32' ? () => f(values[a]) | 0 : () => f(values[a])
+        const narrow = t.dtype === 'float32' && steps.has(t.op)
+        const int = t.dtype === 'int32'
+        return (_, n) => {
+          for (let i = 0; i < n; i++) {
+            const y = f(narrow ? Math.fround(a[i]) : a[i])
+            out[i] = int ? y | 0 : y
+          }
+        }
       }
       case 'binary': {
-        const f = (t.dtype === 'int32' && integers[t.op]) || floats[t.op]
-        return () => f(values[a], values[b])
+        const int = t.dtype === 'int32'
+        // Most are these: loops of their own spare them a call, and numbers on the heap.
+        if (t.op === 'add' && !int) {
+          return (_, n) => {
+            for (let i = 0; i < n; i++) out[i] = a[i] + b[i]
+          }
+        }
+        if (t.op === 'mul' && !int) {
+          return (_, n) => {
+            for (let i = 0; i < n; i++) out[i] = a[i] * b[i]
+          }
+        }
+        const f = (int && integers[t.op]) || floats[t.op]
+        return (_, n) => {
+          for (let i = 0; i < n; i++) out[i] = f(a[i], b[i])
+        }
       }
       case 'select':
-        return () => (values[a] !== 0 ? values[b] : values[c])
+        return (_, n) => {
+          for (let i = 0; i < n; i++) out[i] = a[i] !== 0 ? b[i] : c[i]
+        }
       case 'cast': {
-        const [from] = t.args
-        return () => convert(values[a], from.dtype, t.dtype)
+        const from = t.args[0].dtype
+        return (_, n) => {
+          for (let i = 0; i < n; i++) out[i] = convert(a[i], from, t.dtype)
+        }
       }
     }
   }
-  const all = order.map(step)
-  const roots = exprs.map(at)
-  return (inputs, place, out) => {
-    for (let i = 0; i < all.length; i++) values[i] = all[i](inputs, place)
-    for (let i = 0; i < roots.length; i++) out[i] = values[roots[i]]
+  const all = typedPostOrder(exprs).map(step)
+  for (let from = 0; from < total; from += size) {
+    const n = Math.min(size, total - from)
+    for (const run of all) run?.(from, n)
+    exprs.forEach((t, output) => {
+      store(output, from, n, row(t))
+    })
   }
 }
