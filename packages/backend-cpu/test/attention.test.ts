@@ -42,9 +42,13 @@ interface Case {
   readonly attrs: AttentionAttrs
 }
 
-const element = ({ layout: l, data }: Operand, b: number, h: number, t: number, d: number): number => {
-  const [sb, sh, st, sd] = l.strides as [number, number, number, number]
-  return data[l.offset + b * sb + h * sh + t * st + d * sd] as number
+/** The elements in row-major order, in float64. */
+function elements({ layout: l, data }: Operand): Float64Array {
+  const out = new Float64Array(layout.numel(l.shape))
+  layout.forEachOffset(l, (at, i) => {
+    out[i] = data[at] as number
+  })
+  return out
 }
 
 /** out, stats (the maxima of rows, then their sums), dq, dk, dv by the formulas, in float64. */
@@ -63,47 +67,57 @@ function plain({ q, k, v, mask, dout, attrs }: Case): Float64Array[] {
     Float64Array,
   ]
   const offset = attrs.causal === 'bottom-right' ? S - T : 0
+  const [Q, K, V, G] = [elements(q), elements(k), elements(v), elements(dout)] as const
+  const added = mask && elements(mask)
   for (let b = 0; b < B; b++) {
     for (let h = 0; h < H; h++) {
       const hk = Math.floor(h / (H / Hk))
       for (let i = 0; i < T; i++) {
         const row = (b * H + h) * T + i
         const scores = new Float64Array(S)
+        let top = -Infinity
         for (let j = 0; j < S; j++) {
           const ahead = j - i - offset
+          const key = ((b * Hk + hk) * S + j) * D
           let s = 0
-          for (let d = 0; d < D; d++) s += element(q, b, h, i, d) * element(k, b, hk, j, d)
+          for (let d = 0; d < D; d++) s += Q[row * D + d]! * K[key + d]!
           s *= attrs.scale
-          if (mask) {
-            const m = element(mask, b, h, i, j)
+          if (added) {
+            const m = added[row * S + j]!
             s = mask.dtype === 'bool' ? (m ? s : -Infinity) : s + m
           }
           if ((attrs.causal !== 'none' && ahead > 0) || (attrs.window > 0 && ahead <= -attrs.window))
             s = -Infinity
           scores[j] = s
+          top = Math.max(top, s)
         }
-        const top = scores.reduce((x, y) => Math.max(x, y), -Infinity)
         stats[row] = top
         if (top === -Infinity) continue
-        const sum = scores.reduce((x, s) => x + Math.exp(s - top), 0)
+        const p = scores.map((s) => Math.exp(s - top))
+        const sum = p.reduce((x, y) => x + y, 0)
         stats[B * H * T + row] = sum
-        const p = scores.map((s) => Math.exp(s - top) / sum)
         let delta = 0
         const dp = new Float64Array(S)
         for (let j = 0; j < S; j++) {
+          p[j]! /= sum
+          const weight = p[j]!
+          const value = ((b * Hk + hk) * S + j) * Dv
+          let product = 0
           for (let d = 0; d < Dv; d++) {
-            const o = (p[j] as number) * element(v, b, hk, j, d)
-            out[row * Dv + d]! += o
-            dp[j]! += element(dout, b, h, i, d) * element(v, b, hk, j, d)
-            dv[((b * Hk + hk) * S + j) * Dv + d]! += (p[j] as number) * element(dout, b, h, i, d)
+            const g = G[row * Dv + d]!
+            out[row * Dv + d]! += weight * V[value + d]!
+            product += g * V[value + d]!
+            dv[value + d]! += weight * g
           }
-          delta += (p[j] as number) * (dp[j] as number)
+          dp[j] = product
+          delta += weight * product
         }
         for (let j = 0; j < S; j++) {
-          const ds = attrs.scale * (p[j] as number) * ((dp[j] as number) - delta)
+          const ds = attrs.scale * p[j]! * (dp[j]! - delta)
+          const key = ((b * Hk + hk) * S + j) * D
           for (let d = 0; d < D; d++) {
-            dq[row * D + d]! += ds * element(k, b, hk, j, d)
-            dk[((b * Hk + hk) * S + j) * D + d]! += ds * element(q, b, h, i, d)
+            dq[row * D + d]! += ds * K[key + d]!
+            dk[key + d]! += ds * Q[row * D + d]!
           }
         }
       }
