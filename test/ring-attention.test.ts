@@ -24,7 +24,7 @@ import {
   tensor,
 } from 'tilegrad'
 import { asRank, runWorkers } from 'tilegrad/workers'
-import { afterAll, describe, expect, test } from 'vitest'
+import { afterAll, beforeEach, describe, expect, test } from 'vitest'
 import { random } from './samples.ts'
 
 const cpus = [1, 1, 2].map((threads) => createCpuBackend({ threads }))
@@ -46,7 +46,11 @@ interface Case {
   scale?: number
 }
 
-const next = random(11)
+let next = random(11)
+// A test's numbers are the same whichever ran before it.
+beforeEach(() => {
+  next = random(11)
+})
 const numbers = (n: number): Float64Array => Float64Array.from({ length: n }, () => 2 * next() - 1)
 
 /** q, k, v and the gradient of the output: numbers and shapes. */

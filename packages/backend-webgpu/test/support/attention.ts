@@ -10,7 +10,7 @@ import {
   type Tensor,
   tensor,
 } from '@tilegrad/core'
-import { expect } from 'vitest'
+import { beforeEach, expect } from 'vitest'
 import { createWebGpuBackend, type WebGpuBackend } from '../../src/index.ts'
 import { attention, attentionBackward } from '../../src/kernels/attention.ts'
 
@@ -45,6 +45,10 @@ export function closeGpus(): void {
 }
 
 let seed = 1
+// A test's numbers are the same whichever ran before it.
+beforeEach(() => {
+  seed = 1
+})
 const random = (): number => {
   seed = (Math.imul(seed, 1103515245) + 12345) & 0x7fffffff
   return seed / 0x40000000 - 1
