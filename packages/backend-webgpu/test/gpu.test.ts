@@ -14,6 +14,9 @@ afterEach(() => {
   vi.unstubAllGlobals()
 })
 
+// Only to end what hangs: a machine may be busy with other things.
+const patience = { timeout: 60_000 }
+
 const [MAP_READ, COPY_DST, STORAGE] = [0x1, 0x8, 0x80]
 
 test('an open GPU names itself and offers more than the default limits', async () => {
@@ -93,7 +96,7 @@ test('the null backend compiles f16 and subgroup matrices without a GPU, and rep
   expect(errors).toEqual([])
   const bad = await compile('fn main() { let x: f32 = 1u; }')
   expect(bad.messages.map(({ type }) => type)).toEqual(['error'])
-  await vi.waitFor(() => expect(errors).toHaveLength(1))
+  await vi.waitFor(() => expect(errors).toHaveLength(1), patience)
 })
 
 test('a toggle can be set over the default', async () => {
@@ -106,7 +109,7 @@ test('errors that nobody caught go to onError', async () => {
   const gpu = await open({ onError: (message) => errors.push(message) })
   gpu.device.createBuffer({ size: 64, usage: MAP_READ | STORAGE })
   gpu.device.createBuffer({ size: gpu.limits.maxBufferSize + 4, usage: STORAGE })
-  await vi.waitFor(() => expect(errors).toHaveLength(2))
+  await vi.waitFor(() => expect(errors).toHaveLength(2), patience)
   expect(errors[0]).toContain('MapRead')
   expect(errors[1]).toContain('exceeds the max buffer size')
 })
@@ -115,7 +118,7 @@ test('errors go to the console when there is no onError', async () => {
   const log = vi.spyOn(console, 'error').mockImplementation(() => {})
   const gpu = await open()
   gpu.device.createBuffer({ size: 64, usage: MAP_READ | STORAGE })
-  await vi.waitFor(() => expect(log).toHaveBeenCalledOnce())
+  await vi.waitFor(() => expect(log).toHaveBeenCalledOnce(), patience)
   expect(log.mock.calls[0][0]).toMatch(/^tilegrad: WebGPU: .*MapRead/)
   log.mockRestore()
 })

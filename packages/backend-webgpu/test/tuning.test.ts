@@ -32,7 +32,16 @@ it('counts cores and finds tiles of no use', async () => {
   const good = { bm: 32, bn: 32, bk: 16, tm: 4, tn: 4, slices: 1 }
   // One thread per workgroup, which reads as much as it multiplies.
   const bad = { ...good, bm: 4, bn: 4, bk: 4 }
-  const { cores, slow } = await tune(gpu, { middle: bad, small: good })
+  // Software's times are the machine's, which may be busy: where they make no sense, they are taken again.
+  const measure = async (left: number): Promise<Tuning> => {
+    try {
+      return await tune(gpu, { middle: bad, small: good })
+    } catch (error) {
+      if (left === 0 || !`${error}`.includes('the times make no sense')) throw error
+      return measure(left - 1)
+    }
+  }
+  const { cores, slow } = await measure(10)
   expect(cores).toBeGreaterThanOrEqual(4)
   expect(cores % 4).toBe(0)
   expect(slow).toEqual(['middle'])
