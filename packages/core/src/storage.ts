@@ -22,6 +22,8 @@ export class Storage {
   mark = 0
   /** @internal The end of what that batch touches, in elements. */
   markEnd = 0
+  /** @internal Which backward pass spares it: see spared.ts. */
+  spared = 0
   buffer: BackendBuffer | null
   /** Live tensors on it; an object of its own because the safety net needs it after the storage is gone. */
   readonly tensors = { count: 0 }

@@ -94,6 +94,11 @@ export function recordedNodes<T>(fn: () => T): { result: T; nodes: readonly Grad
   }
 }
 
+const NOTHING: readonly Tensor[] = []
+const gone = ({ name }: { readonly name: string }): never => {
+  throw freedError(name)
+}
+
 /** One recorded operator: what backward needs to know of the call. */
 export class GradNode<A = unknown> {
   /** The operator's name. */
@@ -160,11 +165,9 @@ export class GradNode<A = unknown> {
   /** Lets go of everything: who still has an output of a graph that was freed holds nothing else of it. */
   cut(): void {
     this.freed = true
-    this.inputs = this.outputs = []
+    this.inputs = this.outputs = NOTHING
     this.owned = this.replay = null
-    this.#backward = () => {
-      throw freedError(this.name)
-    }
+    this.#backward = gone
   }
 
   #check(t: Tensor, version: number, which: string): Tensor {
