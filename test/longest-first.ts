@@ -11,7 +11,6 @@ const LONG = [
   'backend-webgpu/test/matmul',
   'backend-webgpu/test/attention',
   'test/ops-agreement-webgpu',
-  'test/ops-agreement-default-limits',
   'test/webgpu-recorded',
   'test/ring-attention',
   'test/attention-layout',

@@ -1,8 +1,10 @@
-import { createWebGpuBackend } from '@tilegrad/backend-webgpu'
 import { afterAll } from 'vitest'
+import { sharedGpu } from '../packages/backend-webgpu/test/support/shared-gpu.ts'
 import { testAgreement } from './agreement.ts'
 
-const gpu = await createWebGpuBackend()
-afterAll(() => gpu.close())
+const shared = await sharedGpu()
+const [full, plain] = [shared.full(), shared.plain()]
+afterAll(() => full.close())
 
-testAgreement('webgpu', gpu)
+testAgreement('webgpu', full)
+testAgreement('webgpu with default limits', plain)

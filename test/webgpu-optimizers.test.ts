@@ -13,12 +13,11 @@ import {
 } from '@tilegrad/core'
 import { Adam, AdamW, type Optimizer, parameter, SGD } from '@tilegrad/nn'
 import { afterAll, expect, test } from 'vitest'
+import { sharedGpu } from '../packages/backend-webgpu/test/support/shared-gpu.ts'
 import { collected } from '../packages/core/test/support/collected.ts'
 
-const gpus: readonly WebGpuBackend[] = [
-  await createWebGpuBackend(),
-  await createWebGpuBackend({ limits: 'default', features: 'default' }),
-]
+const shared = await sharedGpu()
+const gpus: readonly WebGpuBackend[] = [shared.full(), shared.plain()]
 afterAll(() => {
   for (const gpu of gpus) gpu.close()
 })

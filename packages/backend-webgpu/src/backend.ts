@@ -54,10 +54,16 @@ export interface WebGpuBackend extends Backend {
 export async function createWebGpuBackend(options: WebGpuOptions = {}): Promise<WebGpuBackend> {
   const { maxPooledBytes, ...wanted } = expectOptions('createWebGpuBackend', options, WEBGPU)
   const gpu = await openGpu(wanted)
-  const engine = new Engine(gpu, maxPooledBytes, () => largestHolders(backend))
+  const backend = backendOn(gpu, maxPooledBytes)
   // Dawn's null device runs nothing that could be measured.
+  if (!gpu.isSoftware && options.backend !== 'null') backend.engine.tuning = await tuningOf(gpu)
+  return backend
+}
+
+/** A backend on a GPU that is open, with a software adapter's tuning where it is one. */
+export function backendOn(gpu: Gpu, maxPooledBytes?: number): WebGpuBackend {
+  const engine = new Engine(gpu, maxPooledBytes, () => largestHolders(backend))
   if (gpu.isSoftware) engine.tuning = software
-  else if (options.backend !== 'null') engine.tuning = await tuningOf(gpu)
   const bufferOf = (view: View): GpuBuffer => {
     if (view.buffer instanceof GpuBuffer) return view.buffer
     throw new DeviceError('webgpu: got a buffer of another backend')

@@ -19,7 +19,7 @@ import {
   tensor,
 } from '@tilegrad/core'
 import { afterAll, describe, expect, test } from 'vitest'
-import { createWebGpuBackend, type WebGpuBackend } from '../src/index.ts'
+import type { WebGpuBackend } from '../src/index.ts'
 import { attentionBackward, backwardTiles } from '../src/kernels/attention.ts'
 import type { Tile } from '../src/kernels/attention-blocks.ts'
 import { allowance } from '../src/kernels/attention-stored.ts'
@@ -34,10 +34,10 @@ import {
   ofProjection,
   place,
   type Sizes,
+  shared,
 } from './support/attention.ts'
 
-async function withTile(tile: Tile, allowed = allowance, limits = {}): Promise<WebGpuBackend> {
-  const gpu = await createWebGpuBackend(limits)
+function withTile(tile: Tile, allowed = allowance, gpu = shared.full()): WebGpuBackend {
   Object.assign(gpu.kernels, {
     scaled_dot_product_attentionBackward: attentionBackward(gpu.engine, [tile], allowed),
   })
@@ -46,13 +46,13 @@ async function withTile(tile: Tile, allowed = allowance, limits = {}): Promise<W
 const always = { bytes: 0, leastGroups: 1 }
 /** 64 keys against 64 queries, which take turns with dO, and against 32. */
 const [inTurn, both] = backwardTiles as readonly [Tile, Tile]
-const whole = await withTile(both, always)
-const turns = await withTile(inTurn, always)
+const whole = withTile(both, always)
+const turns = withTile(inTurn, always)
 /** 64 keys against 16 queries. */
 const tile = { ty: 64, rm: 1, tx: 4, kn: 4, inPlace: 'rows' } as const
-const few = await withTile(tile)
-const many = await withTile(tile, always)
-const small = await withTile(both, always, { limits: 'default', features: 'default' })
+const few = withTile(tile)
+const many = withTile(tile, always)
+const small = withTile(both, always, shared.plain())
 const keys: string[] = []
 const kernel = whole.engine.kernel.bind(whole.engine)
 whole.engine.kernel = (key, ...rest) => {

@@ -20,16 +20,14 @@ import { multiply } from '../src/kernels/matmul.ts'
 import type { Plan } from '../src/kernels/matmul-plan.ts'
 import { problemOf } from '../src/kernels/matmul-problem.ts'
 import type { Shader } from '../src/shader.ts'
-import { gpus } from './support/gpus.ts'
+import { gpus, shared } from './support/gpus.ts'
 
 // Only to end what hangs: a machine may be busy with other things.
 const patience = { timeout: 60_000 }
 
 const unavailable = await createWebGpuBackend({ backend: 'null' })
 /** The same GPUs, on which nothing is joined: what is recorded is submitted before the next dispatch comes. */
-const apart = await Promise.all(
-  [{}, { limits: 'default', features: 'default' } as const].map((options) => createWebGpuBackend(options)),
-)
+const apart = shared ? [shared.full(), shared.plain()] : []
 for (const { engine } of apart) {
   const [run, runAgain] = [engine.run.bind(engine), engine.runAgain.bind(engine)]
   engine.run = (...args) => {

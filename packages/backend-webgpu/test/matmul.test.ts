@@ -12,15 +12,15 @@ import {
   zeros,
 } from '@tilegrad/core'
 import { afterAll, describe, expect, it } from 'vitest'
-import { createWebGpuBackend, type WebGpuBackend } from '../src/index.ts'
+import type { WebGpuBackend } from '../src/index.ts'
 import { multiply } from '../src/kernels/matmul.ts'
 import { type Plan, planOf } from '../src/kernels/matmul-plan.ts'
 import { type Problem, problemOf } from '../src/kernels/matmul-problem.ts'
 import { untuned } from '../src/tuning.ts'
+import { sharedGpu } from './support/shared-gpu.ts'
 
-const full = await createWebGpuBackend()
-const plain = await createWebGpuBackend({ limits: 'default', features: 'default' })
-const soft = await createWebGpuBackend()
+const shared = await sharedGpu()
+const [full, plain, soft] = [shared.full(), shared.plain(), shared.full()]
 // As on a GPU: software adapters have a tile of their own.
 full.engine.tuning = plain.engine.tuning = untuned
 afterAll(() => {

@@ -11,18 +11,20 @@ import {
   tensor,
 } from '@tilegrad/core'
 import { beforeEach, expect } from 'vitest'
-import { createWebGpuBackend, type WebGpuBackend } from '../../src/index.ts'
+import type { WebGpuBackend } from '../../src/index.ts'
 import { attention, attentionBackward } from '../../src/kernels/attention.ts'
+import { sharedGpu } from './shared-gpu.ts'
 
 /** Options, or what makes them on a device: a seed set there makes every device drop the same weights. */
 type Options = AttentionOptions | ((device: Backend) => AttentionOptions)
 
+export const shared = await sharedGpu()
 export const gpus: [string, WebGpuBackend][] = [
-  ['all limits', await createWebGpuBackend()],
-  ['default limits', await createWebGpuBackend({ limits: 'default', features: 'default' })],
+  ['all limits', shared.full()],
+  ['default limits', shared.plain()],
 ]
 /** What larger GPUs do: rows and values are read where they lie. */
-const inPlace = await createWebGpuBackend()
+const inPlace = shared.full()
 const small = { ty: 16, rm: 1, tx: 4, kn: 4 }
 Object.assign(inPlace.kernels, {
   scaled_dot_product_attention: attention(inPlace.engine, [{ ...small, inPlace: 'rows and values' }]),
@@ -31,7 +33,7 @@ Object.assign(inPlace.kernels, {
 gpus.push(['in place', inPlace])
 
 /** What they do as well, unless blocks are skipped: dQ is a product of the stored dS, here for a head or two at a time. */
-const stored = await createWebGpuBackend()
+const stored = shared.full()
 Object.assign(stored.kernels, {
   scaled_dot_product_attentionBackward: attentionBackward(stored.engine, undefined, {
     bytes: 2 ** 18,
