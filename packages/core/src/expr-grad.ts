@@ -27,17 +27,22 @@ export function derive(root: Expr, adjoint: Expr): Map<number, Expr> {
     // Behind a rounding everything receives 0, also where 0 times a derivative would be NaN.
     passed = d === NOTHING
     if (node.kind === 'input') out.set(node.index, d)
-    else if (node.kind === 'unary') unaryRule(node.op, node.a, node, d, give)
-    else if (node.kind === 'binary') binaryRule(node.op, node.a, node.b, node, d, give)
-    else if (node.kind === 'select') {
+    else if (node.kind === 'unary') {
+      const rule = unaryRules[node.op]
+      if (rule) give(node.a, rule(d, node.a, node))
+    } else if (node.kind === 'binary') {
+      const to = binaryRules[node.op]?.(d, node.a, node.b, node)
+      if (to) {
+        give(node.a, to[0])
+        give(node.b, to[1])
+      }
+    } else if (node.kind === 'select') {
       give(node.a, e.select(node.cond, d, 0))
       give(node.b, e.select(node.cond, 0, d))
     } else if (node.kind === 'cast' && node.to === 'float32') give(node.a, d)
   }
   return out
 }
-
-type Give = (to: Expr, d: Expr) => void
 
 /** The constant factor of an expression, and the rest; null where there is none. */
 function factors(x: Expr): [number, Expr | null] {
@@ -54,71 +59,67 @@ function times(a: Expr, b: Expr): Expr {
   return e.mul(rest, c * d)
 }
 
-function unaryRule(op: e.Unary, x: Expr, y: Expr, d: Expr, give: Give): void {
-  switch (op) {
-    case 'neg':
-      return give(x, e.neg(d))
-    case 'abs':
-      return give(x, times(d, e.sign(x)))
-    case 'sqrt':
-      return give(x, e.div(d, e.mul(2, y)))
-    case 'exp':
-      return give(x, times(d, y))
-    case 'log':
-      return give(x, e.div(d, x))
-    case 'log1p':
-      return give(x, e.div(d, e.add(x, 1)))
-    case 'expm1':
-      return give(x, times(d, e.add(y, 1)))
-    case 'sin':
-      return give(x, times(d, e.cos(x)))
-    case 'cos':
-      return give(x, e.neg(times(d, e.sin(x))))
-    case 'tanh':
-      return give(x, times(d, e.sub(1, e.square(y))))
-    case 'sigmoid':
-      return give(x, times(d, e.mul(y, e.sub(1, y))))
-    case 'erf':
-      return give(x, times(d, e.mul(e.exp(e.neg(e.square(x))), TWO_OVER_SQRT_PI)))
-    // Piecewise constant: a zero gradient, not a missing one, as in PyTorch.
-    case 'sign':
-    case 'floor':
-    case 'ceil':
-    case 'round':
-      return give(x, NOTHING)
-    case 'isnan':
-    case 'not':
-      return
-  }
+/** What x receives when y = f(x) receives d. */
+type UnaryRule = (d: Expr, x: Expr, y: Expr) => Expr
+
+/** Piecewise constant: a zero gradient, not a missing one, as in PyTorch. */
+const flat: UnaryRule = () => NOTHING
+
+/** Null: the result is a bool, through which no gradient passes. */
+const unaryRules: Readonly<Record<e.Unary, UnaryRule | null>> = {
+  neg: (d) => e.neg(d),
+  abs: (d, x) => times(d, e.sign(x)),
+  sign: flat,
+  floor: flat,
+  ceil: flat,
+  round: flat,
+  sqrt: (d, _, y) => e.div(d, e.mul(2, y)),
+  exp: (d, _, y) => times(d, y),
+  log: (d, x) => e.div(d, x),
+  log1p: (d, x) => e.div(d, e.add(x, 1)),
+  expm1: (d, _, y) => times(d, e.add(y, 1)),
+  sin: (d, x) => times(d, e.cos(x)),
+  cos: (d, x) => e.neg(times(d, e.sin(x))),
+  tanh: (d, _, y) => times(d, e.sub(1, e.square(y))),
+  sigmoid: (d, _, y) => times(d, e.mul(y, e.sub(1, y))),
+  erf: (d, x) => times(d, e.mul(e.exp(e.neg(e.square(x))), TWO_OVER_SQRT_PI)),
+  isnan: null,
+  not: null,
 }
 
-function binaryRule(op: e.Binary, a: Expr, b: Expr, y: Expr, d: Expr, give: Give): void {
-  switch (op) {
-    case 'add':
-      give(a, d)
-      return give(b, d)
-    case 'sub':
-      give(a, d)
-      return give(b, e.neg(d))
-    case 'mul':
-      give(a, times(d, b))
-      return give(b, times(d, a))
-    case 'div':
-      give(a, e.div(d, b))
-      return give(b, e.neg(times(d, e.div(y, b))))
-    case 'pow':
-      // b·a^(b−1) is 0 · ∞ at b = 0, and ln a is −∞ at a = 0: both limits are 0.
-      give(a, e.select(e.eq(b, 0), 0, times(d, e.mul(b, e.pow(a, e.sub(b, 1))))))
-      return give(b, e.select(e.and(e.eq(a, 0), e.ge(b, 0)), 0, times(d, e.mul(y, e.log(a)))))
-    case 'max':
-    case 'min': {
-      // Asked by who loses, so that both sides of a NaN receive the gradient, as in PyTorch.
-      const loses = op === 'max' ? e.lt : e.gt
-      const share = e.select(e.eq(a, b), e.mul(d, 0.5), d)
-      give(a, e.select(loses(a, b), 0, share))
-      return give(b, e.select(loses(b, a), 0, share))
-    }
-    default:
-      return
+/** What a and b receive when y = f(a, b) receives d. */
+type BinaryRule = (d: Expr, a: Expr, b: Expr, y: Expr) => readonly [a: Expr, b: Expr]
+
+/** Asked by who loses, so that both sides of a NaN receive the gradient, as in PyTorch. */
+const extremum =
+  (loses: typeof e.lt): BinaryRule =>
+  (d, a, b) => {
+    const share = e.select(e.eq(a, b), e.mul(d, 0.5), d)
+    return [e.select(loses(a, b), 0, share), e.select(loses(b, a), 0, share)]
   }
+
+/** Null: the result is a bool or of bits, through which no gradient passes. */
+const binaryRules: Readonly<Record<e.Binary, BinaryRule | null>> = {
+  add: (d) => [d, d],
+  sub: (d) => [d, e.neg(d)],
+  mul: (d, a, b) => [times(d, b), times(d, a)],
+  div: (d, _, b, y) => [e.div(d, b), e.neg(times(d, e.div(y, b)))],
+  // b·a^(b−1) is 0 · ∞ at b = 0, and ln a is −∞ at a = 0: both limits are 0.
+  pow: (d, a, b, y) => [
+    e.select(e.eq(b, 0), 0, times(d, e.mul(b, e.pow(a, e.sub(b, 1))))),
+    e.select(e.and(e.eq(a, 0), e.ge(b, 0)), 0, times(d, e.mul(y, e.log(a)))),
+  ],
+  max: extremum(e.lt),
+  min: extremum(e.gt),
+  lt: null,
+  le: null,
+  gt: null,
+  ge: null,
+  eq: null,
+  ne: null,
+  and: null,
+  or: null,
+  xor: null,
+  shl: null,
+  shr: null,
 }

@@ -10,50 +10,61 @@ import { elementwise as run } from './primitives/elementwise.ts'
 import { type Program, program } from './program.ts'
 import type { Tensor } from './tensor.ts'
 
+/** What formulas call the scalar functions; null: bools and bits, which formulas have no names for. */
+const unaryNames: Readonly<Record<e.Unary, string | null>> = {
+  abs: 'abs',
+  sign: 'sign',
+  floor: 'floor',
+  ceil: 'ceil',
+  round: 'round',
+  sqrt: 'sqrt',
+  exp: 'exp',
+  log: 'log',
+  log1p: 'log1p',
+  expm1: 'expm1',
+  sin: 'sin',
+  cos: 'cos',
+  tanh: 'tanh',
+  sigmoid: 'sigmoid',
+  erf: 'erf',
+  neg: 'unaryMinus',
+  not: 'not',
+  isnan: null,
+}
+const binaryNames: Readonly<Record<e.Binary, string | null>> = {
+  add: 'add',
+  sub: 'subtract',
+  mul: 'multiply',
+  div: 'divide',
+  pow: 'pow',
+  max: 'max',
+  min: 'min',
+  gt: 'larger',
+  ge: 'largerEq',
+  lt: 'smaller',
+  le: 'smallerEq',
+  eq: 'equal',
+  ne: 'unequal',
+  and: 'and',
+  or: 'or',
+  xor: null,
+  shl: null,
+  shr: null,
+}
+type One = (x: e.Expr) => e.Expr
+type Two = (a: e.Expr, b: e.Expr) => e.Expr
+
 // Maps, not objects: those would also know 'constructor' and '__proto__'.
-const unary = new Map<string, (x: e.Expr) => e.Expr>(
-  Object.entries({
-    abs: e.abs,
-    sign: e.sign,
-    floor: e.floor,
-    ceil: e.ceil,
-    round: e.round,
-    sqrt: e.sqrt,
-    exp: e.exp,
-    log: e.log,
-    log1p: e.log1p,
-    expm1: e.expm1,
-    sin: e.sin,
-    cos: e.cos,
-    tanh: e.tanh,
-    sigmoid: e.sigmoid,
-    erf: e.erf,
-    square: e.square,
-    unaryMinus: e.neg,
-    unaryPlus: (x: e.Expr) => x,
-    not: e.not,
-    relu: (x: e.Expr) => e.select(e.gt(x, 0), x, 0),
-  }),
-)
-const binary = new Map<string, (a: e.Expr, b: e.Expr) => e.Expr>(
-  Object.entries({
-    add: e.add,
-    subtract: e.sub,
-    multiply: e.mul,
-    divide: e.div,
-    pow: power,
-    max: e.max,
-    min: e.min,
-    larger: e.gt,
-    largerEq: e.ge,
-    smaller: e.lt,
-    smallerEq: e.le,
-    equal: e.eq,
-    unequal: e.ne,
-    and: e.and,
-    or: e.or,
-  }),
-)
+function byName<Op extends string, F>(names: Record<Op, string | null>, make: (op: Op) => F): Map<string, F> {
+  const out = new Map<string, F>()
+  for (const op in names) if (names[op] !== null) out.set(names[op], make(op))
+  return out
+}
+const unary = byName<e.Unary, One>(unaryNames, (op) => (x) => e.unary(op, x))
+  .set('square', e.square)
+  .set('unaryPlus', (x) => x)
+  .set('relu', (x) => e.select(e.gt(x, 0), x, 0))
+const binary = byName<e.Binary, Two>(binaryNames, (op) => (a, b) => e.binary(op, a, b)).set('pow', power)
 const constants = new Map(
   Object.entries({
     pi: Math.PI,
