@@ -88,6 +88,7 @@ export function backendOn(gpu: Gpu, maxPooledBytes?: number): WebGpuBackend {
       return engine.pool.alloc(dtype === 'bool' ? bytes : bytes / 4, dtype)
     },
     sizeOf: sizeClass,
+    maxOperands: gpu.limits.maxStorageBuffersPerShaderStage,
     free(buffer) {
       if (!(buffer instanceof GpuBuffer))
         throw new DeviceError('webgpu: free got a buffer of another backend')

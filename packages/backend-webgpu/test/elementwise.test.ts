@@ -1,5 +1,18 @@
 /** Operands of every layout: contiguous, rows of vectors, and none of these. */
-import { add, cat, mul, rand, randn, type Tensor, where } from '@tilegrad/core'
+import {
+  add,
+  applyProgramAll,
+  applyProgramInto,
+  cat,
+  expr,
+  grad,
+  mul,
+  program,
+  rand,
+  randn,
+  type Tensor,
+  where,
+} from '@tilegrad/core'
 import { describe, expect, test } from 'vitest'
 import { agree } from './support/agree.ts'
 import { gpus } from './support/gpus.ts'
@@ -28,9 +41,48 @@ const cases: Readonly<Record<string, () => Tensor | readonly Tensor[]>> = {
   'put together along rows': () => cat([rand([3, 8]), rand([3, 4]), rand([3, 12])], 1),
 }
 
+/** More operands than a GPU binds: each output and each gradient needs all inputs. */
+const weighed = (xs: readonly expr.Expr[]): expr.Expr =>
+  xs
+    .map((x, i) => expr.mul(x, expr.sin(expr.mul(xs.at(i - 3) as expr.Expr, 0.1 * i))))
+    .reduce((a, b) => expr.add(a, b))
+const product = (xs: readonly expr.Expr[]): expr.Expr => xs.reduce((a, b) => expr.mul(a, b))
+
+const shapes = [[2, 1, 4], [4], [3, 1], []]
+const manyOf = (count: number): Tensor[] =>
+  Array.from({ length: count }, (_, k) => rand(shapes[k % shapes.length] as number[]).add(0.5))
+const many = (count: number) => (): Tensor[] => {
+  const p = program('many', count, (xs) => [weighed(xs), product(xs), expr.gt(product(xs), 1)])
+  const xs = manyOf(count)
+  for (const x of xs) x.requiresGrad = true
+  const [a, b, c] = applyProgramAll(p, xs) as [Tensor, Tensor, Tensor]
+  return [a, b, c, ...grad(a.mul(0.5).sum().add(b.sum()), xs)]
+}
+const manyInPlace = (count: number) => (): Tensor[] => {
+  const p = program('in_place', count, (xs) =>
+    xs.map((_, i) => xs.map((x, k) => expr.mul(x, 0.1 + ((i * k) % 7))).reduce((a, b) => expr.add(a, b))),
+  )
+  const memory = rand([count / 2, 2, 4])
+  // Neighbours share their memory.
+  const xs = Array.from({ length: count }, (_, k) =>
+    k < 4 ? memory.select(0, k >> 1).select(0, k & 1) : rand([4]),
+  )
+  applyProgramInto(xs, p, xs)
+  return [memory, ...xs]
+}
+
 describe.each(gpus)('$name', ({ gpu }) => {
   test.each(Object.entries(cases))('%s', async (_, make) => {
     await agree(gpu, make, exact)
+  })
+
+  test.each([8, 10, 16, 20])('%i inputs, and the gradients of all', async (count) => {
+    // Sums and products of 20 numbers of about 1.
+    await agree(gpu, many(count), { atol: 1e-5, rtol: 1e-5 })
+  })
+
+  test.each([10, 20])('%i tensors in place', async (count) => {
+    await agree(gpu, manyInPlace(count), { atol: 1e-5, rtol: 1e-5 })
   })
 
   test('random numbers, longer than a thread takes four of', async () => {

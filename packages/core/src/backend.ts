@@ -113,6 +113,11 @@ export interface Backend {
    * over to the collector. A backend that has none left may call `reclaim` itself.
    */
   readonly limitBytes?: number
+  /**
+   * The most pieces of memory that one call of `elementwise` may touch, outputs and inputs together: at least 4. Core
+   * computes what has more in several calls. Absent: any number.
+   */
+  readonly maxOperands?: number
   /** What `alloc` of so many bytes takes where that is more, as sizes are rounded up. */
   sizeOf?(bytes: number): number
   /** Fills a contiguous view with as many elements as it has. */

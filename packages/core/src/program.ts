@@ -455,10 +455,23 @@ function typeProgram(
     if (isFloat(own) ? !isFloat(dtype) : own === 'int32' && dtype === 'bool') lost ??= [own, dtype]
     return convert(d, dtype)
   })
-  const usesIndex = typedPostOrder(exprs).some((t) => t.kind === 'index' || t.kind === 'coord')
   const whole = slots.some((slot) => slot.dtype === 'int32')
-  return { id: kernelCount++, name: p.name, exprs, inputs, params: slots, usesIndex, whole, lost }
+  const positions = usesIndex(exprs)
+  return { id: kernelCount++, name: p.name, exprs, inputs, params: slots, usesIndex: positions, whole, lost }
 }
+
+/** @internal A kernel of expressions over other inputs, with the numbers that another one takes. */
+export const partOf = (whole: Kernel, exprs: readonly Typed[], inputs: readonly DType[]): Kernel => ({
+  ...whole,
+  id: kernelCount++,
+  exprs,
+  inputs,
+  usesIndex: usesIndex(exprs),
+  lost: null,
+})
+
+const usesIndex = (exprs: readonly Typed[]): boolean =>
+  typedPostOrder(exprs).some((t) => t.kind === 'index' || t.kind === 'coord')
 
 /** Every node of some typed expressions once, operands before their users: the order to emit code in. */
 export function typedPostOrder(roots: readonly Typed[]): Typed[] {

@@ -9,6 +9,7 @@ import { gradient, type Kernel, type Program, program, specialize } from '../pro
 import { type GradNode, gradEnabled, noGrad, record, shouldRecord } from '../tape.ts'
 import { allocate, type Tensor } from '../tensor.ts'
 import { backendOf } from './common.ts'
+import { type Part, partsOf } from './parts.ts'
 
 const NONE: readonly number[] = []
 
@@ -47,7 +48,7 @@ export function elementwiseAll(
           inputs.map((t) => t.shape),
         )
   const outputs = kernel.exprs.map((x) => allocate(backend, shape, x.dtype))
-  launch(p.name, 'primitive', backend, backend.kernels.elementwise, outputs, inputs, { kernel, params })
+  compute(p.name, backend, kernel, outputs, inputs, params)
   if (shouldRecord(inputs)) record(p.name, inputs, outputs, { program: p, params }, backward)
   return outputs
 }
@@ -86,6 +87,71 @@ export function generate(
     params,
   })
   return out
+}
+
+/** Runs a typed program: in one launch, or in as many as a backend needs that binds fewer operands than it has. */
+export function compute(
+  name: string,
+  backend: Backend,
+  kernel: Kernel,
+  outputs: readonly Tensor[],
+  inputs: readonly Tensor[],
+  params: readonly number[],
+): void {
+  const most = backend.maxOperands
+  if (most === undefined || binds(outputs, inputs, most))
+    launch(name, 'primitive', backend, backend.kernels.elementwise, outputs, inputs, { kernel, params })
+  else noGrad(() => inParts(name, backend, partsOf(kernel, most), outputs, inputs, params))
+}
+
+/** Do operands fit in one launch? Memory that several of them share is bound once. */
+const binds = (outputs: readonly Tensor[], inputs: readonly Tensor[], most: number): boolean =>
+  outputs.length + inputs.length <= most ||
+  new Set([...outputs, ...inputs].map((t) => t.storage)).size <= most
+
+/**
+ * Runs the parts of a program, with their temporaries: as large as what they are computed of, and freed after their last
+ * use. An output that lies where a later part reads is written at the end.
+ */
+function inParts(
+  name: string,
+  backend: Backend,
+  parts: readonly Part[],
+  outputs: readonly Tensor[],
+  inputs: readonly Tensor[],
+  params: readonly number[],
+): void {
+  const operands = [...inputs]
+  const late: [Tensor, Tensor][] = []
+  const readAfter = (part: number, what: (i: number) => boolean): boolean =>
+    parts.some(({ reads }, later) => later > part && reads.some(what))
+  try {
+    parts.forEach(({ kernel, reads, writes }, at) => {
+      const from = reads.map((i) => operands[i])
+      const to = writes.map((o, k) => {
+        const out = outputs[o]
+        const fresh = (shape: readonly number[]): Tensor => allocate(backend, shape, kernel.exprs[k].dtype)
+        if (!out) {
+          const shapes = kernel.usesIndex ? [outputs[0].shape] : from.map((t) => t.shape)
+          const made = fresh(broadcastShapes(name, shapes))
+          operands.push(made)
+          return made
+        }
+        const overwrites = (i: number): boolean =>
+          operands[i].storage === out.storage && mayOverlap(operands[i], out)
+        if (!readAfter(at, (i) => i < inputs.length && overwrites(i))) return out
+        const made = fresh(out.shape)
+        late.push([out, made])
+        return made
+      })
+      compute(name, backend, kernel, to, from, params)
+      for (const i of reads) if (i >= inputs.length && !readAfter(at, (j) => j === i)) operands[i].dispose()
+    })
+    for (const [out, made] of late) copyInto(out, made)
+  } finally {
+    for (const t of operands.slice(inputs.length)) t.dispose()
+    for (const [, made] of late) made.dispose()
+  }
 }
 
 /** Throws where `outputs` cannot be overwritten by a program of `inputs`: see `elementwiseInto`. */
@@ -174,7 +240,7 @@ export function elementwiseInto(
   )
   if (kernel.lost !== null) checkStored(p, kernel)
   if (clash(outputs, inputs)) apart(outputs, p, inputs, kernel, params)
-  else launch(p.name, 'primitive', backend, backend.kernels.elementwise, outputs, inputs, { kernel, params })
+  else compute(p.name, backend, kernel, outputs, inputs, params)
   for (const t of outputs) t.storage.version++
 }
 
@@ -196,7 +262,7 @@ function apart(
     try {
       const from = inputs.map((t) => (outputs.some((out) => spoils(out, t)) ? own(copy(t)) : t))
       const to = outputs.map((t, i) => (i === 0 ? t : own(allocate(t.backend, t.shape, t.dtype))))
-      launch(p.name, 'primitive', backend, backend.kernels.elementwise, to, from, { kernel, params })
+      compute(p.name, backend, kernel, to, from, params)
       for (let i = 1; i < outputs.length; i++) copyInto(outputs[i], to[i])
     } finally {
       for (const t of made) t.dispose()

@@ -5,7 +5,7 @@ import { type Kernel, type Program, specialize } from '../program.ts'
 import type { Storage } from '../storage.ts'
 import type { Tensor } from '../tensor.ts'
 import { backendOf } from './common.ts'
-import { checkInto, checkStored, clash, elementwiseInto } from './elementwise.ts'
+import { checkInto, checkStored, clash, compute, elementwiseInto } from './elementwise.ts'
 
 /** One application of a program in place: what `applyProgramInto` takes. */
 export interface InPlaceCall {
@@ -77,7 +77,7 @@ function typed(p: Program, { outputs, inputs, params = NONE }: InPlaceCall): Ker
 
 function single(p: Program, kernel: Kernel, backend: Backend, call: InPlaceCall): void {
   const { outputs, inputs, params = NONE } = call
-  launch(p.name, 'primitive', backend, backend.kernels.elementwise, outputs, inputs, { kernel, params })
+  compute(p.name, backend, kernel, outputs, inputs, params)
   for (const t of outputs) t.storage.version++
 }
 

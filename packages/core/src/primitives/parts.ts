@@ -1,0 +1,99 @@
+import type { DType } from '../dtype.ts'
+import { type Kernel, partOf, type Typed, typedPostOrder } from '../program.ts'
+
+/** One launch of an expression that is computed in several, as it has more operands than a backend binds. */
+export interface Part {
+  readonly kernel: Kernel
+  /** What it reads: inputs of the whole by their number, and from there on temporaries by theirs. */
+  readonly reads: readonly number[]
+  /** What it writes: outputs of the whole by their number, and from there on temporaries by theirs. */
+  readonly writes: readonly number[]
+}
+
+const known = new WeakMap<Kernel, Map<number, readonly Part[]>>()
+
+/**
+ * Splits an expression into parts that bind `most` operands each, 4 or more: outputs are grouped by the inputs they have
+ * in common, and where one needs too many alone, parts of it become temporaries. In the order to run them; values are
+ * those of the whole, as temporaries have the dtypes that the nodes have.
+ */
+export function partsOf(kernel: Kernel, most: number): readonly Part[] {
+  const plans = known.get(kernel) ?? new Map<number, readonly Part[]>()
+  known.set(kernel, plans)
+  const parts = plans.get(most) ?? split(kernel, most)
+  plans.set(most, parts)
+  return parts
+}
+
+function split(kernel: Kernel, most: number): Part[] {
+  const parts: Part[] = []
+  const dtypes: DType[] = [...kernel.inputs]
+  const part = (exprs: readonly Typed[], reads: ReadonlySet<number>, writes: readonly number[]): void => {
+    const order = [...reads].sort((a, b) => a - b)
+    const renumbered = rebuild(exprs, (t) =>
+      t.kind === 'input' ? { ...t, index: order.indexOf(t.index) } : t,
+    )
+    const inputs = order.map((i) => dtypes[i])
+    parts.push({ kernel: partOf(kernel, renumbered, inputs), reads: order, writes })
+  }
+
+  let roots = kernel.exprs
+  let sources = sourcesOf(roots)
+  const size = (t: Typed): number => (sources.get(t) as Set<number>).size
+  for (let temporaries = 0; ; temporaries++) {
+    const big = roots.find((root) => size(root) >= most)
+    if (!big) break
+    // There is one, as most is 4 or more: the first node of two or more inputs has at most three.
+    let best: Typed | null = null
+    for (const t of typedPostOrder([big]))
+      if (size(t) >= 2 && size(t) < most && (best === null || size(t) >= size(best))) best = t
+    if (best === null) break
+    const { dtype } = best
+    part([best], sources.get(best) as Set<number>, [kernel.exprs.length + temporaries])
+    const index = dtypes.push(dtype) - 1
+    roots = rebuild(roots, (t) => (t === best ? { id: 0, kind: 'input', dtype, index, args: [] } : t))
+    sources = sourcesOf(roots)
+  }
+
+  const groups: { readonly writes: number[]; reads: Set<number> }[] = []
+  roots.forEach((root, output) => {
+    const own = sources.get(root) as Set<number>
+    for (const group of groups) {
+      const reads = new Set([...group.reads, ...own])
+      if (reads.size + group.writes.length >= most) continue
+      group.reads = reads
+      group.writes.push(output)
+      return
+    }
+    groups.push({ writes: [output], reads: own })
+  })
+  for (const { reads, writes } of groups)
+    part(
+      writes.map((o) => roots[o]),
+      reads,
+      writes,
+    )
+  return parts
+}
+
+/** The inputs that each node of some expressions depends on. */
+function sourcesOf(roots: readonly Typed[]): Map<Typed, Set<number>> {
+  const out = new Map<Typed, Set<number>>()
+  for (const t of typedPostOrder(roots)) {
+    const own = new Set<number>(t.kind === 'input' ? [t.index] : [])
+    for (const arg of t.args) for (const i of out.get(arg) as Set<number>) own.add(i)
+    out.set(t, own)
+  }
+  return out
+}
+
+/** Expressions anew, with some nodes replaced; what they share they go on sharing. `id` is unique among all of them. */
+function rebuild(roots: readonly Typed[], replace: (t: Typed) => Typed): Typed[] {
+  const out = new Map<Typed, Typed>()
+  for (const t of typedPostOrder(roots)) {
+    const made = replace(t)
+    const args = made === t ? t.args.map((arg) => out.get(arg) as Typed) : made.args
+    out.set(t, { ...made, id: out.size, args })
+  }
+  return roots.map((root) => out.get(root) as Typed)
+}
