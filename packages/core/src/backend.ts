@@ -96,6 +96,20 @@ export interface DeviceTimer {
   stop(): Promise<readonly DeviceSpan[]>
 }
 
+/** How many operands a backend binds, and what is done about expressions that have more; see `operandLimit`. */
+export interface OperandLimit {
+  /** The most pieces of memory of one call, outputs and inputs together. */
+  readonly most: number
+  /** Computes in several calls what has more operands; false, and nothing is done, where all fit in one. */
+  split(
+    name: string,
+    backend: Backend,
+    outputs: readonly View[],
+    inputs: readonly View[],
+    attrs: { kernel: ElementwiseKernel; params: readonly number[] },
+  ): boolean
+}
+
 /** A computing device: its memory, the primitives, and whichever fused kernels it has, by operator name. */
 export interface Backend {
   /** 'reference', 'cpu', 'webgpu' …: what `tensor.device` says. */
@@ -114,10 +128,10 @@ export interface Backend {
    */
   readonly limitBytes?: number
   /**
-   * The most pieces of memory that one call of `elementwise` may touch, outputs and inputs together: at least 4. Core
-   * computes what has more in several calls. Absent: any number.
+   * How many pieces of memory one call of `elementwise` may touch, and how core computes what has more: made by
+   * `operandLimit`. Absent: any number.
    */
-  readonly maxOperands?: number
+  readonly operands?: OperandLimit
   /** What `alloc` of so many bytes takes where that is more, as sizes are rounded up. */
   sizeOf?(bytes: number): number
   /** Fills a contiguous view with as many elements as it has. */

@@ -13,6 +13,7 @@ export type {
   Foreach,
   KernelOf,
   KernelTable,
+  OperandLimit,
   Primitives,
   Reduction,
   View,
