@@ -77,7 +77,7 @@ async function runCase(c: AttentionCase, tensors: Tensors, backend: Backend): Pr
       const why = difference(await data(result[i]), want, result[i].shape, LOOSE)
       if (why) return failed(`${what}: ${why}`)
     }
-    if (backend.kernels[op]) {
+    if (op in backend.kernels) {
       const ran = (name: string): boolean => rows.some((r) => r.op === name && r.path === 'fused')
       for (const name of [op, `${op}Backward`])
         if (!ran(name)) return failed(`${backend.name} has a fused ${op}, but ${name} did not run as one`)

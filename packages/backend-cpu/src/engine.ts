@@ -1,6 +1,6 @@
 /** What every CPU kernel works with: compiled code by key, addresses of views, parameters, threads. */
 
-import { dtypeInfo, type KernelOf, type View } from '@tilegrad/core'
+import type { DType, KernelOf, View } from '@tilegrad/core'
 import type { Features } from './features.ts'
 import type { Heap } from './memory.ts'
 import type { Kernel, Pool } from './pool.ts'
@@ -17,6 +17,23 @@ export class CpuBuffer {
     this.bytes = bytes
   }
 }
+
+/** Bytes of one element. */
+export const bytesOf: Readonly<Record<DType, number>> = {
+  bool: 1,
+  int32: 4,
+  float16: 2,
+  float32: 4,
+  float64: 8,
+}
+
+/** The bits of a float32, as an i32 word for a parameter block. */
+export function f32bits(value: number): number {
+  floats[0] = value
+  return words[0] as number
+}
+const floats = new Float32Array(1)
+const words = new Int32Array(floats.buffer)
 
 /** Rounds bytes up to whole cache lines. */
 export const align64 = (bytes: number): number => Math.ceil(bytes / 64) * 64
@@ -97,7 +114,7 @@ export function createEngine(features: Features, memory: Heap, pool: Pool, mark 
       }
       return kernel
     },
-    address: (view) => (view.buffer as CpuBuffer).ptr + view.offset * dtypeInfo[view.dtype].bytes,
+    address: (view) => (view.buffer as CpuBuffer).ptr + view.offset * bytesOf[view.dtype],
     run(kernel, rows, grain, words) {
       write(words)
       pool.run(kernel, rows, grain, params)

@@ -20,7 +20,6 @@ import {
   gather,
   getRngState,
   grad,
-  type KernelOf,
   type KernelTable,
   layerNorm,
   linear,
@@ -41,6 +40,7 @@ import {
   type TypedArray,
   tensor,
   totalNorm,
+  wrapKernels,
 } from '@tilegrad/core'
 import { optimizedAtOnce } from './features.ts'
 
@@ -75,7 +75,7 @@ const matrix = [[5, 37]]
 const affine = [[5, 37], [37], [37]]
 const heads = [0, 1, 2].map(() => [1, 2, 19, 24])
 
-const forward: Readonly<Record<string, Family>> = {
+const forward: Readonly<Partial<Record<keyof KernelTable, Family>>> = {
   elementwise: {
     shapes: [
       [5, 37],
@@ -152,18 +152,18 @@ const forward: Readonly<Record<string, Family>> = {
   },
 }
 
-/** Families with gradients of their own. */
-const differentiated = /softmax|(layer|rms)_norm|attention|entropy|^embedding/
+const families = new Map<string, Family>(Object.entries(forward))
 
-/** The kernels that are checked before their first use. */
-export const guarded: readonly string[] = Object.keys(forward).flatMap((name) =>
-  differentiated.test(name) ? [name, `${name}Backward`] : [name],
-)
+/** The family of a kernel: with its gradient's it is one; nothing where nothing is computed that could go wrong. */
+const familyOf = (name: string): Family | undefined => families.get(name.replace(/Backward$/, ''))
+
+/** Whether a kernel is checked before its first use. */
+export const isGuarded = (name: string): boolean => familyOf(name) !== undefined
 
 /** The bits of everything that a family computes, one result after the other. */
 function compute(name: string, backend: Backend): TypedArray[] {
   const backward = name.endsWith('Backward')
-  const family = forward[name.replace(/Backward$/, '')] as Family
+  const family = familyOf(name) as Family
   const make = (shape: readonly number[], seed: number): Tensor => {
     const data = fill(
       shape.reduce((p, n) => p * n, 1),
@@ -213,27 +213,23 @@ export interface GuardOptions {
 
 /** A table whose kernels are checked at their first use, each once; after a failure it becomes the fallback. */
 export function guard(table: KernelTable, { backend, plain, fallback }: GuardOptions): KernelTable {
-  const kernels: Record<string, KernelOf<never> | undefined> = { ...table }
   let plainTable: KernelTable | undefined
-  for (const name of guarded) {
-    const kernel = table[name] as KernelOf<unknown> | undefined
-    if (kernel === undefined) continue
+  const kernels: KernelTable = wrapKernels(table, (kernel, name, same) => {
+    if (!isGuarded(name)) return kernel
     let checked = false
-    const first: KernelOf<unknown> = {
+    const first: typeof kernel = {
       ...kernel,
       run(outputs, inputs, attrs) {
         if (!checked) {
           checked = true
           plainTable ??= plain()
-          const same = agrees(name, { ...backend, kernels: plainTable }, { ...backend, kernels: table })
-          if (same) kernels[name] = kernel
-          else Object.assign(kernels, fallback(name))
+          const right = agrees(name, { ...backend, kernels: plainTable }, { ...backend, kernels: table })
+          Object.assign(kernels, right ? { [name]: kernel } : fallback(name))
         }
-        const now = kernels[name] as KernelOf<unknown>
-        now.run(outputs, inputs, attrs)
+        same(kernels)?.run(outputs, inputs, attrs)
       },
     }
-    kernels[name] = first
-  }
-  return kernels as unknown as KernelTable
+    return first
+  })
+  return kernels
 }

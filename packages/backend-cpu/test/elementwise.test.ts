@@ -400,6 +400,7 @@ function single(t: Typed, kernel: Kernel): Kernel {
   return {
     id: 1e6 + steps++,
     name: t.kind,
+    program: kernel.program,
     exprs: [{ ...t, args } as Typed],
     inputs: args.map((a) => a.dtype),
     params: kernel.params,

@@ -1,5 +1,5 @@
 /** A backend, and tables of kernels of which one computes wrongly, to test what checks V8's pairs of instructions. */
-import { type Backend, type KernelOf, type KernelTable, type Tensor, tensor, type View } from '@tilegrad/core'
+import { type Backend, type KernelTable, type Tensor, tensor, type View, wrapKernels } from '@tilegrad/core'
 import { afterAll } from 'vitest'
 import { type CpuBackend, createCpuBackend } from '../src/backend.ts'
 import type { Engine } from '../src/engine.ts'
@@ -15,14 +15,18 @@ export function make(...args: Parameters<typeof createCpuBackend>): CpuBackend {
 }
 
 /** A table in which one kernel changes one lane of its first output. */
-export function spoil(table: KernelTable, name: string, engine: Engine): KernelTable {
-  const kernel = table[name] as KernelOf<unknown>
-  const run = (outputs: readonly View[], inputs: readonly View[], attrs: unknown): void => {
-    kernel.run(outputs, inputs, attrs)
-    engine.memory.u8[engine.address(outputs[0] as View)] ^= 1
-  }
-  return { ...table, [name]: { ...kernel, run } } as KernelTable
-}
+export const spoil = (table: KernelTable, spoiled: keyof KernelTable, engine: Engine): KernelTable =>
+  wrapKernels(table, (kernel, name) => {
+    if (name !== spoiled) return kernel
+    const wrong: typeof kernel = {
+      ...kernel,
+      run(outputs, inputs, attrs) {
+        kernel.run(outputs, inputs, attrs)
+        engine.memory.u8[engine.address(outputs[0] as View)] ^= 1
+      },
+    }
+    return wrong
+  })
 
 export const rows = (device: Backend): Tensor =>
   tensor(

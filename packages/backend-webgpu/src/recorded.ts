@@ -116,12 +116,12 @@ export interface Varying {
 }
 
 /** A kernel that remembers. */
-export function recorded(
+export function recorded<A extends object>(
   engine: Engine,
   name: string,
-  kernel: KernelOf<object>,
+  kernel: KernelOf<A>,
   { scalars, anew }: Varying = {},
-): KernelOf<object> {
+): KernelOf<A> {
   const recordings: Recordings = new Map()
   return {
     ...kernel,

@@ -10,12 +10,6 @@ export type {
   BackendBuffer,
   DeviceSpan,
   DeviceTimer,
-  Foreach,
-  KernelOf,
-  KernelTable,
-  OperandLimit,
-  Primitives,
-  Reduction,
   View,
 } from './backend.ts'
 export { checkLeaks, type Leak, LeakError, type LeakOptions } from './check-leaks.ts'
@@ -32,6 +26,8 @@ export {
   setDevice,
   withBackend,
 } from './device.ts'
+export type { Call } from './dispatch/call.ts'
+export * from './dispatch/kernels.ts'
 export { type DType, info as dtypeInfo, isFloat, promote, type TypedArray, toFloat } from './dtype.ts'
 export { type BackwardOptions, backward, type GradOptions, grad } from './engine.ts'
 export * from './errors.ts'
@@ -43,7 +39,7 @@ export { largestHolders } from './holders.ts'
 export type { Layout } from './layout.ts'
 export * as layout from './layout.ts'
 export { type MemoryInfo, memory, resetPeakMemory, scope } from './memory.ts'
-export { apply, defineOp, type Op, type TensorSpec } from './op.ts'
+export { apply, type Op, type TensorSpec } from './op.ts'
 export { type ArrayOperand, asTensor, expectTensor } from './operands.ts'
 export { type Activation, expectActivation } from './ops/activations.ts'
 export * from './ops/attention.ts'

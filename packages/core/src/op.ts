@@ -1,5 +1,6 @@
-import type { KernelOf, View } from './backend.ts'
-import { isFloat } from './dtype.ts'
+import type { View } from './backend.ts'
+import { listening, run, type Work } from './dispatch/call.ts'
+import type { GradientAttrs, KernelOf, KernelTable } from './dispatch/kernels.ts'
 import { grad } from './engine.ts'
 import { GradError } from './errors.ts'
 import { type ArrayOperand, tensorsOf } from './operands.ts'
@@ -7,7 +8,6 @@ import { allocateAll, placesLike, type TensorSpec } from './placing.ts'
 import { backendOf } from './primitives/common.ts'
 import { addTensors, fill } from './primitives/elementwise.ts'
 import { alias, contiguous } from './primitives/views.ts'
-import { endSpan, launch, startSpan } from './profile.ts'
 import { collect, drop, settled, track } from './scope.ts'
 import {
   type Backward,
@@ -21,12 +21,16 @@ import {
 import type { Tensor } from './tensor.ts'
 
 /**
- * A composed operator. `compose` is its meaning, in other tensor operators; a backend may bring a fused kernel of the
- * same name (and one called `${name}Backward`), which the dispatcher then uses.
+ * A composed operator. `compose` is its meaning, in other tensor operators; a backend may bring a fused kernel for it, and
+ * one for its gradient, which the dispatcher then uses.
  */
 export interface Op<A = unknown> {
-  /** What profiles, errors and fused kernels call it. */
+  /** What profiles and errors call it. */
   readonly name: string
+  /** Picks its fused kernel from those of a backend, which may lack it. */
+  readonly kernel?: (kernels: KernelTable) => KernelOf<A> | undefined
+  /** Picks the fused kernel of its gradient. */
+  readonly gradient?: (kernels: KernelTable) => KernelOf<GradientAttrs<A>> | undefined
   /** Everything about the arguments that can be wrong, said here, once; may be absent if `compose` says it as well. */
   validate?(inputs: readonly Tensor[], attrs: A): void
   /** The outputs of a fused kernel: the operator's own and then what it saves for its backward kernel. */
@@ -36,7 +40,7 @@ export interface Op<A = unknown> {
   /** A better rule than differentiating the composition. Saved outputs of a fused kernel are not there for it. */
   readonly backward?: Backward<A>
   /** Arithmetic operations of a fused kernel, for profiles. */
-  flops?(inputs: readonly View[], attrs: A): number
+  readonly flops?: Work<A>
   /**
    * Fused kernels of its gradient write by strides, so that gradients may lie in memory as the inputs do: those of parts
    * of one tensor as parts of one, which joining them again need not copy.
@@ -67,11 +71,12 @@ export function apply<A extends object>(
   const inputs = tensorsOf(op.name, operands)
   const backend = backendOf(op.name, inputs)
   op.validate?.(inputs, attrs)
-  const kernel = backend.kernels[op.name] as KernelOf<A> | undefined
+  const kernel = op.kernel?.(backend.kernels)
   if (kernel && op.infer && (!kernel.supports || kernel.supports(inputs, attrs))) {
     const specs = op.infer(inputs, attrs)
     const all = allocateAll(backend, specs)
-    settled(all, () => launch(op.name, 'fused', backend, kernel, all, inputs, attrs, op.flops))
+    const { name, flops } = op
+    settled(all, () => run({ op: name, path: 'fused', backend, kernel, outputs: all, inputs, attrs, flops }))
     const own = op.outputs ?? 1
     const mine = all.length > own ? all.slice(0, own) : all
     if (shouldRecord(inputs)) {
@@ -81,15 +86,16 @@ export function apply<A extends object>(
     } else for (let i = own; i < all.length; i++) all[i].dispose()
     return mine
   }
-  const start = startSpan(backend)
+  const listener = listening()
+  const begun = listener?.begin(backend)
   const recording = shouldRecord(inputs)
   const rule = op.backward
-  const run = (): readonly Tensor[] => op.compose(inputs, attrs)
-  const { result, made } = collect(recording && rule ? () => noGrad(run) : run)
+  const compose = (): readonly Tensor[] => op.compose(inputs, attrs)
+  const { result, made } = collect(recording && rule ? () => noGrad(compose) : compose)
   const outputs = settled(made, () => result.map((t) => (inputs.includes(t) ? alias(t) : t)))
   if (recording && rule) record(op.name, inputs, outputs, attrs, rule)
   settle(outputs, made as Tensor[], recording && !rule)
-  endSpan(op.name, backend, start)
+  listener?.composed(op.name, backend, begun)
   return outputs
 }
 
@@ -121,11 +127,11 @@ function fusedBackward<A extends object>(op: Op<A>, all: readonly Tensor[]): Bac
       // Fused kernels want unit steps along the last dim, which a gradient expanded from a sum has not.
       else args.push(d.rank > 0 && d.strides[d.rank - 1] !== 1 ? contiguous(d) : d)
     }
-    const kernel = outputs[0].backend.kernels[gradient.name]
+    const kernel = op.gradient?.(outputs[0].backend.kernels)
     const waiting = kernel?.adds && needs[0] ? pass.take(0) : null
     if (waiting) args.push(waiting)
-    const attrs: GradientAttrs<A> = Object.assign({ needs }, node.attrs)
-    if (waiting) attrs.adds = true
+    const own = { needs, adds: waiting !== null }
+    const attrs: GradientAttrs<A> = Object.assign(own, node.attrs)
     const made = apply(gradient, args, attrs)
     const grads: (Tensor | null)[] = []
     let next = 0
@@ -133,8 +139,6 @@ function fusedBackward<A extends object>(op: Op<A>, all: readonly Tensor[]): Bac
     return grads
   }
 }
-
-type GradientAttrs<A> = A & { needs: readonly boolean[]; adds?: boolean }
 
 interface GradientOp<A> {
   readonly needs: readonly boolean[]
@@ -167,7 +171,7 @@ function gradientOf<A extends object>(op: Op<A>, inputs: readonly Tensor[], resu
   return found
 }
 
-/** The gradient of an operator: fused where a backend has `${name}Backward`, else by differentiating the composition. */
+/** The gradient of an operator: fused where a backend has a kernel for it, else by differentiating the composition. */
 function backwardOp<A extends object>(
   op: Op<A>,
   inputs: number,
@@ -175,12 +179,16 @@ function backwardOp<A extends object>(
   needs: readonly boolean[],
 ): Op<GradientAttrs<A>> {
   const own = op.outputs ?? 1
-  const flops = op.flops?.bind(op)
+  const { flops } = op
   return {
     name: `${op.name}Backward`,
+    ...(op.gradient && { kernel: op.gradient }),
     outputs: needs.filter(Boolean).length,
     // Two products for each one of the forward pass, and those of the forward pass again where nothing was stored.
-    ...(flops && { flops: (all: readonly View[], attrs: A) => 2.5 * flops(all.slice(0, inputs), attrs) }),
+    ...(flops && {
+      flops: (all: readonly View[], attrs: A) =>
+        2.5 * flops(all.slice(0, inputs), attrs, all.slice(inputs, inputs + results)),
+    }),
     infer: (all) => {
       const wanted = all.filter((_, i) => needs[i])
       // What is recorded may be kept and changed: nothing shares memory then.
@@ -226,16 +234,4 @@ function vjp<A extends object>(
   })
 }
 
-/**
- * Declares a composed operator and returns the function that runs it, for its first output.
- *
- * @example
- * const triple = defineOp<object>({ name: 'triple', compose: ([x]) => [x!.mul(3)] })
- * await triple([tensor([1, 2])], {}).toArray() // → [3, 6]
- */
-export function defineOp<A extends object>(op: Op<A>): (inputs: readonly Tensor[], attrs: A) => Tensor {
-  return (inputs, attrs) => apply(op, inputs, attrs)[0]
-}
-
 export type { Backward, GradNode, TensorSpec }
-export const isDifferentiable = (t: Tensor): boolean => isFloat(t.dtype)

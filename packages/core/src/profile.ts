@@ -1,11 +1,9 @@
-import type { Backend, DeviceSpan, DeviceTimer, KernelOf, View } from './backend.ts'
+import type { Backend, DeviceSpan, DeviceTimer, View } from './backend.ts'
 import { expectFunction } from './checks.ts'
+import { type Call, type Listener, listen } from './dispatch/call.ts'
 import { info } from './dtype.ts'
-import { numel } from './layout.ts'
 import { shownAs } from './printing.ts'
-import { type Kernel, typedPostOrder } from './program.ts'
-import { running } from './safety-net.ts'
-import { refuseAsync, watching } from './scope.ts'
+import { refuseAsync } from './scope.ts'
 
 /**
  * How an operator was computed: by a fused kernel, a primitive, a composition of other operators, or in plain
@@ -65,7 +63,7 @@ export interface Profile<T> {
   chromeTrace(): string
 }
 
-class Recorder {
+class Recorder implements Listener {
   readonly rows = new Map<string, ProfileRow>()
   readonly spans: Span[] = []
   readonly began = performance.now()
@@ -87,11 +85,25 @@ class Recorder {
     return timer
   }
 
-  start(backend: Backend): Start {
+  begin(backend: Backend): Start {
     return { first: this.#timer(backend)?.count() ?? 0, at: performance.now() }
   }
 
-  add(op: string, path: Path, backend: Backend, { at, first }: Start, flops: number, bytes: number): void {
+  composed(op: string, backend: Backend, begun: Start): void {
+    this.#add(op, 'composed', backend, begun, 0, 0)
+  }
+
+  call({ op, path, backend, outputs, inputs, attrs, flops }: Call, go: () => void): void {
+    taken = null
+    const start = this.begin(backend)
+    go()
+    let bytes = 0
+    for (const v of outputs) bytes += distinctBytes(v)
+    for (const v of inputs) bytes += distinctBytes(v)
+    this.#add(op, taken ?? path, backend, start, flops?.(inputs, attrs, outputs) ?? 0, bytes)
+  }
+
+  #add(op: string, path: Path, backend: Backend, { at, first }: Start, flops: number, bytes: number): void {
     const ms = performance.now() - at
     const timer = this.#timer(backend)
     const clock = timer ? 'device' : 'host'
@@ -128,7 +140,6 @@ class Recorder {
   }
 }
 
-let recorder: Recorder | null = null
 let taken: Path | null = null
 
 /** For backends: says, from within a kernel's `run`, that it went another way than its place in the table tells. */
@@ -136,66 +147,9 @@ export function reportPath(path: Path): void {
   taken = path
 }
 
-function run<A>(
-  op: string,
-  kernel: KernelOf<A>,
-  outputs: readonly View[],
-  inputs: readonly View[],
-  attrs: A,
-): void {
-  running.outputs = outputs
-  running.inputs = inputs
-  try {
-    kernel.run(outputs, inputs, attrs)
-    watching()?.filled(op, outputs)
-  } finally {
-    running.outputs = running.inputs = null
-  }
-}
-
-/** @internal Runs a kernel; counted where a profile is being taken. */
-export function launch<A>(
-  op: string,
-  path: Path,
-  backend: Backend,
-  kernel: KernelOf<A>,
-  outputs: readonly View[],
-  inputs: readonly View[],
-  attrs: A,
-  flops?: (inputs: readonly View[], attrs: A) => number,
-): void {
-  if (recorder === null) return run(op, kernel, outputs, inputs, attrs)
-  taken = null
-  const start = recorder.start(backend)
-  run(op, kernel, outputs, inputs, attrs)
-  let work = 0
-  if (flops) work = flops(inputs, attrs)
-  else if ((kernel as unknown) === backend.kernels.matmul)
-    work = 2 * numel(outputs[0].shape) * (inputs[0].shape.at(-1) ?? 0)
-  else if ((kernel as unknown) === backend.kernels.elementwise)
-    work = expressionWork((attrs as { kernel: Kernel }).kernel) * numel(outputs[0].shape)
-  let bytes = 0
-  for (const v of outputs) bytes += distinctBytes(v)
-  for (const v of inputs) bytes += distinctBytes(v)
-  recorder.add(op, taken ?? path, backend, start, work, bytes)
-}
-
-/** @internal Arithmetic nodes of an expression, per element. */
-export const expressionWork = (kernel: Kernel): number =>
-  typedPostOrder(kernel.exprs).filter((t) => t.kind === 'unary' || t.kind === 'binary').length
-
 /** Expanded dims are read again and again, but are only there once. */
 const distinctBytes = ({ shape, strides, dtype }: View): number =>
   shape.reduce((n, size, d) => (strides[d] === 0 && size > 0 ? n : n * size), info[dtype].bytes)
-
-/** @internal When a composed operator begins; null where nobody is profiling. */
-export const startSpan = (backend: Backend): Start | null =>
-  recorder === null ? null : recorder.start(backend)
-
-/** @internal Counts a composed operator. */
-export function endSpan(op: string, backend: Backend, start: Start | null): void {
-  if (recorder !== null && start !== null) recorder.add(op, 'composed', backend, start, 0, 0)
-}
 
 /**
  * Runs `fn` and says which operators ran, how often, for how long, by which path, and how fast in GFLOP/s and GB/s.
@@ -209,15 +163,14 @@ export function endSpan(op: string, backend: Backend, start: Start | null): void
  */
 export function profile<T>(fn: () => T): Profile<T> {
   expectFunction('profile', fn)
-  const outer = recorder
   const mine = new Recorder(false)
-  recorder = mine
+  const outer = listen(mine)
   try {
     const result = fn()
     refuseAsync('profile', result, 'what it does later is not counted. Use profileAsync')
     return mine.profile(result, [])
   } finally {
-    recorder = outer
+    listen(outer)
   }
 }
 
@@ -232,9 +185,8 @@ export function profile<T>(fn: () => T): Profile<T> {
  */
 export async function profileAsync<T>(fn: () => T | Promise<T>): Promise<Profile<T>> {
   expectFunction('profileAsync', fn)
-  const outer = recorder
   const mine = new Recorder(true)
-  recorder = mine
+  const outer = listen(mine)
   let result: T
   try {
     result = await fn()
@@ -242,7 +194,7 @@ export async function profileAsync<T>(fn: () => T | Promise<T>): Promise<Profile
     await mine.collect()
     throw error
   } finally {
-    recorder = outer
+    listen(outer)
   }
   return mine.profile(result, await mine.collect())
 }

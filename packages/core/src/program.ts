@@ -56,12 +56,18 @@ export type Typed =
   | { readonly id: number; readonly kind: 'select'; readonly dtype: DType; readonly args: readonly Typed[] }
   | { readonly id: number; readonly kind: 'cast'; readonly dtype: DType; readonly args: readonly Typed[] }
 
+/** Counts the arithmetic nodes of an expression: its operations per element. */
+export const expressionWork = ({ exprs }: Kernel): number =>
+  typedPostOrder(exprs).filter((t) => t.kind === 'unary' || t.kind === 'binary').length
+
 /** A program typed for given input dtypes. `id` is unique per process: backends cache their kernels by it. */
 export interface Kernel {
   /** Unique: backends keep compiled code by it. */
   readonly id: number
   /** What profiles and errors call it. */
   readonly name: string
+  /** The program that it is a form of. */
+  readonly program: Program
   /** One per output; the root's dtype is the output's. */
   readonly exprs: readonly Typed[]
   /** The dtypes of the inputs. */
@@ -457,7 +463,8 @@ function typeProgram(
   })
   const whole = slots.some((slot) => slot.dtype === 'int32')
   const positions = usesIndex(exprs)
-  return { id: kernelCount++, name: p.name, exprs, inputs, params: slots, usesIndex: positions, whole, lost }
+  const slotted = { exprs, inputs, params: slots, usesIndex: positions, whole, lost }
+  return { id: kernelCount++, name: p.name, program: p, ...slotted }
 }
 
 /** @internal A kernel of expressions over other inputs, with the numbers that another one takes. */

@@ -3,6 +3,8 @@ import {
   apply,
   type Backend,
   dataSync,
+  type FusedKernels,
+  type GradientAttrs,
   grad,
   gradcheck,
   type KernelOf,
@@ -20,6 +22,12 @@ import {
 interface Attrs {
   scale: number
 }
+declare module '../src/dispatch/kernels.ts' {
+  interface FusedKernels {
+    readonly scaled_exp?: KernelOf<Attrs>
+    readonly scaled_expBackward?: KernelOf<GradientAttrs<Attrs>>
+  }
+}
 const dataOf = (v: View): Float32Array => (v.buffer as { data: Float32Array }).data
 const log: string[] = []
 const forward: KernelOf<Attrs> = {
@@ -32,7 +40,7 @@ const forward: KernelOf<Attrs> = {
     }
   },
 }
-const backward: KernelOf<Attrs & { needs: readonly boolean[]; adds?: boolean }> = {
+const backward: KernelOf<GradientAttrs<Attrs>> = {
   run([dx], [, , saved, dy, rest], { scale, needs, adds }) {
     log.push(`backward ${needs.join()}${adds ? ' adds' : ''}`)
     for (let i = 0; i < dx.shape[0]; i++) {
@@ -43,6 +51,8 @@ const backward: KernelOf<Attrs & { needs: readonly boolean[]; adds?: boolean }> 
 }
 const OP: Op<Attrs> = {
   name: 'scaled_exp',
+  kernel: (kernels) => kernels.scaled_exp,
+  gradient: (kernels) => kernels.scaled_expBackward,
   validate: ([x]) => {
     if (x.rank !== 1) throw new Error('scaled_exp: rank 1 only')
   },
@@ -52,10 +62,10 @@ const OP: Op<Attrs> = {
   ],
   compose: ([x], { scale }) => [x.exp().mul(scale)],
 }
-const backendWith = (kernels: Record<string, unknown>): Backend => ({
+const backendWith = (kernels: FusedKernels): Backend => ({
   ...reference,
   name: 'fused',
-  kernels: { ...reference.kernels, ...kernels } as Backend['kernels'],
+  kernels: { ...reference.kernels, ...kernels },
 })
 const both = backendWith({ scaled_exp: forward, scaled_expBackward: backward })
 const adding = backendWith({ scaled_exp: forward, scaled_expBackward: { ...backward, adds: true } })

@@ -4,7 +4,8 @@ import {
   type Backend,
   dataSync,
   expr as e,
-  type Foreach,
+  type ForeachAttrs,
+  type KernelOf,
   noGrad,
   profile,
   program,
@@ -19,7 +20,7 @@ const values = (t: Tensor): number[] => [...dataSync(t)]
 
 /** The reference with a `foreach` that runs call by call and notes how many calls it got. */
 const joints: number[] = []
-const foreach: Foreach = {
+const foreach: KernelOf<ForeachAttrs> = {
   supports: (views) => views.every((v) => v.strides.at(-1) !== 2),
   run(outputs, inputs, { kernel, params }) {
     joints.push(params.length)

@@ -37,12 +37,11 @@ import {
   attentionOperands,
   dropoutFactors,
   dropoutParams,
-  dtypeInfo,
+  type GradientAttrs,
   specialize,
   type View,
 } from '@tilegrad/core'
-import { f32bits, wordOf } from '../element.ts'
-import { align64, type Engine, type KernelFactory } from '../engine.ts'
+import { align64, type Engine, f32bits, type KernelFactory } from '../engine.ts'
 import { type BackwardMode, buildBackward } from './attention-backward.ts'
 import { type Form, formName, type operands, queryBlock, type Word, wordNames } from './attention-blocks.ts'
 import { buildForward, forwardScratch } from './attention-forward.ts'
@@ -109,7 +108,7 @@ function writeOperand(
   name: (typeof operands)[number],
   view: View,
 ): void {
-  const { bytes } = dtypeInfo[view.dtype]
+  const bytes = view.dtype === 'bool' ? 1 : 4
   const [b, h, row, step = 0] = view.strides
   set(`${name}Ptr`, engine.address(view))
   set(`${name}Batch`, b * bytes)
@@ -169,7 +168,7 @@ function writeCommon(
   }
   const { dropout, params } = dropoutOf(attrs)
   dropout?.params.forEach(({ source, dtype }, slot) => {
-    set(dropWord(slot), wordOf(dtype, params[source]))
+    set(dropWord(slot), dtype === 'int32' ? params[source] | 0 : f32bits(params[source]))
   })
   return set
 }
@@ -217,9 +216,7 @@ export const attention: KernelFactory<AttentionAttrs> = (engine) => ({
   },
 })
 
-export const attentionBackward: KernelFactory<AttentionAttrs & { readonly needs: readonly boolean[] }> = (
-  engine,
-) => ({
+export const attentionBackward: KernelFactory<GradientAttrs<AttentionAttrs>> = (engine) => ({
   supports: (inputs, attrs) => takes(inputs, attrs) && !(attrs.hasMask && attrs.needs[3]),
   run(outputs, inputs, attrs) {
     const { q, k, v, rest } = attentionOperands(inputs, attrs)

@@ -12,7 +12,7 @@
  * Reference: `CROSS_ENTROPY` in core's ops/loss.ts. Test: cross-entropy.test.ts.
  */
 
-import type { View } from '@tilegrad/core'
+import type { CrossEntropyAttrs, GradientAttrs, View } from '@tilegrad/core'
 import type { Engine, KernelFactory } from '../engine.ts'
 import { mathF32x4 } from '../math.ts'
 import { f32, f32x4, f64, i32, type ModuleBuilder } from '../wasm/index.ts'
@@ -31,13 +31,7 @@ import {
 } from './rows.ts'
 import { expBelow, rowMax } from './softmax.ts'
 
-interface Attrs {
-  ignoreIndex: number
-  reduction: 'mean' | 'sum' | 'none'
-  labelSmoothing: number
-}
-
-const takes = (inputs: readonly View[], { labelSmoothing }: Attrs): boolean => {
+const takes = (inputs: readonly View[], { labelSmoothing }: CrossEntropyAttrs): boolean => {
   const [logits, target] = inputs
   return (
     labelSmoothing === 0 &&
@@ -55,7 +49,7 @@ const planes = (engine: Engine, stats: View): number[] => {
   return [at, at + 4 * stats.shape[1]]
 }
 
-export const crossEntropy: KernelFactory<Attrs> = (engine) => ({
+export const crossEntropy: KernelFactory<CrossEntropyAttrs> = (engine) => ({
   supports: (inputs, attrs) => inputs.length === 2 && takes(inputs, attrs),
   run([loss, stats, count], [logits, target], { ignoreIndex, reduction }) {
     const [rows, classes] = logits.shape
@@ -127,7 +121,7 @@ function buildForward(m: ModuleBuilder, rank: number): void {
 }
 
 /** One row: counts the targets, adds the losses. */
-function buildFinish(m: ModuleBuilder, reduction: Attrs['reduction'], rank: number): void {
+function buildFinish(m: ModuleBuilder, reduction: CrossEntropyAttrs['reduction'], rank: number): void {
   m.kernel('main', (f, _start, _end, params) => {
     const words = new Words(f, params)
     const [target, losses, loss, count, n, ignore] = Array.from({ length: 6 }, () => words.i32())
@@ -143,7 +137,7 @@ function buildFinish(m: ModuleBuilder, reduction: Attrs['reduction'], rank: numb
   })
 }
 
-export const crossEntropyBackward: KernelFactory<Attrs & { needs: readonly boolean[] }> = (engine) => ({
+export const crossEntropyBackward: KernelFactory<GradientAttrs<CrossEntropyAttrs>> = (engine) => ({
   supports: (inputs, attrs) => inputs.length === 6 && takes(inputs, attrs) && attrs.needs[0],
   run([dlogits], [logits, target, , stats, count, dloss], { ignoreIndex, reduction }) {
     const { buffer, dtype, offset } = dloss
@@ -161,7 +155,7 @@ export const crossEntropyBackward: KernelFactory<Attrs & { needs: readonly boole
   },
 })
 
-function buildBackward(m: ModuleBuilder, reduction: Attrs['reduction'], rank: number): void {
+function buildBackward(m: ModuleBuilder, reduction: CrossEntropyAttrs['reduction'], rank: number): void {
   m.kernel('main', (f, start, end, params) => {
     const words = new Words(f, params)
     const [logits, target, dloss, dlogits, n, tops, sums, count, ignore] = Array.from({ length: 9 }, () =>

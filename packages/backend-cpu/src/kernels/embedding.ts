@@ -5,21 +5,17 @@
  * Reference: `EMBEDDING` in core's ops/indexing.ts. Test: embedding.test.ts.
  */
 
-import { layout, type View } from '@tilegrad/core'
+import { type EmbeddingAttrs, type GradientAttrs, layout, type View } from '@tilegrad/core'
 import type { KernelFactory } from '../engine.ts'
 import { checkIndex, runAdds, runCopy, zeroOf } from './indexing.ts'
 import { collapse } from './rows.ts'
-
-interface Attrs {
-  paddingIdx: number | null
-}
 
 const takes = (weight: View, index: View): boolean =>
   weight.dtype === 'float32' && layout.numel(weight.shape) > 0 && layout.numel(index.shape) > 0
 
 const zeros = (shape: readonly number[]): number[] => shape.map(() => 0)
 
-export const embedding: KernelFactory<Attrs> = (engine) => ({
+export const embedding: KernelFactory<EmbeddingAttrs> = (engine) => ({
   supports: ([weight, index]) => takes(weight, index),
   run([out], [weight, index]) {
     runCopy(engine, {
@@ -40,7 +36,7 @@ export const embedding: KernelFactory<Attrs> = (engine) => ({
   },
 })
 
-export const embeddingBackward: KernelFactory<Attrs & { needs: readonly boolean[] }> = (engine) => ({
+export const embeddingBackward: KernelFactory<GradientAttrs<EmbeddingAttrs>> = (engine) => ({
   supports: ([weight, index, , dy], { needs }) => needs[0] && dy.dtype === 'float32' && takes(weight, index),
   run([dweight], [, index, , dy], { paddingIdx }) {
     const [v, d] = dweight.shape

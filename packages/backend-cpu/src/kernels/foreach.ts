@@ -10,7 +10,14 @@
  * Reference: `applyProgramIntoEach` with a launch per call, core's primitives/foreach.ts. Test: foreach.test.ts.
  */
 
-import { type Kernel as Expression, type Foreach, layout, typedPostOrder, type View } from '@tilegrad/core'
+import {
+  type Kernel as Expression,
+  type ForeachAttrs,
+  type KernelOf,
+  layout,
+  typedPostOrder,
+  type View,
+} from '@tilegrad/core'
 import type { Engine } from '../engine.ts'
 import type { Kernel } from '../pool.ts'
 import { costOf, isLowerable } from '../typed-lowering.ts'
@@ -33,7 +40,7 @@ interface Plan {
 const alignment = 16
 const aligned = (n: number): number => alignment * Math.ceil(n / alignment)
 
-export const foreach = (engine: Engine): Foreach => {
+export const foreach = (engine: Engine): KernelOf<ForeachAttrs> => {
   const { memory } = engine
   const plans: (Plan | undefined)[] = []
   let table = 0

@@ -9,7 +9,7 @@
  * Reference: `GATED` in core's ops/gated-linear-attention.ts. Test: test/gated-linear-attention.test.ts.
  */
 
-import type { GatedLinearAttentionAttrs, View } from '@tilegrad/core'
+import type { GatedLinearAttentionAttrs, GradientAttrs, View } from '@tilegrad/core'
 import type { Engine, KernelFactory } from '../engine.ts'
 import { f32, f64, type ModuleBuilder } from '../wasm/index.ts'
 import { compute, maxWidth, type Setter, writeCommon, writeTensor } from './linear-attention.ts'
@@ -55,9 +55,9 @@ export const gatedLinearAttention: KernelFactory<GatedLinearAttentionAttrs> = (e
   },
 })
 
-export const gatedLinearAttentionBackward: KernelFactory<
-  GatedLinearAttentionAttrs & { readonly needs: readonly boolean[] }
-> = (engine) => ({
+export const gatedLinearAttentionBackward: KernelFactory<GradientAttrs<GatedLinearAttentionAttrs>> = (
+  engine,
+) => ({
   // The decay's gradient is made of those of q and k.
   supports: (inputs, { needs: [q, k, , decay] }) => takes(inputs) && (!decay || (q === true && k === true)),
   run(outputs, inputs, { hasDecay, needs }) {

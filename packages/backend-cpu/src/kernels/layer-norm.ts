@@ -15,7 +15,7 @@
  * Reference: `LAYER_NORM`, `RMS_NORM` in core's ops/norm.ts. Test: norm.test.ts.
  */
 
-import { layout, type View } from '@tilegrad/core'
+import { type GradientAttrs, type LayerNormAttrs, layout, type RmsNormAttrs, type View } from '@tilegrad/core'
 import type { Engine, KernelFactory } from '../engine.ts'
 import { f32, f32x4, f64, type I32, i32, type ModuleBuilder, type V128, v128 } from '../wasm/index.ts'
 import { sumPieces } from './reduce-columns.ts'
@@ -36,13 +36,6 @@ import {
 } from './rows.ts'
 import { splat } from './softmax.ts'
 
-interface Attrs {
-  size: number
-  eps: number
-  affine: 'none' | 'weight' | 'both'
-}
-type BackwardAttrs = Attrs & { needs: readonly boolean[]; adds?: boolean }
-
 /** How many leading dims there are before the trailing ones whose sizes multiply to `size`. */
 function leadOf({ shape }: View, size: number): number {
   let lead = shape.length
@@ -58,7 +51,7 @@ const takes = (x: View, others: readonly View[], weights: readonly View[], size:
   weights.every((v) => v.dtype === 'float32' && denseFrom(0, v))
 
 const forward =
-  (centred: boolean): KernelFactory<Attrs> =>
+  (centred: boolean): KernelFactory<LayerNormAttrs> =>
   (engine) => ({
     supports: ([x, ...weights], { size }) => takes(x, [], weights, size),
     run([y, ...stats], [x, ...weights], { size, eps, affine }) {
@@ -76,7 +69,7 @@ const forward =
   })
 
 const backward =
-  (centred: boolean): KernelFactory<BackwardAttrs> =>
+  (centred: boolean): KernelFactory<GradientAttrs<LayerNormAttrs>> =>
   (engine) => ({
     adds: true,
     supports: ([x, ...rest], { size, affine, adds }) =>
@@ -98,10 +91,15 @@ const backward =
 
 export const layerNorm = forward(true)
 export const layerNormBackward = backward(true)
-export const rmsNorm = forward(false) as KernelFactory<Attrs & { affine: 'none' | 'weight' }>
-export const rmsNormBackward = backward(false) as KernelFactory<BackwardAttrs & { affine: 'none' | 'weight' }>
+export const rmsNorm: KernelFactory<RmsNormAttrs> = forward(false)
+export const rmsNormBackward: KernelFactory<GradientAttrs<RmsNormAttrs>> = backward(false)
 
-function buildForward(m: ModuleBuilder, centred: boolean, affine: Attrs['affine'], rank: number): void {
+function buildForward(
+  m: ModuleBuilder,
+  centred: boolean,
+  affine: LayerNormAttrs['affine'],
+  rank: number,
+): void {
   m.kernel('main', (f, start, end, parameters) => {
     const words = new Words(f, parameters)
     const [x, y, n, eps] = [words.i32(), words.i32(), words.i32(), words.f64()]

@@ -21,9 +21,14 @@
  * Reference: `LINEAR_ATTENTION` in core's ops/linear-attention.ts. Test: linear-attention.test.ts.
  */
 
-import { type FeatureMap, featureMaps, type LinearAttentionAttrs, type View } from '@tilegrad/core'
-import { f32bits } from '../element.ts'
-import { align64, type Engine, type KernelFactory } from '../engine.ts'
+import {
+  type FeatureMap,
+  featureMaps,
+  type GradientAttrs,
+  type LinearAttentionAttrs,
+  type View,
+} from '@tilegrad/core'
+import { align64, type Engine, f32bits, type KernelFactory } from '../engine.ts'
 import {
   chunk,
   type Pass,
@@ -165,9 +170,7 @@ export const linearAttention: KernelFactory<LinearAttentionAttrs> = (engine) => 
   },
 })
 
-export const linearAttentionBackward: KernelFactory<
-  LinearAttentionAttrs & { readonly needs: readonly boolean[] }
-> = (engine) => ({
+export const linearAttentionBackward: KernelFactory<GradientAttrs<LinearAttentionAttrs>> = (engine) => ({
   supports: takes,
   run(outputs, inputs, attrs) {
     const [q, k, v, out, norm, dout] = inputs

@@ -122,14 +122,7 @@ export const matmulBy =
  * A product whose inner dim is cut into pieces, as a batch; their sum in float64. So many terms added in float32, one
  * after the other, would be far from the sum; tiles add up blocks first, and can have more.
  */
-function pieces(
-  engine: Engine,
-  kernel: KernelOf<Record<never, never>>,
-  size: number,
-  out: View,
-  a: View,
-  b: View,
-): void {
+function pieces(engine: Engine, kernel: KernelOf<object>, size: number, out: View, a: View, b: View): void {
   const d = out.shape.length - 2
   const [k, each] = [a.shape[d + 1], layout.numel(out.shape)]
   const whole = Math.floor(k / size)

@@ -9,7 +9,7 @@
  * Reference: `ROTARY` in core's ops/rotary.ts. Test: rotary.test.ts.
  */
 
-import { layout, type View } from '@tilegrad/core'
+import { layout, type RotaryAttrs, type View } from '@tilegrad/core'
 import type { KernelFactory } from '../engine.ts'
 import {
   type FunctionBuilder,
@@ -22,11 +22,6 @@ import {
 } from '../wasm/index.ts'
 import { denseRows, eachRow, eachVector, runRows, Words } from './rows.ts'
 
-interface Attrs {
-  interleaved: boolean
-  inverse: boolean
-}
-
 /** A view as if it had the leading dims of another one. */
 const spread = (view: View, rows: readonly number[]): View => ({
   buffer: view.buffer,
@@ -34,7 +29,7 @@ const spread = (view: View, rows: readonly number[]): View => ({
   ...layout.expandLayout('rotary_embedding', view, [...rows, view.shape.at(-1) as number]),
 })
 
-export const rotaryEmbedding: KernelFactory<Attrs> = (engine) => ({
+export const rotaryEmbedding: KernelFactory<RotaryAttrs> = (engine) => ({
   supports: ([x, cos, sin]) =>
     denseRows(x) && denseRows(cos) && denseRows(sin) && cos.shape.at(-1) !== 0 && layout.numel(x.shape) > 0,
   run([y], [x, cos, sin], { interleaved, inverse }) {

@@ -12,7 +12,7 @@
  * Reference: `SOFTMAX`, `LOG_SOFTMAX` in core's ops/reduction.ts. Test: softmax.test.ts.
  */
 
-import type { View } from '@tilegrad/core'
+import type { DimAttrs, GradientAttrs, View } from '@tilegrad/core'
 import type { KernelFactory } from '../engine.ts'
 import { type Constants, exp2Below, hoistConstants, mathF32x4 } from '../math.ts'
 import {
@@ -37,17 +37,12 @@ import {
   Words,
 } from './rows.ts'
 
-interface Attrs {
-  dim: number
-}
-type BackwardAttrs = Attrs & { needs: readonly boolean[] }
-
 /** Along the last dim, dense, of something. */
 const takes = (views: readonly View[], dim: number): boolean =>
   views.every((v) => denseRows(v) && v.shape.length === dim + 1) && views[0].shape.every((n) => n > 0)
 
 const forward =
-  (log: boolean): KernelFactory<Attrs> =>
+  (log: boolean): KernelFactory<DimAttrs> =>
   (engine) => ({
     supports: (inputs, { dim }) => takes(inputs, dim),
     run([y], [x], { dim }) {
@@ -58,7 +53,7 @@ const forward =
   })
 
 const backward =
-  (log: boolean): KernelFactory<BackwardAttrs> =>
+  (log: boolean): KernelFactory<GradientAttrs<DimAttrs>> =>
   (engine) => ({
     supports: ([, y, dy], { dim }) => takes([y, dy], dim),
     run([dx], [, y, dy], { dim }) {

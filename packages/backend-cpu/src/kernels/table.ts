@@ -34,7 +34,8 @@ export function kernelTable(engine: Engine): KernelTable {
     scan: either(scan(engine), js.scan),
     sort: either(sort(engine), js.sort),
   }
-  const fused = {
+  return {
+    ...primitives,
     foreach: foreach(engine),
     rotary_embedding: rotaryEmbedding(engine),
     total_norm: totalNorm(engine),
@@ -58,5 +59,4 @@ export function kernelTable(engine: Engine): KernelTable {
     gated_linear_attention: gatedLinearAttention(engine),
     gated_linear_attentionBackward: gatedLinearAttentionBackward(engine),
   }
-  return { ...primitives, ...fused } as KernelTable
 }

@@ -41,6 +41,7 @@ import {
   attentionOperands,
   dropoutFactors,
   dropoutParams,
+  type GradientAttrs,
   type KernelOf,
   specialize,
   type View,
@@ -178,7 +179,7 @@ export function attentionBackward(
   engine: Engine,
   tiles = usable(engine, backwardTiles),
   allowed: Allowance = allowance,
-): KernelOf<AttentionAttrs & { readonly needs: readonly boolean[] }> {
+): KernelOf<GradientAttrs<AttentionAttrs>> {
   return {
     supports: (inputs, attrs) =>
       takes(engine, inputs, attrs, backwardBuffers) && !(attrs.hasMask && attrs.needs[3]),

@@ -5,7 +5,7 @@
  * Reference: the copies in core's ops/shape.ts. Test: cat.test.ts.
  */
 
-import { type KernelOf, layout, type View } from '@tilegrad/core'
+import { type DimAttrs, type KernelOf, layout, type View } from '@tilegrad/core'
 import type { Engine } from '../engine.ts'
 import { grid, type Nest, nestOf, viewOf, walkFields, walkFunction, walkWords } from '../layout.ts'
 import type { Shader } from '../shader.ts'
@@ -22,7 +22,7 @@ interface Part {
   readonly nest: Nest
 }
 
-export const cat = (engine: Engine): KernelOf<{ dim: number }> => {
+export const cat = (engine: Engine): KernelOf<DimAttrs> => {
   const atOnce = Math.min(mostParts, engine.gpu.limits.maxStorageBuffersPerShaderStage - 1)
   return {
     supports: (inputs) => inputs.every((x) => x.dtype === (inputs[0] as View).dtype),

@@ -9,7 +9,7 @@
  * Reference: `CROSS_ENTROPY` in core's ops/loss.ts. Test: cross-entropy.test.ts.
  */
 
-import type { KernelOf, View } from '@tilegrad/core'
+import type { CrossEntropyAttrs, GradientAttrs, KernelOf, View } from '@tilegrad/core'
 import type { Engine } from '../engine.ts'
 import { viewOf } from '../layout.ts'
 import type { Shader } from '../shader.ts'
@@ -39,13 +39,7 @@ import {
 } from './rows.ts'
 import { ifValid, statistics, statisticsCode } from './softmax.ts'
 
-interface Attrs {
-  ignoreIndex: number
-  reduction: 'mean' | 'sum' | 'none'
-  labelSmoothing: number
-}
-
-const takes = (inputs: readonly View[], { labelSmoothing }: Attrs): boolean => {
+const takes = (inputs: readonly View[], { labelSmoothing }: CrossEntropyAttrs): boolean => {
   const [logits, target] = inputs as readonly [View, View]
   return (
     labelSmoothing === 0 &&
@@ -56,7 +50,7 @@ const takes = (inputs: readonly View[], { labelSmoothing }: Attrs): boolean => {
   )
 }
 
-export const crossEntropy = (engine: Engine): KernelOf<Attrs> => ({
+export const crossEntropy = (engine: Engine): KernelOf<CrossEntropyAttrs> => ({
   supports: (inputs, attrs) => inputs.length === 2 && takes(inputs, attrs),
   run(outputs, inputs, { ignoreIndex, reduction }) {
     const [loss, stats, count] = outputs as readonly [View, View, View]
@@ -148,7 +142,7 @@ if (li == 0u) {
   }
 }
 
-export const crossEntropyBackward = (engine: Engine): KernelOf<Attrs & { needs: readonly boolean[] }> => ({
+export const crossEntropyBackward = (engine: Engine): KernelOf<GradientAttrs<CrossEntropyAttrs>> => ({
   supports: (inputs, attrs) => inputs.length === 6 && takes(inputs, attrs) && attrs.needs[0] === true,
   run(outputs, inputs, { ignoreIndex, reduction }) {
     const [dlogits] = outputs as readonly [View]

@@ -5,23 +5,19 @@
  * Reference: `EMBEDDING` in core's ops/indexing.ts. Test: embedding.test.ts.
  */
 
-import { type KernelOf, layout, type View } from '@tilegrad/core'
+import { type EmbeddingAttrs, type GradientAttrs, type KernelOf, layout, type View } from '@tilegrad/core'
 import type { Engine } from '../engine.ts'
 import { grid, nestOf, walkFields, walkFunction, walkWords } from '../layout.ts'
 import type { Shader } from '../shader.ts'
 import { sumRows } from './embedding-backward.ts'
 import { bufferOf, denseFrom, itemOfWidth, widthOf } from './rows.ts'
 
-interface Attrs {
-  paddingIdx: number | null
-}
-
 const workgroup = 256
 
 const takes = (weight: View, index: View): boolean =>
   weight.dtype === 'float32' && layout.numel(weight.shape) > 0 && layout.numel(index.shape) > 0
 
-export const embedding = (engine: Engine): KernelOf<Attrs> => ({
+export const embedding = (engine: Engine): KernelOf<EmbeddingAttrs> => ({
   supports: ([weight, index]) => takes(weight as View, index as View),
   run([out], inputs) {
     const [weight, index] = inputs as readonly [View, View]
@@ -69,9 +65,7 @@ else { y[i] = ${item}(); }`,
   }
 }
 
-export const embeddingBackward = (
-  engine: Engine,
-): KernelOf<Attrs & { needs: readonly boolean[]; adds?: boolean }> => ({
+export const embeddingBackward = (engine: Engine): KernelOf<GradientAttrs<EmbeddingAttrs>> => ({
   adds: true,
   supports: ([weight, index, , dy], { needs }) =>
     needs[0] === true &&

@@ -11,7 +11,8 @@
 
 import {
   type Kernel as Expression,
-  type Foreach,
+  type ForeachAttrs,
+  type KernelOf,
   layout,
   typedPostOrder,
   UnsupportedOpError,
@@ -42,7 +43,7 @@ interface Call {
   readonly first: number
 }
 
-export const foreach = (engine: Engine): Foreach => {
+export const foreach = (engine: Engine): KernelOf<ForeachAttrs> => {
   const most = engine.gpu.limits.maxStorageBuffersPerShaderStage
   const known: (Lowered | null | undefined)[] = []
   const loweredOf = (expression: Expression): Lowered | null => {

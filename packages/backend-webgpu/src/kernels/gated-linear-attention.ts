@@ -9,7 +9,7 @@
  * Reference: `GATED` in core's ops/gated-linear-attention.ts. Test: test/gated-linear-attention.test.ts.
  */
 
-import type { GatedLinearAttentionAttrs, KernelOf, Primitives, View } from '@tilegrad/core'
+import type { GatedLinearAttentionAttrs, GradientAttrs, KernelOf, Primitives, View } from '@tilegrad/core'
 import type { Engine } from '../engine.ts'
 import { grid } from '../layout.ts'
 import type { Shader } from '../shader.ts'
@@ -42,7 +42,7 @@ export function gatedLinearAttention(engine: Engine): KernelOf<GatedLinearAttent
 export function gatedLinearAttentionBackward(
   engine: Engine,
   scan: Primitives['scan'],
-): KernelOf<GatedLinearAttentionAttrs & { readonly needs: readonly boolean[] }> {
+): KernelOf<GradientAttrs<GatedLinearAttentionAttrs>> {
   return {
     // The decay's gradient is made of those of q and k.
     supports: (inputs, { needs: [q, k, , decay] }) => takes(inputs) && (!decay || (q === true && k === true)),

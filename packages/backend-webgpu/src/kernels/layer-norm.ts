@@ -8,7 +8,7 @@
  * Reference: `LAYER_NORM`, `RMS_NORM` in core's ops/norm.ts. Test: norm.test.ts.
  */
 
-import { type KernelOf, layout, type View } from '@tilegrad/core'
+import { type GradientAttrs, type KernelOf, type LayerNormAttrs, layout, type View } from '@tilegrad/core'
 import type { Engine } from '../engine.ts'
 import type { Shader } from '../shader.ts'
 import { runBackward } from './layer-norm-backward.ts'
@@ -38,13 +38,6 @@ import {
 } from './rows.ts'
 
 type Affine = 'none' | 'weight' | 'both'
-interface Attrs {
-  size: number
-  eps: number
-  affine: Affine
-}
-type BackwardAttrs = Attrs & { needs: readonly boolean[]; adds?: boolean }
-
 const parameters = { none: 0, weight: 1, both: 2 } as const
 
 /** x and what comes from `grads` on have dense rows; parameters, `count` of them after x, are dense. */
@@ -65,7 +58,7 @@ function takes(
 
 const forward =
   (centred: boolean) =>
-  (engine: Engine): KernelOf<Attrs> => ({
+  (engine: Engine): KernelOf<LayerNormAttrs> => ({
     supports: (inputs, { size }) => takes(inputs, inputs.length - 1, size),
     run([y, ...stats], [x, ...weights], { size, eps, affine }) {
       const views = [x as View, y as View]
@@ -87,7 +80,7 @@ const forward =
 
 const backward =
   (centred: boolean) =>
-  (engine: Engine): KernelOf<BackwardAttrs> => ({
+  (engine: Engine): KernelOf<GradientAttrs<LayerNormAttrs>> => ({
     adds: true,
     supports: (inputs, { size, affine, adds }) =>
       takes(inputs, parameters[affine], size, inputs.length - (adds ? 2 : 1)),

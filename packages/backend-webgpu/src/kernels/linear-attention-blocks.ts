@@ -10,15 +10,9 @@
  * Loops have their bounds from parameters: with constants a driver unrolls them whole, and compiles for minutes.
  */
 
+import type { FeatureMap } from '@tilegrad/core'
 import type { Binding } from '../shader.ts'
 import { each } from './attention-blocks.ts'
-
-/** What core gives to the operator `linear_attention`. */
-export interface LinearAttentionAttrs {
-  readonly causal: boolean
-  readonly eps: number
-  readonly featureMap?: FeatureMap
-}
 
 /** φ and φ′ of a vector x. NaN stays NaN. */
 const features = {
@@ -26,9 +20,7 @@ const features = {
   relu: ['select(x, vec4f(), x <= vec4f())', 'select(vec4f(1.0), vec4f(), x <= vec4f())'],
   exp: ['exp(x)', 'exp(x)'],
   identity: ['x', 'vec4f(1.0)'],
-} as const
-export type FeatureMap = keyof typeof features
-export const isFeatureMap = (name: string): boolean => name in features
+} satisfies Record<FeatureMap, readonly [phi: string, slope: string]>
 
 /** What is computed: the output, or the gradient of q, k or v. */
 export type Result = 'out' | 'q' | 'k' | 'v'

@@ -27,7 +27,7 @@
  * Reference: `LINEAR_ATTENTION` in core's ops/linear-attention.ts. Test: linear-attention.test.ts.
  */
 
-import type { KernelOf, View } from '@tilegrad/core'
+import type { GradientAttrs, KernelOf, LinearAttentionAttrs, View } from '@tilegrad/core'
 import type { GpuBuffer } from '../buffers.ts'
 import type { Engine } from '../engine.ts'
 import { grid } from '../layout.ts'
@@ -35,9 +35,7 @@ import { isVectors, operandWords } from './attention-blocks.ts'
 import {
   type Form,
   formName,
-  isFeatureMap,
   type Kind,
-  type LinearAttentionAttrs,
   needsStat,
   productOf,
   type Result,
@@ -61,7 +59,6 @@ const takes = (inputs: readonly View[], attrs: LinearAttentionAttrs): boolean =>
   return (
     (inputs.length === 3 || inputs.length === 6) &&
     Object.keys(attrs).every((name) => known.has(name)) &&
-    isFeatureMap(attrs.featureMap ?? 'elu') &&
     [q, k, v].every((t) => t.dtype === 'float32') &&
     [q.shape[3], v.shape[3]].every((n) => (n as number) >= 1 && (n as number) <= maxWidth)
   )
@@ -238,7 +235,7 @@ export function linearAttention(engine: Engine, tile?: Tile): KernelOf<LinearAtt
 export function linearAttentionBackward(
   engine: Engine,
   tile?: Tile,
-): KernelOf<LinearAttentionAttrs & { readonly needs: readonly boolean[] }> {
+): KernelOf<GradientAttrs<LinearAttentionAttrs>> {
   return {
     supports: takes,
     run(outputs, inputs, attrs) {

@@ -22,7 +22,7 @@ export function matmul(engine: Engine, plan: typeof planOf = planOf): Primitives
       const [out, a, b] = [...outputs, ...inputs] as [View, View, View]
       multiply(engine, 'matmul', problemOf([out], a, b), undefined, plan)
     },
-  } satisfies KernelOf<Record<never, never>>
+  } satisfies KernelOf<object>
 }
 
 /** Computes `p`; `program`, if any, gets the product and the extras and gives the outputs. */

@@ -6,16 +6,11 @@
  * Reference: `ROTARY` in core's ops/rotary.ts. Test: rotary.test.ts.
  */
 
-import { type KernelOf, layout, type View } from '@tilegrad/core'
+import { type KernelOf, layout, type RotaryAttrs, type View } from '@tilegrad/core'
 import type { Engine } from '../engine.ts'
 import { grid, viewOf } from '../layout.ts'
 import type { Shader } from '../shader.ts'
 import { bufferOf, denseFrom, itemOfWidth, type RowWalk, rowWalk, startOf, widthOf } from './rows.ts'
-
-interface Attrs {
-  interleaved: boolean
-  inverse: boolean
-}
 
 const workgroup = 256
 
@@ -30,7 +25,7 @@ function spread(view: View, rows: readonly number[]): View {
 
 const denseRow = (v: View): boolean => denseFrom(v.shape.length - 1, v)
 
-export const rotaryEmbedding = (engine: Engine): KernelOf<Attrs> => ({
+export const rotaryEmbedding = (engine: Engine): KernelOf<RotaryAttrs> => ({
   supports: (inputs) => {
     const [x, cos] = inputs as readonly [View, View]
     return inputs.every(denseRow) && cos.shape.at(-1) !== 0 && layout.numel(x.shape) > 0

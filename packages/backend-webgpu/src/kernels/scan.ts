@@ -9,16 +9,15 @@
  * Reference: `scan` in core's reference/kernels.ts. Test: scan.test.ts.
  */
 
-import type { DType, KernelOf, Primitives, View } from '@tilegrad/core'
+import type { DType, Primitives, ScanAttrs, View } from '@tilegrad/core'
 import type { GpuBuffer } from '../buffers.ts'
 import type { Engine } from '../engine.ts'
 import { grid, nestOf, numel, otherDims, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
 import type { Binding, Shader } from '../shader.ts'
-import { elementOf } from '../wgsl/element.ts'
+import { itemOf } from '../wgsl/lowering.ts'
 import { type Lanes, laneCode, neighbour, shareOut, workgroup } from './lanes.ts'
 
-type Attrs = Primitives['scan'] extends KernelOf<infer A> ? A : never
-type Kind = Attrs['kind']
+type Kind = ScanAttrs['kind']
 
 const run = 4
 const enoughThreads = 2 ** 16
@@ -27,7 +26,7 @@ export function scan(engine: Engine): Primitives['scan'] {
   return { run: ([out], inputs, attrs) => scanInto(engine, out as View, inputs, attrs) }
 }
 
-function scanInto(engine: Engine, out: View, inputs: readonly View[], attrs: Attrs): void {
+function scanInto(engine: Engine, out: View, inputs: readonly View[], attrs: ScanAttrs): void {
   const { kind, dim } = attrs
   const x = inputs[0] as View
   const others = otherDims(out, dim)
@@ -71,7 +70,7 @@ function pass(
   engine: Engine,
   outputs: readonly View[],
   inputs: readonly View[],
-  { kind, dim, reverse }: Attrs,
+  { kind, dim, reverse }: ScanAttrs,
   how: Lanes,
   chunk: number,
   chunks: number,
@@ -117,8 +116,10 @@ function shader(
   outputs: number,
   place: readonly number[],
 ): Shader {
-  const { item, zero, one } = elementOf(dtype)
+  const item = itemOf(dtype)
   const affine = kind === 'affine'
+  const zero = dtype === 'float32' ? '0.0' : '0'
+  const one = dtype === 'float32' ? '1.0' : '1'
   const start = kind === 'prod' ? one : zero
   const inputs = affine ? ['a', 'b'] : ['b']
   const walked = what === 'totals' ? inputs : ['y', ...inputs]

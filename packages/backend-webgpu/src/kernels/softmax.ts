@@ -10,7 +10,7 @@
  * Reference: `SOFTMAX`, `LOG_SOFTMAX` in core's ops/reduction.ts. Test: softmax.test.ts.
  */
 
-import type { KernelOf, View } from '@tilegrad/core'
+import type { DimAttrs, GradientAttrs, KernelOf, View } from '@tilegrad/core'
 import type { Engine } from '../engine.ts'
 import type { Shader } from '../shader.ts'
 import {
@@ -38,18 +38,13 @@ import {
   widthOf,
 } from './rows.ts'
 
-interface Attrs {
-  dim: number
-}
-type BackwardAttrs = Attrs & { needs: readonly boolean[] }
-
 /** Along the last dim, dense, of something. */
 const takes = (views: readonly View[], dim: number): boolean =>
   views.every((v) => denseFrom(dim, v) && v.shape.length === dim + 1 && v.shape.every((n) => n > 0))
 
 const forward =
   (log: boolean) =>
-  (engine: Engine): KernelOf<Attrs> => ({
+  (engine: Engine): KernelOf<DimAttrs> => ({
     supports: (inputs, { dim }) => takes(inputs, dim),
     run([y], [x], { dim }) {
       run(engine, log ? 'log_softmax' : 'softmax', dim, [x as View], y as View, 8, (t, walk) =>
@@ -60,7 +55,7 @@ const forward =
 
 const backward =
   (log: boolean) =>
-  (engine: Engine): KernelOf<BackwardAttrs> => ({
+  (engine: Engine): KernelOf<GradientAttrs<DimAttrs>> => ({
     supports: ([, y, dy], { dim }) => takes([y as View, dy as View], dim),
     run([dx], [, y, dy], { dim }) {
       const name = log ? 'log_softmaxBackward' : 'softmaxBackward'

@@ -1,6 +1,6 @@
 /** All kernels of the WebGPU backend. A missing primitive is an error of types; a fused kernel is one line. */
 
-import type { KernelOf, KernelTable, Primitives } from '@tilegrad/core'
+import { type KernelTable, type Primitives, wrapKernels } from '@tilegrad/core'
 import type { Engine } from '../engine.ts'
 import { recorded, type Varying } from '../recorded.ts'
 import { argReduce } from './arg-reduce.ts'
@@ -56,7 +56,8 @@ export function kernelTable(engine: Engine): KernelTable {
     scan: scan(engine),
     sort: sort(engine),
   }
-  const fused = {
+  const table: KernelTable = {
+    ...primitives,
     softmax: softmax(engine),
     softmaxBackward: softmaxBackward(engine),
     log_softmax: logSoftmax(engine),
@@ -81,7 +82,5 @@ export function kernelTable(engine: Engine): KernelTable {
     cat: cat(engine),
     total_norm: totalNorm(engine),
   }
-  const all = Object.entries({ ...primitives, ...fused }) as [string, KernelOf<object>][]
-  const table = all.map(([name, kernel]) => [name, recorded(engine, name, kernel, varying[name])])
-  return Object.fromEntries(table) as KernelTable
+  return wrapKernels(table, (kernel, name) => recorded(engine, name, kernel, varying[name]))
 }

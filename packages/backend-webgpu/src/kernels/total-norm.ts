@@ -18,7 +18,7 @@ const vectors = 16 * workgroup
 /** Code grows with the tensors of a dispatch. */
 const mostTensors = 15
 
-export const totalNorm = (engine: Engine): KernelOf<Record<never, never>> => {
+export const totalNorm = (engine: Engine): KernelOf<object> => {
   const atOnce = Math.min(mostTensors, engine.gpu.limits.maxStorageBuffersPerShaderStage - 1)
   const subgroup = subgroupOf(engine)
   return {

@@ -106,6 +106,8 @@ const ALL_HIDDEN = program('attention.all_hidden', 1, ([m]) => e.eq(m, -Infinity
 
 const ATTENTION: Op<AttentionAttrs> = {
   name: 'scaled_dot_product_attention',
+  kernel: (kernels) => kernels.scaled_dot_product_attention,
+  gradient: (kernels) => kernels.scaled_dot_product_attentionBackward,
   placesGradients: true,
   flops: ([q, k, v], { causal, window, globalTokens, density }) => {
     const [b, h, t, d] = q.shape

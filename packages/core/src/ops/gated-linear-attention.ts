@@ -46,6 +46,8 @@ function written(
 
 const GATED: Op<GatedLinearAttentionAttrs> = {
   name: 'gated_linear_attention',
+  kernel: (kernels) => kernels.gated_linear_attention,
+  gradient: (kernels) => kernels.gated_linear_attentionBackward,
   infer: ([q, , v]) => [{ shape: v.shape, dtype: q.dtype }],
   compose: (inputs, attrs) => written(inputs, { ...attrs, form: {}, wantState: false }),
 }

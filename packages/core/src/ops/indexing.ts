@@ -86,12 +86,16 @@ export function indexSelect(x: Tensor, dim: number, at: Tensor | ArrayOperand): 
   )
 }
 
-interface EmbeddingAttrs {
-  paddingIdx: number | null
+/** What decides how rows are taken, beside the tensors. */
+export interface EmbeddingAttrs {
+  /** The row that learns nothing, or null. */
+  readonly paddingIdx: number | null
 }
 
 const EMBEDDING: Op<EmbeddingAttrs> = {
   name: 'embedding',
+  kernel: (kernels) => kernels.embedding,
+  gradient: (kernels) => kernels.embeddingBackward,
   validate: ([weight, index], { paddingIdx }) => {
     if (weight.rank !== 2)
       throw new ShapeError(

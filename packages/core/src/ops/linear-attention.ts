@@ -91,6 +91,8 @@ function written(inputs: readonly Tensor[], attrs: WrittenAttrs): Tensor[] {
 
 const LINEAR_ATTENTION: Op<LinearAttentionAttrs> = {
   name: 'linear_attention',
+  kernel: (kernels) => kernels.linear_attention,
+  gradient: (kernels) => kernels.linear_attentionBackward,
   infer: ([q, , v]) => {
     const [b, h, t] = q.shape
     return [

@@ -136,6 +136,7 @@ function linearOp(
 
   return {
     name: 'linear',
+    kernel: (kernels) => kernels.linear,
     outputs,
     validate: (inputs) => {
       const [x, w] = inputs

@@ -279,10 +279,14 @@ export function nllLoss(input: Tensor, classes: Tensor | ArrayOperand, options: 
   return reduction === 'none' ? reshapeView(out, shape) : out
 }
 
-interface CrossEntropyAttrs {
-  ignoreIndex: number
-  reduction: LossReduction
-  labelSmoothing: number
+/** What decides how cross-entropy is computed, beside its tensors. */
+export interface CrossEntropyAttrs {
+  /** The class whose rows do not count. */
+  readonly ignoreIndex: number
+  /** What becomes of the rows' losses. */
+  readonly reduction: LossReduction
+  /** The share of the uniform distribution in the targets. */
+  readonly labelSmoothing: number
 }
 
 /** x, whose rows that do not count get a gradient of 0, not of 0 · NaN. */
@@ -296,6 +300,8 @@ function counted(x: Tensor, target: Tensor, ignoreIndex: number): Tensor {
 
 const CROSS_ENTROPY: Op<CrossEntropyAttrs> = {
   name: 'cross_entropy',
+  kernel: (kernels) => kernels.cross_entropy,
+  gradient: (kernels) => kernels.cross_entropyBackward,
   infer: ([x], { reduction }) => [
     { shape: reduction === 'none' ? [x.shape[0]] : [], dtype: x.dtype },
     // The rows' maxima, and their sums of exp(x − maximum); then how many rows count.

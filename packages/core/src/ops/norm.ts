@@ -13,11 +13,14 @@ import type { Tensor } from '../tensor.ts'
 import { centred } from './centred.ts'
 import { add, div, mul, rsqrt } from './pointwise.ts'
 
-interface LayerNormAttrs {
+/** What decides how layer normalisation is computed, beside its tensors. */
+export interface LayerNormAttrs {
   /** Product of the normalised sizes. */
-  size: number
-  eps: number
-  affine: 'none' | 'weight' | 'both'
+  readonly size: number
+  /** What is added to the variance. */
+  readonly eps: number
+  /** Which parameters are among the inputs. */
+  readonly affine: 'none' | 'weight' | 'both'
 }
 
 const SCALE = program('layer_norm.scale', 2, ([x, r]) => e.mul(x, r))
@@ -31,6 +34,8 @@ function standardise(x: Tensor, eps: number): Tensor {
 
 const LAYER_NORM: Op<LayerNormAttrs> = {
   name: 'layer_norm',
+  kernel: (kernels) => kernels.layer_norm,
+  gradient: (kernels) => kernels.layer_normBackward,
   infer: ([x], { size }) => {
     const rows = size === 0 ? 0 : x.numel / size
     return [
@@ -107,14 +112,20 @@ export function layerNorm(
   })[0]
 }
 
-interface RmsNormAttrs {
-  size: number
-  eps: number
-  affine: 'none' | 'weight'
+/** What decides how root mean square normalisation is computed, beside its tensors. */
+export interface RmsNormAttrs {
+  /** Product of the normalised sizes. */
+  readonly size: number
+  /** What is added to the mean square. */
+  readonly eps: number
+  /** Which parameters are among the inputs. */
+  readonly affine: 'none' | 'weight'
 }
 
 const RMS_NORM: Op<RmsNormAttrs> = {
   name: 'rms_norm',
+  kernel: (kernels) => kernels.rms_norm,
+  gradient: (kernels) => kernels.rms_normBackward,
   infer: ([x], { size }) => [
     { shape: x.shape, dtype: x.dtype },
     { shape: [size === 0 ? 0 : x.numel / size], dtype: x.dtype },

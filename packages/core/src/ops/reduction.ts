@@ -221,6 +221,8 @@ const checkFloat = (op: string, x: Tensor): void => {
 
 const SOFTMAX: Op<{ dim: number }> = {
   name: 'softmax',
+  kernel: (kernels) => kernels.softmax,
+  gradient: (kernels) => kernels.softmaxBackward,
   infer: ([x]) => [{ shape: x.shape, dtype: x.dtype }],
   compose: ([x], { dim }) => {
     const top = x.shape[dim] === 0 ? x : reduce('max', x, [dim], true)
@@ -230,6 +232,8 @@ const SOFTMAX: Op<{ dim: number }> = {
 }
 const LOG_SOFTMAX: Op<{ dim: number }> = {
   name: 'log_softmax',
+  kernel: (kernels) => kernels.log_softmax,
+  gradient: (kernels) => kernels.log_softmaxBackward,
   infer: ([x]) => [{ shape: x.shape, dtype: x.dtype }],
   compose: ([x], { dim }) => {
     const shifted = sub(x, (x.shape[dim] === 0 ? x : reduce('max', x, [dim], true)).detach())

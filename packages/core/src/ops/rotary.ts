@@ -30,6 +30,7 @@ const SECOND = program(name, 4, ([a, b, c, s]) => e.add(e.mul(b, c), e.mul(a, s)
 /** Inputs x (…, D), cos and sin (…, R/2) that broadcast to x's leading dims, and have no gradient. */
 const ROTARY: Op<RotaryAttrs> = {
   name,
+  kernel: (kernels) => kernels.rotary_embedding,
   flops: ([x, cos]) => 6 * x.shape.slice(0, -1).reduce((n, d) => n * d, cos.shape[cos.shape.length - 1]),
   infer: ([x]) => [{ shape: x.shape, dtype: x.dtype }],
   compose: ([x, cos, sin], { interleaved, inverse }) => {

@@ -1,11 +1,11 @@
-import type { KernelOf } from '../backend.ts'
 import { describe, expectOptions, sizesOf } from '../checks.ts'
+import type { DimAttrs } from '../dispatch/kernels.ts'
 import { checkFits, isFloat, promote } from '../dtype.ts'
 import { ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr.ts'
 import * as L from '../layout.ts'
+import { apply, type Op, type TensorSpec } from '../op.ts'
 import { type ArrayOperand, asTensor, tensorsOf } from '../operands.ts'
-import { backendOf } from '../primitives/common.ts'
 import { copy, copyInto, elementwise } from '../primitives/elementwise.ts'
 import {
   contiguous as dense,
@@ -18,9 +18,7 @@ import {
   reshapeView,
   transposeView,
 } from '../primitives/views.ts'
-import { launch } from '../profile.ts'
 import { type Program, program } from '../program.ts'
-import { noGrad, record, shouldRecord } from '../tape.ts'
 import { allocate, type Tensor } from '../tensor.ts'
 
 /** Operators that only move elements around. Views share storage; a copy is made where the docs say so. */
@@ -424,40 +422,41 @@ export function cat(list: readonly (Tensor | ArrayOperand)[], dim = 0): Tensor {
       throw new ShapeError(`cat: ${show(first.shape)} and ${show(t.shape)} must agree in every dim but ${d}`)
     }
   }
-  const sizes = parts.map((t) => t.shape[d])
-  const backend = backendOf('cat', parts)
-  const out = allocate(
-    backend,
-    first.shape.with(
-      d,
-      sizes.reduce((p, n) => p + n, 0),
-    ),
-    parts.map((t) => t.dtype).reduce(promote),
-  )
-  const kernel = backend.kernels.cat as KernelOf<{ dim: number }> | undefined
-  const attrs = { dim: d }
-  if (kernel && first.dtype === out.dtype && (kernel.supports?.(parts, attrs) ?? true))
-    launch('cat', 'fused', backend, kernel, [out], parts, attrs)
-  else
-    noGrad(() => {
-      let at = 0
-      parts.forEach((t, i) => {
-        const place = out.viewAs(L.sliceLayout('cat', out, d, at, at + sizes[i], 1))
-        if (t.numel > 0) copyInto(place, t)
-        place.dispose()
-        at += sizes[i]
-      })
+  return apply(CAT, parts, { dim: d })[0]
+}
+
+const joined = (parts: readonly Tensor[], dim: number): TensorSpec => ({
+  shape: parts[0].shape.with(
+    dim,
+    parts.reduce((n, t) => n + t.shape[dim], 0),
+  ),
+  dtype: parts.map((t) => t.dtype).reduce(promote),
+})
+
+const CAT: Op<DimAttrs> = {
+  name: 'cat',
+  kernel: (kernels) => kernels.cat,
+  infer: (parts, { dim }) => [joined(parts, dim)],
+  compose: (parts, { dim }) => {
+    const { shape, dtype } = joined(parts, dim)
+    const out = allocate(parts[0].backend, shape, dtype)
+    let at = 0
+    for (const t of parts) {
+      const place = out.viewAs(L.sliceLayout('cat', out, dim, at, at + t.shape[dim], 1))
+      if (t.numel > 0) copyInto(place, t)
+      place.dispose()
+      at += t.shape[dim]
+    }
+    return [out]
+  },
+  backward: (node, [g]) => {
+    const { dim } = node.attrs
+    let at = 0
+    return node.inputs.map(({ shape }, i) => {
+      at += shape[dim]
+      return g && node.needs(i) ? narrow(g, dim, at - shape[dim], shape[dim]) : null
     })
-  if (shouldRecord(parts)) {
-    record('cat', parts, [out], null, (node, [g]) => {
-      let at = 0
-      return node.inputs.map((_, i) => {
-        at += sizes[i]
-        return g && node.needs(i) ? narrow(g, d, at - sizes[i], sizes[i]) : null
-      })
-    })
-  }
-  return out
+  },
 }
 
 /**

@@ -7,8 +7,9 @@ import { rootOfSquares } from './centred.ts'
 import { add, square } from './pointwise.ts'
 import { sum } from './reduction.ts'
 
-const TOTAL_NORM: Op<Record<never, never>> = {
+const TOTAL_NORM: Op<object> = {
   name: 'total_norm',
+  kernel: (kernels) => kernels.total_norm,
   validate: (xs) => {
     for (const x of xs)
       if (!isFloat(x.dtype)) throw new DTypeError(`total_norm: takes floating tensors, not ${x.dtype}`)

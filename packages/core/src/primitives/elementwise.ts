@@ -1,20 +1,24 @@
 import type { Backend } from '../backend.ts'
+import { run } from '../dispatch/call.ts'
+import type { ElementwiseAttrs } from '../dispatch/kernels.ts'
+import { type Primitive, tape } from '../dispatch/primitive.ts'
 import type { DType } from '../dtype.ts'
 import { DTypeError, GradError, ShapeError, show } from '../errors.ts'
 import { add as addExpr } from '../expr.ts'
-import { broadcastShapes, mayOverlap, sameLayout, sameShape } from '../layout.ts'
+import { broadcastShapes, mayOverlap, numel, sameLayout, sameShape } from '../layout.ts'
 import { type ArrayOperand, tensorsOf } from '../operands.ts'
-import { launch } from '../profile.ts'
-import { gradient, type Kernel, type Program, program, specialize } from '../program.ts'
-import { type GradNode, gradEnabled, noGrad, record, shouldRecord } from '../tape.ts'
+import { expressionWork, gradient, type Kernel, type Program, program, specialize } from '../program.ts'
+import { type GradNode, gradEnabled, noGrad } from '../tape.ts'
 import { allocate, type Tensor } from '../tensor.ts'
 import { backendOf } from './common.ts'
+import { type Part, partsOf } from './parts.ts'
 
 const NONE: readonly number[] = []
 
-interface Call {
-  program: Program
-  params: readonly number[]
+const ELEMENTWISE: Primitive<ElementwiseAttrs> = {
+  kernel: (kernels) => kernels.elementwise,
+  flops: (_, { kernel }, [out]) => expressionWork(kernel) * numel(out.shape),
+  backward,
 }
 
 /**
@@ -47,8 +51,8 @@ export function elementwiseAll(
           inputs.map((t) => t.shape),
         )
   const outputs = kernel.exprs.map((x) => allocate(backend, shape, x.dtype))
-  compute(p.name, backend, kernel, outputs, inputs, params)
-  if (shouldRecord(inputs)) record(p.name, inputs, outputs, { program: p, params }, backward)
+  compute(backend, kernel, outputs, inputs, params)
+  tape(ELEMENTWISE, p.name, outputs, inputs, { kernel, params })
   return outputs
 }
 
@@ -81,25 +85,84 @@ export function generate(
   params: readonly number[] = NONE,
 ): Tensor {
   const out = allocate(backend, shape, dtype)
-  launch(p.name, 'primitive', backend, backend.kernels.elementwise, [out], [], {
-    kernel: specialize(p, [], params, [dtype]),
-    params,
-  })
+  compute(backend, specialize(p, [], params, [dtype]), [out], [], params)
   return out
 }
 
 /** Runs a typed program: in one launch, or in as many as a backend needs that binds fewer operands than it has. */
 export function compute(
-  name: string,
   backend: Backend,
   kernel: Kernel,
   outputs: readonly Tensor[],
   inputs: readonly Tensor[],
   params: readonly number[],
 ): void {
-  const attrs = { kernel, params }
-  if (!backend.operands?.split(name, backend, outputs, inputs, attrs))
-    launch(name, 'primitive', backend, backend.kernels.elementwise, outputs, inputs, attrs)
+  const most = backend.maxOperands
+  if (most === undefined || binds(outputs, inputs, most)) launch(backend, kernel, outputs, inputs, params)
+  else noGrad(() => inParts(kernel.name, backend, partsOf(kernel, most), outputs, inputs, params))
+}
+
+function launch(
+  backend: Backend,
+  program: Kernel,
+  outputs: readonly Tensor[],
+  inputs: readonly Tensor[],
+  params: readonly number[],
+): void {
+  const kernel = ELEMENTWISE.kernel(backend.kernels)
+  const attrs = { kernel: program, params }
+  const { flops } = ELEMENTWISE
+  run({ op: program.name, path: 'primitive', backend, kernel, outputs, inputs, attrs, flops })
+}
+
+/** Do operands fit in one launch? Memory that several of them share is bound once. */
+const binds = (outputs: readonly Tensor[], inputs: readonly Tensor[], most: number): boolean =>
+  outputs.length + inputs.length <= most ||
+  new Set([...outputs, ...inputs].map((t) => t.storage)).size <= most
+
+/**
+ * Runs the parts of a program, with their temporaries: as large as what they are computed of, and freed after their last
+ * use. An output that lies where a later part reads is written at the end.
+ */
+function inParts(
+  name: string,
+  backend: Backend,
+  parts: readonly Part[],
+  outputs: readonly Tensor[],
+  inputs: readonly Tensor[],
+  params: readonly number[],
+): void {
+  const operands = [...inputs]
+  const late: [Tensor, Tensor][] = []
+  const readAfter = (part: number, what: (i: number) => boolean): boolean =>
+    parts.some(({ reads }, later) => later > part && reads.some(what))
+  try {
+    parts.forEach(({ kernel, reads, writes }, at) => {
+      const from = reads.map((i) => operands[i])
+      const to = writes.map((o, k) => {
+        const out = outputs[o]
+        const fresh = (shape: readonly number[]): Tensor => allocate(backend, shape, kernel.exprs[k].dtype)
+        if (!out) {
+          const shapes = kernel.usesIndex ? [outputs[0].shape] : from.map((t) => t.shape)
+          const made = fresh(broadcastShapes(name, shapes))
+          operands.push(made)
+          return made
+        }
+        const overwrites = (i: number): boolean =>
+          operands[i].storage === out.storage && mayOverlap(operands[i], out)
+        if (!readAfter(at, (i) => i < inputs.length && overwrites(i))) return out
+        const made = fresh(out.shape)
+        late.push([out, made])
+        return made
+      })
+      compute(backend, kernel, to, from, params)
+      for (const i of reads) if (i >= inputs.length && !readAfter(at, (j) => j === i)) operands[i].dispose()
+    })
+    for (const [out, made] of late) copyInto(out, made)
+  } finally {
+    for (const t of operands.slice(inputs.length)) t.dispose()
+    for (const [, made] of late) made.dispose()
+  }
 }
 
 /** Throws where `outputs` cannot be overwritten by a program of `inputs`: see `elementwiseInto`. */
@@ -187,15 +250,14 @@ export function elementwiseInto(
     outputs.map((t) => t.dtype),
   )
   if (kernel.lost !== null) checkStored(p, kernel)
-  if (clash(outputs, inputs)) apart(outputs, p, inputs, kernel, params)
-  else compute(p.name, backend, kernel, outputs, inputs, params)
+  if (clash(outputs, inputs)) apart(outputs, inputs, kernel, params)
+  else compute(backend, kernel, outputs, inputs, params)
   for (const t of outputs) t.storage.version++
 }
 
 /** Runs on copies of the inputs that an output spoils, and stores outputs that others overlap afterwards, in order. */
 function apart(
   outputs: readonly Tensor[],
-  p: Program,
   inputs: readonly Tensor[],
   kernel: Kernel,
   params: readonly number[],
@@ -210,7 +272,7 @@ function apart(
     try {
       const from = inputs.map((t) => (outputs.some((out) => spoils(out, t)) ? own(copy(t)) : t))
       const to = outputs.map((t, i) => (i === 0 ? t : own(allocate(t.backend, t.shape, t.dtype))))
-      compute(p.name, backend, kernel, to, from, params)
+      compute(backend, kernel, to, from, params)
       for (let i = 1; i < outputs.length; i++) copyInto(outputs[i], to[i])
     } finally {
       for (const t of made) t.dispose()
@@ -236,8 +298,9 @@ export const copy = (x: Tensor, dtype?: DType): Tensor => elementwise(COPY, [x],
 export const copyInto = (target: Tensor, source: Tensor | ArrayOperand): void =>
   elementwiseInto([target], COPY, [source])
 
-function backward(node: GradNode<Call>, douts: readonly (Tensor | null)[]): (Tensor | null)[] {
-  const { program: p, params } = node.attrs
+function backward(node: GradNode<ElementwiseAttrs>, douts: readonly (Tensor | null)[]): (Tensor | null)[] {
+  const { kernel, params } = node.attrs
+  const p = kernel.program
   const wanted: number[] = []
   for (let i = 0; i < node.inputs.length; i++) if (node.needs(i)) wanted.push(i)
   const given: number[] = []

@@ -1,7 +1,8 @@
-import type { Backend, Foreach } from '../backend.ts'
+import type { Backend } from '../backend.ts'
+import { run } from '../dispatch/call.ts'
+import type { ForeachAttrs, KernelOf } from '../dispatch/kernels.ts'
 import { type DType, isFloat } from '../dtype.ts'
-import { expressionWork, launch } from '../profile.ts'
-import { type Kernel, type Program, specialize } from '../program.ts'
+import { expressionWork, type Kernel, type Program, specialize } from '../program.ts'
 import type { Storage } from '../storage.ts'
 import type { Tensor } from '../tensor.ts'
 import { backendOf } from './common.ts'
@@ -51,14 +52,14 @@ export function elementwiseIntoEach(p: Program, calls: readonly InPlaceCall[]): 
       batch.run()
       batch = null
     }
-    const foreach: Foreach | undefined = backend.kernels.foreach
+    const { foreach } = backend.kernels
     if (foreach && (foreach.supports?.(all, { kernel, params: [] }) ?? true)) {
-      batch ??= new Batch(p, kernel, backend, foreach)
+      batch ??= new Batch(kernel, backend, foreach)
       batch.add(call)
     } else {
       batch?.run()
       batch = null
-      single(p, kernel, backend, call)
+      single(kernel, backend, call)
     }
   }
   batch?.run()
@@ -75,9 +76,9 @@ function typed(p: Program, { outputs, inputs, params = NONE }: InPlaceCall): Ker
   )
 }
 
-function single(p: Program, kernel: Kernel, backend: Backend, call: InPlaceCall): void {
+function single(kernel: Kernel, backend: Backend, call: InPlaceCall): void {
   const { outputs, inputs, params = NONE } = call
-  compute(p.name, backend, kernel, outputs, inputs, params)
+  compute(backend, kernel, outputs, inputs, params)
   for (const t of outputs) t.storage.version++
 }
 
@@ -96,8 +97,7 @@ const endOf = (t: Tensor): number =>
 class Batch {
   readonly kernel: Kernel
   readonly backend: Backend
-  readonly #program: Program
-  readonly #foreach: Foreach
+  readonly #foreach: KernelOf<ForeachAttrs>
   /** Of operands, if all are floats. */
   readonly #dtypes: readonly DType[] | null
   readonly #calls: InPlaceCall[] = []
@@ -105,9 +105,8 @@ class Batch {
   readonly #read = 2 * ++batches
   readonly #written = this.#read + 1
 
-  constructor(p: Program, kernel: Kernel, backend: Backend, foreach: Foreach) {
+  constructor(kernel: Kernel, backend: Backend, foreach: KernelOf<ForeachAttrs>) {
     const dtypes = [...kernel.exprs.map((x) => x.dtype), ...kernel.inputs]
-    this.#program = p
     this.kernel = kernel
     this.backend = backend
     this.#foreach = foreach
@@ -149,7 +148,7 @@ class Batch {
   run(): void {
     const calls = this.#calls
     if (calls.length === 1) {
-      single(this.#program, this.kernel, this.backend, calls[0])
+      single(this.kernel, this.backend, calls[0])
       return
     }
     const [outputs, inputs]: [Tensor[], Tensor[]] = [[], []]
@@ -159,10 +158,20 @@ class Batch {
       for (const t of call.inputs) inputs.push(t)
       params.push(call.params ?? NONE)
     }
-    const work = (): number =>
+    const flops = (): number =>
       expressionWork(this.kernel) * calls.reduce((n, c) => n + (c.outputs[0] as Tensor).numel, 0)
     const attrs = { kernel: this.kernel, params }
-    launch(this.#program.name, 'fused', this.backend, this.#foreach, outputs, inputs, attrs, work)
+    const { backend } = this
+    run({
+      op: this.kernel.name,
+      path: 'fused',
+      backend,
+      kernel: this.#foreach,
+      outputs,
+      inputs,
+      attrs,
+      flops,
+    })
     for (const t of outputs) t.storage.version++
   }
 }

@@ -1,6 +1,7 @@
+import type { DimAttrs } from '../dispatch/kernels.ts'
+import { type Primitive, perform } from '../dispatch/primitive.ts'
 import { DTypeError, ShapeError, show } from '../errors.ts'
-import { launch } from '../profile.ts'
-import { type GradNode, record, shouldRecord } from '../tape.ts'
+import type { GradNode } from '../tape.ts'
 import { allocate, type Tensor } from '../tensor.ts'
 import { backendOf } from './common.ts'
 import { copy, fill } from './elementwise.ts'
@@ -24,17 +25,20 @@ export function gatherPrimitive(op: string, x: Tensor, dim: number, index: Tenso
   const backend = backendOf(op, [x, index])
   checkIndex(op, x.shape, dim, index)
   const out = allocate(backend, index.shape, x.dtype)
-  if (out.numel > 0) launch(op, 'primitive', backend, backend.kernels.gather, [out], [x, index], { dim })
-  if (shouldRecord([x])) {
-    record(op, [x, index], [out], dim, (node, [d]) => {
-      const from = node.inputs[0]
-      return [
-        d && scatterAddPrimitive(op, fill(from.backend, from.shape, 0, d.dtype), dim, node.input(1), d),
-        null,
-      ]
-    })
-  }
+  perform(GATHER, op, backend, [out], [x, index], { dim })
   return out
+}
+
+const GATHER: Primitive<DimAttrs> = {
+  kernel: (kernels) => kernels.gather,
+  backward: (node, [d]) => {
+    const { backend, shape } = node.inputs[0]
+    const { dim } = node.attrs
+    return [
+      d && scatterAddPrimitive(node.name, fill(backend, shape, 0, d.dtype), dim, node.input(1), d),
+      null,
+    ]
+  },
 }
 
 /** A copy of x with source added at `index` along `dim`. */
@@ -59,15 +63,19 @@ export function scatterAddPrimitive(
   if (x.dtype === 'bool')
     return copy(scatterAddPrimitive(op, copy(x, 'int32'), dim, index, copy(source, 'int32')), 'bool')
   const out = allocate(backend, x.shape, x.dtype)
-  launch(op, 'primitive', backend, backend.kernels.scatterAdd, [out], inputs, { dim })
-  if (shouldRecord(inputs)) record(op, inputs, [out], dim, scatterBackward)
+  perform(SCATTER_ADD, op, backend, [out], inputs, { dim })
   return out
 }
 
-function scatterBackward(node: GradNode<number>, [d]: readonly (Tensor | null)[]): (Tensor | null)[] {
+const SCATTER_ADD: Primitive<DimAttrs> = {
+  kernel: (kernels) => kernels.scatterAdd,
+  backward: scatterBackward,
+}
+
+function scatterBackward(node: GradNode<DimAttrs>, [d]: readonly (Tensor | null)[]): (Tensor | null)[] {
   if (!d) return [null, null, null]
   const [, index, source] = node.inputs
-  const picked = node.needs(2) ? gatherPrimitive('gather', d, node.attrs, node.input(1)) : null
+  const picked = node.needs(2) ? gatherPrimitive('gather', d, node.attrs.dim, node.input(1)) : null
   // Parts of source beyond index's shape were not used: zeros there.
   return [
     d,

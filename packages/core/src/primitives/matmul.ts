@@ -1,14 +1,20 @@
+import { type Primitive, perform } from '../dispatch/primitive.ts'
 import { isFloat, promote } from '../dtype.ts'
 import { DTypeError, ShapeError, show } from '../errors.ts'
 import * as e from '../expr.ts'
-import { broadcastShapes, sliceLayout } from '../layout.ts'
-import { launch } from '../profile.ts'
+import { broadcastShapes, numel, sliceLayout } from '../layout.ts'
 import { program } from '../program.ts'
-import { type GradNode, record, shouldRecord } from '../tape.ts'
+import type { GradNode } from '../tape.ts'
 import { allocate, type Tensor } from '../tensor.ts'
 import { backendOf } from './common.ts'
 import { copy, elementwise } from './elementwise.ts'
 import { expandView, part, transposeView } from './views.ts'
+
+const MATMUL: Primitive<object> = {
+  kernel: (kernels) => kernels.matmul,
+  flops: ([a], _, [out]) => 2 * numel(out.shape) * a.shape[a.shape.length - 1],
+  backward,
+}
 
 /**
  * Batched matrix product of tensors of rank ≥ 2: (…, M, K) · (…, K, N) → (…, M, N); batch dims broadcast.
@@ -36,11 +42,11 @@ export function matmulPrimitive(op: string, a: Tensor, b: Tensor): Tensor {
   const left = batch.length === 0 ? a : expandView(op, a, [...batch, m, k])
   const right = batch.length === 0 ? b : expandView(op, b, [...batch, k, n])
   const out = allocate(backend, [...batch, m, n], dtype)
-  const inputs = [left, right]
-  launch(op, 'primitive', backend, backend.kernels.matmul, [out], inputs, {})
-  if (shouldRecord(inputs)) record(op, inputs, [out], null, backward)
+  perform(MATMUL, op, backend, [out], [left, right], NONE)
   return out
 }
+
+const NONE = {}
 
 /** Inner sizes from here on are looked at: a repeated product is one product, whatever 32 bits can count. */
 const manyTimes = 2 ** 24
@@ -57,7 +63,7 @@ function repeated(op: string, a: Tensor, b: Tensor): Tensor {
   return elementwise(TIMES, [product], [isFloat(product.dtype) ? k : k | 0])
 }
 
-function backward(node: GradNode<null>, [d]: readonly (Tensor | null)[]): (Tensor | null)[] {
+function backward(node: GradNode<object>, [d]: readonly (Tensor | null)[]): (Tensor | null)[] {
   if (!d) return [null, null]
   const t = (x: Tensor): Tensor => transposeView(x, x.rank - 2, x.rank - 1)
   // The gradient of a transposed operand is computed transposed, so that what was transposed gets a contiguous one.

@@ -1,9 +1,10 @@
-import type { Reduction, View } from '../backend.ts'
+import type { View } from '../backend.ts'
+import type { ReduceAttrs, Reduction } from '../dispatch/kernels.ts'
+import { type Primitive, perform } from '../dispatch/primitive.ts'
 import { toSum } from '../dtype.ts'
 import { ShapeError, show } from '../errors.ts'
 import * as e from '../expr.ts'
 import { contiguousStrides, largestSize } from '../layout.ts'
-import { launch } from '../profile.ts'
 import { program } from '../program.ts'
 import { type GradNode, noGrad, record, shouldRecord } from '../tape.ts'
 import { allocate, type Tensor } from '../tensor.ts'
@@ -26,11 +27,7 @@ export const asShape = (t: Tensor, shape: readonly number[]): View => ({
   offset: 0,
 })
 
-interface Attrs {
-  kind: Reduction
-  dims: readonly number[]
-  keepShape: readonly number[]
-}
+const REDUCE: Primitive<ReduceAttrs> = { kernel: (kernels) => kernels.reduce, backward }
 
 /** Sum, product, largest or smallest over `dims` (sorted, non-negative). Differentiable; ties share the gradient equally. */
 export function reduce(kind: Reduction, input: Tensor, dims: readonly number[], keepdim: boolean): Tensor {
@@ -47,16 +44,14 @@ export function reduce(kind: Reduction, input: Tensor, dims: readonly number[], 
     )
   }
   const shape = keepdim ? keepShape : keepShape.filter((_, i) => !dims.includes(i))
-  const large = x.numel > largestSize && dims.some((d) => x.strides[d] === 0)
-  const out = large
-    ? noGrad(() => reduceRepeated(kind, x, dims, keepdim))
-    : allocate(x.backend, shape, x.dtype)
-  if (!large)
-    launch(kind, 'primitive', x.backend, x.backend.kernels.reduce, [asShape(out, keepShape)], [x], {
-      kind,
-      dims,
-    })
-  if (shouldRecord([x])) record<Attrs>(kind, [x], [out], { kind, dims, keepShape }, backward)
+  const attrs = { kind, dims }
+  if (x.numel > largestSize && dims.some((d) => x.strides[d] === 0)) {
+    const out = noGrad(() => reduceRepeated(kind, x, dims, keepdim))
+    if (shouldRecord([x])) record(kind, [x], [out], attrs, backward)
+    return out
+  }
+  const out = allocate(x.backend, shape, x.dtype)
+  perform(REDUCE, kind, x.backend, [out], [x], attrs, [asShape(out, keepShape)])
   return out
 }
 
@@ -83,10 +78,11 @@ function reduceRepeated(kind: Reduction, x: Tensor, dims: readonly number[], kee
   return out
 }
 
-function backward(node: GradNode<Attrs>, [dout]: readonly (Tensor | null)[]): (Tensor | null)[] {
+function backward(node: GradNode<ReduceAttrs>, [dout]: readonly (Tensor | null)[]): (Tensor | null)[] {
   if (!dout) return [null]
-  const { kind, dims, keepShape } = node.attrs
+  const { kind, dims } = node.attrs
   const shape = node.inputs[0].shape
+  const keepShape = shape.map((n, i) => (dims.includes(i) ? 1 : n))
   const d = reshapeView(dout, keepShape)
   if (kind === 'sum') return [expandView('sum', d, shape)]
   const x = node.input(0)

@@ -1,8 +1,9 @@
+import type { ScanAttrs } from '../dispatch/kernels.ts'
+import { type Primitive, perform } from '../dispatch/primitive.ts'
 import * as e from '../expr.ts'
 import { sliceLayout } from '../layout.ts'
-import { launch } from '../profile.ts'
 import { type Program, program } from '../program.ts'
-import { type GradNode, record, shouldRecord } from '../tape.ts'
+import type { GradNode } from '../tape.ts'
 import { allocate, type Tensor } from '../tensor.ts'
 import { backendOf } from './common.ts'
 import { elementwise } from './elementwise.ts'
@@ -10,27 +11,26 @@ import { embed, part } from './views.ts'
 
 const MUL = program('mul', 2, ([a, b]) => e.mul(a, b))
 
-interface Attrs {
-  kind: 'sum' | 'prod' | 'affine'
-  dim: number
-  reverse: boolean
-}
+const SCAN: Primitive<ScanAttrs> = { kernel: (kernels) => kernels.scan, backward }
 
 /**
  * Inclusive scan along `dim`: running sum or product of one input, or h[i] = a[i]·h[i−1] + b[i] of two inputs of one
  * shape. Differentiable; no gradient divides by an element, so zeros are fine.
  */
-export function scan(kind: Attrs['kind'], inputs: readonly Tensor[], dim: number, reverse: boolean): Tensor {
+export function scan(
+  kind: ScanAttrs['kind'],
+  inputs: readonly Tensor[],
+  dim: number,
+  reverse: boolean,
+): Tensor {
   const backend = backendOf(`cum${kind}`, inputs)
   const x = inputs[0]
   const out = allocate(backend, x.shape, x.dtype)
-  const attrs = { kind, dim, reverse }
-  if (out.numel > 0) launch(`cum${kind}`, 'primitive', backend, backend.kernels.scan, [out], inputs, attrs)
-  if (shouldRecord(inputs)) record<Attrs>(`cum${kind}`, inputs, [out], attrs, backward)
+  perform(SCAN, `cum${kind}`, backend, [out], inputs, { kind, dim, reverse })
   return out
 }
 
-function backward(node: GradNode<Attrs>, [d]: readonly (Tensor | null)[]): (Tensor | null)[] {
+function backward(node: GradNode<ScanAttrs>, [d]: readonly (Tensor | null)[]): (Tensor | null)[] {
   if (!d) return node.inputs.map(() => null)
   const { kind, dim, reverse } = node.attrs
   if (kind === 'sum') return [scan('sum', [d], dim, !reverse)]

@@ -1,6 +1,6 @@
+import type { ArgReduceAttrs, SortAttrs } from '../dispatch/kernels.ts'
+import { type Primitive, perform } from '../dispatch/primitive.ts'
 import { largestSize } from '../layout.ts'
-import { launch } from '../profile.ts'
-import { record, shouldRecord } from '../tape.ts'
 import { allocate, type Tensor } from '../tensor.ts'
 import { checkSizes } from './common.ts'
 import { copy, fill } from './elementwise.ts'
@@ -15,30 +15,28 @@ export function sortPrimitive(input: Tensor, dim: number, descending: boolean): 
   const x = input
   const values = allocate(x.backend, x.shape, x.dtype)
   const indices = allocate(x.backend, x.shape, 'int32')
-  if (x.numel > 0)
-    launch('sort', 'primitive', x.backend, x.backend.kernels.sort, [values, indices], [x], {
-      dim,
-      descending,
-    })
-  if (shouldRecord([x])) {
-    record('sort', [x], [values, indices], dim, (node, [d]) => {
-      if (!d) return [null]
-      const shape = node.inputs[0].shape
-      return [
-        shape.length === 0
-          ? d
-          : scatterAddPrimitive('sort', fill(d.backend, shape, 0, d.dtype), dim, node.output(1), d),
-      ]
-    })
-  }
+  perform(SORT, 'sort', x.backend, [values, indices], [x], { dim, descending })
   return [values, indices]
 }
+
+const SORT: Primitive<SortAttrs> = {
+  kernel: (kernels) => kernels.sort,
+  backward: (node, [d]) => {
+    if (!d) return [null]
+    const { shape } = node.inputs[0]
+    if (shape.length === 0) return [d]
+    const zeros = fill(d.backend, shape, 0, d.dtype)
+    return [scatterAddPrimitive('sort', zeros, node.attrs.dim, node.output(1), d)]
+  },
+}
+
+const ARG_REDUCE: Primitive<ArgReduceAttrs> = { kernel: (kernels) => kernels.argReduce, backward: null }
 
 /** Position of the first largest or smallest along `dim`, int32; keeps the dim. NaN wins. */
 export function argReducePrimitive(kind: 'max' | 'min', x: Tensor, dim: number): Tensor {
   if (x.numel > largestSize) checkSizes(`arg${kind}`, x)
   const source = x.dtype === 'bool' ? copy(x, 'int32') : x
   const out = allocate(x.backend, x.shape.with(dim, 1), 'int32')
-  launch(`arg${kind}`, 'primitive', x.backend, x.backend.kernels.argReduce, [out], [source], { kind, dim })
+  perform(ARG_REDUCE, `arg${kind}`, x.backend, [out], [source], { kind, dim })
   return out
 }

@@ -1,4 +1,5 @@
-import type { Primitives, View } from '../backend.ts'
+import type { View } from '../backend.ts'
+import type { Primitives } from '../dispatch/kernels.ts'
 import type { TypedArray } from '../dtype.ts'
 import { ValueError } from '../errors.ts'
 import { broadcastStrides, forEachOffset, type Layout, numel } from '../layout.ts'

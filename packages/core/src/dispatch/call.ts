@@ -1,0 +1,67 @@
+/** The one way to a kernel: every launch of every operator on every backend is a `Call`, and `run` runs it. */
+
+import type { Backend, View } from '../backend.ts'
+import { running } from '../safety-net.ts'
+import { watching } from '../scope.ts'
+import type { KernelOf } from './kernels.ts'
+
+/** One run of a kernel: the operator, where it runs, what it reads and writes, and what decides its code. */
+export interface Call<A = unknown> {
+  /** What profiles and errors call it. */
+  readonly op: string
+  /** A kernel of a whole operator, or a primitive. */
+  readonly path: 'fused' | 'primitive'
+  /** Where it runs. */
+  readonly backend: Backend
+  /** What runs. */
+  readonly kernel: KernelOf<A>
+  /** What is filled. */
+  readonly outputs: readonly View[]
+  /** What is read. */
+  readonly inputs: readonly View[]
+  /** What decides the kernel's code. */
+  readonly attrs: A
+  /** Counts its arithmetic operations, for profiles. */
+  readonly flops?: Work<A> | undefined
+}
+
+/** Counts arithmetic operations. */
+export type Work<A> = (inputs: readonly View[], attrs: A, outputs: readonly View[]) => number
+
+/** Hears of every call while it is installed; a profile is one. */
+export interface Listener {
+  /** Runs the call by calling `go`, once. */
+  call(call: Call, go: () => void): void
+  /** A composed operator begins; what it returns is handed to `composed` when the operator ends. */
+  begin(backend: Backend): unknown
+  composed(op: string, backend: Backend, begun: unknown): void
+}
+
+let listener: Listener | null = null
+
+/** Who listens, or null. */
+export const listening = (): Listener | null => listener
+
+/** Installs a listener, or none; who listened until now. */
+export function listen(next: Listener | null): Listener | null {
+  const before = listener
+  listener = next
+  return before
+}
+
+/** Runs a kernel. */
+export function run<A>(call: Call<A>): void {
+  if (listener === null) launch(call)
+  else listener.call(call as Call, () => launch(call))
+}
+
+function launch<A>({ op, kernel, outputs, inputs, attrs }: Call<A>): void {
+  running.outputs = outputs
+  running.inputs = inputs
+  try {
+    kernel.run(outputs, inputs, attrs)
+    watching()?.filled(op, outputs)
+  } finally {
+    running.outputs = running.inputs = null
+  }
+}

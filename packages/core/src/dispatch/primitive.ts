@@ -1,0 +1,56 @@
+/** Primitives as operators: each names its kernel, its work and its gradient once, and `perform` does the rest. */
+
+import type { Backend, View } from '../backend.ts'
+import { type Backward, record, shouldRecord } from '../tape.ts'
+import type { Tensor } from '../tensor.ts'
+import { run, type Work } from './call.ts'
+import type { KernelOf, Primitives } from './kernels.ts'
+
+/** A primitive operator. */
+export interface Primitive<A> {
+  /** Picks its kernel. */
+  readonly kernel: (kernels: Primitives) => KernelOf<A>
+  /** Counts arithmetic operations, for profiles. */
+  readonly flops?: Work<A>
+  /** The rule of its gradient, from what the tape knows of the call; null where nothing is differentiable. */
+  readonly backward: Backward<A> | null
+}
+
+/**
+ * Runs a primitive, called `op` by profiles, errors and the tape. `outputs` are what the caller gets; the kernel fills
+ * `views` of them, if it wants them in another shape.
+ */
+export function perform<A>(
+  primitive: Primitive<A>,
+  op: string,
+  backend: Backend,
+  outputs: readonly Tensor[],
+  inputs: readonly Tensor[],
+  attrs: A,
+  views: readonly View[] = outputs,
+): void {
+  const { kernel, flops } = primitive
+  if (outputs[0].numel > 0)
+    run({
+      op,
+      path: 'primitive',
+      backend,
+      kernel: kernel(backend.kernels),
+      outputs: views,
+      inputs,
+      attrs,
+      flops,
+    })
+  tape(primitive, op, outputs, inputs, attrs)
+}
+
+/** Puts a call on the tape, where something is to be differentiated. */
+export function tape<A>(
+  { backward }: Primitive<A>,
+  op: string,
+  outputs: readonly Tensor[],
+  inputs: readonly Tensor[],
+  attrs: A,
+): void {
+  if (backward !== null && shouldRecord(inputs)) record(op, inputs, outputs, attrs, backward)
+}
