@@ -52,6 +52,7 @@ function rowStats(stats: Tensor): [top: Tensor, total: Tensor] {
 
 const BLOCK: Op<AttentionAttrs> = {
   name: FORWARD,
+  kernel: (kernels) => kernels.scaled_dot_product_attention,
   outputs: 2,
   infer: ([q, , v]) => [
     { shape: [...q.shape.slice(0, 3), v.shape[3]], dtype: q.dtype },
@@ -75,6 +76,7 @@ const BLOCK: Op<AttentionAttrs> = {
  */
 const BLOCK_BACKWARD: Op<AttentionAttrs & { needs: readonly boolean[] }> = {
   name: `${FORWARD}Backward`,
+  kernel: (kernels) => kernels.scaled_dot_product_attentionBackward,
   outputs: 3,
   infer: ([q, k, v]) => [q, k, v].map(({ shape, dtype }) => ({ shape, dtype })),
   compose: ([q, k, v, out, stats, dout], attrs) => {
