@@ -4,6 +4,7 @@ import {
   type Backend,
   DeviceError,
   type DType,
+  dtypeInfo,
   expectOptions,
   largestHolders,
   layout,
@@ -18,6 +19,7 @@ import { GPU, type Gpu, type GpuOptions, openGpu } from './gpu.ts'
 import { tuningOf } from './kernels/matmul-tuning.ts'
 import { kernelTable } from './kernels/table.ts'
 import { software } from './tuning.ts'
+import { elementOf } from './wgsl/element.ts'
 
 /** How a WebGPU backend is set up. */
 export interface WebGpuOptions extends GpuOptions {
@@ -85,7 +87,7 @@ export function backendOn(gpu: Gpu, maxPooledBytes?: number): WebGpuBackend {
     }),
     alloc: (bytes: number, dtype: DType) => {
       gpu.check('alloc')
-      return engine.pool.alloc(dtype === 'bool' ? bytes : bytes / 4, dtype)
+      return engine.pool.alloc(bytes / dtypeInfo[dtype].bytes, dtype)
     },
     sizeOf: sizeClass,
     maxOperands: gpu.limits.maxStorageBuffersPerShaderStage,
@@ -98,18 +100,17 @@ export function backendOn(gpu: Gpu, maxPooledBytes?: number): WebGpuBackend {
       const count = layout.numel(view.shape)
       if (count === 0) return
       const part = data.length > count ? data.subarray(0, count) : data
-      engine.write(
-        bufferOf(view),
-        4 * view.offset,
-        (view.dtype === 'bool' ? Uint32Array.from(part) : part) as Words,
-      )
+      const { bytes, write } = elementOf(view.dtype)
+      engine.write(bufferOf(view), bytes * view.offset, write(part))
     },
     async read(view): Promise<TypedArray> {
       const count = layout.numel(view.shape)
-      const words =
-        count === 0 ? new ArrayBuffer(0) : await engine.read(bufferOf(view), 4 * view.offset, 4 * count)
-      if (view.dtype === 'bool') return Uint8Array.from(new Uint32Array(words))
-      return view.dtype === 'int32' ? new Int32Array(words) : new Float32Array(words)
+      const { bytes, read } = elementOf(view.dtype)
+      return read(
+        count === 0
+          ? new ArrayBuffer(0)
+          : await engine.read(bufferOf(view), bytes * view.offset, bytes * count),
+      )
     },
     stats: () => engine.pool.stats(),
     finished: () => engine.finished(),
@@ -123,5 +124,3 @@ export function backendOn(gpu: Gpu, maxPooledBytes?: number): WebGpuBackend {
     () => ({ name: 'webgpu', adapter }),
   )
 }
-
-type Words = Uint32Array<ArrayBuffer> | Int32Array<ArrayBuffer> | Float32Array<ArrayBuffer>

@@ -1,8 +1,9 @@
 /** GPU memory: one buffer per storage, recycled by size. */
 
-import { type DType, DTypeError, OutOfMemoryError } from '@tilegrad/core'
+import { type DType, OutOfMemoryError } from '@tilegrad/core'
 import type { Gpu } from './gpu.ts'
 import type { Recorder } from './recorded.ts'
+import { elementOf } from './wgsl/element.ts'
 
 /** This backend's piece of memory. Elements are 4 bytes each, bools too; an empty tensor has 4 bytes as well. */
 export class GpuBuffer {
@@ -114,12 +115,8 @@ export class BufferPool {
 
   /** A buffer for `count` elements. Throws DTypeError, or OutOfMemoryError if the device has no buffers of that size. */
   alloc(count: number, dtype: DType): GpuBuffer {
-    if (dtype === 'float64' || dtype === 'float16')
-      throw new DTypeError(
-        `webgpu: ${dtype} is not stored on GPUs here; convert with .to('float32') before moving there`,
-      )
     const most = this.#largest
-    const wanted = 4 * count
+    const wanted = elementOf(dtype).bytes * count
     if (wanted > most) {
       const error = new OutOfMemoryError(wanted, this.#used, most)
       const what = this.recorder ? `${this.recorder.name}: its workspace` : 'webgpu: a tensor'

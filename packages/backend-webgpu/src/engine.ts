@@ -19,6 +19,7 @@ import { type Bound, type GpuKernel, Pipelines } from './pipelines.ts'
 import type { Dispatch, Recorder, Scalar } from './recorded.ts'
 import type { Shader } from './shader.ts'
 import { type Tuning, untuned } from './tuning.ts'
+import { elementOf } from './wgsl/element.ts'
 
 const firstBatch = 16
 const largestBatch = 256
@@ -156,9 +157,7 @@ export class Engine {
     const word = slot >>> 2
     for (let i = 0; i < scalars.length; i++) {
       const { at, source, dtype } = scalars[i] as Scalar
-      const value = values[source] as number
-      if (dtype === 'float32') f32[word + at] = value
-      else u32[word + at] = dtype === 'bool' ? Number(value !== 0) : value
+      elementOf(dtype).put(values[source] as number, word + at, f32, u32)
     }
   }
 

@@ -5,11 +5,11 @@
  * Reference: `argReduce` in core's reference/kernels.ts. Test: reduce.test.ts.
  */
 
-import type { DType, Primitives, View } from '@tilegrad/core'
+import { type DType, isFloat, type Primitives, type View } from '@tilegrad/core'
 import type { GpuBuffer } from '../buffers.ts'
 import type { Engine } from '../engine.ts'
 import { grid, nestOf, numel, otherDims, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
-import { itemOf } from '../wgsl/lowering.ts'
+import { elementOf } from '../wgsl/element.ts'
 import { mathCode } from '../wgsl/math.ts'
 import { type Lanes, laneCode, neighbour, shareOut, workgroup } from './lanes.ts'
 
@@ -38,9 +38,9 @@ export function argReduce(engine: Engine): Primitives['argReduce'] {
 }
 
 function shader(kind: 'max' | 'min', dtype: DType, how: Lanes, rank: number) {
-  const item = itemOf(dtype)
+  const { item } = elementOf(dtype)
   const better = kind === 'max' ? 'v > a' : 'v < a'
-  const nan = dtype === 'float32' ? ['tg_isnan(v)', 'tg_isnan(a)'] : ['false', 'false']
+  const nan = isFloat(dtype) ? ['tg_isnan(v)', 'tg_isnan(a)'] : ['false', 'false']
   const lines = [
     laneCode(how),
     'let base = p.x0 + outer(select(0u, row, row < p.rows));',
@@ -72,7 +72,7 @@ function shader(kind: 'max' | 'min', dtype: DType, how: Lanes, rank: number) {
       { name: 'x', item },
     ],
     workgroup: [workgroup] as const,
-    declarations: `${mathCode(dtype === 'float32' ? ['tg_isnan'] : [])}
+    declarations: `${mathCode(isFloat(dtype) ? ['tg_isnan'] : [])}
 const none = 0xffffffffu;
 ${how.lanes > 1 ? `var<workgroup> shared_a: array<${item}, ${workgroup}>;\nvar<workgroup> shared_at: array<u32, ${workgroup}>;` : ''}
 fn wins(v: ${item}, i: u32, a: ${item}, at: u32) -> bool {

@@ -1,9 +1,9 @@
 /** What kernels read for the options of attention beside q, k, v and their gradients: parameters and buffers in order. */
 
-import { type AttentionAttrs, attentionOperands, dropoutParams, type View } from '@tilegrad/core'
+import { type AttentionAttrs, attentionOperands, dropoutParams, isFloat, type View } from '@tilegrad/core'
 import type { GpuBuffer } from '../buffers.ts'
 import type { Binding } from '../shader.ts'
-import { typeOf } from '../wgsl/lowering.ts'
+import { elementOf } from '../wgsl/element.ts'
 import { type Form, offsetOf, operandParams, operandWords } from './attention-blocks.ts'
 import type { Streamed } from './attention-visits.ts'
 
@@ -13,12 +13,12 @@ export const optionParams = ({ mask, blocks, alibi, globals, dropout }: Form): s
   ...(alibi ? ['slopesAt: i32', 'slopesStep: i32', 'offset: i32'] : []),
   ...(globals ? ['globalKeys: i32', 'globalQueries: i32'] : []),
   ...(dropout
-    ? ['draws: i32', ...dropout.params.map(({ dtype }, slot) => `drop${slot}: ${typeOf(dtype)}`)]
+    ? ['draws: i32', ...dropout.params.map(({ dtype }, slot) => `drop${slot}: ${elementOf(dtype).item}`)]
     : []),
 ]
 
 export const optionBindings = ({ mask, blocks, alibi }: Form): Binding[] => [
-  ...(mask === 'none' ? [] : [{ name: 'mask', item: mask === 'bool' ? 'u32' : 'f32' } as const]),
+  ...(mask === 'none' ? [] : [{ name: 'mask', item: elementOf(mask).item }]),
   ...(blocks ? [{ name: 'counts', item: 'i32' } as const, { name: 'list', item: 'i32' } as const] : []),
   ...(alibi ? [{ name: 'slopes', item: 'f32' } as const] : []),
 ]
@@ -64,8 +64,8 @@ export function addOptions(
     const params = dropoutParams(attrs.dropout, attrs.draw)
     for (const { source, dtype } of dropout.params) {
       const value = params[source] as number
-      if (dtype === 'float32') floats.push([words.length, value])
-      words.push(dtype === 'float32' ? 0 : value)
+      if (isFloat(dtype)) floats.push([words.length, value])
+      words.push(isFloat(dtype) ? 0 : value)
     }
   }
 }

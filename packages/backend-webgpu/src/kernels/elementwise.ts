@@ -14,7 +14,8 @@ import type { Engine } from '../engine.ts'
 import { grid, type Nest, nestOf } from '../layout.ts'
 import type { Scalar } from '../recorded.ts'
 import type { Binding, Item } from '../shader.ts'
-import { itemOf, loaded, lower, stored, typeOf } from '../wgsl/lowering.ts'
+import { elementOf } from '../wgsl/element.ts'
+import { lower } from '../wgsl/lowering.ts'
 import { mathCode } from '../wgsl/math.ts'
 
 type Attrs = Primitives['elementwise'] extends KernelOf<infer A> ? A : never
@@ -132,11 +133,11 @@ function shader(
   if (!flat) for (let d = 0; d < rank; d++) fields.push(`n${d}: u32`)
   for (let d = 0; d < rank; d++) for (let i = 0; i < views.length; i++) fields.push(`s${d}_${i}: i32`)
   kernel.params.forEach(({ dtype }, slot) => {
-    fields.push(`a${slot}: ${dtype === 'float32' ? 'f32' : dtype === 'int32' ? 'i32' : 'u32'}`)
+    fields.push(`a${slot}: ${elementOf(dtype).item}`)
   })
   const bindings = written.map((write, b): Binding => {
     const { dtype } = views[place.indexOf(b)] as View
-    const item = itemOf(dtype)
+    const { item } = elementOf(dtype)
     return { name: `b${b}`, item: (vectors ? `vec4<${item}>` : item) as Item, ...(write && { write }) }
   })
   const inputs = views.slice(outputs)
@@ -144,16 +145,16 @@ function shader(
   // The expressions as one function of an element: WGSL computes it once for each of four.
   const { code, values, functions } = lower(kernel.exprs, (node) => {
     if (node.kind === 'input') return `x${node.index}`
-    if (node.kind === 'param') return node.dtype === 'bool' ? `(p.a${node.slot} != 0u)` : `p.a${node.slot}`
+    if (node.kind === 'param') return elementOf(node.dtype).load(`p.a${node.slot}`)
     return node.kind === 'index' ? 'i32(i)' : `c${rank + node.dim}`
   })
   const { coords } = traitsOf(kernel)
   const args = [
     'i: u32',
-    ...inputs.map((v, k) => `x${k}: ${typeOf(v.dtype)}`),
+    ...inputs.map((v, k) => `x${k}: ${elementOf(v.dtype).value}`),
     ...(coords ? Array.from({ length: rank }, (_, d) => `c${d}: i32`) : []),
   ]
-  const results = kernel.exprs.map((t) => typeOf(t.dtype))
+  const results = kernel.exprs.map((t) => elementOf(t.dtype).value)
   const declarations = `${mathCode(functions)}
 struct Out { ${results.map((t, i) => `r${i}: ${t}`).join(', ')} }
 fn f(${args.join(', ')}) -> Out {
@@ -189,11 +190,11 @@ return Out(${values.join(', ')});
       else lines.push(`let w${k} = ${name}[at${k} >> 2u];`)
     })
     for (let j = 0; j < 4; j++) {
-      const elements = inputs.map((v, k) => loaded(`w${k}[${j}]`, v.dtype))
+      const elements = inputs.map((v, k) => elementOf(v.dtype).load(`w${k}[${j}]`))
       lines.push(`let r${j} = ${call(`first + ${j}u`, elements)};`)
     }
     kernel.exprs.forEach((t, o) => {
-      const parts = [0, 1, 2, 3].map((j) => stored(`r${j}.r${o}`, t.dtype))
+      const parts = [0, 1, 2, 3].map((j) => elementOf(t.dtype).store(`r${j}.r${o}`))
       lines.push(`b${place[o]}[(${at(o)}) >> 2u] = vec4(${parts.join(', ')});`)
     })
   } else {
@@ -214,10 +215,10 @@ return Out(${values.join(', ')});
         : Array.from({ length: rank }, (_, d) => `i32(k${d}) * p.s${d}_${i}`)
       return `b${place[i]}[${[`p.o${i}`, ...terms].join(' + ')}]`
     }
-    const elements = inputs.map((v, k) => loaded(at(outputs + k), v.dtype))
+    const elements = inputs.map((v, k) => elementOf(v.dtype).load(at(outputs + k)))
     lines.push(`let r = ${call('i', elements)};`)
     kernel.exprs.forEach((t, o) => {
-      lines.push(`${at(o)} = ${stored(`r.r${o}`, t.dtype)};`)
+      lines.push(`${at(o)} = ${elementOf(t.dtype).store(`r.r${o}`)};`)
     })
     lines.push('}')
   }

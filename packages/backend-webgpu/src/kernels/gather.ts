@@ -9,7 +9,7 @@ import type { GpuBuffer } from '../buffers.ts'
 import type { Engine } from '../engine.ts'
 import { grid, nestOf, numel, viewOf, walkFields, walkFunction, walkWords } from '../layout.ts'
 import type { Shader } from '../shader.ts'
-import { itemOf } from '../wgsl/lowering.ts'
+import { elementOf } from '../wgsl/element.ts'
 
 const workgroup = 256
 
@@ -30,7 +30,7 @@ export function gather(engine: Engine): Primitives['gather'] {
       const buffers = [y.buffer, source.buffer, at.buffer] as GpuBuffer[]
       const shared = source.buffer === at.buffer
       const kernel = engine.kernel(`gather ${y.dtype} ${rank} ${shared}`, 'gather', (): Shader => {
-        const item = itemOf(y.dtype)
+        const { item } = elementOf(y.dtype)
         const from = shared ? 'x' : 'index'
         return {
           params: [

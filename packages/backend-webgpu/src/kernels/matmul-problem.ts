@@ -2,6 +2,7 @@
 
 import type { View } from '@tilegrad/core'
 import type { GpuBuffer } from '../buffers.ts'
+import { type Stored, storedOf } from '../wgsl/element.ts'
 
 /** Where a matrix lies; strides and offset in elements. `batch` holds its strides along the dims of the batch. */
 export interface Matrix {
@@ -31,6 +32,9 @@ export interface Problem {
   band?: number
 }
 
+/** What products are computed in; those of bools are sums of int32 before they come here. */
+const types: Readonly<Record<Stored, Problem['type']>> = { float32: 'f32', int32: 'i32', bool: 'i32' }
+
 /** Operands of equal rank, or that broadcast (`b` and `extras`) to the rank of the outputs. */
 export function problemOf(outs: readonly View[], a: View, b: View, extras: readonly View[] = []): Problem {
   const [{ shape }] = outs as [View]
@@ -41,7 +45,7 @@ export function problemOf(outs: readonly View[], a: View, b: View, extras: reado
     k: a.shape.at(-1) as number,
     items: 1,
     sizes: shape.slice(0, d),
-    type: a.dtype === 'int32' ? 'i32' : 'f32',
+    type: types[storedOf(a.dtype)],
     a: matrix(a, [...shape.slice(0, -1), a.shape.at(-1) as number]),
     b: matrix(b, [...shape.slice(0, -2), ...b.shape.slice(-2)]),
     outs: outs.map((v) => matrix(v, shape)),

@@ -9,12 +9,12 @@
  * Reference: `reduce` in core's reference/kernels.ts. Test: reduce.test.ts.
  */
 
-import type { DType, Primitives, Reduction, View } from '@tilegrad/core'
+import { type DType, isFloat, type Primitives, type Reduction, type View } from '@tilegrad/core'
 import type { GpuBuffer } from '../buffers.ts'
 import type { Engine } from '../engine.ts'
 import { grid, nestOf, numel, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
-import { itemOf } from '../wgsl/lowering.ts'
-import { mathCode } from '../wgsl/math.ts'
+import { elementOf, type Stored, storedOf } from '../wgsl/element.ts'
+import { type MathName, mathCode } from '../wgsl/math.ts'
 import { type Lanes, laneCode, neighbour, shareOut, workgroup } from './lanes.ts'
 
 /** As many threads as keep a large GPU busy. */
@@ -95,7 +95,7 @@ export function reduceInto(
 }
 
 function shader(kind: Reduction, dtype: DType, how: Lanes, ranks: readonly [number, number]) {
-  const item = itemOf(dtype)
+  const { item } = elementOf(dtype)
   const [start, combine, functions] = operation(kind, dtype)
   const lines = [
     laneCode(how),
@@ -149,21 +149,23 @@ ${walkFunction('inner', ranks[1])}`,
   }
 }
 
+/** The items that largest and smallest elements are looked for from. */
+const ends: Readonly<Record<Stored, Readonly<Record<'max' | 'min', string>>>> = {
+  float32: { max: 'tg_bits(0xff800000u)', min: 'tg_bits(0x7f800000u)' },
+  int32: { max: 'i32(-2147483648)', min: '2147483647i' },
+  bool: { max: '0u', min: '1u' },
+}
+
 /** Where to start, how to go on, and the functions that needs. */
 function operation(
   kind: Reduction,
   dtype: DType,
-): [start: string, combine: (a: string, b: string) => string, functions: string[]] {
-  const float = dtype === 'float32'
-  if (kind === 'sum') return [float ? '0.0' : '0', (a, b) => `(${a} + ${b})`, []]
-  if (kind === 'prod') return [float ? '1.0' : '1', (a, b) => `(${a} * ${b})`, []]
-  if (float)
-    return [
-      kind === 'max' ? 'tg_bits(0xff800000u)' : 'tg_bits(0x7f800000u)',
-      (a, b) => `tg_${kind}(${a}, ${b})`,
-      [`tg_${kind}`, 'tg_bits'],
-    ]
-  const start =
-    dtype === 'bool' ? (kind === 'max' ? '0u' : '1u') : kind === 'max' ? 'i32(-2147483648)' : '2147483647i'
-  return [start, (a, b) => `${kind}(${a}, ${b})`, []]
+): [start: string, combine: (a: string, b: string) => string, functions: MathName[]] {
+  const { zero, one } = elementOf(dtype)
+  if (kind === 'sum') return [zero, (a, b) => `(${a} + ${b})`, []]
+  if (kind === 'prod') return [one, (a, b) => `(${a} * ${b})`, []]
+  const start = ends[storedOf(dtype)][kind]
+  return isFloat(dtype)
+    ? [start, (a, b) => `tg_${kind}(${a}, ${b})`, [`tg_${kind}`, 'tg_bits']]
+    : [start, (a, b) => `${kind}(${a}, ${b})`, []]
 }

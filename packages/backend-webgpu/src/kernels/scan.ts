@@ -14,7 +14,7 @@ import type { GpuBuffer } from '../buffers.ts'
 import type { Engine } from '../engine.ts'
 import { grid, nestOf, numel, otherDims, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
 import type { Binding, Shader } from '../shader.ts'
-import { itemOf } from '../wgsl/lowering.ts'
+import { elementOf } from '../wgsl/element.ts'
 import { type Lanes, laneCode, neighbour, shareOut, workgroup } from './lanes.ts'
 
 type Kind = ScanAttrs['kind']
@@ -116,10 +116,8 @@ function shader(
   outputs: number,
   place: readonly number[],
 ): Shader {
-  const item = itemOf(dtype)
+  const { item, zero, one } = elementOf(dtype)
   const affine = kind === 'affine'
-  const zero = dtype === 'float32' ? '0.0' : '0'
-  const one = dtype === 'float32' ? '1.0' : '1'
   const start = kind === 'prod' ? one : zero
   const inputs = affine ? ['a', 'b'] : ['b']
   const walked = what === 'totals' ? inputs : ['y', ...inputs]

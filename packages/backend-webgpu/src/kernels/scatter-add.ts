@@ -24,7 +24,7 @@ import {
   walkWords,
 } from '../layout.ts'
 import type { Binding, Shader } from '../shader.ts'
-import { itemOf } from '../wgsl/lowering.ts'
+import { elementOf } from '../wgsl/element.ts'
 import { sortInto } from './sort.ts'
 
 const workgroup = 256
@@ -191,7 +191,7 @@ function shader(
   names: readonly string[],
   place: readonly number[],
 ): Shader {
-  const item = itemOf(dtype)
+  const { item } = elementOf(dtype)
   const items = [item, item, ...(how === 'none' ? [] : [item]), 'i32', 'i32'] as const
   const bindings = Array.from(
     { length: Math.max(...place) + 1 },

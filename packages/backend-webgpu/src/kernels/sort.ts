@@ -9,12 +9,12 @@
  * Reference: `sort` in core's reference/kernels.ts. Test: sort.test.ts.
  */
 
-import type { DType, Primitives, View } from '@tilegrad/core'
+import { type DType, isFloat, type Primitives, type View } from '@tilegrad/core'
 import type { GpuBuffer } from '../buffers.ts'
 import type { Engine } from '../engine.ts'
 import { grid, nestOf, numel, otherDims, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
 import type { Shader } from '../shader.ts'
-import { itemOf } from '../wgsl/lowering.ts'
+import { elementOf, type Stored, storedOf } from '../wgsl/element.ts'
 import { mathCode } from '../wgsl/math.ts'
 
 /** Pairs of a block, four to a thread: 8 KiB of workgroup memory. */
@@ -93,20 +93,24 @@ const writeFields = (rank: number): string[] => [
   ...walkFields('y_at', rank),
 ]
 
-/** `key`: unsigned integers in the order of elements; −0 equals 0. */
-function keyFunction(dtype: DType, descending: boolean): string {
-  const result = descending ? '~k' : 'k'
-  if (dtype !== 'float32')
-    return `fn key(v: ${itemOf(dtype)}) -> u32 { let k = ${dtype === 'int32' ? 'bitcast<u32>(v) ^ 0x80000000u' : 'v'}; return ${result}; }`
-  return `${mathCode(['tg_isnan'])}
-fn key(v: f32) -> u32 {
-  let b = bitcast<u32>(v);
+/** `k`: unsigned integers in the order of elements v; −0 equals 0, and NaN is the largest. */
+const keys: Readonly<Record<Stored, string>> = {
+  float32: `let b = bitcast<u32>(v);
   var k = select(b | 0x80000000u, ~b, (b >> 31u) == 1u);
   if (b == 0x80000000u) { k = 0x80000000u; }
-  if (tg_isnan(v)) { k = 0xffffffffu; }
-  return ${result};
-}`
+  if (tg_isnan(v)) { k = 0xffffffffu; }`,
+  int32: 'let k = bitcast<u32>(v) ^ 0x80000000u;',
+  bool: 'let k = v;',
 }
+
+const keyFunction = (
+  dtype: DType,
+  descending: boolean,
+): string => `${mathCode(isFloat(dtype) ? ['tg_isnan'] : [])}
+fn key(v: ${elementOf(dtype).item}) -> u32 {
+  ${keys[storedOf(dtype)]}
+  return ${descending ? '~k' : 'k'};
+}`
 
 /** Reads `pair` elements of x: what is beyond the end of a row comes after all that is in it. */
 const loadPair = (length: string): string => `var k = 0xffffffffu;
@@ -146,7 +150,7 @@ ${steps('size >> 1u', `((${start}a) & (p.padded - 1u) & size) != 0u`)}
 }`
 
 function shortRows(dtype: DType, descending: boolean, inRank: number, outRank: number): Shader {
-  const item = itemOf(dtype)
+  const { item } = elementOf(dtype)
   return {
     params: ['rows: u32', 'length: u32', 'padded: u32', ...readFields(inRank), ...writeFields(outRank)],
     bindings: [
@@ -186,7 +190,7 @@ function firstBlocks(dtype: DType, descending: boolean, rank: number): Shader {
     bindings: [
       { name: 'all_keys', item: 'u32', write: true },
       { name: 'all_places', item: 'u32', write: true },
-      { name: 'x', item: itemOf(dtype) },
+      { name: 'x', item: elementOf(dtype).item },
     ],
     workgroup: [workgroup],
     declarations: `${keyFunction(dtype, descending)}${exchange}\n${walkFunction('x_at', rank)}`,
@@ -250,7 +254,7 @@ ${storeBlock}`,
 }
 
 function writeRows(dtype: DType, inRank: number, outRank: number): Shader {
-  const item = itemOf(dtype)
+  const { item } = elementOf(dtype)
   return {
     params: ['count: u32', 'length: u32', 'padded: u32', ...readFields(inRank), ...writeFields(outRank)],
     bindings: [

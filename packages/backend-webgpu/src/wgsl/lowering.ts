@@ -1,7 +1,11 @@
-/** Core's typed scalar expressions as WGSL: one `let` per node. float32 is f32, int32 i32, bool bool. */
+/** Core's typed scalar expressions as WGSL: one `let` per node, in the types of values that `element.ts` names. */
 
-import { type DType, type Typed, typedPostOrder, UnsupportedOpError } from '@tilegrad/core'
+import { type Typed, typedPostOrder, UnsupportedOpError } from '@tilegrad/core'
+import { elements, type Stored, storedOf } from './element.ts'
+import type { MathName } from './math.ts'
 
+type Unary = Extract<Typed, { kind: 'unary' }>['op']
+type Binary = Extract<Typed, { kind: 'binary' }>['op']
 type Leaf = Extract<Typed, { kind: 'input' | 'param' | 'index' | 'coord' }>
 
 export interface Lowered {
@@ -10,26 +14,14 @@ export interface Lowered {
   /** One per expression: the name of its value. */
   readonly values: readonly string[]
   /** Functions of `math.ts` that the code calls. */
-  readonly functions: ReadonlySet<string>
+  readonly functions: ReadonlySet<MathName>
 }
-
-export const typeOf = (dtype: DType): 'f32' | 'i32' | 'bool' =>
-  dtype === 'float32' ? 'f32' : dtype === 'int32' ? 'i32' : 'bool'
-
-/** The type in memory: bools are u32. */
-export const itemOf = (dtype: DType): 'f32' | 'i32' | 'u32' =>
-  dtype === 'float32' ? 'f32' : dtype === 'int32' ? 'i32' : 'u32'
-
-/** A loaded item as a value, and a value as an item to store. */
-export const loaded = (item: string, dtype: DType): string => (dtype === 'bool' ? `(${item} != 0u)` : item)
-export const stored = (value: string, dtype: DType): string =>
-  dtype === 'bool' ? `select(0u, 1u, ${value})` : value
 
 /** Emits all of some expressions; `leaf` names the values of inputs (bools as bool), params, the index, coordinates. */
 export function lower(exprs: readonly Typed[], leaf: (node: Leaf) => string): Lowered {
   const names = new Map<Typed, string>()
-  const functions = new Set<string>()
-  const call = (name: string, ...args: string[]): string => {
+  const functions = new Set<MathName>()
+  const call: Call = (name, ...args) => {
     functions.add(name)
     return `${name}(${args.join(', ')})`
   }
@@ -47,134 +39,161 @@ export function lower(exprs: readonly Typed[], leaf: (node: Leaf) => string): Lo
   return { code: lines.join('\n'), values: exprs.map((t) => names.get(t) as string), functions }
 }
 
-type Call = (name: string, ...args: string[]) => string
+/** Calls a function of `math.ts`. */
+type Call = (name: MathName, ...args: string[]) => string
 
 function emit(t: Typed, a: string, b: string, c: string, leaf: (node: Leaf) => string, call: Call): string {
   switch (t.kind) {
     case 'const':
-      return constant(t.value, t.dtype, call)
+      return constants[storedOf(t.dtype)](t.value, call)
     case 'unary':
-      return unary(t, a, call)
+      return (unaries[t.op][operandOf(t)] ?? unsupported(t))(a, call)
     case 'binary':
-      return binary(t, a, b, call)
+      return (binaries[t.op][operandOf(t)] ?? unsupported(t))(a, b, call, t.args[1] as Typed)
     case 'select':
       return `select(${c}, ${b}, ${a})`
     case 'cast':
-      return cast(a, (t.args[0] as Typed).dtype, t.dtype, call)
+      return casts[operandOf(t)][storedOf(t.dtype)](a, call)
     default:
       return leaf(t)
   }
 }
 
-/** A number as WGSL. NaN and infinities are made at run time: constant expressions must be finite. */
-export function constant(value: number, dtype: DType, call: Call): string {
-  if (dtype === 'bool') return value !== 0 ? 'true' : 'false'
-  if (dtype === 'int32') {
-    const n = Math.max(-(2 ** 31), Math.min(2 ** 31 - 1, Math.trunc(value))) || 0
-    return n === -(2 ** 31) ? 'i32(-2147483648)' : `${n}i`.replace(/^-(.*)$/, '(-$1)')
-  }
-  bits[0] = value
-  const rounded = bits[0] as number
-  if (!Number.isFinite(rounded) || Object.is(rounded, -0))
-    return call('tg_bits', `0x${word[0]?.toString(16)}u`)
-  const text = `${rounded}${Number.isInteger(rounded) && Math.abs(rounded) < 1e21 ? '.0' : ''}f`
-  return rounded < 0 ? `(${text})` : text
+/** The dtype of what a node works on. */
+const operandOf = (t: Typed): Stored => storedOf((t.args[0] as Typed).dtype)
+
+function unsupported(t: Typed): never {
+  throw new UnsupportedOpError(`elementwise: no WGSL for ${'op' in t ? t.op : t.kind} of ${operandOf(t)}`)
 }
+
 const bits = new Float32Array(1)
 const word = new Uint32Array(bits.buffer)
 
-export function cast(x: string, from: DType, to: DType, call: Call): string {
-  if (from === to) return x
-  if (to === 'bool') return from === 'float32' ? notEqual(x, '0.0', call) : `(${x} != 0)`
-  if (from === 'bool') return to === 'float32' ? `select(0.0, 1.0, ${x})` : `select(0, 1, ${x})`
-  return to === 'float32' ? `f32(${x})` : call('tg_to_i32', x)
+/** Numbers as WGSL. NaN and infinities are made at run time: constant expressions must be finite. */
+const constants: Readonly<Record<Stored, (value: number, call: Call) => string>> = {
+  float32: (value, call) => {
+    bits[0] = value
+    const rounded = bits[0] as number
+    if (!Number.isFinite(rounded) || Object.is(rounded, -0))
+      return call('tg_bits', `0x${word[0]?.toString(16)}u`)
+    const text = `${rounded}${Number.isInteger(rounded) && Math.abs(rounded) < 1e21 ? '.0' : ''}f`
+    return rounded < 0 ? `(${text})` : text
+  },
+  int32: (value) => {
+    const n = Math.max(-(2 ** 31), Math.min(2 ** 31 - 1, Math.trunc(value))) || 0
+    return n === -(2 ** 31) ? 'i32(-2147483648)' : `${n}i`.replace(/^-(.*)$/, '(-$1)')
+  },
+  bool: (value) => (value !== 0 ? 'true' : 'false'),
 }
 
-/** NaN differs from everything. Drivers may take `!=` for a comparison that NaN fails. */
-const notEqual = (a: string, b: string, call: Call): string =>
-  b === '0.0'
-    ? `(${a} != 0.0 || ${call('tg_isnan', a)})`
-    : `(${a} != ${b} || ${call('tg_isnan', a)} || ${call('tg_isnan', b)})`
+type One = (x: string, call: Call) => string
+type Two = (a: string, b: string, call: Call, right: Typed) => string
 
-function unsupported(t: Typed): never {
-  throw new UnsupportedOpError(`elementwise: no WGSL for ${'op' in t ? t.op : t.kind} of ${t.dtype}`)
+const { float32, int32 } = elements
+const same: One = (x) => x
+
+/** From a dtype to another. */
+const casts: Readonly<Record<Stored, Readonly<Record<Stored, One>>>> = {
+  float32: {
+    float32: same,
+    int32: (x, call) => call('tg_to_i32', x),
+    bool: (x, call) => `(${x} != ${float32.zero} || ${call('tg_isnan', x)})`,
+  },
+  int32: {
+    float32: (x) => `f32(${x})`,
+    int32: same,
+    bool: (x) => `(${x} != ${int32.zero})`,
+  },
+  bool: {
+    float32: (x) => `select(${float32.zero}, ${float32.one}, ${x})`,
+    int32: (x) => `select(${int32.zero}, ${int32.one}, ${x})`,
+    bool: same,
+  },
 }
 
-function unary(t: Extract<Typed, { kind: 'unary' }>, x: string, call: Call): string {
-  if (t.op === 'not') return `!${x}`
-  if (t.dtype === 'int32') {
-    if (t.op === 'neg') return `-${x}`
-    if (t.op === 'abs') return `abs(${x})`
-    if (t.op === 'sign') return `sign(${x})`
-    return unsupported(t)
-  }
-  switch (t.op) {
-    case 'neg':
-      return `-${x}`
-    case 'abs':
-    case 'floor':
-    case 'ceil':
-    case 'round':
-    case 'sqrt':
-      return `${t.op}(${x})`
-    case 'sign':
-      return `(select(0.0, 1.0, ${x} > 0.0) - select(0.0, 1.0, ${x} < 0.0))`
-    default:
-      return call(`tg_${t.op}`, x)
-  }
+/** By the dtypes of operands that typing lets them have. */
+type ByDType<F> = Readonly<Partial<Record<Stored, F>>>
+
+const minus: One = (x) => `-${x}`
+const builtin =
+  (name: string): One =>
+  (x) =>
+    `${name}(${x})`
+/** A function of `math.ts`. */
+const ours =
+  (name: MathName): One =>
+  (x, call) =>
+    call(name, x)
+
+const unaries: Readonly<Record<Unary, ByDType<One>>> = {
+  neg: { float32: minus, int32: minus },
+  abs: { float32: builtin('abs'), int32: builtin('abs') },
+  sign: {
+    float32: (x) => `(select(0.0, 1.0, ${x} > 0.0) - select(0.0, 1.0, ${x} < 0.0))`,
+    int32: builtin('sign'),
+  },
+  floor: { float32: builtin('floor') },
+  ceil: { float32: builtin('ceil') },
+  round: { float32: builtin('round') },
+  sqrt: { float32: builtin('sqrt') },
+  exp: { float32: ours('tg_exp') },
+  log: { float32: ours('tg_log') },
+  log1p: { float32: ours('tg_log1p') },
+  expm1: { float32: ours('tg_expm1') },
+  sin: { float32: ours('tg_sin') },
+  cos: { float32: ours('tg_cos') },
+  tanh: { float32: ours('tg_tanh') },
+  sigmoid: { float32: ours('tg_sigmoid') },
+  erf: { float32: ours('tg_erf') },
+  isnan: { float32: ours('tg_isnan') },
+  not: { bool: (x) => `!${x}` },
 }
 
-const infix: Readonly<Record<string, string>> = {
-  add: '+',
-  sub: '-',
-  mul: '*',
-  div: '/',
-  lt: '<',
-  le: '<=',
-  gt: '>',
-  ge: '>=',
-  eq: '==',
-  ne: '!=',
+const infix =
+  (op: string): Two =>
+  (a, b) =>
+    `(${a} ${op} ${b})`
+const numbers = (op: string): ByDType<Two> => ({ float32: infix(op), int32: infix(op) })
+
+const power: Two = (a, b, call, right) => {
+  if (right.kind === 'const') {
+    if (right.value === 2) return `(${a} * ${a})`
+    if (right.value === 3) return `(${a} * ${a} * ${a})`
+    if (right.value === -1) return `(1.0 / ${a})`
+  }
+  return call('tg_pow', a, b)
 }
 
-function binary(t: Extract<Typed, { kind: 'binary' }>, a: string, b: string, call: Call): string {
-  const { dtype } = t.args[0] as Typed
-  if (dtype === 'bool') {
-    if (t.op === 'and' || t.op === 'min') return `(${a} && ${b})`
-    if (t.op === 'or' || t.op === 'max') return `(${a} || ${b})`
-    if (t.op === 'xor' || t.op === 'ne') return `(${a} != ${b})`
-    if (t.op === 'eq') return `(${a} == ${b})`
-    return unsupported(t)
-  }
-  if (t.op === 'ne' && dtype === 'float32') return notEqual(a, b, call)
-  const op = infix[t.op]
-  if (op) return `(${a} ${op} ${b})`
-  if (dtype === 'float32') {
-    const power = t.op === 'pow' ? (t.args[1] as Typed) : null
-    if (power?.kind === 'const') {
-      if (power.value === 2) return `(${a} * ${a})`
-      if (power.value === 3) return `(${a} * ${a} * ${a})`
-      if (power.value === -1) return `(1.0 / ${a})`
-    }
-    return t.op === 'pow' || t.op === 'max' || t.op === 'min' ? call(`tg_${t.op}`, a, b) : unsupported(t)
-  }
-  switch (t.op) {
-    case 'max':
-    case 'min':
-      return `${t.op}(${a}, ${b})`
-    case 'and':
-      return `(${a} & ${b})`
-    case 'or':
-      return `(${a} | ${b})`
-    case 'xor':
-      return `(${a} ^ ${b})`
-    case 'shl':
-      return `(${a} << (u32(${b}) & 31u))`
-    case 'shr':
-      return `bitcast<i32>(bitcast<u32>(${a}) >> (u32(${b}) & 31u))`
-    case 'pow':
-      return call('tg_ipow', a, b)
-    default:
-      return unsupported(t)
-  }
+const binaries: Readonly<Record<Binary, ByDType<Two>>> = {
+  add: numbers('+'),
+  sub: numbers('-'),
+  mul: numbers('*'),
+  div: { float32: infix('/') },
+  pow: { float32: power, int32: (a, b, call) => call('tg_ipow', a, b) },
+  max: {
+    float32: (a, b, call) => call('tg_max', a, b),
+    int32: (a, b) => `max(${a}, ${b})`,
+    bool: infix('||'),
+  },
+  min: {
+    float32: (a, b, call) => call('tg_min', a, b),
+    int32: (a, b) => `min(${a}, ${b})`,
+    bool: infix('&&'),
+  },
+  lt: numbers('<'),
+  le: numbers('<='),
+  gt: numbers('>'),
+  ge: numbers('>='),
+  eq: { ...numbers('=='), bool: infix('==') },
+  ne: {
+    // NaN differs from everything. Drivers may take `!=` for a comparison that NaN fails.
+    float32: (a, b, call) => `(${a} != ${b} || ${call('tg_isnan', a)} || ${call('tg_isnan', b)})`,
+    int32: infix('!='),
+    bool: infix('!='),
+  },
+  and: { int32: infix('&'), bool: infix('&&') },
+  or: { int32: infix('|'), bool: infix('||') },
+  xor: { int32: infix('^'), bool: infix('!=') },
+  shl: { int32: (a, b) => `(${a} << (u32(${b}) & 31u))` },
+  shr: { int32: (a, b) => `bitcast<i32>(bitcast<u32>(${a}) >> (u32(${b}) & 31u))` },
 }

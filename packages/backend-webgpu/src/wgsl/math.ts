@@ -11,11 +11,13 @@
  * log1p 0.9, tanh 6, sigmoid 2.2, erf 7.5, sin and cos 2.4, pow 2.8. Results below 2⁻¹²⁶ may be 0.
  */
 
-interface Source {
+interface Source<Name extends string> {
   readonly code: string
   /** Functions it calls. */
-  readonly needs?: readonly string[]
+  readonly needs?: readonly Name[]
 }
+/** Functions by name, which call only each other. */
+const library = <Name extends string>(functions: { readonly [N in Name]: Source<NoInfer<Name>> }) => functions
 
 /** c[0] + c[1]·x + c[2]·x² + … by Horner's rule. */
 const polynomial = (x: string, c: readonly number[]): string =>
@@ -38,14 +40,14 @@ const logTail = [
 ]
 
 /** x · P(x²) / Q(x²) with |x| ≤ limit and a result in [−1, 1]. */
-const oddFraction = (name: string, limit: number, p: readonly number[], q: readonly number[]): Source => ({
+const oddFraction = (name: string, limit: number, p: readonly number[], q: readonly number[]) => ({
   code: `fn ${name}(a: f32) -> f32 {
   let x = clamp(a, ${f32(-limit)}, ${f32(limit)});
   let s = x * x;
   let y = clamp(x * ${polynomial('s', p)} / ${polynomial('s', q)}, -1.0, 1.0);
   return select(y, a, tg_isnan(a));
 }`,
-  needs: ['tg_isnan'],
+  needs: ['tg_isnan'] as const,
 })
 
 /** π/2 in parts of 11 bits, so that their products with integers of 13 bits are exact; the last has all its bits. */
@@ -63,7 +65,7 @@ function halfPiParts(): number[] {
 const reduceLimit = 12800
 
 /** `quarters`: sin(x + quarters · π/2). */
-const sine = (name: string, quarters: 0 | 1): Source => ({
+const sine = (name: string, quarters: 0 | 1) => ({
   code: `fn ${name}(x: f32) -> f32 {
   let t = tg_half_pi(x);
   let n = t.n + ${quarters}u;
@@ -74,10 +76,10 @@ const sine = (name: string, quarters: 0 | 1): Source => ({
   ${quarters === 0 ? 'let z = select(y, x, (bitcast<u32>(x) << 1u) == 0u);' : 'let z = y;'}
   return select(z, tg_bits(0x7fc00000u), (bitcast<u32>(x) & 0x7fffffffu) >= 0x7f800000u);
 }`,
-  needs: ['tg_half_pi', 'tg_bits'],
+  needs: ['tg_half_pi', 'tg_bits'] as const,
 })
 
-const sources: Readonly<Record<string, Source>> = {
+const sources = library({
   tg_isnan: { code: 'fn tg_isnan(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }' },
   // Not constants: WGSL refuses constant expressions that are infinite or NaN.
   tg_bits: { code: 'fn tg_bits(b: u32) -> f32 { var v = b; return bitcast<f32>(v); }' },
@@ -368,16 +370,19 @@ fn tg_half_pi_far(x: f32) -> HalfPi {
 }`,
     needs: ['tg_isnan'],
   },
-}
+})
+
+/** The functions that kernels may call. */
+export type MathName = keyof typeof sources
 
 /** The code of functions and of all they call, each once. */
-export function mathCode(names: Iterable<string>): string {
+export function mathCode(names: Iterable<MathName>): string {
   const out = new Map<string, string>()
-  const add = (name: string): void => {
-    const source = sources[name]
-    if (!source || out.has(name)) return
-    source.needs?.forEach(add)
-    out.set(name, source.code)
+  const add = (name: MathName): void => {
+    if (out.has(name)) return
+    const { code, needs } = sources[name]
+    needs?.forEach(add)
+    out.set(name, code)
   }
   for (const name of names) add(name)
   return [...out.values()].join('\n')
