@@ -4,7 +4,6 @@ import {
   type Backend,
   DeviceError,
   type DType,
-  DTypeError,
   expectOptions,
   type KernelTable,
   layout,
@@ -14,6 +13,7 @@ import {
   type TypedArray,
   type View,
 } from '@tilegrad/core'
+import { storedOf, viewOf } from './element.ts'
 import { CpuBuffer, createEngine, type Engine } from './engine.ts'
 import {
   detectFeatures,
@@ -65,13 +65,6 @@ export interface CpuBackend extends Backend {
   readonly engine: Engine
 }
 
-const arrays = {
-  bool: Uint8Array,
-  int32: Int32Array,
-  float32: Float32Array,
-  float64: Float64Array,
-} as const
-
 /** @internal What `createCpuBackend` is made of, for tests to replace. */
 export interface CpuParts {
   readonly kernelTable: (engine: Engine) => KernelTable
@@ -97,17 +90,14 @@ export function createCpuBackend(options: CpuOptions = {}, parts: CpuParts = { k
   let engine = createEngine(features, heap, pool)
   let kernels = parts.kernelTable(engine)
 
-  const elements = (view: View): TypedArray => {
-    if (view.dtype === 'float16') throw new DTypeError('cpu: float16 is not stored; use float32')
-    const { buffer } = heap.memory
-    return new arrays[view.dtype](buffer, engine.address(view), layout.numel(view.shape))
-  }
+  const elements = (view: View): TypedArray =>
+    viewOf(heap.memory.buffer, view.dtype, engine.address(view), layout.numel(view.shape))
   const readSync = (view: View): TypedArray => elements(view).slice()
   const memory: Omit<Backend, 'kernels'> = {
     name: 'cpu',
     limitBytes: heap.limitBytes,
     alloc(bytes: number, dtype: DType) {
-      if (dtype === 'float16') throw new DTypeError('cpu: float16 is not stored; use float32')
+      storedOf(dtype)
       return new CpuBuffer(heap.alloc(bytes), bytes)
     },
     free(buffer) {

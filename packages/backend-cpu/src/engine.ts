@@ -1,6 +1,6 @@
 /** What every CPU kernel works with: compiled code by key, addresses of views, parameters, threads. */
 
-import type { DType, KernelOf, View } from '@tilegrad/core'
+import { dtypeInfo, type KernelOf, type View } from '@tilegrad/core'
 import type { Features } from './features.ts'
 import type { Heap } from './memory.ts'
 import type { Kernel, Pool } from './pool.ts'
@@ -17,23 +17,6 @@ export class CpuBuffer {
     this.bytes = bytes
   }
 }
-
-/** Bytes of one element. */
-export const bytesOf: Readonly<Record<DType, number>> = {
-  bool: 1,
-  int32: 4,
-  float16: 2,
-  float32: 4,
-  float64: 8,
-}
-
-/** The bits of a float32, as an i32 word for a parameter block. */
-export function f32bits(value: number): number {
-  floats[0] = value
-  return words[0] as number
-}
-const floats = new Float32Array(1)
-const words = new Int32Array(floats.buffer)
 
 /** Rounds bytes up to whole cache lines. */
 export const align64 = (bytes: number): number => Math.ceil(bytes / 64) * 64
@@ -114,7 +97,7 @@ export function createEngine(features: Features, memory: Heap, pool: Pool, mark 
       }
       return kernel
     },
-    address: (view) => (view.buffer as CpuBuffer).ptr + view.offset * bytesOf[view.dtype],
+    address: (view) => (view.buffer as CpuBuffer).ptr + view.offset * dtypeInfo[view.dtype].bytes,
     run(kernel, rows, grain, words) {
       write(words)
       pool.run(kernel, rows, grain, params)

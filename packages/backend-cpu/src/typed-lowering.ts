@@ -4,6 +4,7 @@
  */
 
 import { type Typed, typedPostOrder, UnsupportedOpError } from '@tilegrad/core'
+import { isLane, type Lane, laneOf, toInt32 } from './element.ts'
 import { type Gaussian, gaussian } from './gaussian.ts'
 import { type Constants, type MathName, mathCode, pow } from './math.ts'
 import { type FunctionBuilder, f32x4, i32x4, type V128, v128 } from './wasm/index.ts'
@@ -51,18 +52,15 @@ export function lowerNodes(
     function lower(t: Typed): V128 {
       switch (t.kind) {
         case 'const':
-          return constant(k, t)
+          return constants[laneOf(t.dtype)](k, t.value)
         case 'unary':
-          if (t.dtype === 'int32') return (ints1[t.op] ?? unsupported(t))(k, a)
-          return t.op in floats1
-            ? floats1[t.op as keyof typeof floats1](k, a)
-            : mathCode(t.op as MathName, f, k, a)
+          return (unaries[t.op][operandOf(t)] ?? unsupported(t))(k, a, f)
         case 'binary':
-          return binary(f, k, t, a, b, powers.get(t))
+          return (binaries[t.op][operandOf(t)] ?? unsupported(t))(a, b, { f, k, t, power: powers.get(t) })
         case 'select':
           return i32x4.select(a, b, c)
         case 'cast':
-          return cast(k, a, (t.args[0] as Typed).dtype, t.dtype)
+          return casts[operandOf(t)][laneOf(t.dtype)](k, a)
         default:
           return leaf(t)
       }
@@ -101,108 +99,107 @@ export function lowerTyped(
 }
 
 /** Whether all nodes have dtypes that lanes hold. */
-export const isLowerable = (nodes: readonly Typed[]): boolean =>
-  nodes.every((t) => t.dtype === 'float32' || t.dtype === 'int32' || t.dtype === 'bool')
+export const isLowerable = (nodes: readonly Typed[]): boolean => nodes.every((t) => isLane(t.dtype))
+
+/** The dtype of what a node works on. */
+const operandOf = (t: Typed): Lane => laneOf((t.args[0] as Typed).dtype)
 
 function unsupported(t: Typed): never {
-  throw new UnsupportedOpError(`elementwise: no WebAssembly for ${'op' in t ? t.op : t.kind} of ${t.dtype}`)
+  throw new UnsupportedOpError(
+    `elementwise: no WebAssembly for ${'op' in t ? t.op : t.kind} of ${operandOf(t)}`,
+  )
 }
 
-function constant(k: Constants, t: Extract<Typed, { kind: 'const' }>): V128 {
-  if (t.dtype === 'float32') return k.f32(t.value)
-  if (t.dtype === 'bool') return k.i32(t.value === 0 ? 0 : -1)
-  return k.i32(toInt32(t.value))
+const constants: Readonly<Record<Lane, (k: Constants, value: number) => V128>> = {
+  float32: (k, value) => k.f32(value),
+  int32: (k, value) => k.i32(toInt32(value)),
+  bool: (k, value) => k.i32(value === 0 ? 0 : -1),
 }
 
-/** Truncates and saturates, NaN is 0: as int32 conversions do everywhere. */
-export const toInt32 = (x: number): number => Math.max(-(2 ** 31), Math.min(2 ** 31 - 1, Math.trunc(x))) || 0
+type One = (k: Constants, x: V128, f: FunctionBuilder) => V128
+const same = (_: Constants, x: V128): V128 => x
 
-function cast(k: Constants, a: V128, from: Typed['dtype'], to: Typed['dtype']): V128 {
-  if (from === to) return a
-  if (to === 'bool') return from === 'float32' ? f32x4.ne(a, k.f32(0)) : i32x4.ne(a, k.i32(0))
-  if (from === 'bool') return v128.and(a, to === 'float32' ? k.f32(1) : k.i32(1))
-  return to === 'float32' ? f32x4.convertI32x4S(a) : i32x4.truncSatF32x4S(a)
+/** From a dtype to another. */
+const casts: Readonly<Record<Lane, Readonly<Record<Lane, (k: Constants, x: V128) => V128>>>> = {
+  float32: {
+    float32: same,
+    int32: (_, x) => i32x4.truncSatF32x4S(x),
+    bool: (k, x) => f32x4.ne(x, k.f32(0)),
+  },
+  int32: {
+    float32: (_, x) => f32x4.convertI32x4S(x),
+    int32: same,
+    bool: (k, x) => i32x4.ne(x, k.i32(0)),
+  },
+  bool: {
+    float32: (k, x) => v128.and(x, k.f32(1)),
+    int32: (k, x) => v128.and(x, k.i32(1)),
+    bool: same,
+  },
 }
 
-/** Functions of floats, but for those in math.ts; `not` of bools. */
-const floats1 = {
-  neg: (_: Constants, x: V128) => f32x4.neg(x),
-  abs: (_: Constants, x: V128) => f32x4.abs(x),
-  sign: (k: Constants, x: V128) =>
-    f32x4.sub(v128.and(f32x4.gt(x, k.f32(0)), k.f32(1)), v128.and(f32x4.lt(x, k.f32(0)), k.f32(1))),
-  floor: (_: Constants, x: V128) => f32x4.floor(x),
-  ceil: (_: Constants, x: V128) => f32x4.ceil(x),
-  round: (_: Constants, x: V128) => f32x4.nearest(x),
-  sqrt: (_: Constants, x: V128) => f32x4.sqrt(x),
-  isnan: (_: Constants, x: V128) => f32x4.ne(x, x),
-  not: (_: Constants, x: V128) => v128.not(x),
-} satisfies Record<Exclude<Unary, MathName>, (k: Constants, x: V128) => V128>
+/** By the dtypes of operands that typing lets them have. */
+type ByDType<F> = Readonly<Partial<Record<Lane, F>>>
 
-const ints1: Partial<Record<Unary, (k: Constants, x: V128) => V128>> = {
-  neg: (_, x) => i32x4.neg(x),
-  abs: (_, x) => i32x4.abs(x),
-  sign: (k, x) => i32x4.maxS(i32x4.minS(x, k.i32(1)), k.i32(-1)),
+/** A function of math.ts. */
+const ours = (name: MathName): ByDType<One> => ({ float32: (k, x, f) => mathCode(name, f, k, x) })
+
+const unaries: Readonly<Record<Unary, ByDType<One>>> = {
+  neg: { float32: (_, x) => f32x4.neg(x), int32: (_, x) => i32x4.neg(x) },
+  abs: { float32: (_, x) => f32x4.abs(x), int32: (_, x) => i32x4.abs(x) },
+  sign: {
+    float32: (k, x) =>
+      f32x4.sub(v128.and(f32x4.gt(x, k.f32(0)), k.f32(1)), v128.and(f32x4.lt(x, k.f32(0)), k.f32(1))),
+    int32: (k, x) => i32x4.maxS(i32x4.minS(x, k.i32(1)), k.i32(-1)),
+  },
+  floor: { float32: (_, x) => f32x4.floor(x) },
+  ceil: { float32: (_, x) => f32x4.ceil(x) },
+  round: { float32: (_, x) => f32x4.nearest(x) },
+  sqrt: { float32: (_, x) => f32x4.sqrt(x) },
+  exp: ours('exp'),
+  log: ours('log'),
+  log1p: ours('log1p'),
+  expm1: ours('expm1'),
+  sin: ours('sin'),
+  cos: ours('cos'),
+  tanh: ours('tanh'),
+  sigmoid: ours('sigmoid'),
+  erf: ours('erf'),
+  isnan: { float32: (_, x) => f32x4.ne(x, x) },
+  not: { bool: (_, x) => v128.not(x) },
 }
 
-const floats2: Partial<Record<Binary, (a: V128, b: V128) => V128>> = {
-  add: f32x4.add,
-  sub: f32x4.sub,
-  mul: f32x4.mul,
-  div: f32x4.div,
-  max: f32x4.max,
-  min: f32x4.min,
-  lt: f32x4.lt,
-  le: f32x4.le,
-  gt: f32x4.gt,
-  ge: f32x4.ge,
-  eq: f32x4.eq,
-  ne: f32x4.ne,
+/** What there is to a binary node besides the values of its operands. */
+interface At {
+  readonly f: FunctionBuilder
+  readonly k: Constants
+  readonly t: Typed
+  readonly power: number | undefined
 }
+type Two = (a: V128, b: V128, at: At) => V128
 
-const ints2: Partial<Record<Binary, (a: V128, b: V128) => V128>> = {
-  add: i32x4.add,
-  sub: i32x4.sub,
-  mul: i32x4.mul,
-  max: i32x4.maxS,
-  min: i32x4.minS,
-  lt: i32x4.ltS,
-  le: i32x4.leS,
-  gt: i32x4.gtS,
-  ge: i32x4.geS,
-  eq: i32x4.eq,
-  ne: i32x4.ne,
-  and: v128.and,
-  or: v128.or,
-  xor: v128.xor,
-}
-
-const bools2: Partial<Record<Binary, (a: V128, b: V128) => V128>> = {
-  max: v128.or,
-  min: v128.and,
-  and: v128.and,
-  or: v128.or,
-  xor: v128.xor,
-  eq: i32x4.eq,
-  ne: i32x4.ne,
-}
-
-function binary(
-  f: FunctionBuilder,
-  k: Constants,
-  t: Extract<Typed, { kind: 'binary' }>,
-  a: V128,
-  b: V128,
-  power: number | undefined,
-): V128 {
-  const [left, right] = t.args as readonly [Typed, Typed]
-  if (left.dtype === 'float32') {
-    if (t.op === 'pow') return power === undefined ? pow(f, k, a, b) : knownPower(f, k, a, power)
-    return (floats2[t.op] ?? unsupported(t))(a, b)
-  }
-  if (left.dtype === 'bool') return (bools2[t.op] ?? unsupported(t))(a, b)
-  if (t.op === 'pow') return intPow(f, k, a, b)
-  if (t.op === 'shl' || t.op === 'shr') return shift(f, t.op, a, b, right)
-  return (ints2[t.op] ?? unsupported(t))(a, b)
+const binaries: Readonly<Record<Binary, ByDType<Two>>> = {
+  add: { float32: f32x4.add, int32: i32x4.add },
+  sub: { float32: f32x4.sub, int32: i32x4.sub },
+  mul: { float32: f32x4.mul, int32: i32x4.mul },
+  div: { float32: f32x4.div },
+  pow: {
+    float32: (a, b, { f, k, power }) => (power === undefined ? pow(f, k, a, b) : knownPower(f, k, a, power)),
+    int32: (a, b, { f, k }) => intPow(f, k, a, b),
+  },
+  max: { float32: f32x4.max, int32: i32x4.maxS, bool: v128.or },
+  min: { float32: f32x4.min, int32: i32x4.minS, bool: v128.and },
+  lt: { float32: f32x4.lt, int32: i32x4.ltS },
+  le: { float32: f32x4.le, int32: i32x4.leS },
+  gt: { float32: f32x4.gt, int32: i32x4.gtS },
+  ge: { float32: f32x4.ge, int32: i32x4.geS },
+  eq: { float32: f32x4.eq, int32: i32x4.eq, bool: i32x4.eq },
+  ne: { float32: f32x4.ne, int32: i32x4.ne, bool: i32x4.ne },
+  and: { int32: v128.and, bool: v128.and },
+  or: { int32: v128.or, bool: v128.or },
+  xor: { int32: v128.xor, bool: v128.xor },
+  shl: { int32: (a, b, { f, t }) => shift(f, 'shl', a, b, t.args[1] as Typed) },
+  shr: { int32: (a, b, { f, t }) => shift(f, 'shr', a, b, t.args[1] as Typed) },
 }
 
 /** Exponents for which there is something better than `pow`. */
@@ -251,10 +248,31 @@ function shift(f: FunctionBuilder, op: 'shl' | 'shr', a: V128, b: V128, by: Type
   return f.let(result)
 }
 
+/** About how many instructions on 4 lanes a function of floats takes. */
+const costs: Readonly<Record<Unary, number>> = {
+  neg: 1,
+  abs: 1,
+  sign: 1,
+  floor: 1,
+  ceil: 1,
+  round: 1,
+  sqrt: 1,
+  exp: 20,
+  log: 20,
+  log1p: 20,
+  expm1: 20,
+  sin: 50,
+  cos: 50,
+  tanh: 20,
+  sigmoid: 20,
+  erf: 20,
+  isnan: 1,
+  not: 1,
+}
+
 /** About how many instructions on 4 lanes a node takes: to choose how much work goes to a thread at a time. */
 export function costOf(t: Typed): number {
-  if (t.kind === 'unary')
-    return t.op in floats1 || t.dtype === 'int32' ? 1 : t.op === 'sin' || t.op === 'cos' ? 50 : 20
+  if (t.kind === 'unary') return costs[t.op]
   if (t.kind === 'binary') return t.op === 'pow' ? 120 : t.op === 'div' ? 4 : 1
   return t.kind === 'input' || t.kind === 'const' || t.kind === 'param' ? 0 : 1
 }

@@ -37,11 +37,13 @@ import {
   attentionOperands,
   dropoutFactors,
   dropoutParams,
+  dtypeInfo,
   type GradientAttrs,
   specialize,
   type View,
 } from '@tilegrad/core'
-import { align64, type Engine, f32bits, type KernelFactory } from '../engine.ts'
+import { f32bits, wordOf } from '../element.ts'
+import { align64, type Engine, type KernelFactory } from '../engine.ts'
 import { type BackwardMode, buildBackward } from './attention-backward.ts'
 import { type Form, formName, type operands, queryBlock, type Word, wordNames } from './attention-blocks.ts'
 import { buildForward, forwardScratch } from './attention-forward.ts'
@@ -108,7 +110,7 @@ function writeOperand(
   name: (typeof operands)[number],
   view: View,
 ): void {
-  const bytes = view.dtype === 'bool' ? 1 : 4
+  const { bytes } = dtypeInfo[view.dtype]
   const [b, h, row, step = 0] = view.strides
   set(`${name}Ptr`, engine.address(view))
   set(`${name}Batch`, b * bytes)
@@ -168,7 +170,7 @@ function writeCommon(
   }
   const { dropout, params } = dropoutOf(attrs)
   dropout?.params.forEach(({ source, dtype }, slot) => {
-    set(dropWord(slot), dtype === 'int32' ? params[source] | 0 : f32bits(params[source]))
+    set(dropWord(slot), wordOf(dtype, params[source]))
   })
   return set
 }

@@ -11,7 +11,7 @@
  * along the innermost dim once per row, the rest for every 4 elements.
  */
 
-import { type DType, type Kernel, type Typed, typedPostOrder } from '@tilegrad/core'
+import { type DType, dtypeInfo, type Kernel, type Typed, typedPostOrder } from '@tilegrad/core'
 import { hoistConstants } from '../math.ts'
 import { costOf, type Leaf, lowerNodes, type Powers, type Values } from '../typed-lowering.ts'
 import {
@@ -241,7 +241,7 @@ class Body {
       return {
         dtype,
         access: how,
-        stride: dense ? (dtype === 'bool' ? 1 : 4) : word(this.words.stride(o, outer)),
+        stride: dense ? dtypeInfo[dtype].bytes : word(this.words.stride(o, outer)),
       }
     })
   }

@@ -1,7 +1,6 @@
 /** From the shapes and strides of operands to the loops over them: as few dims as possible, in the best order. */
 
-import type { View } from '@tilegrad/core'
-import { bytesOf } from '../engine.ts'
+import { dtypeInfo, type View } from '@tilegrad/core'
 import type { Access } from './elementwise-access.ts'
 import { tileRows } from './elementwise-code.ts'
 
@@ -67,7 +66,9 @@ export function nestOf(
     if (stride === 0 || stride === 1) return stride === 0 ? 'zero' : 'unit'
     return tiled && isInput && around?.strides[o] === 1 ? 'across' : 'strided'
   })
-  const strides = views.flatMap((v, o) => dims.map((d) => (d.strides[o] as number) * bytesOf[v.dtype]))
+  const strides = views.flatMap((v, o) =>
+    dims.map((d) => (d.strides[o] as number) * dtypeInfo[v.dtype].bytes),
+  )
   const total = dims.reduce((n, d) => n * d.size, 1)
   const rows = around?.size ?? 1
   const units = tiled ? (total / inner.size / rows) * Math.ceil(rows / tileRows) : total

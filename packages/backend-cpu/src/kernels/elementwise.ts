@@ -18,9 +18,10 @@ import {
   typedPostOrder,
   type View,
 } from '@tilegrad/core'
+import { wordOf } from '../element.ts'
 import type { Engine } from '../engine.ts'
 import type { Kernel } from '../pool.ts'
-import { costOf, isKnownPower, isLowerable, toInt32 } from '../typed-lowering.ts'
+import { costOf, isKnownPower, isLowerable } from '../typed-lowering.ts'
 import type { Access } from './elementwise-access.ts'
 import { buildElementwise, tileRows, type Variant } from './elementwise-code.ts'
 import { nestOf } from './elementwise-nest.ts'
@@ -141,17 +142,14 @@ export const elementwise = (engine: Engine, js: KernelOf<ElementwiseAttrs>): Ker
       for (let d = 0; d < shape.length; d++) total *= shape[d] as number
       if (total === 0) return
 
-      const { i32, f32 } = memory
+      const { i32 } = memory
       let at = block
       for (let o = 0; o < outputs.length; o++) i32[at++] = engine.address(outputs[o] as View)
       for (let n = 0; n < inputs.length; n++) i32[at++] = engine.address(inputs[n] as View)
       const slots = expression.params
       for (let s = 0; s < slots.length; s++) {
         const { source, dtype } = slots[s] as Expression['params'][number]
-        const value = attrs.params[source] as number
-        if (dtype === 'float32') f32[at++] = value
-        else if (dtype === 'int32') i32[at++] = toInt32(value)
-        else i32[at++] = value === 0 ? 0 : -1
+        i32[at++] = wordOf(dtype, attrs.params[source] as number)
       }
 
       const variants = plan.pows.length === 0 ? plan.plain : powerVariants(plan, expression, attrs.params)

@@ -15,8 +15,8 @@
  * Reference: `gather`, `scatterAdd` in core's reference/kernels.ts. Test: indexing.test.ts.
  */
 
-import { type DType, layout, ValueError, type View } from '@tilegrad/core'
-import { bytesOf, type Engine, type KernelFactory } from '../engine.ts'
+import { type DType, dtypeInfo, layout, ValueError, type View } from '@tilegrad/core'
+import type { Engine, KernelFactory } from '../engine.ts'
 import {
   type FunctionBuilder,
   f32,
@@ -211,7 +211,7 @@ export const gather: KernelFactory<{ dim: number }> = (engine) => ({
     const size = x.shape[dim]
     if (size === 0) throwFirstIndex(engine, 'gather', index, dim, size)
     runCopy(engine, {
-      bytes: bytesOf[x.dtype] as Copy['bytes'],
+      bytes: dtypeInfo[x.dtype].bytes as Copy['bytes'],
       sizes: index.shape,
       from: engine.address(x),
       fromStrides: x.strides.with(dim, 0),
@@ -244,7 +244,7 @@ export interface Adds {
 const rangesFrom = 32768
 
 export function runAdds(engine: Engine, a: Adds): void {
-  const bytes = bytesOf[a.dtype]
+  const bytes = dtypeInfo[a.dtype].bytes
   const depth = Math.max(0, a.free.sizes.length - 1)
   const n = a.free.sizes[depth] ?? 1
   const [toStep, indexStep, fromStep] = [0, 1, 2].map((k) => (n > 1 ? (a.free.strides[k][depth] ?? 0) : 0))
@@ -379,7 +379,7 @@ export const scatterAdd: KernelFactory<{ dim: number }> = (engine) => ({
       if (layout.numel(index.shape) > 0) throwFirstIndex(engine, 'scatter_add', index, dim, x.shape[dim])
       return
     }
-    const bytes = bytesOf[x.dtype] as Copy['bytes']
+    const bytes = dtypeInfo[x.dtype].bytes as Copy['bytes']
     const to = engine.address(out)
     runCopy(engine, {
       bytes,

@@ -28,7 +28,8 @@ import {
   type LinearAttentionAttrs,
   type View,
 } from '@tilegrad/core'
-import { align64, type Engine, f32bits, type KernelFactory } from '../engine.ts'
+import { f32bits } from '../element.ts'
+import { align64, type Engine, type KernelFactory } from '../engine.ts'
 import {
   chunk,
   type Pass,

@@ -29,8 +29,9 @@ import {
   typedPostOrder,
   type View,
 } from '@tilegrad/core'
+import { wordOf } from '../element.ts'
 import type { Engine } from '../engine.ts'
-import { isLowerable, toInt32 } from '../typed-lowering.ts'
+import { isLowerable } from '../typed-lowering.ts'
 import type { Access } from './elementwise-access.ts'
 import { matmulInto } from './matmul.ts'
 import { epilogueFunc } from './matmul-epilogue.ts'
@@ -63,18 +64,14 @@ export const linear = (
     const done = matmulInto(engine, out, a, b, {
       key: `:${epilogue.name} ${epilogue.id} ${access}`,
       build: (m) => epilogueFunc(m, epilogue, access),
-      write({ i32, f32 }, word) {
+      write({ i32 }, word) {
         let at = word
         for (const o of outputs.slice(1)) i32[at++] = engine.address(o)
         extras.forEach((v, n) => {
           i32[at++] = engine.address(v)
           i32[at++] = 4 * rows[n].stride
         })
-        for (const { source, dtype } of epilogue.params) {
-          const value = params[source]
-          if (dtype === 'float32') f32[at++] = value
-          else i32[at++] = dtype === 'int32' ? toInt32(value) : -Number(value !== 0)
-        }
+        for (const { source, dtype } of epilogue.params) i32[at++] = wordOf(dtype, params[source])
       },
     })
     if (done) return

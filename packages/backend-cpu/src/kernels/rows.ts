@@ -6,8 +6,8 @@
  * sizes and strides come as parameters.
  */
 
-import type { View } from '@tilegrad/core'
-import { bytesOf, type Engine } from '../engine.ts'
+import { dtypeInfo, type View } from '@tilegrad/core'
+import type { Engine } from '../engine.ts'
 import {
   type Exprs,
   type FunctionBuilder,
@@ -381,7 +381,7 @@ export function runRows(
     ...extra,
     ...nestWords(
       nest,
-      views.map((v) => bytesOf[v.dtype]),
+      views.map((v) => dtypeInfo[v.dtype].bytes),
     ),
   ])
 }

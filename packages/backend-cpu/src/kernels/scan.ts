@@ -8,8 +8,8 @@
  * Reference: `scan` in core's reference/kernels.ts. Test: scan.test.ts.
  */
 
-import { layout } from '@tilegrad/core'
-import { bytesOf, type KernelFactory } from '../engine.ts'
+import { dtypeInfo, layout } from '@tilegrad/core'
+import type { KernelFactory } from '../engine.ts'
 import {
   type FunctionBuilder,
   f32,
@@ -37,7 +37,7 @@ export const scan: KernelFactory<{ kind: Kind; dim: number; reverse: boolean }> 
   run([out], inputs, { kind, dim, reverse }) {
     if (layout.numel(out.shape) === 0) return
     const type = out.dtype as ScanType
-    const bytes = bytesOf[type]
+    const bytes = dtypeInfo[type].bytes
     const n = out.shape[dim] ?? 1
     const views = [out, ...inputs]
     const rest = out.shape.map((_, d) => d).filter((d) => d !== dim)

@@ -12,8 +12,8 @@
  * Reference: `sort` in core's reference/kernels.ts. Test: sort.test.ts.
  */
 
-import { layout } from '@tilegrad/core'
-import { align64, bytesOf, type KernelFactory } from '../engine.ts'
+import { dtypeInfo, layout } from '@tilegrad/core'
+import { align64, type KernelFactory } from '../engine.ts'
 import { type FunctionBuilder, f64, type I32, i32, i64, type ModuleBuilder, type Var } from '../wasm/index.ts'
 import { collapse, eachRow, grainOf, nestWords, product, Words } from './rows.ts'
 
@@ -37,7 +37,7 @@ export const sort: KernelFactory<{ dim: number; descending: boolean }> = (engine
     if (layout.numel(x.shape) === 0) return
     const n = x.shape[dim] ?? 1
     const type = x.dtype as SortType
-    const bytes = bytesOf[type]
+    const bytes = dtypeInfo[type].bytes
     const views = [x, values, indices]
     const rest = x.shape.map((_, d) => d).filter((d) => d !== dim)
     const nest = collapse(
@@ -51,7 +51,7 @@ export const sort: KernelFactory<{ dim: number; descending: boolean }> = (engine
     engine.run(kernel, product(nest.sizes), grainOf(n, sortGrain), [
       ...views.map((v) => engine.address(v)),
       n,
-      ...views.map((v) => (v.strides[dim] ?? 0) * bytesOf[v.dtype]),
+      ...views.map((v) => (v.strides[dim] ?? 0) * dtypeInfo[v.dtype].bytes),
       engine.scratch(perThread),
       perThread,
       ...nestWords(nest, [bytes, bytes, 4]),

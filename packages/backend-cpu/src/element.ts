@@ -1,0 +1,60 @@
+/**
+ * Element types: what this backend stores of each dtype, and how it looks in a lane of WebAssembly's kernels. What
+ * depends on the dtype asks here, or has a table of its own over `Lane`: a dtype that is added is then missing wherever
+ * the compiler says so. Bytes of elements are in core's `dtypeInfo`.
+ */
+
+import { type DType, DTypeError, type TypedArray, UnsupportedOpError } from '@tilegrad/core'
+
+/** The dtypes that are stored. */
+export type Stored = Exclude<DType, 'float16'>
+
+type View = (memory: ArrayBufferLike, address: number, count: number) => TypedArray
+
+const views: Readonly<Record<Stored, View>> = {
+  bool: (memory, address, count) => new Uint8Array(memory, address, count),
+  int32: (memory, address, count) => new Int32Array(memory, address, count),
+  float32: (memory, address, count) => new Float32Array(memory, address, count),
+  float64: (memory, address, count) => new Float64Array(memory, address, count),
+}
+
+/** A dtype as one that is stored. Throws DTypeError for others. */
+export function storedOf(dtype: DType): Stored {
+  if (dtype === 'float16') throw new DTypeError('cpu: float16 is not stored; use float32')
+  return dtype
+}
+
+/** Elements in WebAssembly's memory, from a byte address on. */
+export const viewOf = (memory: ArrayBufferLike, dtype: DType, address: number, count: number): TypedArray =>
+  views[storedOf(dtype)](memory, address, count)
+
+/** The dtypes that kernels of expressions compute with: float32, int32, and bool as a mask of all ones or zeros. */
+export type Lane = 'float32' | 'int32' | 'bool'
+
+/** Truncates and saturates, NaN is 0: as int32 conversions do everywhere. */
+export const toInt32 = (x: number): number => Math.max(-(2 ** 31), Math.min(2 ** 31 - 1, Math.trunc(x))) || 0
+
+/** The bits of a float32, as an i32 word for a parameter block. */
+export function f32bits(value: number): number {
+  floats[0] = value
+  return bits[0] as number
+}
+const floats = new Float32Array(1)
+const bits = new Int32Array(floats.buffer)
+
+const words: Readonly<Record<Lane, (value: number) => number>> = {
+  float32: f32bits,
+  int32: toInt32,
+  bool: (value) => (value === 0 ? 0 : -1),
+}
+
+export const isLane = (dtype: DType): dtype is Lane => dtype in words
+
+/** A dtype as one that fills lanes. Throws UnsupportedOpError for others: kernels ask `isLane` before. */
+export function laneOf(dtype: DType): Lane {
+  if (isLane(dtype)) return dtype
+  throw new UnsupportedOpError(`elementwise: no WebAssembly for ${dtype}`)
+}
+
+/** A number of a call as an i32 word for a parameter block. */
+export const wordOf = (dtype: DType, value: number): number => words[laneOf(dtype)](value)
