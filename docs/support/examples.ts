@@ -120,6 +120,7 @@ export function typeErrors(all: readonly Example[]): Map<string, string[]> {
       tilegrad: [join(root, 'packages/tilegrad/src/index.ts')],
       'tilegrad/*': [join(root, 'packages/tilegrad/src/*.ts')],
       '@tilegrad/core/formula': [join(root, 'packages/core/src/formula.ts')],
+      '@tilegrad/core/kernel': [join(root, 'packages/core/src/kernel.ts')],
       '@tilegrad/*': [join(root, 'packages/*/src/index.ts')],
     },
   }

@@ -13,6 +13,7 @@ import {
   type TypedArray,
   type View,
 } from '@tilegrad/core'
+import { operandLimit } from '@tilegrad/core/kernel'
 import { type BufferStats, GpuBuffer, sizeClass } from './buffers.ts'
 import { Engine } from './engine.ts'
 import { GPU, type Gpu, type GpuOptions, openGpu } from './gpu.ts'
@@ -90,7 +91,7 @@ export function backendOn(gpu: Gpu, maxPooledBytes?: number): WebGpuBackend {
       return engine.pool.alloc(bytes / dtypeInfo[dtype].bytes, dtype)
     },
     sizeOf: sizeClass,
-    maxOperands: gpu.limits.maxStorageBuffersPerShaderStage,
+    operands: operandLimit(gpu.limits.maxStorageBuffersPerShaderStage),
     free(buffer) {
       if (!(buffer instanceof GpuBuffer))
         throw new DeviceError('webgpu: free got a buffer of another backend')

@@ -1,6 +1,7 @@
 import type { KernelTable } from './dispatch/kernels.ts'
 import type { DType, TypedArray } from './dtype.ts'
 import type { Layout } from './layout.ts'
+import type { Kernel as TypedProgram } from './program.ts'
 
 /** A backend's own handle of a piece of memory; core never looks inside. */
 export type BackendBuffer = object
@@ -33,6 +34,22 @@ export interface DeviceTimer {
   stop(): Promise<readonly DeviceSpan[]>
 }
 
+/** How many operands a backend binds, and what is done about expressions that have more; see `operandLimit`. */
+export interface OperandLimit {
+  /** The most pieces of memory of one call, outputs and inputs together. */
+  readonly most: number
+  /** Says whether operands are too many for one call. */
+  exceeded(outputs: readonly View[], inputs: readonly View[]): boolean
+  /** Computes an expression in several calls, each made by `launch`. */
+  split(
+    backend: Backend,
+    program: TypedProgram,
+    outputs: readonly View[],
+    inputs: readonly View[],
+    launch: (part: TypedProgram, outputs: readonly View[], inputs: readonly View[]) => void,
+  ): void
+}
+
 /** A computing device: its memory, the primitives, and whichever fused kernels it has, by operator name. */
 export interface Backend {
   /** 'reference', 'cpu', 'webgpu' …: what `tensor.device` says. */
@@ -51,10 +68,10 @@ export interface Backend {
    */
   readonly limitBytes?: number
   /**
-   * The most pieces of memory that one call of `elementwise` may touch, outputs and inputs together: at least 4. Core
-   * computes what has more in several calls. Absent: any number.
+   * How many pieces of memory one call of `elementwise` may touch, and how core computes what has more: made by
+   * `operandLimit`. Absent: any number.
    */
-  readonly maxOperands?: number
+  readonly operands?: OperandLimit
   /** What `alloc` of so many bytes takes where that is more, as sizes are rounded up. */
   sizeOf?(bytes: number): number
   /** Fills a contiguous view with as many elements as it has. */

@@ -10,6 +10,7 @@ export type {
   BackendBuffer,
   DeviceSpan,
   DeviceTimer,
+  OperandLimit,
   View,
 } from './backend.ts'
 export { checkLeaks, type Leak, LeakError, type LeakOptions } from './check-leaks.ts'

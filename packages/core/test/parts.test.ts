@@ -22,7 +22,7 @@ import {
   tensor,
   withBackend,
 } from '../src/index.ts'
-import { partsOf } from '../src/primitives/parts.ts'
+import { operandLimit, partsOf } from '../src/primitives/parts.ts'
 import { type Program, program, specialize, typedPostOrder } from '../src/program.ts'
 import { collected } from './support/collected.ts'
 
@@ -37,7 +37,7 @@ function narrow(most: number): Backend & { calls: number } {
     },
   }
   const kernels = { ...reference.kernels, elementwise }
-  const self = { ...reference, name: `narrow ${most}`, maxOperands: most, kernels, calls: 0 }
+  const self = { ...reference, name: `narrow ${most}`, operands: operandLimit(most), kernels, calls: 0 }
   return self
 }
 

@@ -1,4 +1,4 @@
-import type { Backend } from '../backend.ts'
+import type { Backend, View } from '../backend.ts'
 import { run } from '../dispatch/call.ts'
 import type { ElementwiseAttrs } from '../dispatch/kernels.ts'
 import { type Primitive, tape } from '../dispatch/primitive.ts'
@@ -11,7 +11,6 @@ import { expressionWork, gradient, type Kernel, type Program, program, specializ
 import { type GradNode, gradEnabled, noGrad } from '../tape.ts'
 import { allocate, type Tensor } from '../tensor.ts'
 import { backendOf } from './common.ts'
-import { type Part, partsOf } from './parts.ts'
 
 const NONE: readonly number[] = []
 
@@ -97,72 +96,25 @@ export function compute(
   inputs: readonly Tensor[],
   params: readonly number[],
 ): void {
-  const most = backend.maxOperands
-  if (most === undefined || binds(outputs, inputs, most)) launch(backend, kernel, outputs, inputs, params)
-  else noGrad(() => inParts(kernel.name, backend, partsOf(kernel, most), outputs, inputs, params))
+  const { operands } = backend
+  if (operands?.exceeded(outputs, inputs))
+    operands.split(backend, kernel, outputs, inputs, (part, to, from) =>
+      launch(backend, part, to, from, params),
+    )
+  else launch(backend, kernel, outputs, inputs, params)
 }
 
 function launch(
   backend: Backend,
   program: Kernel,
-  outputs: readonly Tensor[],
-  inputs: readonly Tensor[],
+  outputs: readonly View[],
+  inputs: readonly View[],
   params: readonly number[],
 ): void {
   const kernel = ELEMENTWISE.kernel(backend.kernels)
   const attrs = { kernel: program, params }
   const { flops } = ELEMENTWISE
   run({ op: program.name, path: 'primitive', backend, kernel, outputs, inputs, attrs, flops })
-}
-
-/** Do operands fit in one launch? Memory that several of them share is bound once. */
-const binds = (outputs: readonly Tensor[], inputs: readonly Tensor[], most: number): boolean =>
-  outputs.length + inputs.length <= most ||
-  new Set([...outputs, ...inputs].map((t) => t.storage)).size <= most
-
-/**
- * Runs the parts of a program, with their temporaries: as large as what they are computed of, and freed after their last
- * use. An output that lies where a later part reads is written at the end.
- */
-function inParts(
-  name: string,
-  backend: Backend,
-  parts: readonly Part[],
-  outputs: readonly Tensor[],
-  inputs: readonly Tensor[],
-  params: readonly number[],
-): void {
-  const operands = [...inputs]
-  const late: [Tensor, Tensor][] = []
-  const readAfter = (part: number, what: (i: number) => boolean): boolean =>
-    parts.some(({ reads }, later) => later > part && reads.some(what))
-  try {
-    parts.forEach(({ kernel, reads, writes }, at) => {
-      const from = reads.map((i) => operands[i])
-      const to = writes.map((o, k) => {
-        const out = outputs[o]
-        const fresh = (shape: readonly number[]): Tensor => allocate(backend, shape, kernel.exprs[k].dtype)
-        if (!out) {
-          const shapes = kernel.usesIndex ? [outputs[0].shape] : from.map((t) => t.shape)
-          const made = fresh(broadcastShapes(name, shapes))
-          operands.push(made)
-          return made
-        }
-        const overwrites = (i: number): boolean =>
-          operands[i].storage === out.storage && mayOverlap(operands[i], out)
-        if (!readAfter(at, (i) => i < inputs.length && overwrites(i))) return out
-        const made = fresh(out.shape)
-        late.push([out, made])
-        return made
-      })
-      compute(backend, kernel, to, from, params)
-      for (const i of reads) if (i >= inputs.length && !readAfter(at, (j) => j === i)) operands[i].dispose()
-    })
-    for (const [out, made] of late) copyInto(out, made)
-  } finally {
-    for (const t of operands.slice(inputs.length)) t.dispose()
-    for (const [, made] of late) made.dispose()
-  }
 }
 
 /** Throws where `outputs` cannot be overwritten by a program of `inputs`: see `elementwiseInto`. */

@@ -1,5 +1,8 @@
+import type { OperandLimit, View } from '../backend.ts'
 import type { DType } from '../dtype.ts'
-import { type Kernel, partOf, type Typed, typedPostOrder } from '../program.ts'
+import { broadcastShapes, mayOverlap } from '../layout.ts'
+import { type Kernel, partOf, program, specialize, type Typed, typedPostOrder } from '../program.ts'
+import { allocate, type Tensor } from '../tensor.ts'
 
 /** One launch of an expression that is computed in several, as it has more operands than a backend binds. */
 export interface Part {
@@ -9,6 +12,66 @@ export interface Part {
   /** What it writes: outputs of the whole by their number, and from there on temporaries by theirs. */
   readonly writes: readonly number[]
 }
+
+/**
+ * For backends whose kernels bind at most so many pieces of memory, 4 or more, outputs and inputs together: elementwise
+ * programs with more, and their gradients, are computed in several calls.
+ *
+ * @example
+ * import { operandLimit } from '@tilegrad/core/kernel'
+ *
+ * const few = { ...reference, name: 'few', operands: operandLimit(8) }
+ */
+export const operandLimit = (most: number): OperandLimit => ({
+  most,
+  // Memory that several of them share is bound once.
+  exceeded: (outputs, inputs) =>
+    outputs.length + inputs.length > most &&
+    new Set([...outputs, ...inputs].map((v) => v.buffer)).size > most,
+  split(backend, program, outputs, inputs, launch) {
+    const parts = partsOf(program, most)
+    const readAfter = (at: number, what: (i: number) => boolean): boolean =>
+      parts.some(({ reads }, later) => later > at && reads.some(what))
+    /** Inputs, then temporaries: as large as what they are computed of, freed after their last use. */
+    const operands = [...inputs]
+    const made: Tensor[] = []
+    /** Outputs that lie where a later part reads: they are written at the end. */
+    const late: (() => void)[] = []
+    const fresh = (shape: readonly number[], dtype: DType): Tensor => {
+      const t = allocate(backend, shape, dtype)
+      made.push(t)
+      return t
+    }
+    try {
+      parts.forEach(({ kernel: part, reads, writes }, at) => {
+        const from = reads.map((i) => operands[i])
+        const to = writes.map((o, k) => {
+          const { dtype } = part.exprs[k]
+          const out = outputs[o]
+          if (!out) {
+            const shapes = part.usesIndex ? [outputs[0].shape] : from.map((v) => v.shape)
+            const t = fresh(broadcastShapes(program.name, shapes), dtype)
+            operands.push(t)
+            return t
+          }
+          const spoils = (v: View): boolean => v.buffer === out.buffer && mayOverlap(v, out)
+          if (!readAfter(at, (i) => i < inputs.length && spoils(operands[i]))) return out
+          const t = fresh(out.shape, dtype)
+          late.push(() => launch(specialize(COPY, [dtype], []), [out], [t]))
+          return t
+        })
+        launch(part, to, from)
+        for (const i of reads)
+          if (i >= inputs.length && !readAfter(at, (j) => j === i)) (operands[i] as Tensor).dispose()
+      })
+      for (const store of late) store()
+    } finally {
+      for (const t of made) t.dispose()
+    }
+  },
+})
+
+const COPY = program('copy', 1, ([x]) => x)
 
 const known = new WeakMap<Kernel, Map<number, readonly Part[]>>()
 

@@ -1,0 +1,6 @@
+/**
+ * What backends are made of and programs do not need: a bundle has it only where a backend asks for it.
+ *
+ * @module kernel
+ */
+export { operandLimit } from './primitives/parts.ts'
