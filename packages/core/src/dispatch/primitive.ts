@@ -12,6 +12,8 @@ export interface Primitive<A> {
   readonly kernel: (kernels: Primitives) => KernelOf<A>
   /** Counts arithmetic operations, for profiles. */
   readonly flops?: Work<A>
+  /** Runs also where there is nothing to fill: its kernel looks at what the inputs hold. */
+  readonly checks?: boolean
   /** The rule of its gradient, from what the tape knows of the call; null where nothing is differentiable. */
   readonly backward: Backward<A> | null
 }
@@ -30,7 +32,7 @@ export function perform<A>(
   views: readonly View[] = outputs,
 ): void {
   const { kernel, flops } = primitive
-  if (outputs[0].numel > 0)
+  if (outputs[0].numel > 0 || primitive.checks)
     run({
       op,
       path: 'primitive',

@@ -69,6 +69,7 @@ export function scatterAddPrimitive(
 
 const SCATTER_ADD: Primitive<DimAttrs> = {
   kernel: (kernels) => kernels.scatterAdd,
+  checks: true,
   backward: scatterBackward,
 }
 
