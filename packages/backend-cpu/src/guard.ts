@@ -219,14 +219,14 @@ export function guard(table: KernelTable, { backend, plain, fallback }: GuardOpt
     let checked = false
     const first: typeof kernel = {
       ...kernel,
-      run(outputs, inputs, attrs) {
+      run(outputs, inputs, attrs, numbers) {
         if (!checked) {
           checked = true
           plainTable ??= plain()
           const right = agrees(name, { ...backend, kernels: plainTable }, { ...backend, kernels: table })
           Object.assign(kernels, right ? { [name]: kernel } : fallback(name))
         }
-        same(kernels)?.run(outputs, inputs, attrs)
+        same(kernels)?.run(outputs, inputs, attrs, numbers)
       },
     }
     return first

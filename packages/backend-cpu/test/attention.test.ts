@@ -162,14 +162,14 @@ function run(engine: Engine, c: Case, needs: readonly boolean[], gap = -1): (Flo
   const stats = output(engine, [2, B, H, T], 'float32')
   const fused = attention(engine)
   expect(fused.supports?.(inputs, attrs)).toBe(true)
-  fused.run([out, stats], inputs, attrs)
+  fused.run([out, stats], inputs, attrs, [])
   const gradient = put(engine, dout)
   const back = attentionBackward(engine)
   const all = [...inputs, out, stats, gradient]
   const backAttrs = { ...attrs, needs: [...needs, ...(mask ? [false] : [])] }
   expect(back.supports?.(all, backAttrs)).toBe(true)
   const grads = shapes.filter((_, i) => needs[i]).map(result)
-  if (grads.length > 0) back.run(grads, all, backAttrs)
+  if (grads.length > 0) back.run(grads, all, backAttrs, [])
   const got = [out, stats, ...grads].map((x) => written(engine, x))
   release(engine, [...all, ...grads])
   let next = 2
@@ -244,7 +244,6 @@ function make(
       density: 1,
       hasAlibi: false,
       dropout: 0,
-      draw: [0, 0, 0],
       ...attrs,
     },
   }

@@ -249,7 +249,7 @@ describe('set-up', () => {
     )
     const run = (value: number): void => {
       backend.write(x, new Float32Array(n).fill(value))
-      backend.kernels.elementwise.run([y], [x], { kernel: double, params: [] })
+      backend.kernels.elementwise.run([y], [x], { kernel: double }, [])
       const out = backend.readSync?.(y) as Float32Array
       expect(out.every((v) => v === 2 * value)).toBe(true)
     }

@@ -90,7 +90,7 @@ export function runOn(
   }
   const ins = inputs.map(place)
   const outs = outputs.map(place)
-  backend.kernels.elementwise.run(outs, ins, { kernel, params })
+  backend.kernels.elementwise.run(outs, ins, { kernel }, params)
   const results = outputs.map((o) => backend.readSync?.(whole(buffers.get(o) as object, o)) as TypedArray)
   for (const buffer of buffers.values()) backend.free(buffer)
   return results

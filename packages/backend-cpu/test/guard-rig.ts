@@ -20,8 +20,8 @@ export const spoil = (table: KernelTable, spoiled: keyof KernelTable, engine: En
     if (name !== spoiled) return kernel
     const wrong: typeof kernel = {
       ...kernel,
-      run(outputs, inputs, attrs) {
-        kernel.run(outputs, inputs, attrs)
+      run(outputs, inputs, attrs, numbers) {
+        kernel.run(outputs, inputs, attrs, numbers)
         engine.memory.u8[engine.address(outputs[0] as View)] ^= 1
       },
     }

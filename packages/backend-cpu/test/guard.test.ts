@@ -18,7 +18,7 @@ describe('guard', () => {
   // What a test of one family runs first is the check of that family; its own call is on tensors of no size.
   const call = (table: KernelTable, name: keyof KernelTable): void => {
     const kernel = table[name] as KernelOf<object>
-    kernel.run([], [], { kernel: { inputs: [], exprs: [], params: [] }, params: [] })
+    kernel.run([], [], { kernel: { inputs: [], exprs: [], params: [] } }, [])
   }
   const spent = new Error('the call itself')
   /** A check of one family, with the outcome of `fallback`; the kernel's own call ends in `spent`. */

@@ -120,12 +120,12 @@ function run(engine: Engine, c: Case, needs: readonly boolean[]): (Float32Array 
   const norm = output(engine, [B, H, T], 'float32')
   const fused = linearAttention(engine)
   expect(fused.supports?.(inputs, c.attrs)).toBe(true)
-  fused.run([out, norm], inputs, c.attrs)
+  fused.run([out, norm], inputs, c.attrs, [])
   const all = [...inputs, out, norm, put(engine, c.dout)]
   const grads = [c.q, c.k, c.v]
     .filter((_, i) => needs[i])
     .map((x) => output(engine, x.layout.shape, 'float32'))
-  if (grads.length > 0) linearAttentionBackward(engine).run(grads, all, { ...c.attrs, needs })
+  if (grads.length > 0) linearAttentionBackward(engine).run(grads, all, { ...c.attrs, needs }, [])
   const got = [out, norm, ...grads].map((x) => get(engine, x) as Float32Array)
   release(engine, [...all, ...grads])
   let next = 2

@@ -60,12 +60,12 @@ function check(name: string, x: Storage, w: Storage, extras: readonly Storage[],
     // Of a vector x: a matrix of one row.
     const matrix = (v: View): View =>
       v.shape.length > 1 ? v : { ...v, shape: [1, v.shape[0]], strides: [0, v.strides[0]] }
-    table.matmul.run([matrix(product)], [matrix(ins[0]), turned], {})
-    table.elementwise.run(wants, [product, ...ins.slice(2)], { kernel: epilogue, params })
+    table.matmul.run([matrix(product)], [matrix(ins[0]), turned], {}, [])
+    table.elementwise.run(wants, [product, ...ins.slice(2)], { kernel: epilogue }, params)
     const matmul = fused ? { run: () => expect.fail(`${context}: took two passes`) } : table.matmul
     const kernel = linear(engine, { matmul, elementwise: table.elementwise })
-    expect(kernel.supports?.(ins, { epilogue, params }), context).toBe(true)
-    kernel.run(outs, ins, { epilogue, params })
+    expect(kernel.supports?.(ins, { epilogue }), context).toBe(true)
+    kernel.run(outs, ins, { epilogue }, params)
     const got = outs.map((o) => get(engine, o))
     got.forEach((values, i) => {
       expect(mismatch(values, get(engine, wants[i]), 0, 0), `${context}, output ${i}`).toBeNull()

@@ -117,7 +117,7 @@ function erfOfSamples(): Float64Array {
     reference.write(view, data)
     return view
   })
-  reference.kernels.elementwise.run([output!], [input!], { kernel, params: [] })
+  reference.kernels.elementwise.run([output!], [input!], { kernel }, [])
   return reference.readSync!(output!) as Float64Array
 }
 const erfs = erfOfSamples()

@@ -93,7 +93,7 @@ function run(engine: Engine, a: Operand, b: Operand, kernel = matmul(engine)): F
   const views = [put(engine, a), put(engine, b)]
   const out = output(engine, shape, a.dtype)
   try {
-    kernel.run([out], views, {})
+    kernel.run([out], views, {}, [])
     return get(engine, out) as Float32Array | Int32Array
   } finally {
     release(engine, [...views, out])
@@ -226,7 +226,7 @@ test('outputs with other strides', () => {
           dtype: 'float32',
           data: new Float32Array(extent(l) + 9).fill(-7),
         })
-        matmul(engine).run([space], views, {})
+        matmul(engine).run([space], views, {}, [])
         const all = get(engine, { ...space, ...dense(extent(l) + 9) })
         const got: number[] = []
         layout.forEachOffset(l, (o) => {
@@ -283,7 +283,7 @@ describe('up to 16 rows with a large matrix', () => {
       const size = extent(l) + 9
       const space = put(engine, { layout: l, dtype: 'float32', data: new Float32Array(size).fill(-7) })
       const views = [put(engine, a), put(engine, b)]
-      matmul(engine).run([space], views, {})
+      matmul(engine).run([space], views, {}, [])
       const all = get(engine, { ...space, ...dense(size) })
       const got: number[] = []
       layout.forEachOffset(l, (o) => {
@@ -390,10 +390,10 @@ test('a repeated call takes no new memory', () => {
   const views = [put(engine, a), put(engine, b)]
   const out = output(engine, [100, 300], 'float32')
   const kernel = matmul(engine)
-  kernel.run([out], views, {})
+  kernel.run([out], views, {}, [])
   const before = engine.memory.stats()
   engine.memory.resetPeak()
-  for (let i = 0; i < 10; i++) kernel.run([out], views, {})
+  for (let i = 0; i < 10; i++) kernel.run([out], views, {}, [])
   expect(engine.memory.stats().peakBytes).toBe(before.liveBytes)
   release(engine, [...views, out])
 })

@@ -167,7 +167,7 @@ export function run<A>(
   const ins = inputs.map((t) => put(engine, t))
   const outs = outputs.map((s) => output(engine, s.shape, s.dtype))
   try {
-    kernel.run(outs, ins, attrs)
+    kernel.run(outs, ins, attrs, [])
     return outs.map((o) => get(engine, o))
   } finally {
     release(engine, [...ins, ...outs])
@@ -189,6 +189,7 @@ export function expected<A>(
     outs,
     inputs.map((t) => t.exact),
     attrs,
+    [],
   )
   return outs.map((o) => reference.readSync?.(o) as TypedArray)
 }

@@ -3,8 +3,8 @@
  * follows from the layouts of the operands and the attributes alone; working that out takes longer than all the rest of
  * a call. So it is recorded the first time, and done again for operands of the same layouts, with their buffers.
  *
- * Numbers that change from call to call (an optimiser's rates, the draws of random numbers) are not part of what a
- * recording is found by: see `Scalar`. Objects in attributes (expressions) are known by what they are, not by what is in
+ * The numbers of a call (an optimiser's rates, the draws of random numbers) are not part of what a recording is found by:
+ * see `Scalar`. Objects in attributes (expressions) are known by what they are, not by what is in
  * them: they are never changed.
  *
  * A kernel that does more than dispatches on its operands and temporaries (bytes from the host, copies, buffers of its
@@ -105,38 +105,23 @@ type Recordings = Map<number, Recording>
 /** Recordings of one kernel; when there are more, sizes change all the time, and old ones are of little use. */
 const most = 1024
 
-const none: readonly number[] = []
-
-/** What of a kernel's attributes varies from call to call. */
-export interface Varying {
-  /** The numbers in its attribute `params`, which recordings leave open. */
-  scalars?(attrs: object): readonly number[]
-  /** Is it to be worked out anew in any case, as something in its attributes is never the same? */
-  anew?(attrs: object): boolean
-}
-
 /** A kernel that remembers. */
-export function recorded<A extends object>(
-  engine: Engine,
-  name: string,
-  kernel: KernelOf<A>,
-  { scalars, anew }: Varying = {},
-): KernelOf<A> {
+export function recorded<A extends object>(engine: Engine, name: string, kernel: KernelOf<A>): KernelOf<A> {
   const recordings: Recordings = new Map()
   return {
     ...kernel,
-    run(outputs, inputs, attrs) {
-      if (engine.recorder || anew?.(attrs)) return kernel.run(outputs, inputs, attrs)
-      describe(outputs, inputs, attrs, scalars !== undefined)
+    run(outputs, inputs, attrs, numbers) {
+      if (engine.recorder) return kernel.run(outputs, inputs, attrs, numbers)
+      describe(outputs, inputs, attrs, numbers.length)
       const found = find(recordings)
-      if (found) return replay(engine, found.steps, scalars ? scalars(attrs) : none)
+      if (found) return replay(engine, found.steps, numbers)
 
       const made = key.slice(0, end)
       const hash = hashOfKey()
       const recorder = new Recorder(name, operands.slice(0, operandCount))
       engine.recorder = recorder
       try {
-        kernel.run(outputs, inputs, attrs)
+        kernel.run(outputs, inputs, attrs, numbers)
       } catch (error) {
         for (const buffer of recorder.taken) engine.pool.free(buffer)
         throw error
@@ -217,24 +202,19 @@ let operandCount = 0
 let calls = 0
 
 /** Fills `key` and `operands`. */
-function describe(
-  outputs: readonly View[],
-  inputs: readonly View[],
-  attrs: object,
-  openScalars: boolean,
-): void {
+function describe(outputs: readonly View[], inputs: readonly View[], attrs: object, numbers: number): void {
   end = 0
   operandCount = 0
   calls++
   put(outputs.length)
   put(inputs.length)
+  put(numbers)
   for (let i = 0; i < outputs.length; i++) describeView(outputs[i] as View)
   for (let i = 0; i < inputs.length; i++) describeView(inputs[i] as View)
   for (const name in attrs) {
     const value = (attrs as Record<string, unknown>)[name]
     put(identityOf(name))
-    if (openScalars && name === 'params') describeLengths(value as readonly unknown[])
-    else describeValue(value)
+    describeValue(value)
   }
 }
 
@@ -270,11 +250,6 @@ function describeView(view: View): void {
     to[at++] = strides[d] as number
   }
   end = at
-}
-
-function describeLengths(params: readonly unknown[]): void {
-  put(params.length)
-  for (const part of params) if (Array.isArray(part)) put(part.length)
 }
 
 /** As whole numbers, so that NaN equals itself and −0 is not 0. */

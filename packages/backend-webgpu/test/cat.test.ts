@@ -60,7 +60,7 @@ test('three tensors are one launch', async () => {
     shape: [5, 6],
     strides: [6, 1],
   }
-  gpu.kernels.cat?.run([out], parts, { dim: 1 } as never)
+  gpu.kernels.cat?.run([out], parts, { dim: 1 }, [])
   expect(counts.dispatches).toBe(1)
   gpu.close()
 })

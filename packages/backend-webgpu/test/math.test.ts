@@ -36,7 +36,7 @@ async function evaluate(
     return v
   })
   const out = view()
-  gpu.kernels.elementwise.run([out], inputs, { kernel, params: [] })
+  gpu.kernels.elementwise.run([out], inputs, { kernel }, [])
   const result = await gpu.read(out)
   for (const { buffer } of [out, ...inputs]) gpu.free(buffer)
   return result

@@ -139,7 +139,7 @@ describe('what a kernel does beyond its operands', () => {
       },
     })
     for (const n of [1, 2, 3]) {
-      copying.run([x], [], {})
+      copying.run([x], [], {}, [])
       expect([...(await x.data())]).toEqual([n, n, n, n])
     }
     expect(runs).toBe(3)
@@ -155,7 +155,7 @@ describe('what a kernel does beyond its operands', () => {
       },
     })
     for (const n of [1, 2]) {
-      expect(() => failing.run([x], [], {})).toThrow('no')
+      expect(() => failing.run([x], [], {}, [])).toThrow('no')
       expect(runs).toBe(n)
     }
     expect(engine.recorder).toBeNull()
@@ -171,7 +171,7 @@ describe('what a kernel does beyond its operands', () => {
       },
     })
     for (const _ of [1, 2])
-      expect(() => greedy.run([x], [], {})).toThrow(
+      expect(() => greedy.run([x], [], {}, [])).toThrow(
         /^greedy: its workspace of 1099511627776 elements takes 4398046511104 bytes; .* per buffer/,
       )
     expect(engine.pool.stats().usedBuffers).toBe(before.usedBuffers)
@@ -202,7 +202,7 @@ describe('what a kernel does beyond its operands', () => {
     const noting = recorded(engine, 'test', {
       run: (_, __, attrs) => void seen.push((attrs as { value: number }).value),
     })
-    for (const value of [Number.NaN, Number.NaN, 0, -0, 0, 1e-5, 1e-5]) noting.run([x], [], { value })
+    for (const value of [Number.NaN, Number.NaN, 0, -0, 0, 1e-5, 1e-5]) noting.run([x], [], { value }, [])
     expect(seen).toEqual([Number.NaN, 0, -0, 1e-5])
   })
 
@@ -210,7 +210,7 @@ describe('what a kernel does beyond its operands', () => {
     let runs = 0
     const noting = recorded(engine, 'test', { run: () => void runs++ })
     const all = [{}, { a: 1 }, { b: 1 }, { a: true }, { a: '1' }, { a: [1] }, { a: null }, { a: undefined }]
-    for (const attrs of [...all, ...all]) noting.run([x], [], { ...attrs })
+    for (const attrs of [...all, ...all]) noting.run([x], [], { ...attrs }, [])
     expect(runs).toBe(all.length)
   })
 })

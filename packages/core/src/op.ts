@@ -1,5 +1,5 @@
 import type { View } from './backend.ts'
-import { listening, run, type Work } from './dispatch/call.ts'
+import { listening, NO_NUMBERS, run, type Work } from './dispatch/call.ts'
 import type { GradientAttrs, KernelOf, KernelTable } from './dispatch/kernels.ts'
 import { grad } from './engine.ts'
 import { GradError } from './errors.ts'
@@ -36,7 +36,7 @@ export interface Op<A = unknown> {
   /** The outputs of a fused kernel: the operator's own and then what it saves for its backward kernel. */
   infer?(inputs: readonly Tensor[], attrs: A): readonly TensorSpec[]
   /** The meaning. Returns the operator's own outputs. */
-  compose(inputs: readonly Tensor[], attrs: A): readonly Tensor[]
+  compose(inputs: readonly Tensor[], attrs: A, numbers: readonly number[]): readonly Tensor[]
   /** A better rule than differentiating the composition. Saved outputs of a fused kernel are not there for it. */
   readonly backward?: Backward<A>
   /** Arithmetic operations of a fused kernel, for profiles. */
@@ -67,6 +67,7 @@ export function apply<A extends object>(
   op: Op<A>,
   operands: readonly (Tensor | ArrayOperand)[],
   attrs: A,
+  numbers = NO_NUMBERS,
 ): readonly Tensor[] {
   const inputs = tensorsOf(op.name, operands)
   const backend = backendOf(op.name, inputs)
@@ -76,11 +77,13 @@ export function apply<A extends object>(
     const specs = op.infer(inputs, attrs)
     const all = allocateAll(backend, specs)
     const { name, flops } = op
-    settled(all, () => run({ op: name, path: 'fused', backend, kernel, outputs: all, inputs, attrs, flops }))
+    settled(all, () =>
+      run({ op: name, path: 'fused', backend, kernel, outputs: all, inputs, attrs, numbers, flops }),
+    )
     const own = op.outputs ?? 1
     const mine = all.length > own ? all.slice(0, own) : all
     if (shouldRecord(inputs)) {
-      record(op.name, inputs, mine, attrs, op.backward ?? fusedBackward(op, all))
+      record(op.name, inputs, mine, attrs, op.backward ?? fusedBackward(op, all), numbers)
       const node = mine[0].gradFn
       if (node && all.length > own) node.owned = all.slice(own)
     } else for (let i = own; i < all.length; i++) all[i].dispose()
@@ -90,10 +93,10 @@ export function apply<A extends object>(
   const begun = listener?.begin(backend)
   const recording = shouldRecord(inputs)
   const rule = op.backward
-  const compose = (): readonly Tensor[] => op.compose(inputs, attrs)
+  const compose = (): readonly Tensor[] => op.compose(inputs, attrs, numbers)
   const { result, made } = collect(recording && rule ? () => noGrad(compose) : compose)
   const outputs = settled(made, () => result.map((t) => (inputs.includes(t) ? alias(t) : t)))
-  if (recording && rule) record(op.name, inputs, outputs, attrs, rule)
+  if (recording && rule) record(op.name, inputs, outputs, attrs, rule, numbers)
   settle(outputs, made as Tensor[], recording && !rule)
   listener?.composed(op.name, backend, begun)
   return outputs
@@ -132,7 +135,7 @@ function fusedBackward<A extends object>(op: Op<A>, all: readonly Tensor[]): Bac
     if (waiting) args.push(waiting)
     const own = { needs, adds: waiting !== null }
     const attrs: GradientAttrs<A> = Object.assign(own, node.attrs)
-    const made = apply(gradient, args, attrs)
+    const made = apply(gradient, args, attrs, node.numbers)
     const grads: (Tensor | null)[] = []
     let next = 0
     for (let i = 0; i < needs.length; i++) grads.push(needs[i] ? made[next++] : null)
@@ -195,9 +198,9 @@ function backwardOp<A extends object>(
       if (op.placesGradients && !gradEnabled()) return placesLike(wanted)
       return wanted.map(({ shape, dtype }) => ({ shape, dtype }))
     },
-    compose: (all, attrs) => {
+    compose: (all, attrs, numbers) => {
       const douts = all.slice(inputs + results, inputs + results + own)
-      const made = vjp(op, all.slice(0, inputs), attrs, douts, needs)
+      const made = vjp(op, all.slice(0, inputs), attrs, numbers, douts, needs)
       if (attrs.adds) made[0] = addTensors(made[0], all[all.length - 1])
       return made
     },
@@ -209,6 +212,7 @@ function vjp<A extends object>(
   op: Op<A>,
   inputs: readonly Tensor[],
   attrs: A,
+  numbers: readonly number[],
   douts: readonly Tensor[],
   needs: readonly boolean[],
 ): Tensor[] {
@@ -221,7 +225,7 @@ function vjp<A extends object>(
       if (!x.requiresGrad) x.requiresGrad = true
       return x
     })
-    const ys = op.compose(xs, attrs)
+    const ys = op.compose(xs, attrs, numbers)
     const wanted = xs.filter((_, i) => needs[i])
     const used = ys.map((y, i) => [y, douts[i]] as const).filter(([y]) => y.requiresGrad)
     if (used.length === 0) throw new GradError(`${op.name}: its composition has no gradient`)

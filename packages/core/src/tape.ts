@@ -1,4 +1,5 @@
 import { expectFunction } from './checks.ts'
+import { NO_NUMBERS } from './dispatch/call.ts'
 import { isFloat } from './dtype.ts'
 import { GradError, show } from './errors.ts'
 import { shownAs } from './printing.ts'
@@ -105,6 +106,8 @@ export class GradNode<A = unknown> {
   readonly name: string
   /** The operator's attributes. */
   readonly attrs: A
+  /** The numbers of the call. */
+  readonly numbers: readonly number[]
   /** Order of recording; a node's inputs come from nodes of lower numbers. */
   readonly sequence: number
   /** What the operator was given. */
@@ -128,9 +131,11 @@ export class GradNode<A = unknown> {
     outputs: readonly Tensor[],
     attrs: A,
     backward: Backward<A>,
+    numbers: readonly number[],
   ) {
     this.name = name
     this.attrs = attrs
+    this.numbers = numbers
     this.inputs = inputs
     this.outputs = outputs
     this.sequence = sequence++
@@ -210,8 +215,9 @@ export function record<A>(
   outputs: readonly Tensor[],
   attrs: A,
   backward: Backward<A>,
+  numbers = NO_NUMBERS,
 ): void {
-  const node = new GradNode(name, inputs, outputs, attrs, backward)
+  const node = new GradNode(name, inputs, outputs, attrs, backward, numbers)
   recorded?.push(node as GradNode)
   for (let i = 0; i < outputs.length; i++) if (isFloat(outputs[i].dtype)) outputs[i].gradFn = node as GradNode
 }

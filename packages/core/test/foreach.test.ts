@@ -3,8 +3,8 @@ import {
   applyProgramIntoEach,
   type Backend,
   dataSync,
+  type ElementwiseAttrs,
   expr as e,
-  type ForeachAttrs,
   type KernelOf,
   noGrad,
   profile,
@@ -20,15 +20,20 @@ const values = (t: Tensor): number[] => [...dataSync(t)]
 
 /** The reference with a `foreach` that runs call by call and notes how many calls it got. */
 const joints: number[] = []
-const foreach: KernelOf<ForeachAttrs> = {
+const foreach: KernelOf<ElementwiseAttrs> = {
   supports: (views) => views.every((v) => v.strides.at(-1) !== 2),
-  run(outputs, inputs, { kernel, params }) {
-    joints.push(params.length)
-    const [o, n] = [kernel.exprs.length, kernel.inputs.length]
-    params.forEach((p, c) => {
-      const [outs, ins] = [outputs.slice(c * o, (c + 1) * o), inputs.slice(c * n, (c + 1) * n)]
-      reference.kernels.elementwise.run(outs, ins, { kernel, params: p })
-    })
+  run(outputs, inputs, { kernel }, numbers) {
+    const [o, n, m] = [kernel.exprs.length, kernel.inputs.length, kernel.program.params]
+    const calls = outputs.length / o
+    joints.push(calls)
+    const part = <T>(list: readonly T[], each: number, c: number): T[] => list.slice(c * each, (c + 1) * each)
+    for (let c = 0; c < calls; c++)
+      reference.kernels.elementwise.run(
+        part(outputs, o, c),
+        part(inputs, n, c),
+        { kernel },
+        part(numbers, m, c),
+      )
   },
 }
 const joining: Backend = {

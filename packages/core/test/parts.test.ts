@@ -29,11 +29,11 @@ import { collected } from './support/collected.ts'
 /** The reference, but for this: it refuses what touches more than `most` pieces of memory. */
 function narrow(most: number): Backend & { calls: number } {
   const elementwise: Primitives['elementwise'] = {
-    run(outputs, inputs, attrs) {
+    run(outputs, inputs, attrs, numbers) {
       const buffers = new Set([...outputs, ...inputs].map((v) => v.buffer))
       if (buffers.size > most) throw new DeviceError(`needs ${buffers.size} of ${most}`)
       self.calls++
-      reference.kernels.elementwise.run(outputs, inputs, attrs)
+      reference.kernels.elementwise.run(outputs, inputs, attrs, numbers)
     },
   }
   const kernels = { ...reference.kernels, elementwise }

@@ -67,12 +67,10 @@ const takes = (inputs: readonly View[], attrs: AttentionAttrs): boolean => {
   )
 }
 
-/** Dropout's numbers, and its expression for them. */
-function dropoutOf({ dropout, draw }: AttentionAttrs): Pick<Form, 'dropout'> & { params: readonly number[] } {
-  if (dropout === 0) return { dropout: null, params: [] }
-  const params = dropoutParams(dropout, draw)
-  return { dropout: specialize(dropoutFactors, [], params, ['float32']), params }
-}
+/** Dropout's expression, whatever its numbers are. */
+const dropoutOf = ({ dropout }: AttentionAttrs): Form['dropout'] =>
+  dropout === 0 ? null : specialize(dropoutFactors, [], dropoutParams(dropout, NO_DRAW), ['float32'])
+const NO_DRAW = [0, 0, 0]
 
 /** What kernels are built for. */
 function formOf(engine: Engine, inputs: readonly View[], attrs: AttentionAttrs): Form {
@@ -83,7 +81,7 @@ function formOf(engine: Engine, inputs: readonly View[], attrs: AttentionAttrs):
     mask: mask === null ? 'none' : (mask.dtype as 'float32' | 'bool'),
     blocks: blocks !== null,
     alibi: slopes !== null,
-    dropout: dropoutOf(attrs).dropout,
+    dropout: dropoutOf(attrs),
     careful: false,
   }
 }
@@ -130,6 +128,7 @@ function writeCommon(
   engine: Engine,
   inputs: readonly View[],
   attrs: AttentionAttrs,
+  numbers: readonly number[],
 ): ReturnType<typeof writer> {
   const set = writer(engine)
   set('flagPtr', flagOf(engine))
@@ -168,9 +167,8 @@ function writeCommon(
     set('slopesPtr', engine.address(slopes))
     set('slopesStep', 4 * slopes.strides[0])
   }
-  const { dropout, params } = dropoutOf(attrs)
-  dropout?.params.forEach(({ source, dtype }, slot) => {
-    set(dropWord(slot), wordOf(dtype, params[source]))
+  dropoutOf(attrs)?.params.forEach(({ source, dtype }, slot) => {
+    set(dropWord(slot), wordOf(dtype, numbers[source]))
   })
   return set
 }
@@ -194,7 +192,7 @@ function withCare(
 
 export const attention: KernelFactory<AttentionAttrs> = (engine) => ({
   supports: takes,
-  run([out, stats], inputs, attrs) {
+  run([out, stats], inputs, attrs, numbers) {
     const { q, k, v } = attentionOperands(inputs, attrs)
     const [b, h, t, d] = q.shape
     const dv = v.shape[3]
@@ -203,7 +201,7 @@ export const attention: KernelFactory<AttentionAttrs> = (engine) => ({
     const copies = k.strides[3] !== 1 || v.strides[3] !== 1 || v.strides[2] !== dv
     const bytes = forwardScratch(form.tile, d, dv, copies, form.mask)
     const scratch = engine.scratch(bytes)
-    const set = writeCommon(engine, inputs, attrs)
+    const set = writeCommon(engine, inputs, attrs, numbers)
     writeOperand(engine, set, 'out', out)
     writeStats(engine, set, stats)
     set('scratch', scratch)
@@ -220,7 +218,7 @@ export const attention: KernelFactory<AttentionAttrs> = (engine) => ({
 
 export const attentionBackward: KernelFactory<GradientAttrs<AttentionAttrs>> = (engine) => ({
   supports: (inputs, attrs) => takes(inputs, attrs) && !(attrs.hasMask && attrs.needs[3]),
-  run(outputs, inputs, attrs) {
+  run(outputs, inputs, attrs, numbers) {
     const { q, k, v, rest } = attentionOperands(inputs, attrs)
     const [b, h, t, d] = q.shape
     const [keyHeads, s, dv] = [k.shape[1], k.shape[2], v.shape[3]]
@@ -229,7 +227,7 @@ export const attentionBackward: KernelFactory<GradientAttrs<AttentionAttrs>> = (
     const form = formOf(engine, inputs, attrs)
     const bytes = backwardScratch(form.tile, form.mask, d, dv)
     const scratch = engine.scratch(bytes)
-    const set = writeCommon(engine, inputs, attrs)
+    const set = writeCommon(engine, inputs, attrs, numbers)
     writeOperand(engine, set, 'out', out)
     writeOperand(engine, set, 'dout', dout)
     let next = 0

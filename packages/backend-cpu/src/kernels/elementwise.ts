@@ -124,7 +124,7 @@ export const elementwise = (engine: Engine, js: KernelOf<ElementwiseAttrs>): Ker
   }
 
   return {
-    run(outputs, inputs, attrs) {
+    run(outputs, inputs, attrs, numbers) {
       const expression = attrs.kernel
       let plan = plans[expression.id]
       if (plan === undefined) {
@@ -133,7 +133,7 @@ export const elementwise = (engine: Engine, js: KernelOf<ElementwiseAttrs>): Ker
       }
       if (!plan.lowerable) {
         reportPath('javascript')
-        js.run(outputs, inputs, attrs)
+        js.run(outputs, inputs, attrs, numbers)
         return
       }
       const first = outputs[0] as View
@@ -149,10 +149,10 @@ export const elementwise = (engine: Engine, js: KernelOf<ElementwiseAttrs>): Ker
       const slots = expression.params
       for (let s = 0; s < slots.length; s++) {
         const { source, dtype } = slots[s] as Expression['params'][number]
-        i32[at++] = wordOf(dtype, attrs.params[source] as number)
+        i32[at++] = wordOf(dtype, numbers[source] as number)
       }
 
-      const variants = plan.pows.length === 0 ? plan.plain : powerVariants(plan, expression, attrs.params)
+      const variants = plan.pows.length === 0 ? plan.plain : powerVariants(plan, expression, numbers)
       let mask = 0
       let flat = !plan.usesCoords
       for (let o = 0; flat && o < outputs.length; o++) flat = isDense(outputs[o] as View, shape)

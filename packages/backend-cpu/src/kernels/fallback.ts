@@ -32,11 +32,11 @@ export const isNarrow = (view: View): boolean => isLane(view.dtype)
  */
 export function either<A>(kernel: KernelOf<A>, js: KernelOf<A>): KernelOf<A> {
   return {
-    run(outputs, inputs, attrs) {
+    run(outputs, inputs, attrs, numbers) {
       const takes = kernel.supports?.(inputs, attrs) ?? (inputs.every(isNarrow) && outputs.every(isNarrow))
-      if (takes) return kernel.run(outputs, inputs, attrs)
+      if (takes) return kernel.run(outputs, inputs, attrs, numbers)
       reportPath('javascript')
-      js.run(outputs, inputs, attrs)
+      js.run(outputs, inputs, attrs, numbers)
     },
   }
 }

@@ -11,8 +11,8 @@
  */
 
 import {
+  type ElementwiseAttrs,
   type Kernel as Expression,
-  type ForeachAttrs,
   type KernelOf,
   layout,
   typedPostOrder,
@@ -40,7 +40,7 @@ interface Plan {
 const alignment = 16
 const aligned = (n: number): number => alignment * Math.ceil(n / alignment)
 
-export const foreach = (engine: Engine): KernelOf<ForeachAttrs> => {
+export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
   const { memory } = engine
   const plans: (Plan | undefined)[] = []
   let table = 0
@@ -73,7 +73,7 @@ export const foreach = (engine: Engine): KernelOf<ForeachAttrs> => {
     mask: number,
     outputs: readonly View[],
     inputs: readonly View[],
-    params: readonly (readonly number[])[],
+    numbers: readonly number[],
   ): void => {
     let kernel = plan.kernels.get(mask)
     if (kernel === undefined) {
@@ -91,9 +91,9 @@ export const foreach = (engine: Engine): KernelOf<ForeachAttrs> => {
       i32[at++] = size
       for (let o = 0; o < outs; o++) i32[at++] = engine.address(outputs[c * outs + o] as View)
       for (let n = 0; n < ins; n++) i32[at++] = engine.address(inputs[c * ins + n] as View)
-      const values = params[c] as readonly number[]
+      const from = c * expression.program.params
       for (let s = 0; s < slots.length; s++)
-        f32[at++] = values[(slots[s] as Expression['params'][number]).source] as number
+        f32[at++] = numbers[from + (slots[s] as Expression['params'][number]).source] as number
       first += aligned(size)
     }
     engine.run(kernel, first, plan.grain, [table, which.length])
@@ -111,12 +111,12 @@ export const foreach = (engine: Engine): KernelOf<ForeachAttrs> => {
       }
       return true
     },
-    run(outputs, inputs, { kernel: expression, params }) {
+    run(outputs, inputs, { kernel: expression }, numbers) {
       const plan = planOf(expression)
       const [outs, ins] = [expression.exprs.length, expression.inputs.length]
       const byMask = new Map<number, number[]>()
       const singles: number[] = []
-      for (let c = 0; c < params.length; c++) {
+      for (let c = 0; c * outs < outputs.length; c++) {
         const { shape } = outputs[c * outs] as View
         const size = layout.numel(shape)
         if (size === 0) continue
@@ -137,7 +137,7 @@ export const foreach = (engine: Engine): KernelOf<ForeachAttrs> => {
         if (first) first.push(...singles)
         else byMask.set(0, singles)
       }
-      for (const [mask, which] of byMask) launch(plan, expression, which, mask, outputs, inputs, params)
+      for (const [mask, which] of byMask) launch(plan, expression, which, mask, outputs, inputs, numbers)
     },
   }
 }

@@ -50,7 +50,7 @@ export const linear = (
       extras.every((v) => rowsOf(v, shape) !== undefined)
     )
   },
-  run(outputs, [x, weight, ...extras], { epilogue, params }) {
+  run(outputs, [x, weight, ...extras], { epilogue }, numbers) {
     const { shape } = outputs[0]
     const [out, a] = shape.length === 1 ? [matrix(outputs[0]), matrix(x)] : [outputs[0], x]
     const batch = a.shape.slice(0, -2)
@@ -71,12 +71,12 @@ export const linear = (
           i32[at++] = engine.address(v)
           i32[at++] = 4 * rows[n].stride
         })
-        for (const { source, dtype } of epilogue.params) i32[at++] = wordOf(dtype, params[source])
+        for (const { source, dtype } of epilogue.params) i32[at++] = wordOf(dtype, numbers[source])
       },
     })
     if (done) return
-    matmul.run([out], [a, b], {})
-    elementwise.run(outputs, [outputs[0], ...extras], { kernel: epilogue, params })
+    matmul.run([out], [a, b], {}, [])
+    elementwise.run(outputs, [outputs[0], ...extras], { kernel: epilogue }, numbers)
   },
 })
 

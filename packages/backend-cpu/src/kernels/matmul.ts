@@ -139,7 +139,7 @@ function pieces(engine: Engine, kernel: KernelOf<object>, size: number, out: Vie
   const run = (first: number, n: number, length: number): void => {
     const shape = [n, ...out.shape]
     const sums = { ...layout.contiguous(shape, first * each), buffer: { ptr }, dtype: out.dtype }
-    kernel.run([sums], [part(a, d + 1, first, n, length), part(b, d, first, n, length)], {})
+    kernel.run([sums], [part(a, d + 1, first, n, length), part(b, d, first, n, length)], {}, [])
   }
   try {
     run(0, whole, size)

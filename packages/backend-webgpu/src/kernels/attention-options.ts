@@ -1,7 +1,8 @@
 /** What kernels read for the options of attention beside q, k, v and their gradients: parameters and buffers in order. */
 
-import { type AttentionAttrs, attentionOperands, dropoutParams, isFloat, type View } from '@tilegrad/core'
+import { type AttentionAttrs, attentionOperands, type View } from '@tilegrad/core'
 import type { GpuBuffer } from '../buffers.ts'
+import type { Scalar } from '../recorded.ts'
 import type { Binding } from '../shader.ts'
 import { elementOf } from '../wgsl/element.ts'
 import { type Form, offsetOf, operandParams, operandWords } from './attention-blocks.ts'
@@ -29,13 +30,13 @@ export const optionBuffers = ({ hasMask, blockSize, hasAlibi }: AttentionAttrs):
 
 /** Appends them to a call's parameters and buffers. */
 export function addOptions(
-  call: { words: number[]; floats: [number, number][]; buffers: GpuBuffer[] },
+  call: { words: number[]; scalars: Scalar[]; buffers: GpuBuffer[] },
   { tile, globals, dropout }: Form,
   streamed: Streamed,
   inputs: readonly View[],
   attrs: AttentionAttrs,
 ): void {
-  const { words, floats, buffers } = call
+  const { words, scalars, buffers } = call
   const { q, k, mask, blocks, slopes } = attentionOperands(inputs, attrs)
   const add = (view: View): void => {
     buffers.push(view.buffer as GpuBuffer)
@@ -61,11 +62,6 @@ export function addOptions(
   if (globals) words.push(attrs.globalTokens, attrs.globalTokens - offset)
   if (dropout) {
     words.push(tile.rm * tile.kn)
-    const params = dropoutParams(attrs.dropout, attrs.draw)
-    for (const { source, dtype } of dropout.params) {
-      const value = params[source] as number
-      if (isFloat(dtype)) floats.push([words.length, value])
-      words.push(isFloat(dtype) ? 0 : value)
-    }
+    for (const { source, dtype } of dropout.params) scalars.push({ at: words.push(0) - 1, source, dtype })
   }
 }

@@ -49,6 +49,7 @@ import {
 import type { GpuBuffer } from '../buffers.ts'
 import type { Engine } from '../engine.ts'
 import { grid } from '../layout.ts'
+import type { Scalar } from '../recorded.ts'
 import { backwardBytes, backwardShader, type Gradients, statRows, statShader } from './attention-backward.ts'
 import {
   canShuffle,
@@ -118,7 +119,7 @@ function chooseForm(
   more: readonly View[],
 ): Form {
   const { q, k, v, mask } = attentionOperands(inputs, attrs)
-  const { blockSize, dropout, draw } = attrs
+  const { blockSize, dropout } = attrs
   const { maxComputeWorkgroupStorageSize: most } = engine.gpu.limits
   const vectors = [q, k, v, ...more].every(isVectors)
   // Loops take two vectors at a time, and what lies behind a row in memory is another row.
@@ -145,17 +146,20 @@ function chooseForm(
       stored: false,
       sharing: [],
       dropout:
-        dropout === 0 ? null : specialize(dropoutFactors, [], dropoutParams(dropout, draw), ['float32']),
+        dropout === 0 ? null : specialize(dropoutFactors, [], dropoutParams(dropout, NO_DRAW), ['float32']),
     }))
   return (forms.find((form) => bytes(form) <= most) ?? forms.at(-1)) as Form
 }
+
+/** Code depends on dropout, not on its numbers. */
+const NO_DRAW = [0, 0, 0]
 
 const buffer = (view: View): GpuBuffer => view.buffer as GpuBuffer
 
 export function attention(engine: Engine, tiles = usable(engine, forwardTiles)): KernelOf<AttentionAttrs> {
   return {
     supports: (inputs, attrs) => takes(engine, inputs, attrs, forwardBuffers),
-    run(outputs, inputs, attrs) {
+    run(outputs, inputs, attrs, numbers) {
       const [out, stats] = outputs as [View, View]
       const { q, k, v } = attentionOperands(inputs, attrs)
       const [b, h, t] = q.shape as [number, number, number]
@@ -167,10 +171,11 @@ export function attention(engine: Engine, tiles = usable(engine, forwardTiles)):
       const { words, floats } = commonWords([q, k, v], attrs, b * h, Math.ceil(t / rowsOf(form.tile)))
       for (const x of [q, k, v]) words.push(...operandWords(x, form.vectors))
       const buffers = [q, k, v].map(buffer)
-      addOptions({ words, floats, buffers }, form, 'keys', inputs, attrs)
+      const scalars: Scalar[] = []
+      addOptions({ words, scalars, buffers }, form, 'keys', inputs, attrs)
       words.push(...operandWords(out, form.vectors), stats.offset)
       buffers.push(buffer(out), buffer(stats))
-      engine.run(kernel, buffers, words, ...grid(words[0] as number), 1, floats)
+      engine.run(kernel, buffers, words, ...grid(words[0] as number), 1, floats, scalars, numbers)
     },
   }
 }
@@ -183,7 +188,7 @@ export function attentionBackward(
   return {
     supports: (inputs, attrs) =>
       takes(engine, inputs, attrs, backwardBuffers) && !(attrs.hasMask && attrs.needs[3]),
-    run(outputs, inputs, attrs) {
+    run(outputs, inputs, attrs, numbers) {
       const { q, k, v, rest } = attentionOperands(inputs, attrs)
       const [b, h, t] = q.shape as [number, number, number]
       const [keyHeads, s] = [k.shape[1] as number, k.shape[2] as number]
@@ -211,7 +216,8 @@ export function attentionBackward(
         const { words, floats } = commonWords([q, k, v], attrs, items, blocks)
         for (const x of [q, k, v, dout]) words.push(...operandWords(x, form.vectors))
         const buffers = [q, k, v, dout].map(buffer).concat(saved)
-        addOptions({ words, floats, buffers }, form, isQ ? 'keys' : 'queries', inputs, attrs)
+        const scalars: Scalar[] = []
+        addOptions({ words, scalars, buffers }, form, isQ ? 'keys' : 'queries', inputs, attrs)
         if (gradients === 'qkv') words.push(...operandWords(out, form.vectors), stats.offset)
         buffers.push(...results.filter((_, n) => form.sharing[n] === n).map(buffer))
         const stored = chunk && storedOf(engine, form.tile, chunk, inputs, attrs, outputs[0] as View)
@@ -220,7 +226,7 @@ export function attentionBackward(
           buffers.push(stored.buffer)
         }
         words.push(...results.flatMap((x) => operandWords(x, form.vectors)))
-        engine.run(kernel, buffers, words, ...grid(words[0] as number), 1, floats)
+        engine.run(kernel, buffers, words, ...grid(words[0] as number), 1, floats, scalars, numbers)
         if (stored) {
           stored.multiply()
           engine.pool.free(stored.buffer)

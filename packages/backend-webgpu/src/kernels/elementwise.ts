@@ -8,7 +8,7 @@
  * written must not be bound a second time.
  */
 
-import { type KernelOf, type Primitives, typedPostOrder, type View } from '@tilegrad/core'
+import { type Kernel, type Primitives, typedPostOrder, type View } from '@tilegrad/core'
 import type { GpuBuffer } from '../buffers.ts'
 import type { Engine } from '../engine.ts'
 import { grid, type Nest, nestOf } from '../layout.ts'
@@ -18,13 +18,11 @@ import { elementOf } from '../wgsl/element.ts'
 import { lower } from '../wgsl/lowering.ts'
 import { mathCode } from '../wgsl/math.ts'
 
-type Attrs = Primitives['elementwise'] extends KernelOf<infer A> ? A : never
-
 const workgroup = 256
 
 export function elementwise(engine: Engine): Primitives['elementwise'] {
   return {
-    run(outputs, inputs, { kernel, params }) {
+    run(outputs, inputs, { kernel }, numbers) {
       const [out] = outputs as [View]
       const count = out.shape.reduce((n, s) => n * s, 1)
       if (count === 0) return
@@ -49,18 +47,7 @@ export function elementwise(engine: Engine): Primitives['elementwise'] {
           : []
       const key = `e${kernel.id}:${place}:${vectors ? 'v' : 'f'}${flat ? '' : nest.sizes.length}:${steps}`
       const gpuKernel = engine.kernel(key, kernel.name, () => {
-        return shader(
-          { kernel, params },
-          views,
-          outputs.length,
-          place,
-          written,
-          nest,
-          flat,
-          vectors,
-          long,
-          steps,
-        )
+        return shader(kernel, views, outputs.length, place, written, nest, flat, vectors, long, steps)
       })
 
       const words: number[] = [count]
@@ -71,7 +58,7 @@ export function elementwise(engine: Engine): Primitives['elementwise'] {
         ({ source, dtype }): Scalar => ({ at: words.push(0) - 1, source, dtype }),
       )
       const [x, y] = grid(Math.ceil(count / ((long ? 1 : 4) * workgroup)))
-      engine.run(gpuKernel, buffers, words, x, y, 1, [], scalars, params)
+      engine.run(gpuKernel, buffers, words, x, y, 1, [], scalars, numbers)
     },
   }
 }
@@ -84,8 +71,8 @@ interface Traits {
   /** It uses coordinates. */
   readonly coords: boolean
 }
-const known = new WeakMap<Attrs['kernel'], Traits>()
-function traitsOf(kernel: Attrs['kernel']): Traits {
+const known = new WeakMap<Kernel, Traits>()
+function traitsOf(kernel: Kernel): Traits {
   let traits = known.get(kernel)
   if (!traits) {
     const nodes = typedPostOrder(kernel.exprs)
@@ -117,7 +104,7 @@ function haveVectors(views: readonly View[], outputs: number, { sizes, strides }
 const bytesOf = (v: View): number => (v.buffer as GpuBuffer).bytes
 
 function shader(
-  { kernel }: Attrs,
+  kernel: Kernel,
   views: readonly View[],
   outputs: number,
   place: readonly number[],

@@ -10,8 +10,8 @@
  */
 
 import {
+  type ElementwiseAttrs,
   type Kernel as Expression,
-  type ForeachAttrs,
   type KernelOf,
   layout,
   typedPostOrder,
@@ -43,7 +43,7 @@ interface Call {
   readonly first: number
 }
 
-export const foreach = (engine: Engine): KernelOf<ForeachAttrs> => {
+export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
   const most = engine.gpu.limits.maxStorageBuffersPerShaderStage
   const known: (Lowered | null | undefined)[] = []
   const loweredOf = (expression: Expression): Lowered | null => {
@@ -98,15 +98,12 @@ export const foreach = (engine: Engine): KernelOf<ForeachAttrs> => {
       }
       return buffers <= most
     },
-    run(outputs, inputs, { kernel: expression, params }) {
+    run(outputs, inputs, { kernel: expression }, numbers) {
       const [outs, ins] = [expression.exprs.length, expression.inputs.length]
-      const values = params.flat()
-      let next = 0
       let calls: Call[] = []
       let buffers: GpuBuffer[] = []
-      for (let c = 0; c < params.length; c++) {
-        const first = next
-        next += (params[c] as readonly number[]).length
+      for (let c = 0; c * outs < outputs.length; c++) {
+        const first = c * expression.program.params
         const views = [...outputs.slice(c * outs, (c + 1) * outs), ...inputs.slice(c * ins, (c + 1) * ins)]
         const count = layout.numel((views[0] as View).shape)
         if (count === 0) continue
@@ -117,13 +114,13 @@ export const foreach = (engine: Engine): KernelOf<ForeachAttrs> => {
         const fresh = views.map((v) => v.buffer as GpuBuffer)
         const joined = [...new Set([...buffers, ...fresh])]
         if (joined.length > most || calls.length === mostCalls) {
-          launch(expression, calls, buffers, values)
+          launch(expression, calls, buffers, numbers)
           calls = []
           buffers = [...new Set(fresh)]
         } else buffers = joined
         calls.push({ count, views, access, first })
       }
-      if (calls.length > 0) launch(expression, calls, buffers, values)
+      if (calls.length > 0) launch(expression, calls, buffers, numbers)
     },
   }
 }

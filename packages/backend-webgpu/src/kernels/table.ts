@@ -2,7 +2,7 @@
 
 import { type KernelTable, type Primitives, wrapKernels } from '@tilegrad/core'
 import type { Engine } from '../engine.ts'
-import { recorded, type Varying } from '../recorded.ts'
+import { recorded } from '../recorded.ts'
 import { argReduce } from './arg-reduce.ts'
 import { attention, attentionBackward } from './attention.ts'
 import { cat } from './cat.ts'
@@ -23,27 +23,6 @@ import { scatterAdd } from './scatter-add.ts'
 import { logSoftmax, logSoftmaxBackward, softmax, softmaxBackward } from './softmax.ts'
 import { sort } from './sort.ts'
 import { totalNorm } from './total-norm.ts'
-
-/** What changes from call to call; see recorded.ts. */
-const varying: Readonly<Record<string, Varying>> = {
-  elementwise: { scalars: (attrs) => (attrs as { params: readonly number[] }).params },
-  foreach: { scalars: (attrs) => joined((attrs as { params: readonly (readonly number[])[] }).params) },
-  // Every call drops others.
-  scaled_dot_product_attention: { anew: drops },
-  scaled_dot_product_attentionBackward: { anew: drops },
-}
-/** `flat()`, which takes five times as long. */
-function joined(lists: readonly (readonly number[])[]): number[] {
-  const all: number[] = []
-  for (let i = 0; i < lists.length; i++) {
-    const list = lists[i] as readonly number[]
-    for (let j = 0; j < list.length; j++) all.push(list[j] as number)
-  }
-  return all
-}
-function drops(attrs: object): boolean {
-  return (attrs as { dropout: number }).dropout > 0
-}
 
 export function kernelTable(engine: Engine): KernelTable {
   const primitives: Primitives = {
@@ -82,5 +61,5 @@ export function kernelTable(engine: Engine): KernelTable {
     cat: cat(engine),
     total_norm: totalNorm(engine),
   }
-  return wrapKernels(table, (kernel, name) => recorded(engine, name, kernel, varying[name]))
+  return wrapKernels(table, (kernel, name) => recorded(engine, name, kernel))
 }

@@ -21,9 +21,14 @@ export interface Call<A = unknown> {
   readonly inputs: readonly View[]
   /** What decides the kernel's code. */
   readonly attrs: A
+  /** What differs from call to call. */
+  readonly numbers: readonly number[]
   /** Counts its arithmetic operations, for profiles. */
   readonly flops?: Work<A> | undefined
 }
+
+/** Of calls without numbers. */
+export const NO_NUMBERS: readonly number[] = []
 
 /** Counts arithmetic operations. */
 export type Work<A> = (inputs: readonly View[], attrs: A, outputs: readonly View[]) => number
@@ -55,11 +60,11 @@ export function run<A>(call: Call<A>): void {
   else listener.call(call as Call, () => launch(call))
 }
 
-function launch<A>({ op, kernel, outputs, inputs, attrs }: Call<A>): void {
+function launch<A>({ op, kernel, outputs, inputs, attrs, numbers }: Call<A>): void {
   running.outputs = outputs
   running.inputs = inputs
   try {
-    kernel.run(outputs, inputs, attrs)
+    kernel.run(outputs, inputs, attrs, numbers)
     watching()?.filled(op, outputs)
   } finally {
     running.outputs = running.inputs = null

@@ -27,20 +27,19 @@ export interface KernelOf<A> {
    */
   readonly adds?: boolean
   /**
-   * Computes the outputs from the inputs; it may return before that is done, if later calls keep their order.
+   * Computes the outputs from the inputs; it may return before that is done, if later calls keep their order. `numbers`
+   * are of this call alone (a learning rate, the draw of random numbers): no code depends on them.
    */
-  run(outputs: readonly View[], inputs: readonly View[], attrs: A): void
+  run(outputs: readonly View[], inputs: readonly View[], attrs: A, numbers: readonly number[]): void
 }
 
 /** What the primitive `reduce` computes of the elements along its dims. */
 export type Reduction = 'sum' | 'prod' | 'max' | 'min'
 
-/** Attributes of `elementwise`: the typed expression, and its numbers. */
+/** Attributes of `elementwise` and `foreach`. */
 export interface ElementwiseAttrs {
   /** What is computed of each element. */
   readonly kernel: ElementwiseKernel
-  /** The numbers of this call. */
-  readonly params: readonly number[]
 }
 
 /** Attributes of `reduce`. */
@@ -88,7 +87,7 @@ export interface Primitives {
   /**
    * Any scalar expression over inputs that broadcast to the outputs' common shape, by NumPy's rules. Outputs may be
    * strided (never overlapping in themselves) and may be the very same view as an input: each element is read before
-   * it is written.
+   * it is written. The numbers are those of the expression's program.
    */
   readonly elementwise: KernelOf<ElementwiseAttrs>
   /** Reduces `dims` (sorted); the output keeps them with size 1. Max and min give NaN if there is one; sums of int32 wrap. */
@@ -110,14 +109,6 @@ export interface Primitives {
   readonly sort: KernelOf<SortAttrs>
 }
 
-/** Attributes of `foreach`: one expression, and the numbers of each call. */
-export interface ForeachAttrs {
-  /** What is computed of each element. */
-  readonly kernel: ElementwiseKernel
-  /** The numbers of each call. */
-  readonly params: readonly (readonly number[])[]
-}
-
 /** The attributes of an operator's gradient kernel. */
 export type GradientAttrs<A> = A & {
   /** Which inputs of the operator need a gradient: those are the outputs, in order. */
@@ -135,10 +126,10 @@ export type GradientAttrs<A> = A & {
 export interface FusedKernels {
   /**
    * Many calls of `elementwise` with one expression as one launch. Call c has the outputs from c · (outputs of the
-   * expression) on, the inputs likewise, and `params[c]`. No call reads or writes what another one writes. `supports` is
+   * expression) on, the inputs and the numbers likewise. No call reads or writes what another one writes. `supports` is
    * asked call by call, with outputs and inputs in a row.
    */
-  readonly foreach?: KernelOf<ForeachAttrs>
+  readonly foreach?: KernelOf<ElementwiseAttrs>
   /** Joins tensors along a dim. */
   readonly cat?: KernelOf<DimAttrs>
   /** The Euclidean norm of all elements of all inputs. */

@@ -3,7 +3,7 @@
 import type { Backend, View } from '../backend.ts'
 import { type Backward, record, shouldRecord } from '../tape.ts'
 import type { Tensor } from '../tensor.ts'
-import { run, type Work } from './call.ts'
+import { NO_NUMBERS, run, type Work } from './call.ts'
 import type { KernelOf, Primitives } from './kernels.ts'
 
 /** A primitive operator. */
@@ -41,6 +41,7 @@ export function perform<A>(
       outputs: views,
       inputs,
       attrs,
+      numbers: NO_NUMBERS,
       flops,
     })
   tape(primitive, op, outputs, inputs, attrs)
@@ -53,6 +54,7 @@ export function tape<A>(
   outputs: readonly Tensor[],
   inputs: readonly Tensor[],
   attrs: A,
+  numbers?: readonly number[],
 ): void {
-  if (backward !== null && shouldRecord(inputs)) record(op, inputs, outputs, attrs, backward)
+  if (backward !== null && shouldRecord(inputs)) record(op, inputs, outputs, attrs, backward, numbers)
 }

@@ -15,7 +15,7 @@ import type { Tensor } from '../tensor.ts'
 import { scoresOf, valuesOf } from './attention-products.ts'
 import { type BlockMask, type BlockTensor, blockTensors, spreadBlocks } from './block-mask.ts'
 import { div, exp, mul, sub, where } from './pointwise.ts'
-import { dropWith } from './random.ts'
+import { dropoutParams, dropWith } from './random.ts'
 
 /** Which keys a query sees: all; j ≤ i from the top left corner (PyTorch's is_causal); or from the bottom right (a key-value cache's). */
 export type Causal = 'none' | 'top-left' | 'bottom-right'
@@ -40,8 +40,6 @@ export interface AttentionAttrs {
   hasAlibi: boolean
   /** The probability of a weight to become 0. */
   dropout: number
-  /** Which numbers decide what is dropped: the draw's key and number. */
-  draw: readonly [number, number, number]
 }
 
 /** The operator's inputs by name, and what follows them. */
@@ -126,8 +124,8 @@ const ATTENTION: Op<AttentionAttrs> = {
       { shape: [2, b, h, t], dtype: q.dtype },
     ]
   },
-  compose: (inputs, attrs) => {
-    const { causal, window, globalTokens, scale, blockSize, dropout, draw } = attrs
+  compose: (inputs, attrs, numbers) => {
+    const { causal, window, globalTokens, scale, blockSize, dropout } = attrs
     const { q, k, v, mask, blocks, slopes } = attentionOperands(inputs, attrs)
     const groups = q.shape[1] / k.shape[1]
     const keys = repeatHeads(k, groups)
@@ -146,7 +144,7 @@ const ATTENTION: Op<AttentionAttrs> = {
     const hidden = elementwise(ALL_HIDDEN, [top])
     const p = exp(sub(s, where(hidden, 0, top)))
     const weights = div(p, where(hidden, 1, reduce('sum', p, [3], true)))
-    const kept = dropout > 0 ? dropWith(weights, dropout, draw) : weights
+    const kept = dropout > 0 ? dropWith(weights, numbers) : weights
     return [valuesOf(kept, values, s, hides)]
   },
 }
@@ -306,9 +304,9 @@ export function scaledDotProductAttention(
     density: blockMask?.density ?? 1,
     hasAlibi: Boolean(alibi),
     dropout: dropoutP,
-    draw: dropoutP > 0 ? nextDraw() : [0, 0, 0],
   }
-  const out = apply(ATTENTION, inputs, attrs)[0]
+  const numbers = dropoutP > 0 ? dropoutParams(dropoutP, nextDraw()) : []
+  const out = apply(ATTENTION, inputs, attrs, numbers)[0]
   return reshapeView(out, [...batch, t, dv])
 }
 

@@ -55,8 +55,6 @@ export function linear(
 export interface LinearAttrs {
   /** What is computed of each element of the product. */
   readonly epilogue: Kernel
-  /** The numbers that the epilogue takes. */
-  readonly params: readonly number[]
 }
 
 interface Form {
@@ -87,7 +85,7 @@ function formOf(bias: 0 | 1, activation: Activation | undefined, residual: 0 | 1
     const float32 = Array.from({ length: epilogue.inputs }, () => 'float32' as const)
     form = {
       op: linearOp(epilogue, bias, residual, act),
-      attrs: { epilogue: specialize(epilogue, float32, []), params: [] },
+      attrs: { epilogue: specialize(epilogue, float32, []) },
     }
     known[choice] = form
   }

@@ -204,9 +204,9 @@ export const dropoutParams = (p: number, draw: readonly number[]): readonly numb
   p === 1 ? 0 : 1 / (1 - p),
 ]
 
-/** Drops by the numbers of a given draw. @internal */
-export const dropWith = (x: Tensor, p: number, draw: readonly number[]): Tensor =>
-  elementwise(DROPOUT, [x], dropoutParams(p, draw), x.dtype)
+/** Drops by given numbers: see `dropoutParams`. @internal */
+export const dropWith = (x: Tensor, numbers: readonly number[]): Tensor =>
+  elementwise(DROPOUT, [x], numbers, x.dtype)
 
 /**
  * Makes each element 0 with probability p while training, and divides it by 1 − p otherwise, so that the
@@ -222,5 +222,5 @@ export function dropout(x: Tensor, p = 0.5, training = true): Tensor {
   if (!(p >= 0 && p <= 1)) throw new ValueError(`dropout: p must lie within 0 … 1, got ${describe(p)}`)
   if (!isFloat(x.dtype)) throw new DTypeError(`dropout: takes floating tensors, not ${x.dtype}`)
   if (!training || p === 0) return x
-  return dropWith(x, p, nextDraw())
+  return dropWith(x, dropoutParams(p, nextDraw()))
 }

@@ -51,7 +51,7 @@ export function elementwiseAll(
         )
   const outputs = kernel.exprs.map((x) => allocate(backend, shape, x.dtype))
   compute(backend, kernel, outputs, inputs, params)
-  tape(ELEMENTWISE, p.name, outputs, inputs, { kernel, params })
+  tape(ELEMENTWISE, p.name, outputs, inputs, { kernel }, params)
   return outputs
 }
 
@@ -109,12 +109,12 @@ function launch(
   program: Kernel,
   outputs: readonly View[],
   inputs: readonly View[],
-  params: readonly number[],
+  numbers: readonly number[],
 ): void {
   const kernel = ELEMENTWISE.kernel(backend.kernels)
-  const attrs = { kernel: program, params }
+  const attrs = { kernel: program }
   const { flops } = ELEMENTWISE
-  run({ op: program.name, path: 'primitive', backend, kernel, outputs, inputs, attrs, flops })
+  run({ op: program.name, path: 'primitive', backend, kernel, outputs, inputs, attrs, numbers, flops })
 }
 
 /** Throws where `outputs` cannot be overwritten by a program of `inputs`: see `elementwiseInto`. */
@@ -251,8 +251,7 @@ export const copyInto = (target: Tensor, source: Tensor | ArrayOperand): void =>
   elementwiseInto([target], COPY, [source])
 
 function backward(node: GradNode<ElementwiseAttrs>, douts: readonly (Tensor | null)[]): (Tensor | null)[] {
-  const { kernel, params } = node.attrs
-  const p = kernel.program
+  const p = node.attrs.kernel.program
   const wanted: number[] = []
   for (let i = 0; i < node.inputs.length; i++) if (node.needs(i)) wanted.push(i)
   const given: number[] = []
@@ -276,7 +275,7 @@ function backward(node: GradNode<ElementwiseAttrs>, douts: readonly (Tensor | nu
     const made = elementwiseAll(
       g.program,
       sources,
-      params,
+      node.numbers,
       g.targets.map((t) => node.inputs[t].dtype),
     )
     g.targets.forEach((t, i) => {

@@ -1,6 +1,6 @@
 import type { Backend } from '../backend.ts'
 import { run } from '../dispatch/call.ts'
-import type { ForeachAttrs, KernelOf } from '../dispatch/kernels.ts'
+import type { ElementwiseAttrs, KernelOf } from '../dispatch/kernels.ts'
 import { type DType, isFloat } from '../dtype.ts'
 import { expressionWork, type Kernel, type Program, specialize } from '../program.ts'
 import type { Storage } from '../storage.ts'
@@ -53,7 +53,7 @@ export function elementwiseIntoEach(p: Program, calls: readonly InPlaceCall[]): 
       batch = null
     }
     const { foreach } = backend.kernels
-    if (foreach && (foreach.supports?.(all, { kernel, params: [] }) ?? true)) {
+    if (foreach && (foreach.supports?.(all, { kernel }) ?? true)) {
       batch ??= new Batch(kernel, backend, foreach)
       batch.add(call)
     } else {
@@ -97,7 +97,7 @@ const endOf = (t: Tensor): number =>
 class Batch {
   readonly kernel: Kernel
   readonly backend: Backend
-  readonly #foreach: KernelOf<ForeachAttrs>
+  readonly #foreach: KernelOf<ElementwiseAttrs>
   /** Of operands, if all are floats. */
   readonly #dtypes: readonly DType[] | null
   readonly #calls: InPlaceCall[] = []
@@ -105,7 +105,7 @@ class Batch {
   readonly #read = 2 * ++batches
   readonly #written = this.#read + 1
 
-  constructor(kernel: Kernel, backend: Backend, foreach: KernelOf<ForeachAttrs>) {
+  constructor(kernel: Kernel, backend: Backend, foreach: KernelOf<ElementwiseAttrs>) {
     const dtypes = [...kernel.exprs.map((x) => x.dtype), ...kernel.inputs]
     this.kernel = kernel
     this.backend = backend
@@ -152,15 +152,15 @@ class Batch {
       return
     }
     const [outputs, inputs]: [Tensor[], Tensor[]] = [[], []]
-    const params: (readonly number[])[] = []
+    const numbers: number[] = []
     for (const call of calls) {
       for (const t of call.outputs) outputs.push(t)
       for (const t of call.inputs) inputs.push(t)
-      params.push(call.params ?? NONE)
+      for (const v of call.params ?? NONE) numbers.push(v)
     }
     const flops = (): number =>
       expressionWork(this.kernel) * calls.reduce((n, c) => n + (c.outputs[0] as Tensor).numel, 0)
-    const attrs = { kernel: this.kernel, params }
+    const attrs = { kernel: this.kernel }
     const { backend } = this
     run({
       op: this.kernel.name,
@@ -170,6 +170,7 @@ class Batch {
       outputs,
       inputs,
       attrs,
+      numbers,
       flops,
     })
     for (const t of outputs) t.storage.version++

@@ -19,6 +19,7 @@ export interface Part {
  *
  * @example
  * import { operandLimit } from '@tilegrad/core/kernel'
+ * import { reference } from 'tilegrad'
  *
  * const few = { ...reference, name: 'few', operands: operandLimit(8) }
  */

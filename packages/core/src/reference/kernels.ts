@@ -13,7 +13,7 @@ import { evaluate } from './scalar.ts'
 export function referenceKernels(dataOf: (view: View) => TypedArray): Primitives {
   return {
     elementwise: {
-      run(outputs, inputs, { kernel, params }) {
+      run(outputs, inputs, { kernel }, numbers) {
         const shape = outputs[0].shape
         const sources = inputs.map((v) => dataOf(v))
         const where = inputs.map((v) =>
@@ -23,7 +23,7 @@ export function referenceKernels(dataOf: (view: View) => TypedArray): Primitives
         const to = outputs.map((v) => offsets(v))
         evaluate(
           kernel.exprs,
-          kernel.params.map((p) => params[p.source]),
+          kernel.params.map((p) => numbers[p.source]),
           shape,
           (input, from, n, row) => {
             const [data, at] = [sources[input], where[input]]

@@ -117,7 +117,6 @@ const attrsOf = ({ scale, isCausal }: AttentionBlockOptions): AttentionAttrs => 
   density: 1,
   hasAlibi: false,
   dropout: 0,
-  draw: [0, 0, 0],
 })
 
 /**
