@@ -133,8 +133,7 @@ function fusedBackward<A extends object>(op: Op<A>, all: readonly Tensor[]): Bac
     const kernel = op.gradient?.(outputs[0].backend.kernels)
     const waiting = kernel?.adds && needs[0] ? pass.take(0) : null
     if (waiting) args.push(waiting)
-    const own = { needs, adds: waiting !== null }
-    const attrs: GradientAttrs<A> = Object.assign(own, node.attrs)
+    const attrs: GradientAttrs<A> = Object.assign(waiting ? { needs, adds: true } : { needs }, node.attrs)
     const made = apply(gradient, args, attrs, node.numbers)
     const grads: (Tensor | null)[] = []
     let next = 0

@@ -52,13 +52,11 @@ import {
 } from './linear-attention-states.ts'
 
 export const maxWidth = 128
-const known = new Set(['causal', 'eps', 'featureMap', 'needs'])
 
-const takes = (inputs: readonly View[], attrs: LinearAttentionAttrs): boolean => {
+const takes = (inputs: readonly View[]): boolean => {
   const [q, k, v] = inputs as [View, View, View]
   return (
     (inputs.length === 3 || inputs.length === 6) &&
-    Object.keys(attrs).every((name) => known.has(name)) &&
     [q, k, v].every((t) => t.dtype === 'float32') &&
     [q.shape[3], v.shape[3]].every((n) => (n as number) >= 1 && (n as number) <= maxWidth)
   )

@@ -5,6 +5,7 @@ import {
   type DType,
   data,
   dtypeInfo,
+  type KernelOf,
   type Layout,
   layout,
   manualSeed,
@@ -118,8 +119,9 @@ export async function runKernel<K extends keyof Primitives>(
   }
   const ins = inputs.map(place)
   const outs = outputs.map(place)
-  const run = backend.kernels[kernel].run as (o: View[], i: View[], a: unknown) => void
-  run(outs, ins, attrs)
+  // A union of kernels takes what all of them take.
+  const { run } = backend.kernels[kernel] as KernelOf<unknown>
+  run(outs, ins, attrs, [])
   const results = await Promise.all(outputs.map((o) => backend.read(views.get(o) as View)))
   for (const { buffer } of views.values()) backend.free(buffer)
   return results

@@ -52,7 +52,7 @@ export function elementwiseIntoEach(p: Program, calls: readonly InPlaceCall[]): 
       batch.run()
       batch = null
     }
-    const { foreach } = backend.kernels
+    const foreach: KernelOf<ElementwiseAttrs> | undefined = backend.kernels.foreach
     if (foreach && (foreach.supports?.(all, { kernel }) ?? true)) {
       batch ??= new Batch(kernel, backend, foreach)
       batch.add(call)
