@@ -68,6 +68,16 @@ function syncFolder(folder: string): void {
   }
 }
 
+let isEnding = (): boolean => false
+
+/** From now on no draft is begun where `ending` says that the process ends: nobody would take it away again. */
+export function beginNothingWhen(ending: () => boolean): void {
+  isEnding = ending
+}
+
+/** Waits for the process to end. */
+const forever = (): unknown => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0)
+
 /**
  * Writes a file whole or not at all.
  *
@@ -77,6 +87,7 @@ function syncFolder(folder: string): void {
 export function writeWhole(file: string, content: string | Uint8Array, before?: () => void): void {
   const draft = draftOf(file, process.pid)
   const bytes = typeof content === 'string' ? new TextEncoder().encode(content) : content
+  if (isEnding()) forever()
   try {
     const fd = openSync(draft, 'w')
     try {

@@ -26,7 +26,7 @@ export interface Task {
   readonly colors: boolean
 }
 
-/** In the shared memory: how often the run was asked to stop. */
+/** In the shared memory: how often the run was asked to stop; the second time it ends at once. */
 export const STOP = 0
 /** In the shared memory: 1 as soon as there is something to keep. */
 export const LEARNED = 1

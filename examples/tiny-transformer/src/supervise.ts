@@ -36,10 +36,12 @@ export async function supervise(name: string, job: Task['job'], parse: () => Opt
 
   /** Ends the process as the signal does by itself: at once, whatever its threads do. */
   const end = (signal: StopSignal, line: string): void => {
+    Atomics.store(state, STOP, 2)
     bar.end()
-    removeDrafts(options.out)
     complain(line)
     quiet()
+    // Last: what the other thread began before it knew is there by now.
+    removeDrafts(options.out)
     process.kill(process.pid, signal)
   }
   const quiet = listenForSignals((signal) => {

@@ -27,7 +27,7 @@ export interface Call<A = unknown> {
   readonly flops?: Work<A> | undefined
 }
 
-/** Of calls without numbers. */
+/** The numbers of a call that has none. */
 export const NO_NUMBERS: readonly number[] = []
 
 /** Counts arithmetic operations. */

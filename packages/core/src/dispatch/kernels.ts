@@ -185,8 +185,12 @@ export interface KernelTable extends Primitives, FusedKernels {}
  *
  * @example
  * const { kernels } = defaultBackend()
- * const counted = wrapKernels(kernels, (kernel, name) => ({ ...kernel, run: kernel.run.bind(kernel) }))
- * Object.keys(counted).length === Object.keys(kernels).length // → true
+ * const names: string[] = []
+ * wrapKernels(kernels, (kernel, name) => {
+ *   names.push(name)
+ *   return kernel
+ * })
+ * names.includes('matmul') // → true
  */
 export function wrapKernels<T extends FusedKernels>(
   table: T,
