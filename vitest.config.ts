@@ -21,6 +21,7 @@ export const shared = {
   },
   test: {
     pool: 'forks',
+    setupFiles: 'test/seed.ts',
     // The CPU backend starts threads of its own in each test file.
     maxWorkers: 2,
     sequence: { sequencer: LongestFirst },
