@@ -1,6 +1,7 @@
 /** Words for wrong guesses: what was got, what was expected, and the name that was probably meant. */
-import { type DType, info } from './dtype.ts'
+
 import { DTypeError, ShapeError, show, ValueError } from './errors.ts'
+import { type DType, info } from './tensor/dtype.ts'
 
 /** The names of the options O: one that is forgotten here does not compile. */
 export type Names<O> = { readonly [K in keyof Required<O>]: 1 }

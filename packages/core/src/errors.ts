@@ -1,4 +1,4 @@
-import { showBytes } from './show-bytes.ts'
+import { showBytes } from './tensor/show-bytes.ts'
 
 /** Base of every error tilegrad throws on purpose. Messages name the operator first, then what was given, what was expected, and the fix. */
 export class TilegradError extends Error {

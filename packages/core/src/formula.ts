@@ -5,10 +5,10 @@
  */
 import { type MathNode, parse } from 'mathjs'
 import { ValueError } from './errors.ts'
-import * as e from './expr.ts'
+import * as e from './expr/expr.ts'
+import { type Program, program } from './expr/program.ts'
 import { elementwise as run } from './primitives/elementwise.ts'
-import { type Program, program } from './program.ts'
-import type { Tensor } from './tensor.ts'
+import type { Tensor } from './tensor/tensor.ts'
 
 /** What formulas call the scalar functions; null: bools and bits, which formulas have no names for. */
 const unaryNames: Readonly<Record<e.Unary, string | null>> = {

@@ -5,6 +5,12 @@
  */
 import './methods.ts'
 
+export { type BackwardOptions, backward, type GradOptions, grad } from './autograd/backward.ts'
+export { checkpoint } from './autograd/checkpoint.ts'
+export { customFunction, type FunctionContext } from './autograd/custom.ts'
+export { type GradcheckOptions, gradcheck } from './autograd/gradcheck.ts'
+export { enableGrad, GradNode, gradEnabled, noGrad } from './autograd/tape.ts'
+export { describe as describeValue, expectOptions, type Names } from './checks.ts'
 export type {
   Backend,
   BackendBuffer,
@@ -12,11 +18,8 @@ export type {
   DeviceTimer,
   OperandLimit,
   View,
-} from './backend.ts'
-export { checkLeaks, type Leak, LeakError, type LeakOptions } from './check-leaks.ts'
-export { checkpoint } from './checkpoint.ts'
-export { describe as describeValue, expectOptions, type Names } from './checks.ts'
-export { customFunction, type FunctionContext } from './custom.ts'
+} from './dispatch/backend.ts'
+export type { Call } from './dispatch/call.ts'
 export {
   defaultBackend,
   getBackend,
@@ -26,24 +29,32 @@ export {
   setDefaultBackend,
   setDevice,
   withBackend,
-} from './device.ts'
-export type { Call } from './dispatch/call.ts'
+} from './dispatch/device.ts'
 export * from './dispatch/kernels.ts'
-export { type DType, info as dtypeInfo, isFloat, promote, type TypedArray, toFloat } from './dtype.ts'
-export { type BackwardOptions, backward, type GradOptions, grad } from './engine.ts'
+export { apply, type Op, type TensorSpec } from './dispatch/op.ts'
+export {
+  type Path,
+  type Profile,
+  type ProfileRow,
+  profile,
+  profileAsync,
+  reportPath,
+} from './dispatch/profile.ts'
 export * from './errors.ts'
-export type { Binary, Expr, Unary } from './expr.ts'
-export * as expr from './expr.ts'
-export { flatOf, type Nested } from './from-arrays.ts'
-export { type GradcheckOptions, gradcheck } from './gradcheck.ts'
-export { largestHolders } from './holders.ts'
-export type { Layout } from './layout.ts'
-export * as layout from './layout.ts'
-export { type MemoryInfo, memory, resetPeakMemory, scope } from './memory.ts'
-export { apply, type Op, type TensorSpec } from './op.ts'
-export { type ArrayOperand, asTensor, expectTensor } from './operands.ts'
+export type { Binary, Expr, Unary } from './expr/expr.ts'
+export * as expr from './expr/expr.ts'
+export {
+  type Gradient,
+  gradient,
+  type Kernel,
+  type Program,
+  program,
+  specialize,
+  type Typed,
+  typedPostOrder,
+} from './expr/program.ts'
 export { type Activation, expectActivation } from './ops/activations.ts'
-export * from './ops/attention.ts'
+export * from './ops/attention/attention.ts'
 export {
   type BlockMask,
   type BlockMaskOptions,
@@ -51,7 +62,9 @@ export {
   createBlockMask,
   type TopkBlocksOptions,
   topkBlocks,
-} from './ops/block-mask.ts'
+} from './ops/attention/block-mask.ts'
+export * from './ops/attention/heads.ts'
+export * from './ops/attention/rotary.ts'
 export {
   arange,
   data,
@@ -74,8 +87,13 @@ export {
   zeros,
   zerosLike,
 } from './ops/create.ts'
-export { type DeltaRuleOptions, deltaRule } from './ops/delta-rule.ts'
 export { einsum } from './ops/einsum.ts'
+export * from './ops/indexing.ts'
+export * from './ops/inplace.ts'
+export * from './ops/linalg.ts'
+export { type LinearAttrs, type LinearEpilogue, linear } from './ops/linear.ts'
+export type { LinearForm, LinearFormOptions, StateOptions } from './ops/linear-attention/chunks.ts'
+export { type DeltaRuleOptions, deltaRule } from './ops/linear-attention/delta-rule.ts'
 export {
   type GatedLinearAttentionAttrs,
   type GatedLinearAttentionOptions,
@@ -83,14 +101,8 @@ export {
   type RetentionOptions,
   retention,
   retentionDecays,
-} from './ops/gated-linear-attention.ts'
-export * from './ops/heads.ts'
-export * from './ops/indexing.ts'
-export * from './ops/inplace.ts'
-export * from './ops/linalg.ts'
-export { type LinearAttrs, type LinearEpilogue, linear } from './ops/linear.ts'
-export * from './ops/linear-attention.ts'
-export type { LinearForm, LinearFormOptions, StateOptions } from './ops/linear-attention-chunks.ts'
+} from './ops/linear-attention/gated.ts'
+export * from './ops/linear-attention/linear-attention.ts'
 export { type LinearCrossEntropyOptions, linearCrossEntropy } from './ops/linear-cross-entropy.ts'
 export * from './ops/loss.ts'
 export * from './ops/norm.ts'
@@ -109,7 +121,6 @@ export {
   randperm,
 } from './ops/random.ts'
 export * from './ops/reduction.ts'
-export * from './ops/rotary.ts'
 export * from './ops/shape.ts'
 export { text } from './ops/text.ts'
 export * from './ops/total-norm.ts'
@@ -123,18 +134,6 @@ export {
   elementwiseIntoEach as applyProgramIntoEach,
   type InPlaceCall,
 } from './primitives/foreach.ts'
-export { Printable, type PrintOptions, setPrintOptions, shownAs } from './printing.ts'
-export { type Path, type Profile, type ProfileRow, profile, profileAsync, reportPath } from './profile.ts'
-export {
-  type Gradient,
-  gradient,
-  type Kernel,
-  type Program,
-  program,
-  specialize,
-  type Typed,
-  typedPostOrder,
-} from './program.ts'
 export {
   getRngState,
   hostRandint,
@@ -166,6 +165,14 @@ export {
   ringUnshard,
 } from './ring/ring-attention.ts'
 export { type RingLinearAttentionOptions, ringLinearAttention } from './ring/ring-linear-attention.ts'
-export { reclaim } from './safety-net.ts'
-export { enableGrad, GradNode, gradEnabled, noGrad } from './tape.ts'
-export { type Hook, Tensor } from './tensor.ts'
+export { checkLeaks, type Leak, LeakError, type LeakOptions } from './tensor/check-leaks.ts'
+export { type DType, info as dtypeInfo, isFloat, promote, type TypedArray, toFloat } from './tensor/dtype.ts'
+export { flatOf, type Nested } from './tensor/from-arrays.ts'
+export { largestHolders } from './tensor/holders.ts'
+export type { Layout } from './tensor/layout.ts'
+export * as layout from './tensor/layout.ts'
+export { type MemoryInfo, memory, resetPeakMemory, scope } from './tensor/memory.ts'
+export { type ArrayOperand, asTensor, expectTensor } from './tensor/operands.ts'
+export { Printable, type PrintOptions, setPrintOptions, shownAs } from './tensor/printing.ts'
+export { reclaim } from './tensor/safety-net.ts'
+export { type Hook, Tensor } from './tensor/tensor.ts'

@@ -1,4 +1,4 @@
-import * as engine from './engine.ts'
+import * as engine from './autograd/backward.ts'
 import * as create from './ops/create.ts'
 import * as indexing from './ops/indexing.ts'
 import * as inplace from './ops/inplace.ts'
@@ -9,7 +9,7 @@ import * as random from './ops/random.ts'
 import * as reduction from './ops/reduction.ts'
 import * as shape from './ops/shape.ts'
 import * as printed from './ops/text.ts'
-import { Tensor } from './tensor.ts'
+import { Tensor } from './tensor/tensor.ts'
 
 /**
  * Every operator whose first argument is a tensor is also a method: `add(a, b)` and `a.add(b)`. A new operator in one
@@ -74,7 +74,7 @@ export type TensorMethods = Methods<typeof pointwise> &
   Chosen<typeof printed, 'text'> &
   Chosen<typeof engine, 'backward'>
 
-declare module './tensor.ts' {
+declare module './tensor/tensor.ts' {
   interface Tensor extends TensorMethods {
     /**
      * The tensor with all its dims in reversed order, as a view: of a matrix the transposed one.

@@ -1,10 +1,10 @@
 import seedrandom from 'seedrandom/seedrandom.js'
 import { describe } from './checks.ts'
 import { ValueError } from './errors.ts'
-import type { Expr } from './expr.ts'
-import * as e from './expr.ts'
-import { Printable } from './printing.ts'
-import { refuseAsync } from './scope.ts'
+import type { Expr } from './expr/expr.ts'
+import * as e from './expr/expr.ts'
+import { Printable } from './tensor/printing.ts'
+import { refuseAsync } from './tensor/scope.ts'
 
 /**
  * Randomness from one seed: seedrandom on the host (batches, shuffles), and for tensors the counter-based generator

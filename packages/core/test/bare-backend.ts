@@ -1,6 +1,6 @@
-import type { Backend } from '../src/backend.ts'
+import type { Backend } from '../src/dispatch/backend.ts'
 import { reference } from '../src/index.ts'
-import { allocate, type Tensor } from '../src/tensor.ts'
+import { allocate, type Tensor } from '../src/tensor/tensor.ts'
 
 /** A backend that counts memory and has none: what is made on it cannot be computed with. */
 export function bareBackend(limitBytes?: number): Backend & { live: number; peak: number } {

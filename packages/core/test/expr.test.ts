@@ -1,11 +1,11 @@
 import fc from 'fast-check'
 import { derivative, parse } from 'mathjs'
 import { describe, expect, test } from 'vitest'
-import * as e from '../src/expr.ts'
-import { derive } from '../src/expr-grad.ts'
+import { derive } from '../src/expr/derive.ts'
+import * as e from '../src/expr/expr.ts'
+import { program, specialize } from '../src/expr/program.ts'
 import { elementwise, parseFormula } from '../src/formula.ts'
 import { applyProgram, dataSync, grad, type Tensor, tensor, ValueError } from '../src/index.ts'
-import { program, specialize } from '../src/program.ts'
 
 const float64 = (values: readonly number[]): Tensor =>
   tensor(new Float64Array(values), { requiresGrad: true })

@@ -1,8 +1,9 @@
 /** Expressions with more operands than a backend binds at once. */
 import { describe, expect, test } from 'vitest'
-import type { Backend } from '../src/backend.ts'
+import type { Backend } from '../src/dispatch/backend.ts'
 import type { Primitives } from '../src/dispatch/kernels.ts'
-import * as e from '../src/expr.ts'
+import * as e from '../src/expr/expr.ts'
+import { type Program, program, specialize, typedPostOrder } from '../src/expr/program.ts'
 import {
   applyProgram,
   applyProgramAll,
@@ -23,7 +24,6 @@ import {
   withBackend,
 } from '../src/index.ts'
 import { operandLimit, partsOf } from '../src/primitives/parts.ts'
-import { type Program, program, specialize, typedPostOrder } from '../src/program.ts'
 import { collected } from './support/collected.ts'
 
 /** The reference, but for this: it refuses what touches more than `most` pieces of memory. */

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest'
-import * as e from '../src/expr.ts'
+import * as e from '../src/expr/expr.ts'
 import {
   applyProgram,
   bernoulli,

@@ -1,7 +1,7 @@
 /** Loops without any scope run in bounded memory, also those that never let the event loop turn. */
 import { beforeEach, expect, test } from 'vitest'
 import { memory, noGrad, ones, type Tensor } from '../src/index.ts'
-import { reclaim } from '../src/safety-net.ts'
+import { reclaim } from '../src/tensor/safety-net.ts'
 import { bareBackend, bytesOn } from './bare-backend.ts'
 import { collected } from './support/collected.ts'
 

@@ -1,8 +1,8 @@
 /** The one way to a kernel: every launch of every operator on every backend is a `Call`, and `run` runs it. */
 
-import type { Backend, View } from '../backend.ts'
-import { running } from '../safety-net.ts'
-import { watching } from '../scope.ts'
+import { running } from '../tensor/safety-net.ts'
+import { watching } from '../tensor/scope.ts'
+import type { Backend, View } from './backend.ts'
 import type { KernelOf } from './kernels.ts'
 
 /** One run of a kernel: the operator, where it runs, what it reads and writes, and what decides its code. */

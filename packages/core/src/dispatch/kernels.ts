@@ -3,16 +3,16 @@
  * A backend that lacks a primitive, misspells a kernel or reads an attribute that does not exist does not compile.
  */
 
-import type { View } from '../backend.ts'
-import type { AttentionAttrs } from '../ops/attention.ts'
-import type { GatedLinearAttentionAttrs } from '../ops/gated-linear-attention.ts'
+import type { Kernel as ElementwiseKernel } from '../expr/program.ts'
+import type { AttentionAttrs } from '../ops/attention/attention.ts'
+import type { RotaryAttrs } from '../ops/attention/rotary.ts'
 import type { EmbeddingAttrs } from '../ops/indexing.ts'
 import type { LinearAttrs } from '../ops/linear.ts'
-import type { LinearAttentionAttrs } from '../ops/linear-attention.ts'
+import type { GatedLinearAttentionAttrs } from '../ops/linear-attention/gated.ts'
+import type { LinearAttentionAttrs } from '../ops/linear-attention/linear-attention.ts'
 import type { CrossEntropyAttrs } from '../ops/loss.ts'
 import type { LayerNormAttrs, RmsNormAttrs } from '../ops/norm.ts'
-import type { RotaryAttrs } from '../ops/rotary.ts'
-import type { Kernel as ElementwiseKernel } from '../program.ts'
+import type { View } from './backend.ts'
 
 /**
  * One operator on one backend. Core has validated the inputs and allocated the outputs (contiguous, unless stated

@@ -1,8 +1,8 @@
 /** Primitives as operators: each names its kernel, its work and its gradient once, and `perform` does the rest. */
 
-import type { Backend, View } from '../backend.ts'
-import { type Backward, record, shouldRecord } from '../tape.ts'
-import type { Tensor } from '../tensor.ts'
+import { type Backward, record, shouldRecord } from '../autograd/tape.ts'
+import type { Tensor } from '../tensor/tensor.ts'
+import type { Backend, View } from './backend.ts'
 import { NO_NUMBERS, run, type Work } from './call.ts'
 import type { KernelOf, Primitives } from './kernels.ts'
 

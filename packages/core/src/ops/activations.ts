@@ -1,6 +1,6 @@
 import { amongKnown, describe } from '../checks.ts'
 import { ValueError } from '../errors.ts'
-import * as e from '../expr.ts'
+import * as e from '../expr/expr.ts'
 
 /** Activations as expressions: for operators of their own, and for fusing into others. */
 export const activations = {

@@ -1,8 +1,8 @@
-import * as e from '../expr.ts'
+import * as e from '../expr/expr.ts'
+import { program } from '../expr/program.ts'
 import { elementwise } from '../primitives/elementwise.ts'
 import { reduce } from '../primitives/reduce.ts'
-import { program } from '../program.ts'
-import type { Tensor } from '../tensor.ts'
+import type { Tensor } from '../tensor/tensor.ts'
 import { div, sub } from './pointwise.ts'
 
 const mean = (x: Tensor, dims: readonly number[]): Tensor =>

@@ -1,11 +1,11 @@
 import { describe } from '../checks.ts'
 import { ShapeError, show, ValueError } from '../errors.ts'
-import { sameShape } from '../layout.ts'
-import { tensorsOf } from '../operands.ts'
 import { matmulPrimitive } from '../primitives/matmul.ts'
 import { reduce } from '../primitives/reduce.ts'
 import { expandView, permuteView, reshapeView } from '../primitives/views.ts'
-import type { Tensor } from '../tensor.ts'
+import { sameShape } from '../tensor/layout.ts'
+import { tensorsOf } from '../tensor/operands.ts'
+import type { Tensor } from '../tensor/tensor.ts'
 import { diagonal } from './shape.ts'
 
 /**

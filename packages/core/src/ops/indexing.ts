@@ -1,12 +1,12 @@
 import { describe, expectOptions } from '../checks.ts'
+import { apply, type Op } from '../dispatch/op.ts'
 import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
-import { wrapDim } from '../layout.ts'
-import { apply, type Op } from '../op.ts'
-import { type ArrayOperand, asTensor } from '../operands.ts'
 import { fill } from '../primitives/elementwise.ts'
 import { gatherPrimitive, scatterAddPrimitive } from '../primitives/indexing.ts'
 import { expandView, reshapeView } from '../primitives/views.ts'
-import type { Tensor } from '../tensor.ts'
+import { wrapDim } from '../tensor/layout.ts'
+import { type ArrayOperand, asTensor } from '../tensor/operands.ts'
+import type { Tensor } from '../tensor/tensor.ts'
 import { ne, where } from './pointwise.ts'
 
 /**

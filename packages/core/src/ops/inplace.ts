@@ -1,9 +1,9 @@
 import { expectNumber } from '../checks.ts'
-import * as e from '../expr.ts'
-import type { ArrayOperand } from '../operands.ts'
+import * as e from '../expr/expr.ts'
+import { program } from '../expr/program.ts'
 import { copyInto, elementwiseInto } from '../primitives/elementwise.ts'
-import { program } from '../program.ts'
-import type { Tensor } from '../tensor.ts'
+import type { ArrayOperand } from '../tensor/operands.ts'
+import type { Tensor } from '../tensor/tensor.ts'
 import type { Operand } from './pointwise.ts'
 
 /**

@@ -1,13 +1,13 @@
 import { expectOptions } from '../checks.ts'
 import { ShapeError, show } from '../errors.ts'
-import * as e from '../expr.ts'
-import { numel } from '../layout.ts'
-import { type ArrayOperand, asTensor, tensorsOf } from '../operands.ts'
+import * as e from '../expr/expr.ts'
+import { program } from '../expr/program.ts'
 import { elementwise } from '../primitives/elementwise.ts'
 import { matmulPrimitive } from '../primitives/matmul.ts'
 import { reshapeView } from '../primitives/views.ts'
-import { program } from '../program.ts'
-import type { Tensor } from '../tensor.ts'
+import { numel } from '../tensor/layout.ts'
+import { type ArrayOperand, asTensor, tensorsOf } from '../tensor/operands.ts'
+import type { Tensor } from '../tensor/tensor.ts'
 import { add, mul } from './pointwise.ts'
 
 /**

@@ -1,11 +1,9 @@
 import { describe, expectOptions, sizesOf } from '../checks.ts'
 import type { DimAttrs } from '../dispatch/kernels.ts'
-import { checkFits, isFloat, promote } from '../dtype.ts'
+import { apply, type Op, type TensorSpec } from '../dispatch/op.ts'
 import { ShapeError, show, ValueError } from '../errors.ts'
-import * as e from '../expr.ts'
-import * as L from '../layout.ts'
-import { apply, type Op, type TensorSpec } from '../op.ts'
-import { type ArrayOperand, asTensor, tensorsOf } from '../operands.ts'
+import * as e from '../expr/expr.ts'
+import { type Program, program } from '../expr/program.ts'
 import { copy, copyInto, elementwise } from '../primitives/elementwise.ts'
 import {
   contiguous as dense,
@@ -18,8 +16,10 @@ import {
   reshapeView,
   transposeView,
 } from '../primitives/views.ts'
-import { type Program, program } from '../program.ts'
-import { allocate, type Tensor } from '../tensor.ts'
+import { checkFits, isFloat, promote } from '../tensor/dtype.ts'
+import * as L from '../tensor/layout.ts'
+import { type ArrayOperand, asTensor, tensorsOf } from '../tensor/operands.ts'
+import { allocate, type Tensor } from '../tensor/tensor.ts'
 
 /** Operators that only move elements around. Views share storage; a copy is made where the docs say so. */
 

@@ -1,8 +1,8 @@
-import { scope } from '../memory.ts'
+import { noGrad } from '../autograd/tape.ts'
 import { contiguous } from '../primitives/views.ts'
-import { edgeOf, tensorText } from '../printing.ts'
-import { noGrad } from '../tape.ts'
-import type { Tensor } from '../tensor.ts'
+import { scope } from '../tensor/memory.ts'
+import { edgeOf, tensorText } from '../tensor/printing.ts'
+import type { Tensor } from '../tensor/tensor.ts'
 import { data } from './create.ts'
 import { cat, narrow } from './shape.ts'
 

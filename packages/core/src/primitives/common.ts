@@ -1,7 +1,7 @@
-import type { Backend } from '../backend.ts'
+import type { Backend } from '../dispatch/backend.ts'
 import { DeviceError, ShapeError, show } from '../errors.ts'
-import { largestSize } from '../layout.ts'
-import type { Tensor } from '../tensor.ts'
+import { largestSize } from '../tensor/layout.ts'
+import type { Tensor } from '../tensor/tensor.ts'
 
 /** Throws for a view, expanded, of a size that kernels would count wrongly. */
 export function checkSizes(op: string, { shape }: Tensor): void {

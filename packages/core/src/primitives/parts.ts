@@ -1,8 +1,8 @@
-import type { OperandLimit, View } from '../backend.ts'
-import type { DType } from '../dtype.ts'
-import { broadcastShapes, mayOverlap } from '../layout.ts'
-import { type Kernel, partOf, program, specialize, type Typed, typedPostOrder } from '../program.ts'
-import { allocate, type Tensor } from '../tensor.ts'
+import type { OperandLimit, View } from '../dispatch/backend.ts'
+import { type Kernel, partOf, program, specialize, type Typed, typedPostOrder } from '../expr/program.ts'
+import type { DType } from '../tensor/dtype.ts'
+import { broadcastShapes, mayOverlap } from '../tensor/layout.ts'
+import { allocate, type Tensor } from '../tensor/tensor.ts'
 
 /** One launch of an expression that is computed in several, as it has more operands than a backend binds. */
 export interface Part {

@@ -1,7 +1,7 @@
-import type { Layout } from '../layout.ts'
-import * as L from '../layout.ts'
-import { type Backward, gradEnabled, noGrad, record, shouldRecord } from '../tape.ts'
-import type { Tensor } from '../tensor.ts'
+import { type Backward, gradEnabled, noGrad, record, shouldRecord } from '../autograd/tape.ts'
+import type { Layout } from '../tensor/layout.ts'
+import * as L from '../tensor/layout.ts'
+import type { Tensor } from '../tensor/tensor.ts'
 import { copy, copyInto, fill } from './elementwise.ts'
 
 /** Layout-only operators: they share storage and cost no kernel. */

@@ -1,7 +1,7 @@
-import type { Backend, View } from '../backend.ts'
-import { type DType, info, type TypedArray } from '../dtype.ts'
+import type { Backend, View } from '../dispatch/backend.ts'
 import { OutOfMemoryError } from '../errors.ts'
-import { counts } from '../storage.ts'
+import { type DType, info, type TypedArray } from '../tensor/dtype.ts'
+import { counts } from '../tensor/storage.ts'
 import { referenceKernels } from './kernels.ts'
 
 class Memory {

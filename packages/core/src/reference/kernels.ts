@@ -1,8 +1,8 @@
-import type { View } from '../backend.ts'
+import type { View } from '../dispatch/backend.ts'
 import type { Primitives } from '../dispatch/kernels.ts'
-import type { TypedArray } from '../dtype.ts'
 import { ValueError } from '../errors.ts'
-import { broadcastStrides, forEachOffset, type Layout, numel } from '../layout.ts'
+import type { TypedArray } from '../tensor/dtype.ts'
+import { broadcastStrides, forEachOffset, type Layout, numel } from '../tensor/layout.ts'
 import { evaluate } from './scalar.ts'
 
 /**

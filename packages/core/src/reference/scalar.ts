@@ -1,7 +1,7 @@
-import type { DType } from '../dtype.ts'
-import type { Binary, Unary } from '../expr.ts'
-import { numel } from '../layout.ts'
-import { type Typed, typedPostOrder } from '../program.ts'
+import type { Binary, Unary } from '../expr/expr.ts'
+import { type Typed, typedPostOrder } from '../expr/program.ts'
+import type { DType } from '../tensor/dtype.ts'
+import { numel } from '../tensor/layout.ts'
 
 /**
  * The scalar functions in double precision: what every backend's kernels are measured against. float32 tensors round

@@ -1,12 +1,12 @@
-import type { Backend } from '../backend.ts'
-import type { DType, TypedArray } from '../dtype.ts'
+import { noGrad } from '../autograd/tape.ts'
+import type { Backend } from '../dispatch/backend.ts'
 import { TilegradError, ValueError } from '../errors.ts'
-import { scope } from '../memory.ts'
 import { data, tensor } from '../ops/create.ts'
 import { add } from '../ops/pointwise.ts'
 import { clone } from '../ops/shape.ts'
-import { noGrad } from '../tape.ts'
-import type { Tensor } from '../tensor.ts'
+import type { DType, TypedArray } from '../tensor/dtype.ts'
+import { scope } from '../tensor/memory.ts'
+import type { Tensor } from '../tensor/tensor.ts'
 
 /**
  * Several devices at one computation. Each device is a rank that runs the same function on its part of the data, and

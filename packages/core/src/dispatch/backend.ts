@@ -1,0 +1,87 @@
+import type { Kernel as TypedProgram } from '../expr/program.ts'
+import type { DType, TypedArray } from '../tensor/dtype.ts'
+import type { Layout } from '../tensor/layout.ts'
+import type { KernelTable } from './kernels.ts'
+
+/** A backend's own handle of a piece of memory; core never looks inside. */
+export type BackendBuffer = object
+
+/** What kernels see of a tensor: its memory and how to walk it. Tensors are views. */
+export interface View extends Layout {
+  /** The backend's handle of the memory. */
+  readonly buffer: BackendBuffer
+  /** The type of the elements. */
+  readonly dtype: DType
+}
+
+/** What one launch on a device took, by the device's clock. */
+export interface DeviceSpan {
+  /** The name of the kernel. */
+  readonly label: string
+  /** Milliseconds after the first launch that was timed. */
+  readonly start: number
+  /** How long it took, in milliseconds. */
+  readonly ms: number
+}
+
+/** Times by the clock of a device that computes after the call has returned; see `profileAsync`. */
+export interface DeviceTimer {
+  /** From now on launches are timed, which keeps them from overlapping. False: they are already. */
+  start(): boolean
+  /** How many launches have been timed so far. */
+  count(): number
+  /** Ends timing: all of them, in order. */
+  stop(): Promise<readonly DeviceSpan[]>
+}
+
+/** How many operands a backend binds, and what is done about expressions that have more; see `operandLimit`. */
+export interface OperandLimit {
+  /** The most pieces of memory of one call, outputs and inputs together. */
+  readonly most: number
+  /** Says whether operands are too many for one call. */
+  exceeded(outputs: readonly View[], inputs: readonly View[]): boolean
+  /** Computes an expression in several calls, each made by `launch`. */
+  split(
+    backend: Backend,
+    program: TypedProgram,
+    outputs: readonly View[],
+    inputs: readonly View[],
+    launch: (part: TypedProgram, outputs: readonly View[], inputs: readonly View[]) => void,
+  ): void
+}
+
+/** A computing device: its memory, the primitives, and whichever fused kernels it has, by operator name. */
+export interface Backend {
+  /** 'reference', 'cpu', 'webgpu' …: what `tensor.device` says. */
+  readonly name: string
+  /** The device is gone, by its owner's will or not: asked for by name, another one is opened. */
+  readonly closed?: boolean
+  /**
+   * Takes memory for so many bytes of elements of a dtype. Throws OutOfMemoryError where there is none left.
+   */
+  alloc(bytes: number, dtype: DType): BackendBuffer
+  /** Gives memory back that `alloc` gave. */
+  free(buffer: BackendBuffer): void
+  /**
+   * The most bytes that tensors may take, where that is known: core collects garbage when a quarter of it was handed
+   * over to the collector. A backend that has none left may call `reclaim` itself.
+   */
+  readonly limitBytes?: number
+  /**
+   * How many pieces of memory one call of `elementwise` may touch, and how core computes what has more: made by
+   * `operandLimit`. Absent: any number.
+   */
+  readonly operands?: OperandLimit
+  /** What `alloc` of so many bytes takes where that is more, as sizes are rounded up. */
+  sizeOf?(bytes: number): number
+  /** Fills a contiguous view with as many elements as it has. */
+  write(view: View, data: TypedArray): void
+  /** A copy of a contiguous view's elements. */
+  read(view: View): Promise<TypedArray>
+  /** Copies a contiguous view's elements at once; absent where the device answers later only. */
+  readSync?(view: View): TypedArray
+  /** The primitives, and the fused kernels by the names of their operators. */
+  readonly kernels: KernelTable
+  /** The device's own clock, where it has one. */
+  readonly timer?: DeviceTimer
+}

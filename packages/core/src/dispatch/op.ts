@@ -1,0 +1,240 @@
+import { grad } from '../autograd/backward.ts'
+import {
+  type Backward,
+  enableGrad,
+  type GradNode,
+  gradEnabled,
+  noGrad,
+  record,
+  shouldRecord,
+} from '../autograd/tape.ts'
+import { GradError } from '../errors.ts'
+import { backendOf } from '../primitives/common.ts'
+import { addTensors, fill } from '../primitives/elementwise.ts'
+import { alias, contiguous } from '../primitives/views.ts'
+import { type ArrayOperand, tensorsOf } from '../tensor/operands.ts'
+import { collect, drop, settled, track } from '../tensor/scope.ts'
+import type { Tensor } from '../tensor/tensor.ts'
+import type { View } from './backend.ts'
+import { listening, NO_NUMBERS, run, type Work } from './call.ts'
+import type { GradientAttrs, KernelOf, KernelTable } from './kernels.ts'
+import { allocateAll, placesLike, type TensorSpec } from './placing.ts'
+
+/**
+ * A composed operator. `compose` is its meaning, in other tensor operators; a backend may bring a fused kernel for it, and
+ * one for its gradient, which the dispatcher then uses.
+ */
+export interface Op<A = unknown> {
+  /** What profiles and errors call it. */
+  readonly name: string
+  /** Picks its fused kernel from those of a backend, which may lack it. */
+  readonly kernel?: (kernels: KernelTable) => KernelOf<A> | undefined
+  /** Picks the fused kernel of its gradient. */
+  readonly gradient?: (kernels: KernelTable) => KernelOf<GradientAttrs<A>> | undefined
+  /** Everything about the arguments that can be wrong, said here, once; may be absent if `compose` says it as well. */
+  validate?(inputs: readonly Tensor[], attrs: A): void
+  /** The outputs of a fused kernel: the operator's own and then what it saves for its backward kernel. */
+  infer?(inputs: readonly Tensor[], attrs: A): readonly TensorSpec[]
+  /** The meaning. Returns the operator's own outputs. */
+  compose(inputs: readonly Tensor[], attrs: A, numbers: readonly number[]): readonly Tensor[]
+  /** A better rule than differentiating the composition. Saved outputs of a fused kernel are not there for it. */
+  readonly backward?: Backward<A>
+  /** Arithmetic operations of a fused kernel, for profiles. */
+  readonly flops?: Work<A>
+  /**
+   * Fused kernels of its gradient write by strides, so that gradients may lie in memory as the inputs do: those of parts
+   * of one tensor as parts of one, which joining them again need not copy.
+   */
+  readonly placesGradients?: boolean
+  /** How many outputs are the operator's own (the rest is saved for backward). Default 1. */
+  readonly outputs?: number
+}
+
+/**
+ * Runs a composed operator: the backend's fused kernel if it has one that takes these inputs, else the composition.
+ *
+ * A fused backward kernel is called with inputs [...inputs, ...outputs and saved, ...gradients of the outputs] and
+ * attrs `{ ...attrs, needs }`; it fills one output per input with `needs[i]`, in order. Where there is none, the
+ * composition is differentiated. See `adds` of KernelOf for what it may do besides.
+ *
+ * @example
+ * import type { Op } from 'tilegrad'
+ *
+ * const DOUBLE: Op<object> = { name: 'double', compose: ([x]) => [x!.mul(2)] }
+ * await apply(DOUBLE, [tensor([1, 2])], {})[0]?.toArray() // → [2, 4]
+ */
+export function apply<A extends object>(
+  op: Op<A>,
+  operands: readonly (Tensor | ArrayOperand)[],
+  attrs: A,
+  numbers = NO_NUMBERS,
+): readonly Tensor[] {
+  const inputs = tensorsOf(op.name, operands)
+  const backend = backendOf(op.name, inputs)
+  op.validate?.(inputs, attrs)
+  const kernel = op.kernel?.(backend.kernels)
+  if (kernel && op.infer && (!kernel.supports || kernel.supports(inputs, attrs))) {
+    const specs = op.infer(inputs, attrs)
+    const all = allocateAll(backend, specs)
+    const { name, flops } = op
+    settled(all, () =>
+      run({ op: name, path: 'fused', backend, kernel, outputs: all, inputs, attrs, numbers, flops }),
+    )
+    const own = op.outputs ?? 1
+    const mine = all.length > own ? all.slice(0, own) : all
+    if (shouldRecord(inputs)) {
+      record(op.name, inputs, mine, attrs, op.backward ?? fusedBackward(op, all), numbers)
+      const node = mine[0].gradFn
+      if (node && all.length > own) node.owned = all.slice(own)
+    } else for (let i = own; i < all.length; i++) all[i].dispose()
+    return mine
+  }
+  const listener = listening()
+  const begun = listener?.begin(backend)
+  const recording = shouldRecord(inputs)
+  const rule = op.backward
+  const compose = (): readonly Tensor[] => op.compose(inputs, attrs, numbers)
+  const { result, made } = collect(recording && rule ? () => noGrad(compose) : compose)
+  const outputs = settled(made, () => result.map((t) => (inputs.includes(t) ? alias(t) : t)))
+  if (recording && rule) record(op.name, inputs, outputs, attrs, rule, numbers)
+  settle(outputs, made as Tensor[], recording && !rule)
+  listener?.composed(op.name, backend, begun)
+  return outputs
+}
+
+/** After a composition: its outputs belong to the caller's scope; its temporaries to the graph, or to nobody. */
+function settle(outputs: readonly Tensor[], made: readonly Tensor[], onTape: boolean): void {
+  const rest = made.filter((t) => !outputs.includes(t))
+  const node = onTape ? outputs.find((t) => t.gradFn)?.gradFn : undefined
+  if (node) {
+    const owned = rest.filter((t) => !t.kept)
+    for (const t of rest) track(t)
+    node.owned = node.owned ? [...node.owned, ...owned] : owned
+  } else drop(rest, 'dispose()')
+  for (const t of outputs) track(t)
+}
+
+/** The rule of an operator that ran as a fused kernel: its backward kernel, or its composition differentiated. */
+function fusedBackward<A extends object>(op: Op<A>, all: readonly Tensor[]): Backward<A> {
+  return (node, douts, pass) => {
+    const { inputs, outputs } = node
+    const { needs, op: gradient } = gradientOf(op, inputs, all.length)
+    const args: Tensor[] = []
+    for (let i = 0; i < inputs.length; i++) args.push(node.input(i))
+    for (let i = 0; i < outputs.length; i++) args.push(node.output(i))
+    for (let i = op.outputs ?? 1; i < all.length; i++) args.push(all[i])
+    for (let i = 0; i < douts.length; i++) {
+      const d = douts[i]
+      const y = outputs[i]
+      if (!d) args.push(fill(y.backend, y.shape, 0, y.dtype))
+      // Fused kernels want unit steps along the last dim, which a gradient expanded from a sum has not.
+      else args.push(d.rank > 0 && d.strides[d.rank - 1] !== 1 ? contiguous(d) : d)
+    }
+    const kernel = op.gradient?.(outputs[0].backend.kernels)
+    const waiting = kernel?.adds && needs[0] ? pass.take(0) : null
+    if (waiting) args.push(waiting)
+    const attrs: GradientAttrs<A> = Object.assign(waiting ? { needs, adds: true } : { needs }, node.attrs)
+    const made = apply(gradient, args, attrs, node.numbers)
+    const grads: (Tensor | null)[] = []
+    let next = 0
+    for (let i = 0; i < needs.length; i++) grads.push(needs[i] ? made[next++] : null)
+    return grads
+  }
+}
+
+interface GradientOp<A> {
+  readonly needs: readonly boolean[]
+  readonly op: Op<GradientAttrs<A>>
+}
+
+const gradientOps = new WeakMap<object, Map<number, unknown>>()
+
+/** The gradient of an operator as an operator: made once for each choice of inputs that need theirs. */
+function gradientOf<A extends object>(op: Op<A>, inputs: readonly Tensor[], results: number): GradientOp<A> {
+  const make = (): GradientOp<A> => {
+    const needs = inputs.map((t) => t.requiresGrad)
+    return { needs, op: backwardOp(op, inputs.length, results, needs) }
+  }
+  if (inputs.length > 16) return make()
+  let known = gradientOps.get(op)
+  if (!known) {
+    known = new Map()
+    gradientOps.set(op, known)
+  }
+  // The leading one tells how many there are.
+  let choice = 1
+  for (let i = 0; i < inputs.length; i++) choice = 2 * choice + (inputs[i].requiresGrad ? 1 : 0)
+  const key = 2 ** 17 * results + choice
+  let found = known.get(key) as GradientOp<A> | undefined
+  if (!found) {
+    found = make()
+    known.set(key, found)
+  }
+  return found
+}
+
+/** The gradient of an operator: fused where a backend has a kernel for it, else by differentiating the composition. */
+function backwardOp<A extends object>(
+  op: Op<A>,
+  inputs: number,
+  results: number,
+  needs: readonly boolean[],
+): Op<GradientAttrs<A>> {
+  const own = op.outputs ?? 1
+  const { flops } = op
+  return {
+    name: `${op.name}Backward`,
+    ...(op.gradient && { kernel: op.gradient }),
+    outputs: needs.filter(Boolean).length,
+    // Two products for each one of the forward pass, and those of the forward pass again where nothing was stored.
+    ...(flops && {
+      flops: (all: readonly View[], attrs: A) =>
+        2.5 * flops(all.slice(0, inputs), attrs, all.slice(inputs, inputs + results)),
+    }),
+    infer: (all) => {
+      const wanted = all.filter((_, i) => needs[i])
+      // What is recorded may be kept and changed: nothing shares memory then.
+      if (op.placesGradients && !gradEnabled()) return placesLike(wanted)
+      return wanted.map(({ shape, dtype }) => ({ shape, dtype }))
+    },
+    compose: (all, attrs, numbers) => {
+      const douts = all.slice(inputs + results, inputs + results + own)
+      const made = vjp(op, all.slice(0, inputs), attrs, numbers, douts, needs)
+      if (attrs.adds) made[0] = addTensors(made[0], all[all.length - 1])
+      return made
+    },
+  }
+}
+
+/** Gradients of a composition: recomputed with a tape of its own and differentiated. */
+function vjp<A extends object>(
+  op: Op<A>,
+  inputs: readonly Tensor[],
+  attrs: A,
+  numbers: readonly number[],
+  douts: readonly Tensor[],
+  needs: readonly boolean[],
+): Tensor[] {
+  const higher = gradEnabled() && [...inputs, ...douts].some((t) => t.requiresGrad)
+  return enableGrad(() => {
+    const xs = inputs.map((t, i) => {
+      if (!needs[i]) return t
+      // On a recorded pass the copy stays connected to the input, so that second derivatives find their way.
+      const x = higher && t.requiresGrad ? alias(t) : t.detach()
+      if (!x.requiresGrad) x.requiresGrad = true
+      return x
+    })
+    const ys = op.compose(xs, attrs, numbers)
+    const wanted = xs.filter((_, i) => needs[i])
+    const used = ys.map((y, i) => [y, douts[i]] as const).filter(([y]) => y.requiresGrad)
+    if (used.length === 0) throw new GradError(`${op.name}: its composition has no gradient`)
+    const grads = grad(
+      used.map(([y]) => y),
+      wanted,
+      { gradOutputs: used.map(([, d]) => d), createGraph: higher, allowUnused: true },
+    )
+    return grads.map((g, i) => g ?? fill(wanted[i].backend, wanted[i].shape, 0, wanted[i].dtype))
+  })
+}
+
+export type { Backward, GradNode, TensorSpec }

@@ -1,0 +1,59 @@
+import type { Backend, BackendBuffer } from '../dispatch/backend.ts'
+import type { DType } from './dtype.ts'
+import { type Remains, setOnLost, unwatch, watch } from './safety-net.ts'
+
+/** Counts of everything alive, over all backends; see `memory()`. */
+export const counts = { tensors: 0, storages: 0, bytes: 0, peakBytes: 0 }
+
+setOnLost(({ backend, buffer, bytes, tensors }) => {
+  backend.free(buffer)
+  counts.storages--
+  counts.bytes -= bytes
+  counts.tensors -= tensors.count
+})
+
+/** A piece of backend memory, shared by all views of it and freed with the last of them. */
+export class Storage {
+  readonly backend: Backend
+  readonly bytes: number
+  /** Bumped by every write in place, so that the tape notices. */
+  version = 0
+  /** @internal Which batch of calls in place touches it: see primitives/foreach.ts. */
+  mark = 0
+  /** @internal The end of what that batch touches, in elements. */
+  markEnd = 0
+  /** @internal Which backward pass spares it: see spared.ts. */
+  spared = 0
+  buffer: BackendBuffer | null
+  /** Live tensors on it; an object of its own because the safety net needs it after the storage is gone. */
+  readonly tensors = { count: 0 }
+  /** @internal Of the safety net. */
+  place = -1
+  /** @internal Of the safety net. */
+  remains: Remains | null = null
+
+  constructor(backend: Backend, bytes: number, dtype: DType) {
+    this.backend = backend
+    this.bytes = bytes
+    this.buffer = backend.alloc(bytes, dtype)
+    counts.storages++
+    counts.bytes += bytes
+    if (counts.bytes > counts.peakBytes) counts.peakBytes = counts.bytes
+  }
+
+  /**
+   * Hands the storage to the safety net. What a scope tracks needs none, so it happens where the last scope ends.
+   */
+  adopt(): void {
+    if (this.place < 0 && this.remains === null && this.buffer !== null) watch(this)
+  }
+
+  free(): void {
+    if (this.buffer === null) return
+    unwatch(this)
+    this.backend.free(this.buffer)
+    this.buffer = null
+    counts.storages--
+    counts.bytes -= this.bytes
+  }
+}
