@@ -15,17 +15,17 @@ import {
 } from '@tilegrad/core'
 import { storedOf, viewOf } from './element.ts'
 import { CpuBuffer, createEngine, type Engine } from './engine.ts'
+import { canCheck, guard } from './guard.ts'
+import { kernelTable } from './kernels/table.ts'
 import {
   detectFeatures,
   type FeatureLevel,
   type Features,
   nodeProcess,
   refuseRevectorized,
-} from './features.ts'
-import { canCheck, guard } from './guard.ts'
-import { kernelTable } from './kernels/table.ts'
-import { Heap, type HeapStats } from './memory.ts'
-import { Pool } from './pool.ts'
+} from './machine/features.ts'
+import { Heap, type HeapStats } from './machine/heap.ts'
+import { Pool } from './machine/pool.ts'
 
 /** How a CPU backend is set up. */
 export interface CpuOptions {

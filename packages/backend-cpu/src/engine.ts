@@ -1,9 +1,9 @@
 /** What every CPU kernel works with: compiled code by key, addresses of views, parameters, threads. */
 
 import { dtypeInfo, type KernelOf, type View } from '@tilegrad/core'
-import type { Features } from './features.ts'
-import type { Heap } from './memory.ts'
-import type { Kernel, Pool } from './pool.ts'
+import type { Features } from './machine/features.ts'
+import type { Heap } from './machine/heap.ts'
+import type { Kernel, Pool } from './machine/pool.ts'
 import { ModuleBuilder } from './wasm/index.ts'
 
 /** This backend's piece of memory: an address in the one WebAssembly memory. */

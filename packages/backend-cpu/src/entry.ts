@@ -3,4 +3,4 @@
  * that it loads.
  */
 export { createCpuBackend } from './backend.ts'
-export { createPeaks } from './peaks.ts'
+export { createPeaks } from './machine/peaks.ts'

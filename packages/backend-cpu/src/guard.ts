@@ -42,7 +42,7 @@ import {
   totalNorm,
   wrapKernels,
 } from '@tilegrad/core'
-import { optimizedAtOnce } from './features.ts'
+import { optimizedAtOnce } from './machine/features.ts'
 
 /** Pairs of instructions can be checked: `guard-none.ts`, which bundles for browsers get, says no. */
 export const canCheck: boolean = true

@@ -17,7 +17,7 @@ import { afterAll, describe, expect, test } from 'vitest'
 import { collected } from '../../core/test/support/collected.ts'
 import { createCpuBackend } from '../src/backend.ts'
 import type { Engine } from '../src/engine.ts'
-import { attention, attentionBackward } from '../src/kernels/attention.ts'
+import { attention, attentionBackward } from '../src/kernels/attention/attention.ts'
 import { extent, get, integer, makeEngines, mismatch, output, pick, put, random, release } from './row-rig.ts'
 
 interface Operand {

@@ -26,8 +26,8 @@ import {
   zeros,
 } from '@tilegrad/core'
 import { afterAll, describe, expect, it } from 'vitest'
-import { detectFeatures } from '../src/features.ts'
 import { type CpuBackend, type CpuOptions, createCpuBackend } from '../src/index.ts'
+import { detectFeatures } from '../src/machine/features.ts'
 import { mismatch, random } from './row-rig.ts'
 
 const backends: CpuBackend[] = []

@@ -1,6 +1,6 @@
 /** Control flow, memory, atomics, calls and relaxed SIMD of the emitter. */
 import { beforeAll, describe, expect, test } from 'vitest'
-import { detectFeatures } from '../src/features.ts'
+import { detectFeatures } from '../src/machine/features.ts'
 import {
   type FunctionBuilder,
   f32,

@@ -3,7 +3,7 @@
 import { type DType, layout, reference, type TypedArray, ValueError } from '@tilegrad/core'
 import { beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import type { Engine } from '../src/engine.ts'
-import { gather, scatterAdd } from '../src/kernels/indexing.ts'
+import { gather, scatterAdd } from '../src/kernels/indexing/indexing.ts'
 import {
   expected,
   integer,

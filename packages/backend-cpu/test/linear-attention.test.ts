@@ -22,7 +22,7 @@ import { afterAll, describe, expect, test } from 'vitest'
 import { collected } from '../../core/test/support/collected.ts'
 import { createCpuBackend } from '../src/backend.ts'
 import type { Engine } from '../src/engine.ts'
-import { linearAttention, linearAttentionBackward } from '../src/kernels/linear-attention.ts'
+import { linearAttention, linearAttentionBackward } from '../src/kernels/linear-attention/linear-attention.ts'
 import { extent, get, integer, makeEngines, mismatch, output, pick, put, random, release } from './row-rig.ts'
 
 interface Operand {

@@ -13,7 +13,7 @@ import {
   type View,
 } from '@tilegrad/core'
 import { expect, test } from 'vitest'
-import { linear } from '../src/kernels/linear.ts'
+import { linear } from '../src/kernels/matmul/linear.ts'
 import { kernelTable } from '../src/kernels/table.ts'
 import { get, makeEngine, makeEngines, mismatch, output, put, random, release } from './row-rig.ts'
 

@@ -8,9 +8,9 @@
 
 import { expr as e, gelu, grad, program, reference, specialize, tensor, withBackend } from '@tilegrad/core'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { gaussian } from '../src/gaussian.ts'
 import { type CpuBackend, createCpuBackend } from '../src/index.ts'
-import { type Constants, hoistConstants, type MathName, mathF32x4, pow } from '../src/math.ts'
+import { gaussian } from '../src/lowering/gaussian.ts'
+import { type Constants, hoistConstants, type MathName, mathF32x4, pow } from '../src/lowering/math.ts'
 import { type FunctionBuilder, i32, type V128, v128 } from '../src/wasm/index.ts'
 import { spacing } from './elementwise-rig.ts'
 import { random } from './row-rig.ts'

@@ -6,8 +6,8 @@
 import { type Layout, layout, type View } from '@tilegrad/core'
 import { describe, expect, test } from 'vitest'
 import type { Engine } from '../src/engine.ts'
-import { matmul, matmulBy } from '../src/kernels/matmul.ts'
-import type { Tile } from '../src/kernels/matmul-micro.ts'
+import { matmul, matmulBy } from '../src/kernels/matmul/matmul.ts'
+import type { Tile } from '../src/kernels/matmul/micro.ts'
 import {
   extent,
   get,

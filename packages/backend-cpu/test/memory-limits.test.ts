@@ -4,8 +4,8 @@ import { OutOfMemoryError, ShapeError, type Tensor, TilegradError } from '@tileg
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { collected } from '../../core/test/support/collected.ts'
 import { type CpuBackend, createCpuBackend } from '../src/index.ts'
-import { Heap } from '../src/memory.ts'
-import { PageRuns } from '../src/page-runs.ts'
+import { Heap } from '../src/machine/heap.ts'
+import { PageRuns } from '../src/machine/page-runs.ts'
 
 /** Numbers in [0, 1) that repeat with the seed (the multiplier is Knuth's MMIX). */
 function random(seed: number): () => number {

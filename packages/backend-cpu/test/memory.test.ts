@@ -1,7 +1,7 @@
 /** The allocator: blocks never overlap, counters are right, memory stays bounded, misuse is reported. */
 import { OutOfMemoryError } from '@tilegrad/core'
 import { describe, expect, test } from 'vitest'
-import { Heap } from '../src/memory.ts'
+import { Heap } from '../src/machine/heap.ts'
 
 /** Numbers in [0, 1) that repeat with the seed (the multiplier is Knuth's MMIX). */
 function random(seed: number): () => number {

@@ -1,9 +1,9 @@
 /** The thread pool: every row once, errors reach the caller, dead workers are noticed, nothing keeps a process up. */
 import { afterEach, describe, expect, test, vi } from 'vitest'
 import { WorkerDiedError } from '../src/errors.ts'
-import { detectFeatures, type FeatureOptions } from '../src/features.ts'
-import { Heap } from '../src/memory.ts'
-import { type Kernel, Pool } from '../src/pool.ts'
+import { detectFeatures, type FeatureOptions } from '../src/machine/features.ts'
+import { Heap } from '../src/machine/heap.ts'
+import { type Kernel, Pool } from '../src/machine/pool.ts'
 import { f32, i32, i64, ModuleBuilder } from '../src/wasm/index.ts'
 
 const pools: Pool[] = []

@@ -3,7 +3,7 @@
 import { type DType, layout, reference, type TypedArray } from '@tilegrad/core'
 import { beforeAll, expect, test } from 'vitest'
 import type { Engine } from '../src/engine.ts'
-import { argReduce } from '../src/kernels/arg-reduce.ts'
+import { argReduce } from '../src/kernels/reduce/arg-reduce.ts'
 import {
   expected,
   integer,

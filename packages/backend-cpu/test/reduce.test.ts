@@ -3,7 +3,7 @@
 import { type DType, layout, type Reduction, reference, type TypedArray } from '@tilegrad/core'
 import { beforeAll, describe, expect, test } from 'vitest'
 import type { Engine } from '../src/engine.ts'
-import { reduce } from '../src/kernels/reduce.ts'
+import { reduce } from '../src/kernels/reduce/reduce.ts'
 import {
   expected,
   integer,

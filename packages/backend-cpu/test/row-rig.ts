@@ -12,9 +12,9 @@ import {
 } from '@tilegrad/core'
 import { afterAll } from 'vitest'
 import { CpuBuffer, createEngine, type Engine, type KernelFactory } from '../src/engine.ts'
-import { detectFeatures, type FeatureOptions } from '../src/features.ts'
-import { Heap } from '../src/memory.ts'
-import { Pool } from '../src/pool.ts'
+import { detectFeatures, type FeatureOptions } from '../src/machine/features.ts'
+import { Heap } from '../src/machine/heap.ts'
+import { Pool } from '../src/machine/pool.ts'
 
 /** A generator of numbers in [0, 1): the same ones in every run (mulberry32). */
 export function random(seed: number): () => number {

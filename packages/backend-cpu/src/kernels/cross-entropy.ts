@@ -14,9 +14,9 @@
 
 import type { CrossEntropyAttrs, GradientAttrs, View } from '@tilegrad/core'
 import type { Engine, KernelFactory } from '../engine.ts'
-import { mathF32x4 } from '../math.ts'
+import { mathF32x4 } from '../lowering/math.ts'
 import { f32, f32x4, f64, i32, type ModuleBuilder } from '../wasm/index.ts'
-import { checkIndex, flagOf } from './indexing.ts'
+import { checkIndex, flagOf } from './indexing/indexing.ts'
 import {
   denseRows,
   eachRow,

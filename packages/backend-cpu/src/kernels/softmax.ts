@@ -14,7 +14,7 @@
 
 import type { DimAttrs, GradientAttrs, View } from '@tilegrad/core'
 import type { KernelFactory } from '../engine.ts'
-import { type Constants, exp2Below, hoistConstants, mathF32x4 } from '../math.ts'
+import { type Constants, exp2Below, hoistConstants, mathF32x4 } from '../lowering/math.ts'
 import {
   type FunctionBuilder,
   f32,

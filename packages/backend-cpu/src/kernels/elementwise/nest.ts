@@ -1,0 +1,121 @@
+/** From the shapes and strides of operands to the loops over them: as few dims as possible, in the best order. */
+
+import { dtypeInfo, type View } from '@tilegrad/core'
+import type { Access } from './access.ts'
+import { tileRows } from './code.ts'
+
+/** A dim that all operands walk. */
+interface Dim {
+  readonly size: number
+  /** Of every operand, outputs first, in elements. */
+  readonly strides: readonly number[]
+}
+
+export interface Nest {
+  /** From the outermost dim to the innermost; at least one. */
+  readonly dims: readonly Dim[]
+  readonly access: readonly Access[]
+  /** See `Variant`. */
+  readonly tiled: boolean
+  /** Sizes, then strides in bytes: as `wordsOf` has them. */
+  readonly words: readonly number[]
+  /** Elements, or bands of 16 rows where it is tiled. */
+  readonly units: number
+}
+
+/**
+ * The loops for some operands. `inOrder`: elements must keep their linear order, because they are numbered. `asIs`: the
+ * dims must stay those of the outputs, because coordinates are asked for.
+ */
+export function nestOf(
+  outputs: readonly View[],
+  inputs: readonly View[],
+  inOrder: boolean,
+  asIs: boolean,
+): Nest {
+  const views = [...outputs, ...inputs]
+  const { shape } = outputs[0] as View
+  let dims = shape.map((size, d): Dim => {
+    const strides = views.map((v) => {
+      const own = d - (shape.length - v.shape.length)
+      return own < 0 || (v.shape[own] === 1 && size !== 1) ? 0 : (v.strides[own] as number)
+    })
+    return { size, strides }
+  })
+  let tiled = false
+  if (!asIs) {
+    dims = dims.filter((d) => d.size !== 1)
+    // Large strides of the first output outside.
+    const step = (d: Dim): number => Math.abs(d.strides[0] as number)
+    if (!inOrder) dims.sort((a, b) => step(b) - step(a))
+    dims = merge(dims)
+    if (!inOrder) {
+      lengthen(dims)
+      tiled = tile(dims, outputs.length)
+    }
+  }
+  if (dims.length === 0) dims.push({ size: 1, strides: views.map(() => 0) })
+
+  const inner = dims[dims.length - 1] as Dim
+  const around = dims[dims.length - 2]
+  const access = views.map((_, o): Access => {
+    const isInput = o >= outputs.length
+    // An output that stands still has only one element there.
+    if (inner.size === 1) return isInput ? 'zero' : 'unit'
+    const stride = inner.strides[o] as number
+    if (stride === 0 || stride === 1) return stride === 0 ? 'zero' : 'unit'
+    return tiled && isInput && around?.strides[o] === 1 ? 'across' : 'strided'
+  })
+  const strides = views.flatMap((v, o) =>
+    dims.map((d) => (d.strides[o] as number) * dtypeInfo[v.dtype].bytes),
+  )
+  const total = dims.reduce((n, d) => n * d.size, 1)
+  const rows = around?.size ?? 1
+  const units = tiled ? (total / inner.size / rows) * Math.ceil(rows / tileRows) : total
+  return { dims, access, tiled, words: [...dims.map((d) => d.size), ...strides], units }
+}
+
+/** Joins dims that every operand walks as if they were one. */
+function merge(dims: readonly Dim[]): Dim[] {
+  const out: Dim[] = []
+  for (const d of dims) {
+    const last = out[out.length - 1]
+    if (last?.strides.every((stride, o) => stride === (d.strides[o] as number) * d.size)) {
+      out[out.length - 1] = { size: last.size * d.size, strides: d.strides }
+    } else out.push(d)
+  }
+  return out
+}
+
+/** An innermost dim of 2 or 3 elements would be all overhead: a long one goes there. */
+function lengthen(dims: Dim[]): void {
+  const last = dims.length - 1
+  if (last < 1 || (dims[last] as Dim).size >= 4) return
+  const longest = dims.reduce((best, d, i) => (d.size > (dims[best] as Dim).size ? i : best), last)
+  if ((dims[longest] as Dim).size >= 16) swap(dims, longest, last)
+}
+
+/** Where an input that strides widely along the innermost dim is denser along another, that one goes next to it. */
+function tile(dims: Dim[], outputs: number): boolean {
+  const last = dims.length - 1
+  const inner = dims[last]
+  if (inner === undefined || inner.size < 8) return false
+  for (let o = outputs; o < inner.strides.length; o++) {
+    const stride = (i: number): number => Math.abs((dims[i] as Dim).strides[o] as number)
+    if (stride(last) < 16) continue
+    let best = last
+    for (let i = 0; i < last; i++) {
+      if (stride(i) > 0 && stride(i) < stride(best) && (dims[i] as Dim).size >= 4) best = i
+    }
+    if (best === last) continue
+    swap(dims, best, last - 1)
+    return true
+  }
+  return false
+}
+
+function swap(dims: Dim[], a: number, b: number): void {
+  const d = dims[a] as Dim
+  dims[a] = dims[b] as Dim
+  dims[b] = d
+}

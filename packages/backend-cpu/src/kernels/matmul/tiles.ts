@@ -1,0 +1,179 @@
+/**
+ * Matrix product by tiles: out[m][n] = Σₖ a[m][k] · b[k][n] for a batch of matrices with any strides.
+ *
+ * A task is a rectangle of one output, with all of k. For each block of k (at most 256) it packs its columns
+ * of b into panels as wide as a tile, zeros at the right, so that a panel (16 KB) stays in the first-level
+ * cache; then, for each block of rows (at most 96, in the second-level cache), every panel meets every strip
+ * of rows. Rows of a that are contiguous along k are read where they are, others are transposed into scratch
+ * memory first. Sums over different blocks of k meet in the output, in order, so that results do not depend
+ * on how the tasks were cut.
+ */
+
+import { type FunctionBuilder, type I32, i32, type ModuleBuilder, type Var } from '../../wasm/index.ts'
+import type { EpilogueFunc } from './epilogue.ts'
+import type { Number32, Tile } from './micro.ts'
+import { packer } from './pack.ts'
+import { least, panelFunc } from './panels.ts'
+
+/** Steps of k that are packed at a time; 256 rows of a panel of 16 columns are 16 KB. */
+export const kBlock = 256
+/** Blocks of k for which b is packed at a time. */
+export const kChunk = 4
+/** Rows per block: 96 × 256 numbers are 96 KB; a multiple of the rows of every tile. */
+export const rowBlock = 96
+
+/** The parameter block, in words. Sizes and positions count elements, strides bytes. */
+export const at = {
+  m: 0,
+  n: 1,
+  k: 2,
+  aRow: 3,
+  aK: 4,
+  bK: 5,
+  bColumn: 6,
+  outRow: 7,
+  outColumn: 8,
+  a: 9,
+  b: 10,
+  out: 11,
+  /** Size of a task, and how many there are along m and n. */
+  taskRows: 12,
+  taskColumns: 13,
+  rowTasks: 14,
+  columnTasks: 15,
+  /** Scratch memory of thread 0 and its distance to that of the next. */
+  scratch: 16,
+  scratchStep: 17,
+  /** Steps of k per block. */
+  kStep: 18,
+  batchDims: 19,
+  /** Per batch dim: size, then the strides of a, b and out. */
+  batch: 20,
+} as const
+
+/** Bytes of scratch memory per thread for tasks of so many columns. */
+export const tileScratch = (tile: Tile, taskColumns: number, kStep: number): number =>
+  4 * (rowBlock * packedRow + rowBlock * 4 * tile.vectors + kChunk * kStep * taskColumns)
+/** Floats between the rows of a packed block of a: not a power of two, for the sake of the caches' sets. */
+const packedRow = kBlock + 16
+
+/** Emits addresses of item `index` of the batch, from the addresses of the first. */
+export function batchItem(
+  f: FunctionBuilder,
+  params: I32,
+  index: I32,
+  pointers: readonly Var<'i32'>[],
+): void {
+  const left = f.let(index)
+  const entry = f.let(params.add(4 * at.batch).add(i32.load(params, 4 * at.batchDims).mul(16)))
+  const first = f.let(params.add(4 * at.batch))
+  f.while(entry.ne(first), () => {
+    entry.set(entry.sub(16))
+    const size = f.let(i32.load(entry))
+    const rest = f.let(left.divU(size))
+    const position = f.let(left.sub(rest.mul(size)))
+    pointers.forEach((p, i) => p.set(p.add(position.mul(i32.load(entry, 4 + 4 * i)))))
+    left.set(rest)
+  })
+}
+
+/**
+ * Builds the kernel; its rows are tasks. `finish` adds a function that is called for every block of rows of a panel
+ * once its sums are complete, while they are in the first-level cache; for one matrix, not for batches.
+ */
+export function buildTiles(
+  m: ModuleBuilder,
+  tile: Tile,
+  type: Number32,
+  finish?: (m: ModuleBuilder) => EpilogueFunc,
+): void {
+  const epilogue = finish?.(m)
+  const width = 4 * tile.vectors
+  const pack = packer(m)
+  const panelProduct = panelFunc(m, pack, tile, type)
+  m.kernel('main', (f, start, end, params, thread) => {
+    const word = (name: Exclude<keyof typeof at, 'batch'>): I32 => i32.load(params, 4 * at[name])
+    const [rows, columns, depth] = [f.let(word('m')), f.let(word('n')), f.let(word('k'))]
+    const [aRow, aK, outRow, outColumn] = [
+      f.let(word('aRow')),
+      f.let(word('aK')),
+      f.let(word('outRow')),
+      f.let(word('outColumn')),
+    ]
+    const packedA = f.let(word('scratch').add(thread.mul(word('scratchStep'))))
+    const edgeTile = f.let(packedA.add(4 * rowBlock * packedRow))
+    const panels = f.let(edgeTile.add(4 * rowBlock * width))
+    f.for(start, end, 1, (task) => {
+      const across = f.let(word('columnTasks'))
+      const down = f.let(word('rowTasks'))
+      const row = f.let(task.divU(across))
+      const n0 = f.let(task.remU(across).mul(word('taskColumns')))
+      const m0 = f.let(row.remU(down).mul(word('taskRows')))
+      const [a, b, out] = [f.let(word('a')), f.let(word('b')), f.let(word('out'))]
+      batchItem(f, params, row.divU(down), [a, b, out])
+      a.set(a.add(m0.mul(aRow)))
+      b.set(b.add(n0.mul(word('bColumn'))))
+      out.set(out.add(m0.mul(outRow)).add(n0.mul(outColumn)))
+      const height = f.let(least(rows.sub(m0), word('taskRows')))
+      const breadth = f.let(least(columns.sub(n0), word('taskColumns')))
+      const k0 = f.local.i32(0)
+      // At least once: without any k the output is zeros.
+      f.loop((again) => {
+        const chunk = f.let(least(depth.sub(k0), word('kStep').mul(kChunk)))
+        const panelBytes = f.let(chunk.mul(4 * width))
+        const panel = f.let(panels)
+        f.for(0, breadth, width, (j) => {
+          const have = f.let(least(breadth.sub(j), width))
+          f.if(have.and(3), () => f.fill(panel, 0, panelBytes))
+          const from = b.add(k0.mul(word('bK'))).add(j.mul(word('bColumn')))
+          f.call(pack, panel, 4 * width, from, word('bK'), word('bColumn'), chunk, have)
+          panel.set(panel.add(panelBytes))
+        })
+        f.for(0, height, rowBlock, (i) => {
+          const block = f.let(least(height.sub(i), rowBlock))
+          const k1 = f.local.i32(0)
+          f.loop((more) => {
+            const k = f.let(least(chunk.sub(k1), word('kStep')))
+            const left = f.let(a.add(i.mul(aRow)).add(k0.add(k1).mul(aK)))
+            const leftRow = f.let(aRow)
+            f.if(aK.ne(4), () => {
+              f.call(pack, packedA, 4 * packedRow, left, aRow, aK, block, k)
+              left.set(packedA)
+              leftRow.set(4 * packedRow)
+            })
+            panel.set(panels.add(k1.mul(4 * width)))
+            const accumulate = f.let(k0.add(k1))
+            f.for(0, breadth, width, (j) => {
+              const have = f.let(least(breadth.sub(j), width))
+              const to = f.let(out.add(i.mul(outRow)).add(j.mul(outColumn)))
+              f.call(
+                panelProduct,
+                k,
+                left,
+                leftRow,
+                block,
+                panel,
+                to,
+                outRow,
+                accumulate,
+                outColumn,
+                have,
+                edgeTile,
+              )
+              if (epilogue !== undefined) {
+                f.if(k0.add(k1).add(k).eq(depth), () => {
+                  f.call(epilogue, params, m0.add(i), n0.add(j), block, have)
+                })
+              }
+              panel.set(panel.add(panelBytes))
+            })
+            k1.set(k1.add(k))
+            more.brIf(k1.ltS(chunk))
+          })
+        })
+        k0.set(k0.add(chunk))
+        again.brIf(k0.ltS(depth))
+      })
+    })
+  })
+}
