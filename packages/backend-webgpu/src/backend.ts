@@ -14,12 +14,12 @@ import {
   type View,
 } from '@tilegrad/core'
 import { operandLimit } from '@tilegrad/core/kernel'
-import { type BufferStats, GpuBuffer, sizeClass } from './buffers.ts'
-import { Engine } from './engine.ts'
-import { GPU, type Gpu, type GpuOptions, openGpu } from './gpu.ts'
-import { tuningOf } from './kernels/matmul-tuning.ts'
+import { Engine } from './commands/queue.ts'
+import { type BufferStats, GpuBuffer, sizeClass } from './device/buffers.ts'
+import { GPU, type Gpu, type GpuOptions, openGpu } from './device/gpu.ts'
+import { software } from './device/tuning.ts'
+import { tuningOf } from './kernels/matmul/tuning.ts'
 import { kernelTable } from './kernels/table.ts'
-import { software } from './tuning.ts'
 import { elementOf } from './wgsl/element.ts'
 
 /** How a WebGPU backend is set up. */

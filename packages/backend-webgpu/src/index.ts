@@ -6,6 +6,6 @@
 import './globals.ts'
 
 export { createWebGpuBackend, type WebGpuBackend, type WebGpuOptions } from './backend.ts'
-export type { BufferStats } from './buffers.ts'
-export type { DawnOptions } from './dawn.ts'
-export { type Gpu, type GpuLost, type GpuOptions, openGpu } from './gpu.ts'
+export type { BufferStats } from './device/buffers.ts'
+export type { DawnOptions } from './device/dawn.ts'
+export { type Gpu, type GpuLost, type GpuOptions, openGpu } from './device/gpu.ts'

@@ -20,9 +20,9 @@ import {
 } from '@tilegrad/core'
 import { afterAll, describe, expect, test } from 'vitest'
 import type { WebGpuBackend } from '../src/index.ts'
-import { attentionBackward, backwardTiles } from '../src/kernels/attention.ts'
-import type { Tile } from '../src/kernels/attention-blocks.ts'
-import { allowance } from '../src/kernels/attention-stored.ts'
+import { attentionBackward, backwardTiles } from '../src/kernels/attention/attention.ts'
+import type { Tile } from '../src/kernels/attention/blocks.ts'
+import { allowance } from '../src/kernels/attention/stored.ts'
 import {
   type Case,
   check,

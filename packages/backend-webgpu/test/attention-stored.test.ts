@@ -1,11 +1,11 @@
 /** Which heads have their dS stored at a time, and that dQ is a product then. Gradients are compared in attention.test.ts. */
 import { grad, rand, scaledDotProductAttention, type View } from '@tilegrad/core'
 import { afterAll, describe, expect, test } from 'vitest'
-import type { Engine } from '../src/engine.ts'
+import type { Engine } from '../src/commands/queue.ts'
 import { createWebGpuBackend } from '../src/index.ts'
-import { attentionBackward, backwardTiles } from '../src/kernels/attention.ts'
-import type { Tile } from '../src/kernels/attention-blocks.ts'
-import { allowance, chunksOf } from '../src/kernels/attention-stored.ts'
+import { attentionBackward, backwardTiles } from '../src/kernels/attention/attention.ts'
+import type { Tile } from '../src/kernels/attention/blocks.ts'
+import { allowance, chunksOf } from '../src/kernels/attention/stored.ts'
 
 const gpu = await createWebGpuBackend()
 afterAll(() => gpu.close())

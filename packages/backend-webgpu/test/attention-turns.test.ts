@@ -4,7 +4,7 @@
  */
 import { afterAll, expect, test } from 'vitest'
 import { createWebGpuBackend } from '../src/index.ts'
-import { attentionBackward } from '../src/kernels/attention.ts'
+import { attentionBackward } from '../src/kernels/attention/attention.ts'
 import { check, closeGpus, make } from './support/attention.ts'
 
 const gpu = await createWebGpuBackend()

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
-import { BufferPool, type GpuBuffer } from '../src/buffers.ts'
-import type { Gpu } from '../src/gpu.ts'
+import { BufferPool, type GpuBuffer } from '../src/device/buffers.ts'
+import type { Gpu } from '../src/device/gpu.ts'
 
 /** A pool on a device that only counts. */
 function make(maxPooledBytes?: number) {

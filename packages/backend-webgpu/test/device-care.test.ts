@@ -13,7 +13,7 @@ import {
 import { afterEach, describe, expect, test } from 'vitest'
 import { collected } from '../../core/test/support/collected.ts'
 import { createWebGpuBackend, type WebGpuBackend, type WebGpuOptions } from '../src/index.ts'
-import type { Shader } from '../src/shader.ts'
+import type { Shader } from '../src/wgsl/shader.ts'
 
 const opened: WebGpuBackend[] = []
 const errors: string[] = []

@@ -18,7 +18,7 @@ beforeAll(async () => {
   inside = await mkdtemp(here('../node_modules/.cache/test-'))
   outside = await mkdtemp(join(tmpdir(), 'tilegrad-'))
   bundle = await build({
-    entryPoints: [here('../src/gpu.ts')],
+    entryPoints: [here('../src/device/gpu.ts')],
     alias: { '@tilegrad/core': here('../../core/test/support/basics.ts') },
     bundle: true,
     format: 'esm',

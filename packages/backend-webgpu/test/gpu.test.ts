@@ -1,7 +1,7 @@
 /** Opening a GPU, what it says about itself, its errors and its loss. */
 import { DeviceError, ValueError } from '@tilegrad/core'
 import { afterEach, expect, test, vi } from 'vitest'
-import { type Gpu, type GpuOptions, openGpu } from '../src/gpu.ts'
+import { type Gpu, type GpuOptions, openGpu } from '../src/device/gpu.ts'
 
 const opened: Gpu[] = []
 async function open(options?: GpuOptions): Promise<Gpu> {

@@ -13,13 +13,13 @@ import {
   zeros,
 } from '@tilegrad/core'
 import { afterAll, describe, expect, test, vi } from 'vitest'
-import type { GpuBuffer } from '../src/buffers.ts'
-import type { Engine } from '../src/engine.ts'
+import type { Engine } from '../src/commands/queue.ts'
+import type { GpuBuffer } from '../src/device/buffers.ts'
 import { createWebGpuBackend, type WebGpuBackend } from '../src/index.ts'
-import { multiply } from '../src/kernels/matmul.ts'
-import type { Plan } from '../src/kernels/matmul-plan.ts'
-import { problemOf } from '../src/kernels/matmul-problem.ts'
-import type { Shader } from '../src/shader.ts'
+import { multiply } from '../src/kernels/matmul/matmul.ts'
+import type { Plan } from '../src/kernels/matmul/plan.ts'
+import { problemOf } from '../src/kernels/matmul/problem.ts'
+import type { Shader } from '../src/wgsl/shader.ts'
 import { gpus, shared } from './support/gpus.ts'
 
 // Only to end what hangs: a machine may be busy with other things.

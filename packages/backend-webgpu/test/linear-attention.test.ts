@@ -14,7 +14,7 @@ import {
 } from '@tilegrad/core'
 import { afterAll, describe, expect, test } from 'vitest'
 import { createWebGpuBackend, type WebGpuBackend } from '../src/index.ts'
-import { linearAttention, linearAttentionBackward } from '../src/kernels/linear-attention.ts'
+import { linearAttention, linearAttentionBackward } from '../src/kernels/linear-attention/linear-attention.ts'
 import { extent, mismatch } from './support/agree.ts'
 import { type Case, evaluate, type Operand, operand, plain } from './support/fused.ts'
 import { gpus } from './support/gpus.ts'

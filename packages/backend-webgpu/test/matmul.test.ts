@@ -12,11 +12,11 @@ import {
   zeros,
 } from '@tilegrad/core'
 import { afterAll, describe, expect, it } from 'vitest'
+import { untuned } from '../src/device/tuning.ts'
 import type { WebGpuBackend } from '../src/index.ts'
-import { multiply } from '../src/kernels/matmul.ts'
-import { type Plan, planOf } from '../src/kernels/matmul-plan.ts'
-import { type Problem, problemOf } from '../src/kernels/matmul-problem.ts'
-import { untuned } from '../src/tuning.ts'
+import { multiply } from '../src/kernels/matmul/matmul.ts'
+import { type Plan, planOf } from '../src/kernels/matmul/plan.ts'
+import { type Problem, problemOf } from '../src/kernels/matmul/problem.ts'
 import { sharedGpu } from './support/shared-gpu.ts'
 
 const shared = await sharedGpu()

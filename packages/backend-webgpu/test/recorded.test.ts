@@ -14,9 +14,9 @@ import {
 } from '@tilegrad/core'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { collected } from '../../core/test/support/collected.ts'
-import type { GpuBuffer } from '../src/buffers.ts'
+import { recorded } from '../src/commands/replay.ts'
+import type { GpuBuffer } from '../src/device/buffers.ts'
 import { createWebGpuBackend, type WebGpuBackend } from '../src/index.ts'
-import { recorded } from '../src/recorded.ts'
 
 /** Each test's own, which remembers nothing yet. */
 let gpu: WebGpuBackend

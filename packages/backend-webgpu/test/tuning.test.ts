@@ -4,13 +4,13 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'n
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, it, vi } from 'vitest'
-import type { Engine } from '../src/engine.ts'
-import type { Gpu } from '../src/gpu.ts'
+import type { Engine } from '../src/commands/queue.ts'
+import type { Gpu } from '../src/device/gpu.ts'
+import { software, type TileKind, type Tuning, untuned } from '../src/device/tuning.ts'
 import { createWebGpuBackend } from '../src/index.ts'
-import { kinds, planOf } from '../src/kernels/matmul-plan.ts'
-import type { Matrix, Problem } from '../src/kernels/matmul-problem.ts'
-import { tune, tuningOf } from '../src/kernels/matmul-tuning.ts'
-import { software, type TileKind, type Tuning, untuned } from '../src/tuning.ts'
+import { kinds, planOf } from '../src/kernels/matmul/plan.ts'
+import type { Matrix, Problem } from '../src/kernels/matmul/problem.ts'
+import { tune, tuningOf } from '../src/kernels/matmul/tuning.ts'
 
 const folder = mkdtempSync(join(tmpdir(), 'tilegrad-'))
 vi.stubEnv('XDG_CACHE_HOME', folder)
@@ -81,7 +81,7 @@ describe('the tuning of a GPU', () => {
   it('outlasts the process, unless its file is broken or cannot be written', async () => {
     const later = async (measured: Tuning): Promise<Tuning> => {
       vi.resetModules()
-      const again = await import('../src/kernels/matmul-tuning.ts')
+      const again = await import('../src/kernels/matmul/tuning.ts')
       return again.tuningOf(other('lasting'), async () => measured)
     }
     const [first, second] = [found, { cores: 8, slow: [] }]

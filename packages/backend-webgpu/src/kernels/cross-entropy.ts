@@ -10,10 +10,10 @@
  */
 
 import type { CrossEntropyAttrs, GradientAttrs, KernelOf, View } from '@tilegrad/core'
-import type { Engine } from '../engine.ts'
-import { viewOf } from '../layout.ts'
-import type { Shader } from '../shader.ts'
+import type { Engine } from '../commands/queue.ts'
 import { mathCode } from '../wgsl/math.ts'
+import type { Shader } from '../wgsl/shader.ts'
+import { viewOf } from './layout.ts'
 import {
   bufferOf,
   denseFrom,

@@ -7,9 +7,9 @@
  */
 
 import { type KernelOf, layout, type RotaryAttrs, type View } from '@tilegrad/core'
-import type { Engine } from '../engine.ts'
-import { grid, viewOf } from '../layout.ts'
-import type { Shader } from '../shader.ts'
+import type { Engine } from '../commands/queue.ts'
+import type { Shader } from '../wgsl/shader.ts'
+import { grid, viewOf } from './layout.ts'
 import { bufferOf, denseFrom, itemOfWidth, type RowWalk, rowWalk, startOf, widthOf } from './rows.ts'
 
 const workgroup = 256

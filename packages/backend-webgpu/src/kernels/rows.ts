@@ -10,11 +10,11 @@
  */
 
 import type { View } from '@tilegrad/core'
-import type { GpuBuffer } from '../buffers.ts'
-import type { Engine } from '../engine.ts'
-import { grid, type Nest, nestOf, viewOf } from '../layout.ts'
-import type { Item } from '../shader.ts'
+import type { Engine } from '../commands/queue.ts'
+import type { GpuBuffer } from '../device/buffers.ts'
 import { mathCode } from '../wgsl/math.ts'
+import type { Item } from '../wgsl/shader.ts'
+import { grid, type Nest, nestOf, viewOf } from './layout.ts'
 
 export const workgroup = 256
 /** Loads under way per thread and operand in loops over long rows. */

@@ -10,12 +10,12 @@
  */
 
 import type { DType, Primitives, ScanAttrs, View } from '@tilegrad/core'
-import type { GpuBuffer } from '../buffers.ts'
-import type { Engine } from '../engine.ts'
-import { grid, nestOf, numel, otherDims, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
-import type { Binding, Shader } from '../shader.ts'
+import type { Engine } from '../commands/queue.ts'
+import type { GpuBuffer } from '../device/buffers.ts'
 import { elementOf } from '../wgsl/element.ts'
+import type { Binding, Shader } from '../wgsl/shader.ts'
 import { type Lanes, laneCode, neighbour, shareOut, workgroup } from './lanes.ts'
+import { grid, nestOf, numel, otherDims, pickDims, walkFields, walkFunction, walkWords } from './layout.ts'
 
 type Kind = ScanAttrs['kind']
 

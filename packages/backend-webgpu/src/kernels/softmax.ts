@@ -11,8 +11,8 @@
  */
 
 import type { DimAttrs, GradientAttrs, KernelOf, View } from '@tilegrad/core'
-import type { Engine } from '../engine.ts'
-import type { Shader } from '../shader.ts'
+import type { Engine } from '../commands/queue.ts'
+import type { Shader } from '../wgsl/shader.ts'
 import {
   block,
   bufferOf,

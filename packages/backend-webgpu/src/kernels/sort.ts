@@ -10,12 +10,12 @@
  */
 
 import { type DType, isFloat, type Primitives, type View } from '@tilegrad/core'
-import type { GpuBuffer } from '../buffers.ts'
-import type { Engine } from '../engine.ts'
-import { grid, nestOf, numel, otherDims, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
-import type { Shader } from '../shader.ts'
+import type { Engine } from '../commands/queue.ts'
+import type { GpuBuffer } from '../device/buffers.ts'
 import { elementOf, type Stored, storedOf } from '../wgsl/element.ts'
 import { mathCode } from '../wgsl/math.ts'
+import type { Shader } from '../wgsl/shader.ts'
+import { grid, nestOf, numel, otherDims, pickDims, walkFields, walkFunction, walkWords } from './layout.ts'
 
 /** Pairs of a block, four to a thread: 8 KiB of workgroup memory. */
 const block = 1024

@@ -6,10 +6,10 @@
  */
 
 import { type KernelOf, layout, type View } from '@tilegrad/core'
-import type { GpuBuffer } from '../buffers.ts'
-import type { Engine } from '../engine.ts'
-import { grid } from '../layout.ts'
-import type { Shader } from '../shader.ts'
+import type { Engine } from '../commands/queue.ts'
+import type { GpuBuffer } from '../device/buffers.ts'
+import type { Shader } from '../wgsl/shader.ts'
+import { grid } from './layout.ts'
 import { bufferOf, enablesOf, plus, reduction, subgroupOf } from './rows.ts'
 
 const workgroup = 256

@@ -12,7 +12,7 @@ import {
 } from '@tilegrad/core'
 import { beforeEach, expect } from 'vitest'
 import type { WebGpuBackend } from '../../src/index.ts'
-import { attention, attentionBackward } from '../../src/kernels/attention.ts'
+import { attention, attentionBackward } from '../../src/kernels/attention/attention.ts'
 import { sharedGpu } from './shared-gpu.ts'
 
 /** Options, or what makes them on a device: a seed set there makes every device drop the same weights. */

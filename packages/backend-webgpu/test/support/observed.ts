@@ -1,7 +1,8 @@
 /** What a backend dispatches, for tests of how it comes about. */
-import type { GpuBuffer } from '../../src/buffers.ts'
+
+import { Recorder } from '../../src/commands/replay.ts'
+import type { GpuBuffer } from '../../src/device/buffers.ts'
 import { createWebGpuBackend } from '../../src/index.ts'
-import { Recorder } from '../../src/recorded.ts'
 
 /** A backend 'null' that writes down its dispatches. With `anew` its kernels never do again what they did before. */
 export async function observed({ anew = false } = {}) {

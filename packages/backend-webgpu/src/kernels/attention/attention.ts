@@ -1,0 +1,290 @@
+/**
+ * Fused softmax attention, forward and backward (FlashAttention-2, Dao 2023): `softmax(scale · q kᵀ + mask) v` by
+ * blocks, so that no T×S matrix is ever stored. This file decides which kernel runs and with what; the kernels are in
+ * `attention-forward.ts` and `attention-backward.ts`, their common steps in `attention-blocks.ts`, which blocks they
+ * visit in `attention-visits.ts`, what else happens to scores in `attention-scores.ts`.
+ *
+ * Takes float32 operands with any strides, D and Dv up to 128, grouped heads, a mask to add or to keep by (any
+ * strides), causality from either corner, windows, global tokens, masks of blocks, ALiBi and dropout. Declines the
+ * gradient of a mask, and what needs more buffers than the GPU binds (8 by default: masks of blocks with both a mask and
+ * ALiBi, or backward with either): the composition takes over. A query that sees no key gives zeros and no gradient,
+ * also where that key is NaN or infinite. Saved for the gradients is [2, B, H, T]: the largest score of each row, and
+ * Σ e^(score − largest); −∞ and 0 where no key is visible.
+ *
+ * The ladder on one H100 (chain of multiply-adds: 59 TFLOP/s), float32, causal, B4 H12 T2048 D64, GPU time in ms; tiles as
+ * threads × rows, threads × columns:
+ *
+ * | | forward | dQ | dK and dV |
+ * |---|---|---|---|
+ * | floor: 2, 3 and 4 products of half a T × T matrix | 0.44 | 0.66 | 0.87 |
+ * | 8×8, 8×8; backward 8×8, 8×4: all blocks in workgroup memory | 2.08 | 2.79 | 4.76 |
+ * | 16×4, 8×8; backward 16×4, 8×4: twice the threads | 1.14 | 1.94 | 2.32 |
+ * | held rows (and forward values) read in place, through the cache | 1.17 | 1.70 | 2.12 |
+ * | one set of registers is loaded while the other is multiplied | 1.02 | 1.70 | 2.07 |
+ * | the longest blocks of all heads first | 0.86 | | 2.03 |
+ *
+ * dS is stored where that pays (`attention-stored.ts`): forward and backward then took 4.08 instead of 4.8, with the longest
+ * blocks first 3.6, and with queries and dO taking turns, which makes room for 64 queries at a time, 3.4.
+ *
+ * Where all keys fit one block, one kernel makes all gradients (`attention-short.ts`): small models wait for dispatches.
+ *
+ * The driver gives a core about 50 KB of workgroup memory however many workgroups there are: of 26 KB and more only one
+ * runs at a time, and where it waits nobody else computes. Larger tiles per thread (8×8, 8×4, 6×8) read less per
+ * product, but leave too few threads. SwiftShader cannot compile tiles with several rows per thread in reasonable time
+ * and takes those with one.
+ *
+ * Reference: `ATTENTION` in core's ops/attention.ts. Test: attention.test.ts.
+ */
+
+import {
+  type AttentionAttrs,
+  attentionOperands,
+  dropoutFactors,
+  dropoutParams,
+  type GradientAttrs,
+  type KernelOf,
+  specialize,
+  type View,
+} from '@tilegrad/core'
+import type { Engine } from '../../commands/queue.ts'
+import type { Scalar } from '../../commands/replay.ts'
+import type { GpuBuffer } from '../../device/buffers.ts'
+import { grid } from '../layout.ts'
+import { backwardBytes, backwardShader, type Gradients, statRows, statShader } from './backward.ts'
+import {
+  canShuffle,
+  colsOf,
+  commonWords,
+  type Form,
+  formName,
+  isVectors,
+  type MaskKind,
+  operandWords,
+  padded,
+  rowsOf,
+  type Tile,
+} from './blocks.ts'
+import { forwardBytes, forwardShader } from './forward.ts'
+import { addOptions, optionBuffers } from './options.ts'
+import { shortTiles } from './short.ts'
+import { type Allowance, allowance, type Chunk, chunksOf, storedOf } from './stored.ts'
+
+/** The largest head: its blocks must fit in workgroup memory. */
+const maxWidth = 128
+
+/** Best first; which fit depends on the size of the heads and on the GPU's workgroup memory. */
+export const forwardTiles: readonly Tile[] = [
+  { ty: 16, rm: 4, tx: 8, kn: 8, inPlace: 'rows and values' },
+  { ty: 8, rm: 4, tx: 8, kn: 4 },
+  { ty: 16, rm: 1, tx: 4, kn: 4 },
+  { ty: 8, rm: 1, tx: 2, kn: 4 },
+]
+export const backwardTiles: readonly Tile[] = [
+  { ty: 16, rm: 4, tx: 8, kn: 8, inPlace: 'rows', inTurn: true },
+  { ty: 16, rm: 4, tx: 8, kn: 4, inPlace: 'rows' },
+  { ty: 8, rm: 4, tx: 8, kn: 4 },
+  { ty: 16, rm: 2, tx: 4, kn: 4 },
+  { ty: 16, rm: 1, tx: 4, kn: 4 },
+  { ty: 8, rm: 1, tx: 2, kn: 4 },
+]
+
+/** Buffers of the kernels without options: forward, and backward with one result. */
+const forwardBuffers = 5
+const backwardBuffers = 6
+
+const takes = (engine: Engine, inputs: readonly View[], attrs: AttentionAttrs, buffers: number): boolean => {
+  const { q, k, v, mask, slopes } = attentionOperands(inputs, attrs)
+  return (
+    buffers + optionBuffers(attrs) <= engine.gpu.limits.maxStorageBuffersPerShaderStage &&
+    [q, k, v, ...(slopes ? [slopes] : [])].every((t) => t.dtype === 'float32') &&
+    (mask === null || mask.dtype === 'float32' || mask.dtype === 'bool') &&
+    q.shape[1] !== 0 &&
+    [q.shape[3], v.shape[3]].every((n) => (n as number) >= 1 && (n as number) <= maxWidth)
+  )
+}
+
+/** SwiftShader compiles for minutes where a thread has more than one row. */
+const usable = (engine: Engine, tiles: readonly Tile[]): readonly Tile[] =>
+  engine.gpu.isSoftware ? tiles.filter(({ rm }) => rm === 1) : tiles
+
+const maskKind = (mask: View | null): MaskKind => (mask ? (mask.dtype as 'float32' | 'bool') : 'none')
+
+/** The form with the first tile that fits, and divides a block of a mask of blocks. */
+function chooseForm(
+  engine: Engine,
+  tiles: readonly Tile[],
+  bytes: (form: Form) => number,
+  inputs: readonly View[],
+  attrs: AttentionAttrs,
+  more: readonly View[],
+): Form {
+  const { q, k, v, mask } = attentionOperands(inputs, attrs)
+  const { blockSize, dropout } = attrs
+  const { maxComputeWorkgroupStorageSize: most } = engine.gpu.limits
+  const vectors = [q, k, v, ...more].every(isVectors)
+  // Loops take two vectors at a time, and what lies behind a row in memory is another row.
+  const pairs = vectors && [q, v].every((x) => (x.shape[3] as number) % 8 === 0)
+  const forms = tiles
+    .filter((tile) => [rowsOf(tile), colsOf(tile)].every((n) => blockSize % n === 0))
+    .map((tile) => ({
+      tile,
+      dq: padded(q.shape[3] as number),
+      dv: padded(v.shape[3] as number),
+      vectors,
+      mask: maskKind(mask),
+      rowsInPlace: pairs && tile.inPlace !== undefined,
+      valuesInPlace: pairs && tile.inPlace === 'rows and values',
+      exact:
+        pairs &&
+        tile.inPlace !== undefined &&
+        [q, k].every((x) => (x.shape[2] as number) % 8 === 0) &&
+        [q, v].every((x) => x.shape[3] === padded(x.shape[3] as number)),
+      shuffle: canShuffle(engine, tile.tx),
+      globals: attrs.globalTokens > 0,
+      blocks: blockSize > 0,
+      alibi: attrs.hasAlibi,
+      stored: false,
+      sharing: [],
+      dropout:
+        dropout === 0 ? null : specialize(dropoutFactors, [], dropoutParams(dropout, NO_DRAW), ['float32']),
+    }))
+  return (forms.find((form) => bytes(form) <= most) ?? forms.at(-1)) as Form
+}
+
+/** Code depends on dropout, not on its numbers. */
+const NO_DRAW = [0, 0, 0]
+
+const buffer = (view: View): GpuBuffer => view.buffer as GpuBuffer
+
+export function attention(engine: Engine, tiles = usable(engine, forwardTiles)): KernelOf<AttentionAttrs> {
+  return {
+    supports: (inputs, attrs) => takes(engine, inputs, attrs, forwardBuffers),
+    run(outputs, inputs, attrs, numbers) {
+      const [out, stats] = outputs as [View, View]
+      const { q, k, v } = attentionOperands(inputs, attrs)
+      const [b, h, t] = q.shape as [number, number, number]
+      if (b * h * t === 0) return
+      const form = chooseForm(engine, tiles, forwardBytes, inputs, attrs, [out])
+      const kernel = engine.kernel(`attention:${formName(form)}`, 'scaled_dot_product_attention', () =>
+        forwardShader(form),
+      )
+      const { words, floats } = commonWords([q, k, v], attrs, b * h, Math.ceil(t / rowsOf(form.tile)))
+      for (const x of [q, k, v]) words.push(...operandWords(x, form.vectors))
+      const buffers = [q, k, v].map(buffer)
+      const scalars: Scalar[] = []
+      addOptions({ words, scalars, buffers }, form, 'keys', inputs, attrs)
+      words.push(...operandWords(out, form.vectors), stats.offset)
+      buffers.push(buffer(out), buffer(stats))
+      engine.run(kernel, buffers, words, ...grid(words[0] as number), 1, floats, scalars, numbers)
+    },
+  }
+}
+
+export function attentionBackward(
+  engine: Engine,
+  tiles = usable(engine, backwardTiles),
+  allowed: Allowance = allowance,
+): KernelOf<GradientAttrs<AttentionAttrs>> {
+  return {
+    supports: (inputs, attrs) =>
+      takes(engine, inputs, attrs, backwardBuffers) && !(attrs.hasMask && attrs.needs[3]),
+    run(outputs, inputs, attrs, numbers) {
+      const { q, k, v, rest } = attentionOperands(inputs, attrs)
+      const [b, h, t] = q.shape as [number, number, number]
+      const [keyHeads, s] = [k.shape[1] as number, k.shape[2] as number]
+      const [out, stats, dout] = rest as [View, View, View]
+
+      const formOf = (gradients: Gradients, results: readonly View[], of = tiles): Form => ({
+        ...chooseForm(engine, of, (f) => backwardBytes(f, gradients), inputs, attrs, [out, dout, ...results]),
+        sharing: results.map((x) => results.findIndex((y) => y.buffer === x.buffer)),
+      })
+
+      const run = (
+        gradients: Gradients,
+        results: readonly View[],
+        form: Form,
+        saved: readonly GpuBuffer[],
+        chunk?: Chunk,
+      ): void => {
+        const isQ = gradients === 'q'
+        const key = `attentionBackward:${gradients}:${formName(form)}`
+        const kernel = engine.kernel(key, 'scaled_dot_product_attentionBackward', () =>
+          backwardShader(form, gradients),
+        )
+        const items = isQ ? b * h : chunk ? chunk.items * chunk.heads : b * keyHeads
+        const blocks = Math.ceil((isQ ? t : s) / rowsOf(form.tile))
+        const { words, floats } = commonWords([q, k, v], attrs, items, blocks)
+        for (const x of [q, k, v, dout]) words.push(...operandWords(x, form.vectors))
+        const buffers = [q, k, v, dout].map(buffer).concat(saved)
+        const scalars: Scalar[] = []
+        addOptions({ words, scalars, buffers }, form, isQ ? 'keys' : 'queries', inputs, attrs)
+        if (gradients === 'qkv') words.push(...operandWords(out, form.vectors), stats.offset)
+        buffers.push(...results.filter((_, n) => form.sharing[n] === n).map(buffer))
+        const stored = chunk && storedOf(engine, form.tile, chunk, inputs, attrs, outputs[0] as View)
+        if (stored) {
+          words.push(...stored.words)
+          buffers.push(stored.buffer)
+        }
+        words.push(...results.flatMap((x) => operandWords(x, form.vectors)))
+        engine.run(kernel, buffers, words, ...grid(words[0] as number), 1, floats, scalars, numbers)
+        if (stored) {
+          stored.multiply()
+          engine.pool.free(stored.buffer)
+        }
+      }
+
+      const [needQ, needK, needV] = attrs.needs
+      const needAll = needQ && needK && needV
+      const fits = (more: number): boolean => takes(engine, inputs, attrs, backwardBuffers + more)
+      const short = shortTiles(tiles, q, k, attrs, allowed.leastGroups)
+      // Operands, out and its statistics, and the buffers of the results.
+      if (needAll && short.length > 0 && fits(new Set(outputs.map(buffer)).size)) {
+        const form = formOf('qkv', outputs, short)
+        if (backwardBytes(form, 'qkv') <= engine.gpu.limits.maxComputeWorkgroupStorageSize) {
+          run('qkv', outputs, form, [out, stats].map(buffer))
+          return
+        }
+      }
+
+      const rows = b * h * t
+      const stat = engine.pool.alloc(4 * rows, 'float32')
+      if (rows > 0) {
+        const vectors = [out, dout].every(isVectors)
+        const name = 'scaled_dot_product_attentionBackward'
+        const kernel = engine.kernel(`attentionStat:${vectors}`, name, () => statShader({ vectors }))
+        const width = v.shape[3] as number
+        const words = [
+          rows,
+          h,
+          t,
+          width,
+          ...[dout, out].flatMap((x) => operandWords(x, vectors)),
+          stats.offset,
+        ]
+        engine.run(
+          kernel,
+          [dout, out, stats].map(buffer).concat(stat),
+          words,
+          ...grid(Math.ceil(rows / statRows)),
+        )
+      }
+
+      const one = (gradients: Gradients, results: readonly View[]): void =>
+        run(gradients, results, formOf(gradients, results), [stat])
+      const left = [...outputs]
+      const form = needAll && fits(2) ? { ...formOf('kv', outputs.slice(1)), stored: true } : null
+      const chunks = form ? chunksOf(engine, allowed, form.tile, inputs, attrs) : []
+      if (form && chunks.length > 0)
+        for (const chunk of chunks) run('kv', outputs.slice(1), form, [stat], chunk)
+      else {
+        if (needQ) one('q', left.splice(0, 1))
+        if (needK && needV && fits(1)) one('kv', left.splice(0, 2))
+        else {
+          if (needK) one('k', left.splice(0, 1))
+          if (needV) one('v', left.splice(0, 1))
+        }
+      }
+      engine.pool.free(stat)
+    },
+  }
+}

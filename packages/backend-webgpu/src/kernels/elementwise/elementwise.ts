@@ -1,0 +1,213 @@
+/**
+ * Any scalar expression over operands that broadcast to one shape. Threads take four consecutive elements each, or one
+ * where the expression is long, as those of random numbers are: four copies of it take drivers seconds to minutes to
+ * compile, and arithmetic is what takes its time.
+ *
+ * Where every operand is contiguous or one single number, or at least its rows are, they are loaded and stored as vectors
+ * of four; else each element's place is computed from its coordinates. Buffers that appear twice are bound once: a buffer that is
+ * written must not be bound a second time.
+ */
+
+import { type Kernel, type Primitives, typedPostOrder, type View } from '@tilegrad/core'
+import type { Engine } from '../../commands/queue.ts'
+import type { Scalar } from '../../commands/replay.ts'
+import type { GpuBuffer } from '../../device/buffers.ts'
+import { elementOf } from '../../wgsl/element.ts'
+import { lower } from '../../wgsl/lowering.ts'
+import { mathCode } from '../../wgsl/math.ts'
+import type { Binding, Item } from '../../wgsl/shader.ts'
+import { grid, type Nest, nestOf } from '../layout.ts'
+
+const workgroup = 256
+
+export function elementwise(engine: Engine): Primitives['elementwise'] {
+  return {
+    run(outputs, inputs, { kernel }, numbers) {
+      const [out] = outputs as [View]
+      const count = out.shape.reduce((n, s) => n * s, 1)
+      if (count === 0) return
+      const views = [...outputs, ...inputs]
+      // Coordinates count dims of the output as they are; an index needs their order, which merging keeps.
+      const { long, coords } = traitsOf(kernel)
+      const nest = nestOf(out.shape, views, coords)
+      const flat = nest.sizes.length === 1 && !coords
+      const rows = !long && !flat && !coords && haveVectors(views, outputs.length, nest)
+      const vectors = rows || (!long && flat && isVector(views, outputs.length, nest, count))
+
+      const buffers: GpuBuffer[] = []
+      const place = views.map((v) => {
+        const buffer = v.buffer as GpuBuffer
+        const at = buffers.indexOf(buffer)
+        return at >= 0 ? at : buffers.push(buffer) - 1
+      })
+      const written = buffers.map((_, i) => place.indexOf(i) < outputs.length)
+      const steps =
+        flat || rows
+          ? (nest.strides.at(-1) as readonly number[]).map((s) => (s === 1 ? 1 : s === 0 ? 0 : 2))
+          : []
+      const key = `e${kernel.id}:${place}:${vectors ? 'v' : 'f'}${flat ? '' : nest.sizes.length}:${steps}`
+      const gpuKernel = engine.kernel(key, kernel.name, () => {
+        return shader(kernel, views, outputs.length, place, written, nest, flat, vectors, long, steps)
+      })
+
+      const words: number[] = [count]
+      for (const v of views) words.push(v.offset)
+      if (!flat) words.push(...nest.sizes)
+      for (const strides of nest.strides) words.push(...strides)
+      const scalars = kernel.params.map(
+        ({ source, dtype }): Scalar => ({ at: words.push(0) - 1, source, dtype }),
+      )
+      const [x, y] = grid(Math.ceil(count / ((long ? 1 : 4) * workgroup)))
+      engine.run(gpuKernel, buffers, words, x, y, 1, [], scalars, numbers)
+    },
+  }
+}
+
+/** Nodes of an expression from which on a thread takes one element; GELU's gradient has fewer. */
+const longest = 64
+
+interface Traits {
+  readonly long: boolean
+  /** It uses coordinates. */
+  readonly coords: boolean
+}
+const known = new WeakMap<Kernel, Traits>()
+function traitsOf(kernel: Kernel): Traits {
+  let traits = known.get(kernel)
+  if (!traits) {
+    const nodes = typedPostOrder(kernel.exprs)
+    traits = { long: nodes.length > longest, coords: nodes.some(({ kind }) => kind === 'coord') }
+    known.set(kernel, traits)
+  }
+  return traits
+}
+
+/** Whether vectors of four fit: also at the end, where what a last vector of outputs overwrites must be nobody's. */
+function isVector(views: readonly View[], outputs: number, nest: Nest, count: number): boolean {
+  const [strides] = nest.strides as [readonly number[]]
+  return views.every((v, i) => {
+    if (strides[i] === 0 && i >= outputs) return true
+    const alone = count % 4 === 0 || i >= outputs || (v.offset === 0 && 4 * count + 16 > bytesOf(v))
+    return strides[i] === 1 && v.offset % 4 === 0 && alone
+  })
+}
+/** Whether the innermost dim is vectors of four in every operand, or one number per row. */
+function haveVectors(views: readonly View[], outputs: number, { sizes, strides }: Nest): boolean {
+  const last = sizes.length - 1
+  if ((sizes[last] as number) % 4 !== 0) return false
+  return views.every((v, i) => {
+    const own = strides.map((s) => s[i] as number)
+    if (own[last] === 0) return i >= outputs
+    return own[last] === 1 && v.offset % 4 === 0 && own.slice(0, last).every((s) => s % 4 === 0)
+  })
+}
+const bytesOf = (v: View): number => (v.buffer as GpuBuffer).bytes
+
+function shader(
+  kernel: Kernel,
+  views: readonly View[],
+  outputs: number,
+  place: readonly number[],
+  written: readonly boolean[],
+  nest: Nest,
+  flat: boolean,
+  vectors: boolean,
+  long: boolean,
+  steps: readonly number[],
+) {
+  const rank = nest.sizes.length
+  const fields = ['count: u32', ...views.map((_, i) => `o${i}: i32`)]
+  if (!flat) for (let d = 0; d < rank; d++) fields.push(`n${d}: u32`)
+  for (let d = 0; d < rank; d++) for (let i = 0; i < views.length; i++) fields.push(`s${d}_${i}: i32`)
+  kernel.params.forEach(({ dtype }, slot) => {
+    fields.push(`a${slot}: ${elementOf(dtype).item}`)
+  })
+  const bindings = written.map((write, b): Binding => {
+    const { dtype } = views[place.indexOf(b)] as View
+    const { item } = elementOf(dtype)
+    return { name: `b${b}`, item: (vectors ? `vec4<${item}>` : item) as Item, ...(write && { write }) }
+  })
+  const inputs = views.slice(outputs)
+
+  // The expressions as one function of an element: WGSL computes it once for each of four.
+  const { code, values, functions } = lower(kernel.exprs, (node) => {
+    if (node.kind === 'input') return `x${node.index}`
+    if (node.kind === 'param') return elementOf(node.dtype).load(`p.a${node.slot}`)
+    return node.kind === 'index' ? 'i32(i)' : `c${rank + node.dim}`
+  })
+  const { coords } = traitsOf(kernel)
+  const args = [
+    'i: u32',
+    ...inputs.map((v, k) => `x${k}: ${elementOf(v.dtype).value}`),
+    ...(coords ? Array.from({ length: rank }, (_, d) => `c${d}: i32`) : []),
+  ]
+  const results = kernel.exprs.map((t) => elementOf(t.dtype).value)
+  const declarations = `${mathCode(functions)}
+struct Out { ${results.map((t, i) => `r${i}: ${t}`).join(', ')} }
+fn f(${args.join(', ')}) -> Out {
+${code}
+return Out(${values.join(', ')});
+}`
+
+  const call = (i: string, elements: readonly string[], at = ''): string =>
+    `f(${[i, ...elements, ...(coords ? Array.from({ length: rank }, (_, d) => `i32(k${d}${at})`) : [])].join(', ')})`
+  const lines = [
+    `let first = ((wg.x + wg.y * groups.x) * ${workgroup}u + li) * ${long ? 1 : 4}u;`,
+    'if (first >= p.count) { return; }',
+  ]
+  if (vectors) {
+    // The first element's coordinates, of which only the innermost one moves within a vector.
+    if (!flat) {
+      lines.push('var rest = first;')
+      for (let d = rank - 1; d >= 0; d--) {
+        if (d > 0) lines.push(`let k${d} = i32(rest % p.n${d}); rest = rest / p.n${d};`)
+        else lines.push('let k0 = i32(rest);')
+      }
+    }
+    const at = (i: number): string => {
+      const moves = steps[i] === 1
+      if (flat) return moves ? `u32(p.o${i}) + first` : `u32(p.o${i})`
+      const dims = Array.from({ length: moves ? rank : rank - 1 }, (_, d) => ` + k${d} * p.s${d}_${i}`)
+      return `u32(p.o${i}${dims.join('')})`
+    }
+    inputs.forEach((_, k) => {
+      const name = `b${place[outputs + k]}`
+      lines.push(`let at${k} = ${at(outputs + k)};`)
+      if (steps[outputs + k] === 0) lines.push(`let w${k} = vec4(${name}[at${k} >> 2u][at${k} & 3u]);`)
+      else lines.push(`let w${k} = ${name}[at${k} >> 2u];`)
+    })
+    for (let j = 0; j < 4; j++) {
+      const elements = inputs.map((v, k) => elementOf(v.dtype).load(`w${k}[${j}]`))
+      lines.push(`let r${j} = ${call(`first + ${j}u`, elements)};`)
+    }
+    kernel.exprs.forEach((t, o) => {
+      const parts = [0, 1, 2, 3].map((j) => elementOf(t.dtype).store(`r${j}.r${o}`))
+      lines.push(`b${place[o]}[(${at(o)}) >> 2u] = vec4(${parts.join(', ')});`)
+    })
+  } else {
+    if (long) lines.push('{', 'let i = first;')
+    else lines.push('for (var j = 0u; j < 4u; j++) {', 'let i = first + j;', 'if (i >= p.count) { break; }')
+    if (!flat) {
+      lines.push('var rest = i;')
+      for (let d = rank - 1; d >= 0; d--) {
+        if (d > 0) lines.push(`let k${d} = rest % p.n${d}; rest = rest / p.n${d};`)
+        else lines.push('let k0 = rest;')
+      }
+    }
+    const at = (i: number): string => {
+      const terms = flat
+        ? steps[i] === 0
+          ? []
+          : [steps[i] === 1 ? 'i32(i)' : `i32(i) * p.s0_${i}`]
+        : Array.from({ length: rank }, (_, d) => `i32(k${d}) * p.s${d}_${i}`)
+      return `b${place[i]}[${[`p.o${i}`, ...terms].join(' + ')}]`
+    }
+    const elements = inputs.map((v, k) => elementOf(v.dtype).load(at(outputs + k)))
+    lines.push(`let r = ${call('i', elements)};`)
+    kernel.exprs.forEach((t, o) => {
+      lines.push(`${at(o)} = ${elementOf(t.dtype).store(`r.r${o}`)};`)
+    })
+    lines.push('}')
+  }
+  return { params: fields, bindings, workgroup: [workgroup] as const, declarations, body: lines.join('\n') }
+}

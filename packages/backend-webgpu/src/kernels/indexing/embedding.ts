@@ -1,0 +1,77 @@
+/**
+ * Rows of a weight (V, D) at int32 indices of any shape, a thread for each vector of four elements, and the gradient of
+ * the weight, which embedding-backward.ts computes. An index out of range reads as 0 and has no gradient.
+ *
+ * Reference: `EMBEDDING` in core's ops/indexing.ts. Test: embedding.test.ts.
+ */
+
+import { type EmbeddingAttrs, type GradientAttrs, type KernelOf, layout, type View } from '@tilegrad/core'
+import type { Engine } from '../../commands/queue.ts'
+import type { Shader } from '../../wgsl/shader.ts'
+import { grid, nestOf, walkFields, walkFunction, walkWords } from '../layout.ts'
+import { bufferOf, denseFrom, itemOfWidth, widthOf } from '../rows.ts'
+import { sumRows } from './embedding-backward.ts'
+
+const workgroup = 256
+
+const takes = (weight: View, index: View): boolean =>
+  weight.dtype === 'float32' && layout.numel(weight.shape) > 0 && layout.numel(index.shape) > 0
+
+export const embedding = (engine: Engine): KernelOf<EmbeddingAttrs> => ({
+  supports: ([weight, index]) => takes(weight as View, index as View),
+  run([out], inputs) {
+    const [weight, index] = inputs as readonly [View, View]
+    const y = out as View
+    const [v, d] = weight.shape as readonly [number, number]
+    const width = denseFrom(1, weight) ? widthOf(d, 1, [weight]) : 1
+    const nest = nestOf(index.shape, [index])
+    const rank = nest.sizes.length
+    const kernel = engine.kernel(`embedding:${width}:${rank}`, 'embedding', () => shader(width, rank))
+    const units = d / width
+    const count = layout.numel(index.shape) * units
+    const [row, step] = weight.strides as readonly [number, number]
+    const words = [count, units, v, weight.offset / width, row / width, step, index.offset]
+    const buffers = [weight, index, y].map(bufferOf)
+    engine.run(kernel, buffers, [...words, ...walkWords(nest, 0)], ...grid(Math.ceil(count / workgroup)))
+  },
+})
+
+function shader(width: 4 | 1, rank: number): Shader {
+  const item = itemOfWidth(width)
+  return {
+    params: [
+      'count: u32',
+      'units: u32',
+      'size: i32',
+      'w0: i32',
+      'row: i32',
+      'step: i32',
+      'i0: i32',
+      ...walkFields('index_at', rank),
+    ],
+    bindings: [
+      { name: 'w', item },
+      { name: 'index', item: 'i32' },
+      { name: 'y', item, write: true },
+    ],
+    workgroup: [workgroup],
+    declarations: walkFunction('index_at', rank),
+    body: `let i = (wg.x + wg.y * groups.x) * ${workgroup}u + li;
+if (i >= p.count) { return; }
+let k = index[p.i0 + index_at(i / p.units)];
+let j = i32(i % p.units);
+if (k >= 0 && k < p.size) { y[i] = w[p.w0 + k * p.row + j${width === 4 ? '' : ' * p.step'}]; }
+else { y[i] = ${item}(); }`,
+  }
+}
+
+export const embeddingBackward = (engine: Engine): KernelOf<GradientAttrs<EmbeddingAttrs>> => ({
+  adds: true,
+  supports: ([weight, index, , dy], { needs }) =>
+    needs[0] === true &&
+    denseFrom((dy as View).shape.length - 1, dy as View) &&
+    takes(weight as View, index as View),
+  run([dweight], [, index, , dy, rest], { paddingIdx }) {
+    sumRows(engine, dweight as View, index as View, dy as View, rest, paddingIdx ?? -1)
+  },
+})

@@ -1,0 +1,262 @@
+/**
+ * Fused linear attention (Katharopoulos et al. 2020), forward and backward, in time and memory linear in T, deterministic
+ * and without atomics. One product computes all of it, once forward and once per gradient:
+ *
+ *   Yᵢ = Σⱼ (xᵢ · kⱼ) vⱼ     over j ≤ i ('past'), j ≥ i ('future') or all j ('all')
+ *
+ * | | x | k | v | over | then |
+ * |---|---|---|---|---|---|
+ * | [N, n − ε] | φ(Q) | φ(K) | [V, 1] | past | O = N / n |
+ * | dφ(Q) | [dO, −δ] / n | [V, 1] | φ(K) | past | dQ = φ′(Q) ∘ dφ(Q) |
+ * | dφ(K) | [V, 1] | [dO, −δ] / n | φ(Q) | future | dK = φ′(K) ∘ dφ(K) |
+ * | dV | φ(K) | φ(Q) | dO / n | future | |
+ *
+ * with δ = rowsum(dO ∘ O), and φ elu + 1, relu, exp or the identity. The extra column is no column of the blocks: it is a vector beside each state, and a number
+ * per row or column beside the scores. n, with ε in it, is saved for the backward pass.
+ *
+ * Three launches per product: states of chunks of 64 rows and of segments (`linear-attention-states.ts`), sums over
+ * segments, and the rows of the result (`linear-attention-outputs.ts`). A chunk of n rows takes 2 D² multiply-adds per
+ * row for the states and 2 n D for the scores, and moves a state of D² twice for n rows of 4 D: wider heads get longer
+ * chunks.
+ *
+ * The same product without a normaliser, and with decays, is gated linear attention (`gated-linear-attention.ts`).
+ *
+ * Takes float32 operands with any strides, D and Dv up to 128. 131,072 tokens, H 8, D 64, causal, forward: 2.1 ms on one H100, where
+ * its multiply-adds take 1.7.
+ *
+ * Reference: `LINEAR_ATTENTION` in core's ops/linear-attention.ts. Test: linear-attention.test.ts.
+ */
+
+import type { GradientAttrs, KernelOf, LinearAttentionAttrs, View } from '@tilegrad/core'
+import type { Engine } from '../../commands/queue.ts'
+import type { GpuBuffer } from '../../device/buffers.ts'
+import { isVectors, operandWords } from '../attention/blocks.ts'
+import { grid } from '../layout.ts'
+import {
+  type Form,
+  formName,
+  type Kind,
+  needsStat,
+  productOf,
+  type Result,
+  type Tile,
+  threads,
+} from './blocks.ts'
+import { outputsBytes, outputsShader, rowsOf, statRows, statShader } from './outputs.ts'
+import { chunkFadesShader, fadesShader, planParams, segmentsShader, statesShader } from './states.ts'
+
+export const maxWidth = 128
+
+const takes = (inputs: readonly View[]): boolean => {
+  const [q, k, v] = inputs as [View, View, View]
+  return (
+    (inputs.length === 3 || inputs.length === 6) &&
+    [q, k, v].every((t) => t.dtype === 'float32') &&
+    [q.shape[3], v.shape[3]].every((n) => (n as number) >= 1 && (n as number) <= maxWidth)
+  )
+}
+
+/** Best first; the second is for 16 KiB of workgroup memory. */
+const tiles: readonly Tile[] = [
+  { tm: 8, tc: 8, unroll: 4 },
+  { tm: 8, tc: 4, unroll: 4 },
+]
+/** SwiftShader takes a minute to compile the others. */
+const softwareTile: Tile = { tm: 4, tc: 4, unroll: 1 }
+
+/** Rows of the shortest chunk: a multiple of every tile's rows. */
+const chunkRows = 64
+/** The most segments of a head: one thread adds them up. */
+const maxSegments = 256
+
+export interface Call {
+  readonly kind: Kind
+  /** log α of every row, if they fade. */
+  readonly decay?: View
+  readonly result: Result
+  readonly x: View
+  readonly k: View
+  readonly v: View
+  /** What φ′ is taken of. */
+  readonly factor?: View
+  /** 1 / n and −δ / n of every query. */
+  readonly stat?: GpuBuffer
+  readonly y: View
+  readonly norm?: View
+}
+
+export const buffer = (view: View): GpuBuffer => view.buffer as GpuBuffer
+
+export function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs, tile?: Tile): void {
+  const { causal, eps, featureMap = 'elu' } = attrs
+  const { kind, decay, result, x, k, v, factor, stat, y, norm } = call
+  const [b, h, rows, inner] = x.shape as [number, number, number, number]
+  const keys = k.shape[2] as number
+  const outer = v.shape[3] as number
+  const heads = b * h
+  if (heads * rows === 0) return
+  const { maxComputeWorkgroupStorageSize: memory, maxStorageBufferBindingSize: largest } = engine.gpu.limits
+
+  const [blockI, blockO] = [inner, outer].map((n) => (n <= 32 ? 32 : 64)) as [32 | 64, 32 | 64]
+  const [blocksI, blocksO] = [Math.ceil(inner / blockI), Math.ceil(outer / blockO)]
+  const innerPad = 16 * Math.ceil(inner / 16)
+  const outer4 = (blocksO * blockO) / 4
+  const { extra } = productOf({ kind, result })
+  const stateSize = innerPad * outer4 + (extra === 'norm' ? innerPad / 4 : extra === 'none' ? 0 : outer4)
+
+  // Enough workgroups to fill a GPU; then the fewer segments the better.
+  const enough = engine.gpu.isSoftware ? 16 : 2048
+  let length = chunkRows * (inner * outer > 64 * 64 ? 2 : 1)
+  let chunks: number
+  let perSegment: number
+  let segments: number
+  let local: boolean
+  let total: number
+  for (; ; length *= 2) {
+    chunks = Math.ceil(keys / length)
+    const most = Math.floor((heads * chunks * blocksI * blocksO) / enough)
+    perSegment = Math.max(1, Math.ceil(chunks / maxSegments), most)
+    segments = Math.max(1, Math.ceil(chunks / perSegment))
+    local = causal && perSegment > 1
+    total = heads * (segments + (local ? chunks : 0)) * stateSize
+    if (16 * total <= largest || chunks <= 1) break
+  }
+  const states = engine.pool.alloc(4 * total, 'float32')
+
+  const views = [x, k, v, ...(factor ? [factor] : [])]
+  const form: Omit<Form, 'tile'> = {
+    kind,
+    result,
+    feature: featureMap,
+    reach: !causal ? 'all' : result === 'k' || result === 'v' ? 'future' : 'past',
+    local,
+    vectors: views.every(isVectors),
+    blockI,
+    blockO,
+  }
+  const fits = tiles.find((t) => outputsBytes({ ...form, tile: t }) <= memory) ?? (tiles.at(-1) as Tile)
+  const whole: Form = { ...form, tile: tile ?? (engine.gpu.isSoftware ? softwareTile : fits) }
+  const op = kind === 'mean' ? 'linear_attention' : 'gated_linear_attention'
+  const name = `${op}${result === 'out' ? '' : 'Backward'}`
+
+  const words = [0, blocksI, blocksO, h, rows, keys, inner, outer, length, perSegment, chunks, segments]
+  words.push(innerPad, outer4, stateSize, local ? heads * chunks * stateSize : 0, 16, 0)
+  words.push(heads * keys, heads * (keys + chunks))
+  const floats = [[planParams.indexOf('eps: f32'), eps]] as const
+  const operands = (list: readonly View[]): number[] =>
+    list.flatMap((view) => operandWords(view, form.vectors))
+  const launch = (
+    kernel: ReturnType<Engine['kernel']>,
+    buffers: readonly GpuBuffer[],
+    count: number,
+    groups: number,
+    more: readonly number[],
+  ): void => engine.run(kernel, buffers, [count, ...words.slice(1), ...more], ...grid(groups), 1, floats)
+
+  const all = causal ? [x, k, v] : [x]
+  const of = stat && needsStat(whole) ? [stat] : []
+  if (decay) {
+    const fade = engine.pool.alloc(4 * heads * (keys + chunks + segments), 'float32')
+    of.push(fade)
+    const count = heads * chunks
+    launch(
+      engine.kernel('linearAttentionFades', name, fadesShader),
+      [buffer(decay), fade],
+      count,
+      Math.ceil(count / threads),
+      operandWords(decay, false),
+    )
+    launch(
+      engine.kernel(`linearAttentionChunkFades:${form.reach}`, name, () => chunkFadesShader(form.reach)),
+      [fade],
+      heads * segments,
+      Math.ceil((heads * segments) / threads),
+      [],
+    )
+  }
+  let count = heads * segments * blocksI * blocksO
+  // The state's kernel does not depend on the tile.
+  const stateKey = `linearAttentionStates:${formName({ ...form, tile: softwareTile })}`
+  launch(
+    engine.kernel(stateKey, name, () => statesShader(whole)),
+    [buffer(k), buffer(v), ...of, states],
+    count,
+    count,
+    operands([k, v]),
+  )
+  count = heads * stateSize
+  launch(
+    engine.kernel(`linearAttentionSegments:${form.reach}:${decay !== undefined}`, name, () =>
+      segmentsShader(form),
+    ),
+    [states, ...(decay ? of : [])],
+    count,
+    Math.ceil(count / threads),
+    [],
+  )
+  count = heads * Math.ceil(rows / rowsOf(whole.tile)) * blocksO
+  launch(
+    engine.kernel(`linearAttention:${formName(whole)}`, name, () => outputsShader(whole)),
+    [
+      ...[...all, ...(factor ? [factor] : [])].map(buffer),
+      ...of,
+      states,
+      buffer(y),
+      ...(norm ? [buffer(norm)] : []),
+    ],
+    count,
+    count,
+    [...operands(views), y.offset, ...(norm ? [norm.offset] : [])],
+  )
+  engine.pool.free(states)
+  if (decay) for (const fade of of) engine.pool.free(fade)
+}
+
+/** `tile`: instead of the best one for the GPU. */
+export function linearAttention(engine: Engine, tile?: Tile): KernelOf<LinearAttentionAttrs> {
+  return {
+    supports: takes,
+    run(outputs, inputs, attrs) {
+      const [y, norm] = outputs as [View, View]
+      const [q, k, v] = inputs as [View, View, View]
+      compute(engine, { kind: 'mean', result: 'out', x: q, k, v, y, norm }, attrs, tile)
+    },
+  }
+}
+
+export function linearAttentionBackward(
+  engine: Engine,
+  tile?: Tile,
+): KernelOf<GradientAttrs<LinearAttentionAttrs>> {
+  return {
+    supports: takes,
+    run(outputs, inputs, attrs) {
+      const [q, k, v, out, norm, dout] = inputs as [View, View, View, View, View, View]
+      const [b, h, t, width] = out.shape as [number, number, number, number]
+      const rows = b * h * t
+      const stat = engine.pool.alloc(2 * rows, 'float32')
+      if (rows > 0) {
+        const vectors = [out, dout].every(isVectors)
+        const kernel = engine.kernel(`linearAttentionStat:${vectors}`, 'linear_attentionBackward', () =>
+          statShader(vectors),
+        )
+        const words = [rows, h, t, width, ...operandWords(dout, vectors), out.offset, norm.offset]
+        engine.run(
+          kernel,
+          [dout, out, norm].map(buffer).concat(stat),
+          words,
+          ...grid(Math.ceil(rows / statRows)),
+        )
+      }
+      const [needQ, needK, needV] = attrs.needs
+      const rest = [...outputs]
+      const next = (): View => rest.shift() as View
+      const run = (call: Omit<Call, 'kind' | 'stat' | 'y'>): void =>
+        compute(engine, { kind: 'mean', ...call, stat, y: next() }, attrs, tile)
+      if (needQ) run({ result: 'q', x: dout, k: v, v: k, factor: q })
+      if (needK) run({ result: 'k', x: v, k: dout, v: q, factor: k })
+      if (needV) run({ result: 'v', x: k, k: q, v: dout })
+      engine.pool.free(stat)
+    },
+  }
+}

@@ -1,0 +1,176 @@
+/** What products have in common: parameters, places of matrices, and what happens to an element before it is stored. */
+
+import type { KernelOf, Primitives } from '@tilegrad/core'
+import { lower } from '../../wgsl/lowering.ts'
+import { mathCode } from '../../wgsl/math.ts'
+import type { Binding, Item } from '../../wgsl/shader.ts'
+import { aligned, type Matrix, type Problem } from './problem.ts'
+
+type Attrs = Primitives['elementwise'] extends KernelOf<infer A> ? A : never
+export type Program = Attrs['kernel']
+
+/** How elements are stored, and how what the program adds is read: all that code depends on. */
+export interface Epilogue {
+  readonly type: 'f32' | 'i32'
+  readonly outs: number
+  /** Outputs are written in vectors of four. */
+  readonly vectors: boolean
+  /** For each extra: one per row ('r'), vectors ('v') or single elements ('s'); '1' after that: the same in all rows. */
+  readonly extras: readonly string[]
+  /** Of the product and extras; none: the product itself. */
+  readonly program: Program | undefined
+}
+
+export function epilogueOf(p: Problem, program: Program | undefined): Epilogue {
+  return {
+    type: p.type,
+    outs: p.outs.length,
+    vectors: p.n % 4 === 0 && p.outs.every((x) => x.column === 1 && aligned(x, x.row)),
+    extras: p.extras.map((x) => {
+      const kind = x.column === 0 ? 'r' : x.column === 1 && p.n % 4 === 0 && aligned(x, x.row) ? 'v' : 's'
+      return x.row === 0 ? `${kind}1` : kind
+    }),
+    program,
+  }
+}
+
+export const epilogueKey = (e: Epilogue): string =>
+  `${e.type}${e.outs}${e.vectors ? 'v' : 's'}${e.extras.join()}:${e.program?.id ?? ''}`
+
+/** Numbers every kernel gets before its matrices'. */
+const scalars = ['total', 'tilesN', 'tilesM', 'splits', 'kStep', 'm', 'n', 'k']
+
+/** Names of the parameters for so many matrices and dims of the batch; `values` gives them in this order. */
+export function fields(matrices: number, dims: number): string[] {
+  const names = [...scalars]
+  for (let i = 0; i < matrices; i++) {
+    names.push(`o${i}`, `r${i}`, `c${i}`)
+    for (let d = 0; d < dims; d++) names.push(`t${i}_${d}`)
+  }
+  for (let d = 0; d < dims; d++) names.push(`n${d}`)
+  return names.map((n) => `${n}: i32`)
+}
+
+export function values(
+  first: readonly number[],
+  matrices: readonly Matrix[],
+  sizes: readonly number[],
+): number[] {
+  const words = [...first]
+  for (const x of matrices) {
+    words.push(x.offset, x.row, x.column)
+    for (const stride of x.batch) words.push(stride)
+  }
+  words.push(...sizes)
+  return words
+}
+
+/** `q0`, `q1` …: where matrices start for the item of the batch that `item` counts (which this uses up). */
+export function places(matrices: number, dims: number): string {
+  const lines = Array.from({ length: matrices }, (_, i) => `var q${i} = p.o${i};`)
+  for (let d = dims - 1; d >= 0; d--) {
+    lines.push(`let at${d} = item % p.n${d}; item /= p.n${d};`)
+    for (let i = 0; i < matrices; i++) lines.push(`q${i} += at${d} * p.t${i}_${d};`)
+  }
+  return lines.join('\n')
+}
+
+/** The outputs and extras as bindings `x{first}` and so on. */
+export function bindings(e: Epilogue, first: number): Binding[] {
+  const of = (vector: boolean): Item => (vector ? `vec4<${e.type}>` : e.type)
+  return [
+    ...Array.from({ length: e.outs }, (_, i) => ({
+      name: `x${first + i}`,
+      item: of(e.vectors),
+      write: true,
+    })),
+    ...e.extras.map((kind, i) => ({ name: `x${first + e.outs + i}`, item: of(kind[0] === 'v') })),
+  ]
+}
+
+/** The program as a function of one element. */
+export function declarations(e: Epilogue): string {
+  if (!e.program) return ''
+  const { code, values, functions } = lower(e.program.exprs, (node) =>
+    node.kind === 'input' ? `z${node.index}` : 'unreachable',
+  )
+  const args = Array.from({ length: 1 + e.extras.length }, (_, i) => `z${i}: ${e.type}`)
+  return `${mathCode(functions)}
+struct Out { ${values.map((_, i) => `r${i}: ${e.type}`).join(', ')} }
+fn finish(${args.join(', ')}) -> Out {
+${code}
+return Out(${values.join(', ')});
+}`
+}
+
+/** Columns that are handled at once: vectors of four, or single elements. */
+export type Width = 1 | 4
+
+/**
+ * Loads extras at row `m` and from column `n` on as `y{j}{name}`; those that are the same in all rows, or the others.
+ */
+export function loadExtras(
+  e: Epilogue,
+  first: number,
+  m: string,
+  n: string,
+  name: string,
+  all: boolean,
+  width: Width = 4,
+) {
+  const lines: string[] = []
+  e.extras.forEach((kind, j) => {
+    if (kind.endsWith('1') !== all) return
+    const x = first + e.outs + j
+    const row = all ? `q${x}` : `q${x} + ${m} * p.r${x}`
+    const element = (c: number): string => `x${x}[${row} + min(${n} + ${c}, p.n - 1) * p.c${x}]`
+    const value =
+      kind[0] === 'r'
+        ? `x${x}[${row}]`
+        : kind[0] === 's'
+          ? [0, 1, 2, 3].slice(0, width).map(element).join(', ')
+          : width === 4
+            ? `x${x}[(${row} + min(${n}, p.n - 4)) >> 2u]`
+            : `x${x}[(${row} + min(${n}, p.n - 1)) >> 2u][(${row} + min(${n}, p.n - 1)) & 3]`
+    lines.push(`let y${j}${name} = ${width === 4 && kind[0] !== 'v' ? `vec4(${value})` : value};`)
+  })
+  return lines.join('\n')
+}
+
+/**
+ * Stores `width` columns from (m, n) on, of which `value` has the products; columns past the end are left out, the row
+ * must exist. `names`: those of the extras' variables, one per row and the same in all rows.
+ */
+export function store(
+  e: Epilogue,
+  first: number,
+  m: string,
+  n: string,
+  value: string,
+  names: readonly [string, string],
+  width: Width = 4,
+) {
+  const lines: string[] = []
+  const columns = [0, 1, 2, 3].slice(0, width)
+  const part = (vector: string, c: number): string => (width === 4 ? `${vector}[${c}]` : vector)
+  let results = [columns.map((c) => part(value, c))]
+  if (e.program) {
+    for (const c of columns) {
+      const args = e.extras.map((kind, j) => part(`y${j}${names[kind.endsWith('1') ? 1 : 0]}`, c))
+      lines.push(`let f${c} = finish(${[part(value, c), ...args].join(', ')});`)
+    }
+    results = Array.from({ length: e.outs }, (_, o) => columns.map((c) => `f${c}.r${o}`))
+  }
+  results.forEach((parts, o) => {
+    const x = first + o
+    const row = `q${x} + ${m} * p.r${x}`
+    if (e.vectors) {
+      const all = e.program ? `vec4(${parts.join(', ')})` : value
+      lines.push(`x${x}[(${row} + ${n}) >> 2u] = ${all};`)
+    } else
+      parts.forEach((part, c) => {
+        lines.push(`if (${n} + ${c} < p.n) { x${x}[${row} + (${n} + ${c}) * p.c${x}] = ${part}; }`)
+      })
+  })
+  return lines.join('\n')
+}

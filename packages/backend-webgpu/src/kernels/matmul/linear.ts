@@ -1,0 +1,42 @@
+/**
+ * x · weightᵀ and what follows it (bias, activation, residual) in one kernel: the product of `matmul.ts`, whose
+ * elements go through the program before they are stored.
+ */
+
+import type { KernelOf, LinearAttrs, View } from '@tilegrad/core'
+import type { Engine } from '../../commands/queue.ts'
+import { multiply } from './matmul.ts'
+import { problemOf } from './problem.ts'
+
+export function linear(engine: Engine): KernelOf<LinearAttrs> {
+  const most = engine.gpu.limits.maxStorageBuffersPerShaderStage
+  return {
+    supports: (inputs, { epilogue }) =>
+      (inputs[1] as View).shape.length === 2 &&
+      inputs.every((v) => v.dtype === 'float32') &&
+      epilogue.params.length === 0 &&
+      !epilogue.usesIndex &&
+      inputs.length + epilogue.exprs.length <= most,
+    run(outputs, inputs, { epilogue }) {
+      const [x, weight, ...extras] = inputs as [View, View, ...View[]]
+      const [n, k] = weight.shape as [number, number]
+      const [sn, sk] = weight.strides as [number, number]
+      const turned = as(weight, [k, n], [sk, sn])
+      if (x.shape.length > 1) {
+        multiply(engine, 'linear', problemOf(outputs, x, turned, extras), epilogue)
+        return
+      }
+      // A vector is one row.
+      const row = (v: View): View => as(v, [1, ...v.shape], [0, ...v.strides])
+      multiply(engine, 'linear', problemOf(outputs.map(row), row(x), turned, extras), epilogue)
+    },
+  }
+}
+
+const as = ({ buffer, dtype, offset }: View, shape: readonly number[], strides: readonly number[]): View => ({
+  buffer,
+  dtype,
+  offset,
+  shape,
+  strides,
+})

@@ -1,0 +1,157 @@
+/**
+ * Which tile, and into how many parts k is cut: by the GPU's limits, by how many cores it was found to have and by what
+ * tiles of a kind are worth there (matmul-tuning.ts). The thresholds were measured on one H100, with 132 cores.
+ *
+ * What decides there for the 16,384 tokens of a GPT of width 384 (milliseconds, floors at 59 TFLOP/s):
+ *
+ * | | floor | large | broad | shallow | shallow and broad | middle |
+ * |---|---|---|---|---|---|---|
+ * | 384 → 384 | 0.081 | 0.162 | 0.156 | 0.130 | 0.138 | 0.144 |
+ * | and a residual | | 0.191 | 0.181 | 0.188 | 0.139 | 0.170 |
+ * | gradient of x | | 0.155 | 0.121 | | | 0.124 |
+ * | 384 → 768 | 0.162 | 0.243 | 0.234 | | 0.257 | 0.251 |
+ * | 384 → 1,152 | 0.243 | 0.394 | 0.342 | | 0.380 | 0.360 |
+ * | gradient of x | | | 0.339 | | | 0.344 |
+ * | 384 → 1,536 and GELU, both kept | 0.324 | 0.497 | 0.478 | | 0.537 | 0.512 |
+ * | gradient of x | | | 0.444 | | | 0.448 |
+ * | 1,536 → 384 | 0.324 | 0.606 | 0.592 | 0.478 | 0.500 | 0.508 |
+ * | and a residual | | | | | 0.472 | |
+ * | gradient of x | | 0.435 | | | | 0.442 |
+ * | 2048³ | 0.289 | 0.379 | 0.397 | | | 0.445 |
+ *
+ * A core takes two large or broad tiles at a time, three shallow ones. Fewer tiles than fill one round of that go faster in
+ * middle ones: 4,096 × 384 → 384 takes 0.043 ms, broad 0.045; 1024³ takes 0.063, broad 0.109.
+ *
+ * Gradients of weights want parts of k. In one round of broad tiles, and in middle ones: 384 × 384 0.119 and 0.119 ms,
+ * 1,536 × 384 0.422 and 0.431; with 8,192 tokens 768 × 768 0.224 and 0.242.
+ *
+ * For vocabularies of 65 tiles with a column beyond take 0.029 and 0.031 ms forward and for the gradient of the weight,
+ * others 0.056 and 0.060; that of x takes 0.028 in quick tiles that take the 65th step first, 0.034 in broad ones with a
+ * stage for it. The floor is 0.014. The product forward takes 0.0284; without loads after the first stage 0.0243; without
+ * stores to and reads of workgroup memory as well 0.0226; without barriers 0.0215, which is its multiplications, an empty
+ * dispatch (0.002), the first load and the last store. A core has only two tiles to hide all that behind.
+ */
+
+import type { Engine } from '../../commands/queue.ts'
+import type { TileKind, Tuning } from '../../device/tuning.ts'
+import { type Access, accessA, accessB, type Problem } from './problem.ts'
+import { bytesOf, type Tile, threadsOf } from './stages.ts'
+
+export interface Plan {
+  readonly tile: Tile
+  /** Parts of k; their products are added up by a second kernel. */
+  readonly splits: number
+  /** The transposed product is computed. */
+  readonly flip?: boolean
+}
+
+/** Reads least per multiplication, but a core has only two of them at a time. */
+const large: Tile = { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, slices: 1, order: [16, 2, 'down', 'across'] }
+/** As large, by twice as many threads: a core that has only one is less idle. */
+const broad: Tile = { ...large, tm: 8, order: [8, 4, 'across', 'down'] }
+/** Where b lies along k; by twice as many threads if a program follows, which needs registers as well. */
+const shallow: Tile = { ...large, bk: 8, order: [8, 4, 'down', 'across'] }
+const shallowBroad: Tile = { ...broad, bk: 8, order: [4, 4, 'across', 'down'] }
+const middle: Tile = { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, slices: 1, order: [2, 2, 'across', 'across'] }
+/** For few steps of k: more threads to load and to store. */
+const quick: Tile = { ...middle, tm: 4, order: [4, 4, 'across', 'down'] }
+/** Two columns of tiles of which the second were almost empty; two groups of threads make up for the fewer tiles. */
+const beyond: Tile = { ...middle, bk: 32, slices: 2, plus: true, order: [4, 4, 'down', 'across'] }
+/** For few elements: four threads share the steps of k of one, to be done sooner. */
+const small: Tile = { bm: 32, bn: 32, bk: 32, tm: 4, tn: 4, slices: 4 }
+const tiny: Tile = { bm: 16, bn: 16, bk: 16, tm: 4, tn: 4, slices: 4 }
+
+/**
+ * For software adapters: what costs there is code to compile, and a thread that waits for others. On two cores with
+ * SwiftShader 768 × 128 → 384 takes 0.13 s and 0.3 to compile, in small tiles for SwiftShader 0.27 and 0.15; in
+ * tiles of the same size for GPUs 0.16 and 1.1.
+ */
+const soft: Tile = { bm: 32, bn: 32, bk: 8, tm: 8, tn: 8, slices: 1, compact: true }
+const softSmall: Tile = { ...soft, bm: 16, bn: 16, tm: 4, tn: 4 }
+/** Multiplications from which on they take longer than code to compile. */
+const softFew = 2 ** 20
+
+/** Those of which it is measured what they are worth on a GPU; others need as many registers as one of them. */
+export const kinds: Readonly<Record<TileKind, Tile>> = { large, broad, middle, small }
+
+/** How much of all rounds must be used by large tiles, and by others of their size. */
+const fullEnough = 0.9
+const broadEnough = { O: 0.7, K: 0.8 }
+const leastSteps = 256
+const leastStepsBroad = 512
+/** Fewer steps are better shared by more threads, if single elements of a are read. */
+const fewSteps = 96
+/** With more columns than that an almost empty tile is a small part of all. */
+const mostBeyond = 256
+
+/** Numbers of workgroups. */
+interface Counts {
+  /** Large tiles that go at a time. */
+  readonly round: number
+  /** Middle tiles that keep all cores busy. */
+  readonly busy: number
+  /** With k split, of so many tiles; one round where many parts are to be added up. */
+  wanted(tiles: number): number
+}
+const countsOf = ({ cores }: Tuning): Counts => ({
+  round: 2 * cores,
+  busy: 1.9 * cores,
+  wanted: (tiles) => Math.floor((tiles < 0.75 * cores ? 6 : 9.82) * cores),
+})
+
+const isVectors = (access: Access): boolean => access === 'K' || access === 'O'
+
+/** The plan for an output with one column, or row, more than whole tiles have; null where that is no good. */
+function planBeyond(p: Problem, a: Access, b: Access, { round, busy }: Counts): Plan | null {
+  const { bm, bn, bk } = beyond
+  if (p.k % bk !== 0 || p.band !== undefined) return null
+  const suits = (n: number): boolean => n % bn === 1 && n > 1 && n < mostBeyond
+  const tiles = (m: number, n: number): number => Math.ceil(m / bm) * Math.floor(n / bn) * p.items
+  if (suits(p.n) && isVectors(a) && tiles(p.m, p.n) >= busy) return { tile: beyond, splits: 1 }
+  if (!suits(p.m) || !isVectors(b)) return null
+  // Parts may lie transposed, the output had better not.
+  const n = tiles(p.n, p.m)
+  const splits = Math.min(Math.floor(round / n), Math.floor(p.k / leastSteps))
+  return splits > 1 && n * splits >= busy ? { tile: beyond, splits, flip: true } : null
+}
+
+/** `plain`: no program follows the product. */
+export function planOf(engine: Engine, p: Problem, plain: boolean): Plan {
+  const { maxComputeWorkgroupStorageSize: bytes, maxComputeInvocationsPerWorkgroup: threads } =
+    engine.gpu.limits
+  const { tuning } = engine
+  if (tuning.software) return { tile: p.items * p.m * p.n * p.k < softFew ? softSmall : soft, splits: 1 }
+  const counts = countsOf(tuning)
+  const [a, b] = [accessA(p), accessB(p)]
+  const count = (t: Tile): number => Math.ceil(p.m / t.bm) * Math.ceil(p.n / t.bn) * p.items
+  // Padded rows of the large ones take more than the 16 KiB that every device has.
+  const suits = (kind: TileKind, t = kinds[kind]): boolean =>
+    !tuning.slow.includes(kind) && bytesOf(t, a, b) <= bytes && threadsOf(t) <= threads
+
+  const odd = suits('middle', beyond) ? planBeyond(p, a, b, counts) : null
+  if (odd) return odd
+  const all = count(large)
+  /** How much of a round the output fills. */
+  const round = (p.items * p.m * p.n) / (counts.round * large.bm * large.bn)
+  const full = round / Math.ceil(all / counts.round)
+  const across = b === 'O'
+  if (suits('large') && full >= fullEnough && (across || p.band !== undefined))
+    return { tile: large, splits: 1 }
+  // With a band tiles take different times: small ones share the work better.
+  if (p.band === undefined && suits('broad')) {
+    if (all >= counts.round && full >= broadEnough.O) {
+      if (across) return { tile: p.k < fewSteps && !isVectors(a) ? quick : broad, splits: 1 }
+      const other = plain && suits('large', shallow) ? shallow : shallowBroad
+      return { tile: full >= broadEnough.K ? broad : other, splits: 1 }
+    }
+    const parts = Math.min(Math.floor(counts.round / all), Math.floor(p.k / leastStepsBroad))
+    if (parts > 1 && parts * round >= fullEnough) return { tile: broad, splits: parts }
+  }
+  if (suits('middle')) {
+    const n = count(middle)
+    if (n >= counts.busy) return { tile: middle, splits: 1 }
+    const splits = Math.min(Math.floor(counts.wanted(n) / n), Math.floor(p.k / leastSteps))
+    if (n * splits >= counts.busy) return { tile: middle, splits }
+  }
+  return { tile: p.m * p.n <= small.bm * small.bn ? tiny : small, splits: 1 }
+}

@@ -1,0 +1,58 @@
+/**
+ * The end of a product whose k was split: adds up the parts, always in the same order, and does what follows the
+ * product. A thread has four neighbours in a row, or one element where rows are no multiples of four long.
+ */
+
+import type { Shader } from '../../wgsl/shader.ts'
+import {
+  bindings,
+  declarations,
+  type Epilogue,
+  fields,
+  loadExtras,
+  places,
+  store,
+  type Width,
+} from './epilogue.ts'
+
+export const reduceThreads = 256
+
+/** Parts that are asked for at a time: one by one, each would be waited for. */
+const atOnce = 8
+
+/** Columns per thread: vectors where the parts' rows are multiples of four long. */
+export const reduceWidth = (n: number): Width => (n % 4 === 0 ? 4 : 1)
+
+export function reduceShader(e: Epilogue, dims: number, width: Width): Shader {
+  const matrices = 1 + e.outs + e.extras.length
+  const v = width === 4 ? (`vec4<${e.type}>` as const) : e.type
+  const some = Array.from({ length: atOnce }, (_, j) => j)
+  const part = (i: string): string => {
+    const at = `q0 + m * p.r0 + n + (${i}) * p.kStep`
+    return width === 4 ? `x0[(${at}) >> 2u]` : `x0[${at}]`
+  }
+  const body = [
+    `let id = i32((wg.x + wg.y * groups.x) * ${reduceThreads}u + li);`,
+    'if (id >= p.total) { return; }',
+    `let n = (id % p.tilesN) * ${width};`,
+    'var item = id / p.tilesN;',
+    'let m = item % p.m; item /= p.m;',
+    places(matrices, dims),
+    `var sum = ${v}(); var i = 0;`,
+    `for (; i + ${atOnce} <= p.splits; i += ${atOnce}) {`,
+    ...some.map((j) => `let part${j} = ${part(`i + ${j}`)};`),
+    ...some.map((j) => `sum += part${j};`),
+    '}',
+    `for (; i < p.splits; i++) { sum += ${part('i')}; }`,
+    loadExtras(e, 1, 'm', 'n', 'a', true, width),
+    loadExtras(e, 1, 'm', 'n', 'r', false, width),
+    store(e, 1, 'm', 'n', 'sum', ['r', 'a'], width),
+  ]
+  return {
+    params: fields(matrices, dims),
+    bindings: [{ name: 'x0', item: v }, ...bindings(e, 1)],
+    workgroup: [reduceThreads],
+    declarations: declarations(e),
+    body: body.join('\n'),
+  }
+}

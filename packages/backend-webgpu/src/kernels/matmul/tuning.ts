@@ -1,0 +1,176 @@
+/**
+ * How many cores a GPU has, and which tiles are worth it there: measured once and remembered (remembered.ts), before
+ * anything else runs, so that a process keeps to one plan. On one H100 it takes 0.2 to 0.6 s, 1.7 where the driver has
+ * never seen the kernels. Not on software adapters, which compile a tile for seconds.
+ *
+ * What counts are ratios of times that follow each other: an idle GPU's clock takes half a second to come up.
+ */
+
+import { DeviceError } from '@tilegrad/core'
+import { Engine } from '../../commands/queue.ts'
+import type { Gpu } from '../../device/gpu.ts'
+import { recall, remember } from '../../device/remembered.ts'
+import { type TileKind, type Tuning, untuned } from '../../device/tuning.ts'
+import type { Shader } from '../../wgsl/shader.ts'
+import { multiply } from './matmul.ts'
+import { kinds } from './plan.ts'
+import type { Matrix, Problem } from './problem.ts'
+import { bytesOf, type Tile, threadsOf } from './stages.ts'
+
+/** Of the best tile's speed; others are used where they suit a shape better, but not if they are slower than that. */
+const worth = 0.7
+/** Milliseconds that are measured at least: by the GPU's clock, that clock as browsers tell it (rounded), or ours. */
+const enough = { exact: 0.3, rounded: 4, ours: 8 }
+/** Ratios of which the median counts. */
+const samples = 5
+/** The number of cores comes out as a multiple of this: what varies from time to time is less. */
+const step = 4
+
+const known = new Map<string, Promise<Tuning>>()
+
+/** The tuning for a GPU, by `measure` where it is not known. If that fails, its `onError` is told. */
+export function tuningOf(gpu: Gpu, measure: (gpu: Gpu) => Promise<Tuning> = tune): Promise<Tuning> {
+  const { vendor, architecture, device, description } = gpu.info
+  // With the driver, the limits, which tiles need, and the tiles.
+  const key = `tilegrad tuning ${JSON.stringify([vendor, architecture, device, description, gpu.limits, kinds])}`
+  let tuning = known.get(key)
+  if (!tuning) {
+    tuning = recallOr(key, () => measure(gpu)).catch((cause) => {
+      known.delete(key)
+      gpu.onError(
+        `measuring ${gpu.adapterName} failed, plans are those of an H100: ${(cause as Error).message}`,
+      )
+      return untuned
+    })
+    known.set(key, tuning)
+  }
+  return tuning
+}
+
+async function recallOr(key: string, measure: () => Promise<Tuning>): Promise<Tuning> {
+  const old = recall(key)
+  if (isTuning(old)) return old
+  const found = await measure()
+  remember(key, found)
+  return found
+}
+
+function isTuning(value: unknown): value is Tuning {
+  const { cores, slow } = (value ?? {}) as Partial<Tuning>
+  return (
+    Number.isInteger(cores) &&
+    (cores as number) > 0 &&
+    Array.isArray(slow) &&
+    slow.every((kind) => kind in kinds)
+  )
+}
+
+/** Measures a GPU, and the tiles of these kinds that fit it. */
+export async function tune(
+  gpu: Gpu,
+  tiles: Readonly<Partial<Record<TileKind, Tile>>> = kinds,
+): Promise<Tuning> {
+  // With its own memory and counters, which nobody sees.
+  const engine = new Engine(gpu, 0, () => '')
+  const cores = await coresOf(engine)
+  const fitting = (Object.entries(tiles) as [TileKind, Tile][]).filter(
+    ([, t]) =>
+      bytesOf(t, 'O', 'O') <= gpu.limits.maxComputeWorkgroupStorageSize &&
+      threadsOf(t) <= gpu.limits.maxComputeInvocationsPerWorkgroup,
+  )
+  // Two large tiles per core; by our clock so deep that the calls take no part of the time.
+  const [m, n, k] = [4 * 128, Math.ceil(cores / 2) * 128, gpu.timestamps ? 512 : 4096]
+  const matrix = (rows: number, columns: number): Matrix => {
+    const buffer = engine.pool.alloc(rows * columns, 'float32')
+    return { buffer, offset: 0, row: columns, column: 1, batch: [] }
+  }
+  const [a, b, out] = [matrix(m, k), matrix(k, n), matrix(m, n)]
+  const p: Problem = { m, n, k, items: 1, sizes: [], type: 'f32', a, b, outs: [out], extras: [] }
+  const run = (tile: Tile) => () => multiply(engine, 'tuning', p, undefined, () => ({ tile, splits: 1 }))
+  let relative: number[]
+  try {
+    relative = await compare(
+      engine,
+      fitting.map(([, tile]) => run(tile)),
+    )
+  } finally {
+    for (const { buffer } of [a, b, out]) engine.pool.free(buffer)
+    engine.pool.trim()
+  }
+  const best = Math.min(...relative)
+  const isSlow = (i: number): boolean => best < worth * (relative[i] as number)
+  return { cores, slow: fitting.flatMap(([kind], i) => (kind !== 'small' && isSlow(i) ? [kind] : [])) }
+}
+
+/** A core that computes two workgroups takes twice as long: so many of them, over the time they take, against one alone. */
+async function coresOf(engine: Engine): Promise<number> {
+  const threads = engine.gpu.limits.maxComputeInvocationsPerWorkgroup
+  const kernel = engine.kernel('tuning', 'tuning', () => chains(threads))
+  const out = engine.pool.alloc(4, 'float32')
+  let rounds = 64
+  let groups = 64
+  const one = () => engine.run(kernel, [out], [rounds, 0], 1, 1, 1, [[1, 0.999]])
+  const half = () => engine.run(kernel, [out], [rounds, 0], groups, 1, 1, [[1, 0.999]])
+  const all = () => engine.run(kernel, [out], [rounds, 0], 2 * groups, 1, 1, [[1, 0.999]])
+  const least = leastOf(engine)
+  await spent(engine, one)
+  while (rounds < 2 ** 24 && (await spent(engine, one)) < least) rounds *= 2
+  while (groups < 2 ** 14 && (await spent(engine, half)) < 4 * least) groups *= 2
+  const found: number[] = []
+  for (let i = 0; i < samples; i++) {
+    // What twice as much takes longer: waiting cancels out, and so do last workgroups that leave cores without work.
+    const single = (await spent(engine, one, 2)) - (await spent(engine, one))
+    found.push((groups * single) / ((await spent(engine, all)) - (await spent(engine, half))))
+  }
+  engine.pool.free(out)
+  const cores = Math.round(median(found) / step) * step
+  if (!Number.isFinite(cores) || cores < 0) throw new DeviceError('the times make no sense')
+  return Math.max(step, cores)
+}
+
+/** Chains of multiply-adds that keep a core's units busy. */
+const chains = (threads: number): Shader => ({
+  params: ['rounds: u32', 'a: f32'],
+  bindings: [{ name: 'out', item: 'vec4<f32>', write: true }],
+  workgroup: [threads],
+  body: `var x = vec4f(f32(li)); var y = x + 1.0; var z = x + 2.0; var w = x + 3.0;
+for (var r = 0u; r < p.rounds; r++) {
+x = fma(x, vec4f(p.a), vec4f(1.5)); y = fma(y, vec4f(p.a), vec4f(1.5));
+z = fma(z, vec4f(p.a), vec4f(1.5)); w = fma(w, vec4f(p.a), vec4f(1.5));
+}
+let sum = x + y + z + w;
+// Never true, which the compiler does not know.
+if (sum.x == 12345.678) { out[0] = sum; }`,
+})
+
+/** Times of all relative to the first. */
+async function compare(engine: Engine, runs: readonly (() => void)[]): Promise<number[]> {
+  let repeat = 1
+  for (const run of runs) await spent(engine, run)
+  while (repeat < 2 ** 10 && (await spent(engine, runs[0] as () => void, repeat)) < leastOf(engine))
+    repeat *= 2
+  const found = runs.map(() => [] as number[])
+  for (let i = 0; i < samples; i++) {
+    const taken: number[] = []
+    for (const run of runs) taken.push(await spent(engine, run, repeat))
+    for (const [j, time] of taken.entries()) found[j]?.push(time / (taken[0] as number))
+  }
+  return found.map(median)
+}
+
+const leastOf = ({ gpu }: Engine): number =>
+  gpu.timestamps ? (gpu.isNode ? enough.exact : enough.rounded) : enough.ours
+
+/** Milliseconds. */
+async function spent(engine: Engine, run: () => void, repeat = 1): Promise<number> {
+  await engine.finished()
+  const timed = engine.startTiming()
+  const begin = performance.now()
+  for (let i = 0; i < repeat; i++) run()
+  if (timed) return (await engine.stopTiming()).reduce((sum, { ms }) => sum + ms, 0)
+  await engine.finished()
+  return performance.now() - begin
+}
+
+const median = (list: readonly number[]): number =>
+  [...list].sort((x, y) => x - y)[list.length >> 1] as number

@@ -1,0 +1,157 @@
+/**
+ * Layer norm and RMS norm over dense trailing dims.
+ *
+ * Per row: mean, counted from the row's first element, so that a row of one value has no rounding; Σ(x − mean)² in a second
+ * pass, so that nothing cancels, and Σ(x − mean) with it, which takes back the rounding of the mean; y. Rows that fit are held in registers and read once, longer ones are read for every pass. The
+ * statistics are kept for the gradients, which layer-norm-backward.ts computes. RMS norm is the same without the mean.
+ *
+ * Reference: `LAYER_NORM`, `RMS_NORM` in core's ops/norm.ts. Test: norm.test.ts.
+ */
+
+import { type GradientAttrs, type KernelOf, type LayerNormAttrs, layout, type View } from '@tilegrad/core'
+import type { Engine } from '../../commands/queue.ts'
+import type { Shader } from '../../wgsl/shader.ts'
+import {
+  block,
+  bufferOf,
+  denseFrom,
+  each,
+  enablesOf,
+  hold,
+  itemOfWidth,
+  laneCode,
+  leadOf,
+  plus,
+  type RowWalk,
+  reduction,
+  rowCode,
+  rowGrid,
+  rowWalk,
+  type Stream,
+  startOf,
+  type Tiling,
+  tilingKey,
+  tilingOf,
+  vectorCode,
+  widthOf,
+} from '../rows.ts'
+import { runBackward } from './backward.ts'
+
+type Affine = 'none' | 'weight' | 'both'
+const parameters = { none: 0, weight: 1, both: 2 } as const
+
+/** x and what comes from `grads` on have dense rows; parameters, `count` of them after x, are dense. */
+function takes(
+  inputs: readonly View[],
+  count: number,
+  size: number,
+  grads = Number.POSITIVE_INFINITY,
+): boolean {
+  for (let i = 0; i < inputs.length; i++) {
+    const v = inputs[i] as View
+    if (i === 0 && layout.numel(v.shape) === 0) return false
+    if ((i === 0 || i >= grads) && !denseFrom(leadOf(v, size), v)) return false
+    if (i > 0 && i <= count && !denseFrom(0, v)) return false
+  }
+  return true
+}
+
+const forward =
+  (centred: boolean) =>
+  (engine: Engine): KernelOf<LayerNormAttrs> => ({
+    supports: (inputs, { size }) => takes(inputs, inputs.length - 1, size),
+    run([y, ...stats], [x, ...weights], { size, eps, affine }) {
+      const views = [x as View, y as View]
+      const lead = leadOf(views[0] as View, size)
+      const width = Math.min(widthOf(size, lead, views), widthOf(size, 0, weights)) as 4 | 1
+      const t = tilingOf(engine, size, width, 8)
+      const walk = rowWalk(lead, views)
+      const name = centred ? 'layer_norm' : 'rms_norm'
+      const kernel = engine.kernel(`${name}:${tilingKey(t)}:${walk.rank}:${affine}`, name, () =>
+        forwardShader(t, walk, centred, affine),
+      )
+      const offsets = [0, 1].map((i) => (weights[i]?.offset ?? 0) / width)
+      const words = [walk.rows, size / width, ...offsets, 1 / size, eps, ...walk.words]
+      const floats = [4, 5].map((i) => [i, words[i] as number] as const)
+      const buffers = [...views, ...stats, ...weights].map(bufferOf)
+      engine.run(kernel, buffers, words, ...rowGrid(t, walk.rows), 1, floats)
+    },
+  })
+
+const backward =
+  (centred: boolean) =>
+  (engine: Engine): KernelOf<GradientAttrs<LayerNormAttrs>> => ({
+    adds: true,
+    supports: (inputs, { size, affine, adds }) =>
+      takes(inputs, parameters[affine], size, inputs.length - (adds ? 2 : 1)),
+    run(outputs, inputs, { size, affine, needs, adds }) {
+      const count = parameters[affine]
+      const weight = count > 0 ? inputs[1] : undefined
+      // After x, the parameters and y: the statistics, then dy.
+      const last = inputs.length - (adds ? 2 : 1)
+      const stats = inputs.slice(count + 2, last)
+      const [x, dy] = [inputs[0] as View, inputs[last] as View]
+      const rest = adds ? inputs[last + 1] : undefined
+      let next = 0
+      const [dx, dweight, dbias] = [0, 1, 2].map((i) => (needs[i] ? outputs[next++] : undefined))
+      runBackward(engine, { centred, size, x, dy, rest, weight, stats, dx, dweight, dbias })
+    },
+  })
+
+export const layerNorm = forward(true)
+export const layerNormBackward = backward(true)
+export const rmsNorm = forward(false)
+export const rmsNormBackward = backward(false)
+
+function forwardShader(t: Tiling, walk: RowWalk, centred: boolean, affine: Affine): Shader {
+  const item = itemOfWidth(t.width)
+  const x: Stream = { name: 'x', binding: 'x', base: startOf(t.width, 0) }
+  const squares = `var squares = V();
+${centred ? 'var rest = V();' : ''}
+${block(
+  each(t, [x], ({ of }) =>
+    centred
+      ? `let d = ${of('x')} - rough; rest += d; squares += d * d;`
+      : `squares += ${of('x')} * ${of('x')};`,
+  ),
+)}`
+  const statistics = centred
+    ? `var part = V();
+let first = x[${startOf(t.width, 0)}]${t.width === 4 ? '.x' : ''};
+${block(each(t, [x], ({ of }) => `part += ${of('x')} - first;`))}
+let rough = first + group_sum(hsum(part), li) * p.share;
+${squares}
+let moments = group_pair(vec2f(hsum(squares), hsum(rest)), li) * p.share;
+let rstd = 1.0 / sqrt((moments.x - moments.y * moments.y) + p.eps);
+if (live && lane == 0u) { means[row] = rough + moments.y; rstds[row] = rstd; }`
+    : `${squares}
+let rstd = 1.0 / sqrt(group_sum(hsum(squares), li) * p.share + p.eps);
+if (live && lane == 0u) { rstds[row] = rstd; }`
+  return {
+    params: ['rows: u32', 'vectors: u32', 'ow: u32', 'ob: u32', 'share: f32', 'eps: f32', ...walk.fields],
+    bindings: [
+      { name: 'x', item },
+      { name: 'y', item, write: true },
+      ...(centred ? [{ name: 'means', item: 'f32', write: true } as const] : []),
+      { name: 'rstds', item: 'f32', write: true },
+      ...(affine !== 'none' ? [{ name: 'w', item }] : []),
+      ...(affine === 'both' ? [{ name: 'b', item }] : []),
+    ],
+    workgroup: [256],
+    ...enablesOf(t),
+    declarations: `${vectorCode(t.width)}
+${reduction(t, 'group_sum', 'f32', plus)}
+${centred ? reduction(t, 'group_pair', 'vec2f', plus) : ''}`,
+    body: `${laneCode(t)}
+${rowCode(t)}
+${walk.code('row')}
+${hold(t, [x])}
+${statistics}
+if (!live) { return; }
+${each(t, [x], ({ of, j }) => {
+  const normal = centred ? `((${of('x')} - rough) - moments.y) * rstd` : `${of('x')} * rstd`
+  const weighted = affine === 'none' ? normal : `${normal} * w[p.ow + ${j}]`
+  return `y[${startOf(t.width, 1)} + ${j}] = ${affine === 'both' ? `${weighted} + b[p.ob + ${j}]` : weighted};`
+})}`,
+  }
+}
