@@ -5,31 +5,9 @@
  */
 
 export { GELU, type GELUKind, ReLU, Sigmoid, SiLU, Tanh } from './activation.ts'
-export {
-  type AttentionCall,
-  type AttentionForwardOptions,
-  type AttentionModuleOptions,
-  alibiSlopes,
-  MultiHeadAttention,
-  type MultiHeadAttentionOptions,
-  SelfAttention,
-} from './attention.ts'
-export { type AttentionFactory, type AttentionKind, attentionKinds } from './attention-kinds.ts'
-export { type AttentionBlocks, fixedBlocks } from './block-attention.ts'
-export { AttentionCache, KVCache, type KVCacheOptions } from './cache.ts'
-export {
-  type CausalBlock,
-  CausalLM,
-  type CausalLMConfig,
-  type CausalLMOutput,
-  type TokenPlaces,
-} from './causal-lm.ts'
-export { Dropout } from './dropout.ts'
-export { Embedding, type EmbeddingOptions } from './embedding.ts'
-export { type GenerateOptions, Generation, generate, type LanguageModel } from './generate.ts'
-export { GPT, type GPTConfig } from './gpt.ts'
-export * as init from './init.ts'
-export { Linear, type LinearOptions } from './linear.ts'
+export { type AttentionBlocks, fixedBlocks } from './attention/block-attention.ts'
+export { AttentionCache, KVCache, type KVCacheOptions } from './attention/cache.ts'
+export { type AttentionFactory, type AttentionKind, attentionKinds } from './attention/kinds.ts'
 export {
   GatedDeltaNet,
   GatedLinearAttention,
@@ -39,8 +17,42 @@ export {
   Retention,
   type RetentionLayerOptions,
   StateAttention,
-} from './linear-attention.ts'
-export { Llama, type LlamaBlock, type LlamaConfig } from './llama.ts'
+} from './attention/linear-attention.ts'
+export {
+  type AttentionCall,
+  type AttentionForwardOptions,
+  type AttentionModuleOptions,
+  alibiSlopes,
+  MultiHeadAttention,
+  type MultiHeadAttentionOptions,
+  SelfAttention,
+} from './attention/multi-head.ts'
+export type { RopeOptions, RopeScaling } from './attention/rope.ts'
+export { type Memory, StateCache, type StateCacheOptions } from './attention/state-cache.ts'
+export { Dropout } from './dropout.ts'
+export { Embedding, type EmbeddingOptions } from './embedding.ts'
+export * as init from './init.ts'
+export { Linear, type LinearOptions } from './linear.ts'
+export {
+  type CausalBlock,
+  CausalLM,
+  type CausalLMConfig,
+  type CausalLMOutput,
+  type TokenPlaces,
+} from './models/causal-lm.ts'
+export { type GenerateOptions, Generation, generate, type LanguageModel } from './models/generate.ts'
+export { GPT, type GPTConfig } from './models/gpt.ts'
+export { Llama, type LlamaBlock, type LlamaConfig } from './models/llama.ts'
+export {
+  type BlockForwardOptions,
+  type DropoutRates,
+  GatedMLP,
+  MLP,
+  type MLPForwardOptions,
+  type MLPOptions,
+  TransformerBlock,
+  type TransformerBlockOptions,
+} from './models/transformer.ts'
 export { buffer, type LoadResult, Module, parameter, type StateDict } from './module.ts'
 export {
   GroupNorm,
@@ -65,9 +77,9 @@ export {
 } from './optim/optimizer.ts'
 export * as schedule from './optim/schedule.ts'
 export { SGD, type SGDOptions } from './optim/sgd.ts'
-export { loadPretrained, type Pretrained, savePretrained } from './pretrained.ts'
-export type { PretrainedConfig } from './pretrained-config.ts'
-export type { RopeOptions, RopeScaling } from './rope.ts'
+export { type Layer, Sequential } from './sequential.ts'
+export { loadPretrained, type Pretrained, savePretrained } from './weights/pretrained.ts'
+export type { PretrainedConfig } from './weights/pretrained-config.ts'
 export {
   loadSafetensors,
   readSafetensors,
@@ -77,16 +89,4 @@ export {
   saveSafetensors,
   storedValues,
   writeSafetensors,
-} from './safetensors.ts'
-export { type Layer, Sequential } from './sequential.ts'
-export { type Memory, StateCache, type StateCacheOptions } from './state-cache.ts'
-export {
-  type BlockForwardOptions,
-  type DropoutRates,
-  GatedMLP,
-  MLP,
-  type MLPForwardOptions,
-  type MLPOptions,
-  TransformerBlock,
-  type TransformerBlockOptions,
-} from './transformer.ts'
+} from './weights/safetensors.ts'

@@ -10,8 +10,8 @@ import {
   tensor,
   ValueError,
 } from '@tilegrad/core'
-import { brief, quoted } from './brief.ts'
-import type { StateDict } from './module.ts'
+import { brief, quoted } from '../brief.ts'
+import type { StateDict } from '../module.ts'
 
 /** Bytes per element of the dtypes that are read. */
 const SIZES = { F64: 8, I64: 8, F32: 4, I32: 4, F16: 2, BF16: 2, I16: 2, I8: 1, U8: 1, BOOL: 1 } as const

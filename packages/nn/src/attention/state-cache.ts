@@ -1,6 +1,6 @@
 import { type Backend, type DType, expectOptions, noGrad, type Tensor, zeros } from '@tilegrad/core'
+import { positive } from '../linear.ts'
 import { AttentionCache } from './cache.ts'
-import { positive } from './linear.ts'
 
 /** Options of `StateCache`. */
 export interface StateCacheOptions {

@@ -6,14 +6,14 @@ import {
   ShapeError,
   type Tensor,
 } from '@tilegrad/core'
-import type { AttentionCache } from './cache.ts'
-import { Embedding } from './embedding.ts'
+import type { AttentionCache } from '../attention/cache.ts'
+import { keyMaskOf } from '../attention/key-mask.ts'
+import { Embedding } from '../embedding.ts'
+import * as init from '../init.ts'
+import { Linear } from '../linear.ts'
+import { Module } from '../module.ts'
+import { LayerNorm, RMSNorm } from '../norm.ts'
 import { type GenerateOptions, type Generation, generate, type LanguageModel } from './generate.ts'
-import * as init from './init.ts'
-import { keyMaskOf } from './key-mask.ts'
-import { Linear } from './linear.ts'
-import { Module } from './module.ts'
-import { LayerNorm, RMSNorm } from './norm.ts'
 import type { BlockForwardOptions } from './transformer.ts'
 
 /** The sizes that every causal language model has. */

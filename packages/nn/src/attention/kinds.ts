@@ -1,12 +1,12 @@
 import { type Names, ValueError } from '@tilegrad/core'
+import { fixedBlocks } from './block-attention.ts'
+import { GatedDeltaNet, GatedLinearAttention, LinearAttention, Retention } from './linear-attention.ts'
 import {
   MultiHeadAttention,
   type MultiHeadAttentionOptions,
   PROJECTIONS,
   type SelfAttention,
-} from './attention.ts'
-import { fixedBlocks } from './block-attention.ts'
-import { GatedDeltaNet, GatedLinearAttention, LinearAttention, Retention } from './linear-attention.ts'
+} from './multi-head.ts'
 
 /** Makes a block's attention; called with the block's options. */
 export type AttentionFactory = (

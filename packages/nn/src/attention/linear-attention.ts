@@ -12,10 +12,10 @@ import {
   type Tensor,
   ValueError,
 } from '@tilegrad/core'
-import { type AttentionCall, type AttentionModuleOptions, PROJECTIONS, SelfAttention } from './attention.ts'
-import { Linear } from './linear.ts'
-import { parameter } from './module.ts'
-import { GroupNorm, RMSNorm } from './norm.ts'
+import { Linear } from '../linear.ts'
+import { parameter } from '../module.ts'
+import { GroupNorm, RMSNorm } from '../norm.ts'
+import { type AttentionCall, type AttentionModuleOptions, PROJECTIONS, SelfAttention } from './multi-head.ts'
 import { type Memory, StateCache } from './state-cache.ts'
 
 /** Outputs, and the state after them. */

@@ -1,7 +1,7 @@
 import { DTypeError, noGrad, ShapeError, scope, type Tensor, tensor, ValueError } from '@tilegrad/core'
-import { brief, quoted } from './brief.ts'
-import { GPT } from './gpt.ts'
-import { Llama } from './llama.ts'
+import { brief, quoted } from '../brief.ts'
+import { GPT } from '../models/gpt.ts'
+import { Llama } from '../models/llama.ts'
 import {
   gpt2Config,
   llamaConfig,

@@ -1,9 +1,9 @@
 import { type Activation, UnsupportedOpError, ValueError } from '@tilegrad/core'
-import { brief } from './brief.ts'
-import type { GPT, GPTConfig } from './gpt.ts'
-import type { Llama, LlamaConfig } from './llama.ts'
-import type { RopeOptions, RopeScaling } from './rope.ts'
-import { dropoutRates } from './transformer.ts'
+import type { RopeOptions, RopeScaling } from '../attention/rope.ts'
+import { brief } from '../brief.ts'
+import type { GPT, GPTConfig } from '../models/gpt.ts'
+import type { Llama, LlamaConfig } from '../models/llama.ts'
+import { dropoutRates } from '../models/transformer.ts'
 
 /** A model's `config.json`, in Hugging Face's names. */
 export type PretrainedConfig = Readonly<Record<string, unknown>>

@@ -1,13 +1,13 @@
 import { type Activation, expectOptions, type Names, type Tensor } from '@tilegrad/core'
-import { type AttentionFactory, type AttentionKind, only } from './attention-kinds.ts'
-import type { AttentionBlocks } from './block-attention.ts'
+import type { AttentionBlocks } from '../attention/block-attention.ts'
+import { type AttentionFactory, type AttentionKind, only } from '../attention/kinds.ts'
+import type { RopeOptions } from '../attention/rope.ts'
+import { Dropout } from '../dropout.ts'
+import { Embedding } from '../embedding.ts'
+import * as init from '../init.ts'
+import { Linear, positive } from '../linear.ts'
+import { LayerNorm } from '../norm.ts'
 import { CausalLM, type CausalLMConfig, type TokenPlaces } from './causal-lm.ts'
-import { Dropout } from './dropout.ts'
-import { Embedding } from './embedding.ts'
-import * as init from './init.ts'
-import { Linear, positive } from './linear.ts'
-import { LayerNorm } from './norm.ts'
-import type { RopeOptions } from './rope.ts'
 import {
   BLOCK,
   type DropoutRates,

@@ -10,13 +10,13 @@ import {
   tensor,
   ValueError,
 } from '@tilegrad/core'
+import { probability } from '../dropout.ts'
+import { Linear, positive } from '../linear.ts'
+import { buffer, Module } from '../module.ts'
+import { RMSNorm } from '../norm.ts'
 import { type AttentionBlocks, BlockChooser } from './block-attention.ts'
 import { type AttentionCache, KVCache } from './cache.ts'
-import { probability } from './dropout.ts'
 import { keyMaskOf } from './key-mask.ts'
-import { Linear, positive } from './linear.ts'
-import { buffer, Module } from './module.ts'
-import { RMSNorm } from './norm.ts'
 import { Rope, type RopeOptions } from './rope.ts'
 
 /** Options of all attention layers. */

@@ -12,7 +12,7 @@ import {
   ValueError,
   zeros,
 } from '@tilegrad/core'
-import { positive } from './linear.ts'
+import { positive } from '../linear.ts'
 
 /**
  * What an attention layer remembers of B sequences that grow together, so that the next tokens need not compute the

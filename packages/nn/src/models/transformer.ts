@@ -1,16 +1,16 @@
 import { type Activation, expectActivation, expectOptions, type Names, type Tensor } from '@tilegrad/core'
+import type { AttentionCache } from '../attention/cache.ts'
+import { type AttentionFactory, type AttentionKind, makeAttention, only } from '../attention/kinds.ts'
 import {
   type AttentionForwardOptions,
   type MultiHeadAttentionOptions,
   type SelfAttention,
   SOFTMAX,
-} from './attention.ts'
-import { type AttentionFactory, type AttentionKind, makeAttention, only } from './attention-kinds.ts'
-import type { AttentionCache } from './cache.ts'
-import { Dropout } from './dropout.ts'
-import { Linear } from './linear.ts'
-import { Module } from './module.ts'
-import { LayerNorm } from './norm.ts'
+} from '../attention/multi-head.ts'
+import { Dropout } from '../dropout.ts'
+import { Linear } from '../linear.ts'
+import { Module } from '../module.ts'
+import { LayerNorm } from '../norm.ts'
 
 /** What a block hands on to its attention. */
 export type BlockForwardOptions = Pick<AttentionForwardOptions, 'cache' | 'keyMask' | 'positions'>

@@ -1,18 +1,18 @@
 import { type Activation, expectOptions, type Names, type Tensor } from '@tilegrad/core'
+import type { AttentionCache } from '../attention/cache.ts'
+import { only } from '../attention/kinds.ts'
 import {
   MultiHeadAttention,
   type MultiHeadAttentionOptions,
   type SelfAttention,
   SOFTMAX,
-} from './attention.ts'
-import { only } from './attention-kinds.ts'
-import type { AttentionCache } from './cache.ts'
+} from '../attention/multi-head.ts'
+import type { RopeOptions } from '../attention/rope.ts'
+import { Embedding } from '../embedding.ts'
+import { Linear, positive } from '../linear.ts'
+import { Module } from '../module.ts'
+import { RMSNorm } from '../norm.ts'
 import { CausalLM, type CausalLMConfig } from './causal-lm.ts'
-import { Embedding } from './embedding.ts'
-import { Linear, positive } from './linear.ts'
-import { Module } from './module.ts'
-import { RMSNorm } from './norm.ts'
-import type { RopeOptions } from './rope.ts'
 import { addBranch, type BlockForwardOptions, GatedMLP, type MLPOptions, MLPS } from './transformer.ts'
 
 /** The sizes and choices of a `Llama`. */

@@ -26,10 +26,10 @@ import {
   where,
   zeros,
 } from '@tilegrad/core'
-import type { AttentionCache } from './cache.ts'
-import { keyMaskOf } from './key-mask.ts'
-import { positive } from './linear.ts'
-import type { Module } from './module.ts'
+import type { AttentionCache } from '../attention/cache.ts'
+import { keyMaskOf } from '../attention/key-mask.ts'
+import { positive } from '../linear.ts'
+import type { Module } from '../module.ts'
 
 /** What `generate` needs of a model. */
 export interface LanguageModel {
