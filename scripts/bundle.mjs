@@ -48,7 +48,7 @@ async function engine(entry, outfile) {
     entryPoints: [entry],
     outfile,
     format: 'esm',
-    external: [...external, './errors.js'],
+    external: [...external, './errors.js', '../errors.js'],
   })
   return outputFiles.map(({ path, text }) => {
     if (path !== outfile) return { path, text }
@@ -57,7 +57,10 @@ async function engine(entry, outfile) {
         /^import \{(.*)\} from "@tilegrad\/core";$/gm,
         (_, names) => `const {${names.replaceAll(' as ', ': ')}} = core;`,
       )
-      .replace(/^import \{ WorkerDiedError \} from ".\/errors.js";$/m, 'const { WorkerDiedError } = errors;')
+      .replace(
+        /^import \{ WorkerDiedError \} from "\.{1,2}\/errors\.js";$/m,
+        'const { WorkerDiedError } = errors;',
+      )
       .replace(/^export \{([^}]*)\};$/m, 'return {$1}\n})')
     if (/^(import|export)\b/m.test(body))
       throw new Error(`${outfile}: imports or exports what is not known here`)

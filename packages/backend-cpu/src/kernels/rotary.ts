@@ -6,7 +6,7 @@
  * [1, 8, 4096, 128] 1.0 to 1.2, copy 0.5 to 0.7; [8, 16, 1024, 64] 2.0 to 3.0, copy 1.2 to 2.0. In tiles of 16 rows,
  * for all heads to find the angles in the first cache: no better for dense x.
  *
- * Reference: `ROTARY` in core's ops/rotary.ts. Test: rotary.test.ts.
+ * Reference: `ROTARY` in core's ops/attention/rotary.ts. Test: rotary.test.ts.
  */
 
 import { layout, type RotaryAttrs, type View } from '@tilegrad/core'

@@ -89,7 +89,7 @@ export class Engine {
     return this.#pipelines.kernel(key, label, build)
   }
 
-  /** Listens to a kernel; see recorded.ts. */
+  /** Listens to a kernel; see commands/replay.ts. */
   get recorder(): Recorder | null {
     return this.pool.recorder
   }

@@ -17,7 +17,7 @@ export class GpuBuffer {
   dtype: DType = 'float32'
   /** The batch of commands that last used it; see `Engine`. */
   batch = -1
-  /** Which operand of which call it was last; see recorded.ts. */
+  /** Which operand of which call it was last; see commands/replay.ts. */
   call = 0
   number = 0
 

@@ -3,7 +3,7 @@
  * and sines, which heads and batches share; others copy what is not turned. The gradient is the same with the sines'
  * sign turned.
  *
- * Reference: `ROTARY` in core's ops/rotary.ts. Test: rotary.test.ts.
+ * Reference: `ROTARY` in core's ops/attention/rotary.ts. Test: rotary.test.ts.
  */
 
 import { type KernelOf, layout, type RotaryAttrs, type View } from '@tilegrad/core'

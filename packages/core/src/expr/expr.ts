@@ -1,6 +1,6 @@
 /**
  * Scalar expressions as data: what one element of an elementwise operator computes. Core differentiates them
- * (`expr-grad.ts`) and types them (`program.ts`); every backend lowers them once (JS closure, WebAssembly, WGSL).
+ * (`expr/derive.ts`) and types them (`program.ts`); every backend lowers them once (JS closure, WebAssembly, WGSL).
  *
  * Nodes are hash-consed: equal expressions are the same object, so a shared subexpression is computed once and
  * `a === b` is structural equality.

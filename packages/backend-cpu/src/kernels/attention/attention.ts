@@ -1,8 +1,8 @@
 /**
  * Fused softmax attention, forward and backward (FlashAttention-2, Dao 2023): `softmax(scale · q kᵀ + mask)
  * v` by blocks of 64 queries and 96 keys, so that no T×S matrix is ever stored. This file decides which
- * kernel runs and with what; the kernels are in `attention-forward.ts` and `attention-backward.ts`, their
- * common steps in `attention-blocks.ts`, which blocks they visit in `attention-visits.ts`.
+ * kernel runs and with what; the kernels are in `attention/forward.ts` and `attention/backward.ts`, their
+ * common steps in `attention/blocks.ts`, which blocks they visit in `attention/visits.ts`.
  *
  * Takes float32 operands with any strides, D and Dv up to 256, grouped heads, a mask to add or to keep by
  * (any strides), causality from either corner, windows, global tokens, masks of blocks, ALiBi and dropout.
@@ -29,7 +29,7 @@
  *
  * Per pair of query and key at D = 64 (Node 20, ns): each product 2.33 to 2.4, softmax 0.64.
  *
- * Reference: `ATTENTION` in core's ops/attention.ts. Test: attention.test.ts.
+ * Reference: `ATTENTION` in core's ops/attention/attention.ts. Test: attention.test.ts.
  */
 
 import {

@@ -1,6 +1,6 @@
 /**
  * What the forward and the backward kernel of attention share: parameters, and the products of one *panel* of queries
- * and one block of keys. Which blocks meet: attention-visits.ts. What else happens to scores: attention-scores.ts.
+ * and one block of keys. Which blocks meet: attention/visits.ts. What else happens to scores: attention/scores.ts.
  *
  * A panel is as many queries as a tile has columns (8 or 16), and they lie in the lanes: scores are computed
  * as Sᵀ, a row per key. So rows of k and v are read where they are, one number at a time, as the splat

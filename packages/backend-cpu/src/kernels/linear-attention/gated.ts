@@ -1,12 +1,12 @@
 /**
  * Fused linear attention with a decay per head and step, and retention's constant ones, forward and backward: the product
- * of `linear-attention-product.ts` without a normaliser, once forward and once per gradient. Nothing is stored for the
+ * of `linear-attention/product.ts` without a normaliser, once forward and once per gradient. Nothing is stored for the
  * backward pass. With c = log α added up, d loss / dcₜ = qₜ · dqₜ − kₜ · dkₜ, and log αₜ gets the sum of those from t on (Yang
  * et al. 2024).
  *
  * Takes float32 operands with any strides, D and Dv up to 256, a decay per head and step or none. Results are the same bits on any number of threads.
  *
- * Reference: `GATED` in core's ops/gated-linear-attention.ts. Test: test/gated-linear-attention.test.ts.
+ * Reference: `GATED` in core's ops/linear-attention/gated.ts. Test: test/gated-linear-attention.test.ts.
  */
 
 import type { GatedLinearAttentionAttrs, GradientAttrs, View } from '@tilegrad/core'

@@ -1,7 +1,7 @@
 /**
  * Fused linear attention with φ = elu + 1, relu, exp or the identity (Katharopoulos et al. 2020), forward and backward, in time and
  * memory linear in T. One product computes all of it, once forward and once per gradient: see
- * `linear-attention-product.ts`. Saved for the backward pass besides the output: n = Σⱼ φ(q) · φ(kⱼ) + ε.
+ * `linear-attention/product.ts`. Saved for the backward pass besides the output: n = Σⱼ φ(q) · φ(kⱼ) + ε.
  *
  * Takes float32 operands with any strides, D and Dv up to 256. Results are the same bits on any number of
  * threads.
@@ -18,7 +18,7 @@
  * threads of a Sapphire Rapids with other work, T 1024 and 4096, either Node, medians: forward 6 % less, backward 7 %
  * less (two of the ten took longer).
  *
- * Reference: `LINEAR_ATTENTION` in core's ops/linear-attention.ts. Test: linear-attention.test.ts.
+ * Reference: `LINEAR_ATTENTION` in core's ops/linear-attention/linear-attention.ts. Test: linear-attention.test.ts.
  */
 
 import {

@@ -1,5 +1,5 @@
 /**
- * Operands of the products in `linear-attention-product.ts`: how each comes into scratch memory, as rows or
+ * Operands of the products in `linear-attention/product.ts`: how each comes into scratch memory, as rows or
  * transposed, and what is done with a product's rows before they are stored.
  */
 

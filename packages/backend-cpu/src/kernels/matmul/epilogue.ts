@@ -37,7 +37,7 @@ export function epilogueFunc(m: ModuleBuilder, program: Expression, access: read
   const each = order.filter((t) => varying.has(t))
   const leaves = each.filter((t) => t.kind === 'input')
   const cost = each.reduce((sum, t) => sum + costOf(t), 0)
-  // Two vectors at a time, which V8 pairs, as in elementwise-code.ts.
+  // Two vectors at a time, which V8 pairs, as in elementwise/code.ts.
   const pairs = each.every((t) => costOf(t) < 50)
   const powers = new Map()
   return m.func(words, (f, params, row, column, rows, columns) => {

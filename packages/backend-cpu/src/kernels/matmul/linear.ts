@@ -5,7 +5,7 @@
  *
  * Inputs: x (…, K), weight (N, K), extras that broadcast to the outputs (…, N), each a matrix of rows that lie at one
  * distance, contiguous or repeated along N. Tiles apply the program to what is still in the first-level cache
- * (`matmul-epilogue.ts`). Few rows or columns, which other kernels than tiles compute, are small: there it is a
+ * (`matmul/epilogue.ts`). Few rows or columns, which other kernels than tiles compute, are small: there it is a
  * second pass.
  *
  * Measured, 2 threads, product then elementwise kernel → this, µs (medians of 41 and 9; the host drifts by 10 %):

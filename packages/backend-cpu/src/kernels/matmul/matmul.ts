@@ -3,8 +3,8 @@
  * strides.
  *
  * This file decides; the kernels compute. Few rows, or few columns (then the transposed product is computed), go
- * to `matmul-rows.ts` where the matrix is large, else to `matmul-skinny.ts`, everything else to `matmul-tiles.ts`, whose inner loop is
- * `matmul-micro.ts`. All of them add in an order that depends on sizes and strides only: results are the same
+ * to `matmul/rows.ts` where the matrix is large, else to `matmul/skinny.ts`, everything else to `matmul/tiles.ts`, whose inner loop is
+ * `matmul/micro.ts`. All of them add in an order that depends on sizes and strides only: results are the same
  * bits on any number of threads. NaN and infinities spread as in plain sums: padding is only ever added along
  * M and N.
  *

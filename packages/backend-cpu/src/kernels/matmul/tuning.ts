@@ -5,7 +5,7 @@
  * JavaScript is out.
  *
  * The choice changes no result: each sum is one chain of multiply-adds in order of k, whatever the tile. Older V8s are
- * not measured: they do not change any more, and what is best for them is known (`matmul-micro.ts`).
+ * not measured: they do not change any more, and what is best for them is known (`matmul/micro.ts`).
  */
 
 import type { Engine } from '../../engine.ts'

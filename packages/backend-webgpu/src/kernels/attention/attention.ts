@@ -1,8 +1,8 @@
 /**
  * Fused softmax attention, forward and backward (FlashAttention-2, Dao 2023): `softmax(scale · q kᵀ + mask) v` by
  * blocks, so that no T×S matrix is ever stored. This file decides which kernel runs and with what; the kernels are in
- * `attention-forward.ts` and `attention-backward.ts`, their common steps in `attention-blocks.ts`, which blocks they
- * visit in `attention-visits.ts`, what else happens to scores in `attention-scores.ts`.
+ * `attention/forward.ts` and `attention/backward.ts`, their common steps in `attention/blocks.ts`, which blocks they
+ * visit in `attention/visits.ts`, what else happens to scores in `attention/scores.ts`.
  *
  * Takes float32 operands with any strides, D and Dv up to 128, grouped heads, a mask to add or to keep by (any
  * strides), causality from either corner, windows, global tokens, masks of blocks, ALiBi and dropout. Declines the
@@ -23,17 +23,17 @@
  * | one set of registers is loaded while the other is multiplied | 1.02 | 1.70 | 2.07 |
  * | the longest blocks of all heads first | 0.86 | | 2.03 |
  *
- * dS is stored where that pays (`attention-stored.ts`): forward and backward then took 4.08 instead of 4.8, with the longest
+ * dS is stored where that pays (`attention/stored.ts`): forward and backward then took 4.08 instead of 4.8, with the longest
  * blocks first 3.6, and with queries and dO taking turns, which makes room for 64 queries at a time, 3.4.
  *
- * Where all keys fit one block, one kernel makes all gradients (`attention-short.ts`): small models wait for dispatches.
+ * Where all keys fit one block, one kernel makes all gradients (`attention/short.ts`): small models wait for dispatches.
  *
  * The driver gives a core about 50 KB of workgroup memory however many workgroups there are: of 26 KB and more only one
  * runs at a time, and where it waits nobody else computes. Larger tiles per thread (8×8, 8×4, 6×8) read less per
  * product, but leave too few threads. SwiftShader cannot compile tiles with several rows per thread in reasonable time
  * and takes those with one.
  *
- * Reference: `ATTENTION` in core's ops/attention.ts. Test: attention.test.ts.
+ * Reference: `ATTENTION` in core's ops/attention/attention.ts. Test: attention.test.ts.
  */
 
 import {

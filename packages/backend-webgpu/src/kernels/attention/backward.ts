@@ -12,8 +12,8 @@
  * For heads up to 64 wide the second kernel takes 64 × 64 in 24 KiB: dO takes the place of Q once S is there, weights go around
  * in halves, and Q is read in place the second time.
  *
- * Where memory allows, the second kernel stores dS, and a product makes dQ of it: see `attention-stored.ts`. Where all keys
- * fit one block, it makes dQ and δ itself: see `attention-short.ts`.
+ * Where memory allows, the second kernel stores dS, and a product makes dQ of it: see `attention/stored.ts`. Where all keys
+ * fit one block, it makes dQ and δ itself: see `attention/short.ts`.
  */
 
 import type { Shader } from '../../wgsl/shader.ts'
@@ -58,7 +58,7 @@ import { putDeltas, storeDq, takeDeltas } from './short.ts'
 import { putStored, storedParams, zeroStored } from './stored.ts'
 import { reach, walk } from './visits.ts'
 
-/** Which gradients a kernel computes; all of them only where all keys fit its block: see attention-short.ts. */
+/** Which gradients a kernel computes; all of them only where all keys fit its block: see attention/short.ts. */
 export type Gradients = 'q' | 'k' | 'v' | 'kv' | 'qkv'
 
 const takesTurns = ({ tile, rowsInPlace, dq, dv }: Form): boolean =>

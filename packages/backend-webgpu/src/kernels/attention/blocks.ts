@@ -64,7 +64,7 @@ export interface Form {
   /** Lists of blocks; rows and columns of tiles divide them. */
   readonly blocks: boolean
   readonly alibi: boolean
-  /** The kernel of dK and dV stores dS: see attention-stored.ts. */
+  /** The kernel of dK and dV stores dS: see attention/stored.ts. */
   readonly stored: boolean
   /** By which result's binding each result is written: a buffer in which several lie can be bound only once. */
   readonly sharing: readonly number[]

@@ -1,6 +1,6 @@
 /**
  * Rows of a weight (V, D) at int32 indices of any shape, a thread for each vector of four elements, and the gradient of
- * the weight, which embedding-backward.ts computes. An index out of range reads as 0 and has no gradient.
+ * the weight, which indexing/embedding-backward.ts computes. An index out of range reads as 0 and has no gradient.
  *
  * Reference: `EMBEDDING` in core's ops/indexing.ts. Test: embedding.test.ts.
  */

@@ -6,7 +6,7 @@
  *
  * Takes float32 operands with any strides, D and Dv up to 128, a decay per head and step or none. Not yet measured on a GPU.
  *
- * Reference: `GATED` in core's ops/gated-linear-attention.ts. Test: test/gated-linear-attention.test.ts.
+ * Reference: `GATED` in core's ops/linear-attention/gated.ts. Test: test/gated-linear-attention.test.ts.
  */
 
 import type { GatedLinearAttentionAttrs, GradientAttrs, KernelOf, Primitives, View } from '@tilegrad/core'

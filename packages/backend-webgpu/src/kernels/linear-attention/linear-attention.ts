@@ -14,17 +14,17 @@
  * with δ = rowsum(dO ∘ O), and φ elu + 1, relu, exp or the identity. The extra column is no column of the blocks: it is a vector beside each state, and a number
  * per row or column beside the scores. n, with ε in it, is saved for the backward pass.
  *
- * Three launches per product: states of chunks of 64 rows and of segments (`linear-attention-states.ts`), sums over
- * segments, and the rows of the result (`linear-attention-outputs.ts`). A chunk of n rows takes 2 D² multiply-adds per
+ * Three launches per product: states of chunks of 64 rows and of segments (`linear-attention/states.ts`), sums over
+ * segments, and the rows of the result (`linear-attention/outputs.ts`). A chunk of n rows takes 2 D² multiply-adds per
  * row for the states and 2 n D for the scores, and moves a state of D² twice for n rows of 4 D: wider heads get longer
  * chunks.
  *
- * The same product without a normaliser, and with decays, is gated linear attention (`gated-linear-attention.ts`).
+ * The same product without a normaliser, and with decays, is gated linear attention (`linear-attention/gated.ts`).
  *
  * Takes float32 operands with any strides, D and Dv up to 128. 131,072 tokens, H 8, D 64, causal, forward: 2.1 ms on one H100, where
  * its multiply-adds take 1.7.
  *
- * Reference: `LINEAR_ATTENTION` in core's ops/linear-attention.ts. Test: linear-attention.test.ts.
+ * Reference: `LINEAR_ATTENTION` in core's ops/linear-attention/linear-attention.ts. Test: linear-attention.test.ts.
  */
 
 import type { GradientAttrs, KernelOf, LinearAttentionAttrs, View } from '@tilegrad/core'

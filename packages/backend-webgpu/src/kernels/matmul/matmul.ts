@@ -1,8 +1,8 @@
 /**
  * Matrix product, out[…, M, N] = Σₖ a[…, M, k] · b[…, k, N], of float32 or int32 (which wraps), with any strides.
  *
- * `matmul-problem.ts` says what the operands are, `matmul-plan.ts` how to cut, `matmul-tiles.ts` computes; where k is
- * split because the output has few tiles, `matmul-reduce.ts` adds up. The order of additions depends on sizes and
+ * `matmul/problem.ts` says what the operands are, `matmul/plan.ts` how to cut, `matmul/tiles.ts` computes; where k is
+ * split because the output has few tiles, `matmul/reduce.ts` adds up. The order of additions depends on sizes and
  * strides only. NaN and infinities spread as in plain sums.
  */
 

@@ -1,6 +1,6 @@
 /**
  * Which tile, and into how many parts k is cut: by the GPU's limits, by how many cores it was found to have and by what
- * tiles of a kind are worth there (matmul-tuning.ts). The thresholds were measured on one H100, with 132 cores.
+ * tiles of a kind are worth there (matmul/tuning.ts). The thresholds were measured on one H100, with 132 cores.
  *
  * What decides there for the 16,384 tokens of a GPT of width 384 (milliseconds, floors at 59 TFLOP/s):
  *

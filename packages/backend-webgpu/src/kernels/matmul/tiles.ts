@@ -1,9 +1,9 @@
 /**
  * Products by tiles: a workgroup computes bm × bn elements of the output, a thread tm × tn of them in registers. Stages
  * of bk steps of a and b lie in workgroup memory, both with the output's dim innermost, so that every read is a vector
- * of four; the next stage is loaded into registers meanwhile (matmul-stages.ts). Rows and columns past the edge repeat
+ * of four; the next stage is loaded into registers meanwhile (matmul/stages.ts). Rows and columns past the edge repeat
  * the last one and are not stored; steps past the end of k are zeros. Elements may leave by way of workgroup memory
- * (matmul-ends.ts).
+ * (matmul/ends.ts).
  *
  * The ladder on one H100, float32, TFLOP/s (chain of multiply-adds: 59), elements per thread of tiles of 128 × 128 × 16:
  *

@@ -3,7 +3,7 @@
  *
  * Per row: mean, counted from the row's first element, so that a row of one value has no rounding; Σ(x − mean)² in a second
  * pass, so that nothing cancels, and Σ(x − mean) with it, which takes back the rounding of the mean; y. Rows that fit are held in registers and read once, longer ones are read for every pass. The
- * statistics are kept for the gradients, which layer-norm-backward.ts computes. RMS norm is the same without the mean.
+ * statistics are kept for the gradients, which norm/backward.ts computes. RMS norm is the same without the mean.
  *
  * Reference: `LAYER_NORM`, `RMS_NORM` in core's ops/norm.ts. Test: norm.test.ts.
  */
