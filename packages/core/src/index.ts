@@ -17,6 +17,7 @@ export type {
   DeviceSpan,
   DeviceTimer,
   OperandLimit,
+  Prepared,
   View,
 } from './dispatch/backend.ts'
 export type { Call } from './dispatch/call.ts'

@@ -1,6 +1,7 @@
 import type { Kernel as TypedProgram } from '../expr/program.ts'
 import type { DType, TypedArray } from '../tensor/dtype.ts'
 import type { Layout } from '../tensor/layout.ts'
+import type { Call } from './call.ts'
 import type { KernelTable } from './kernels.ts'
 
 /** A backend's own handle of a piece of memory; core never looks inside. */
@@ -50,6 +51,16 @@ export interface OperandLimit {
   ): void
 }
 
+/** Calls that were made ready to run again and again, in order, on the memory that their views name. */
+export interface Prepared {
+  /** How many launches one run takes. */
+  readonly launches: number
+  /** Runs all calls once. Numbers are those that the `numbers` of each call, the very same array, holds then. */
+  run(): void
+  /** Gives back what the preparation took, such as temporaries of kernels. The views' memory is the caller's. */
+  release(): void
+}
+
 /** A computing device: its memory, the primitives, and whichever fused kernels it has, by operator name. */
 export interface Backend {
   /** 'reference', 'cpu', 'webgpu' …: what `tensor.device` says. */
@@ -80,6 +91,11 @@ export interface Backend {
   read(view: View): Promise<TypedArray>
   /** Copies a contiguous view's elements at once; absent where the device answers later only. */
   readSync?(view: View): TypedArray
+  /**
+   * Makes calls ready to run many times: what kernels work out from layouts and attributes is worked out once. It runs
+   * none of them. Absent: they are run kernel by kernel.
+   */
+  prepare?(calls: readonly Call[]): Prepared
   /** The primitives, and the fused kernels by the names of their operators. */
   readonly kernels: KernelTable
   /** The device's own clock, where it has one. */
