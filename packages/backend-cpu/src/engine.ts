@@ -6,7 +6,7 @@ import type { Heap } from './machine/heap.ts'
 import type { Kernel, Pool } from './machine/pool.ts'
 import { ModuleBuilder } from './wasm/index.ts'
 
-/** This backend's piece of memory: an address in the one WebAssembly memory. */
+/** A piece of memory of the CPU backend: an address in the one WebAssembly memory. */
 export class CpuBuffer {
   /** Bytes, 1 … 2³² − 1; 0 for an empty tensor, which has no memory. */
   ptr: number
@@ -44,7 +44,7 @@ export interface Engine {
    * read with `i32.load(params, 4 * index)`.
    */
   run(kernel: Kernel, rows: number, grain: number, params: readonly number[]): void
-  /** The same with one fixed range of rows per thread, whatever else the machine does: for state per thread. */
+  /** Runs a kernel with one fixed range of rows per thread, whatever else the machine does: for state per thread. */
   runStatic(kernel: Kernel, rows: number, params: readonly number[]): void
   /** Runs with the words that the caller has written at `engine.params`. */
   launch(kernel: Kernel, rows: number, grain: number): void

@@ -4,7 +4,7 @@
  */
 import type { KernelTable } from '@tilegrad/core'
 
-/** Without the checks no instructions are paired. */
+/** Whether kernels can be checked; without the checks no instructions are paired. */
 export const canCheck = false
 
 /** @throws Error always: nothing is paired here. */

@@ -43,7 +43,7 @@ const takes = (inputs: readonly View[], { labelSmoothing }: CrossEntropyAttrs): 
   )
 }
 
-/** Where the rows' maxima and sums are, in [2, N]. */
+/** The addresses of the rows' maxima and sums, in [2, N]. */
 const planes = (engine: Engine, stats: View): number[] => {
   const at = engine.address(stats)
   return [at, at + 4 * stats.shape[1]]
@@ -120,7 +120,7 @@ function buildForward(m: ModuleBuilder, rank: number): void {
   })
 }
 
-/** One row: counts the targets, adds the losses. */
+/** Builds a kernel of one row that counts the targets and adds the losses. */
 function buildFinish(m: ModuleBuilder, reduction: CrossEntropyAttrs['reduction'], rank: number): void {
   m.kernel('main', (f, _start, _end, params) => {
     const words = new Words(f, params)

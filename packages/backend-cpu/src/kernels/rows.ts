@@ -25,11 +25,11 @@ import {
 
 export interface Nest {
   readonly sizes: readonly number[]
-  /** Per operand, per dim, in elements. */
+  /** The strides by operand, then by dim, in elements. */
   readonly strides: readonly (readonly number[])[]
 }
 
-/** The same walk, in the same order, with as few dims as possible. All sizes must be ≥ 1. */
+/** Reduces a walk to as few dims as possible in the same order. All sizes must be ≥ 1. */
 export function collapse(sizes: readonly number[], strides: readonly (readonly number[])[]): Nest {
   const outSizes: number[] = []
   const out: number[][] = strides.map(() => [])
@@ -53,14 +53,14 @@ export const leadingNest = (lead: number, views: readonly View[]): Nest =>
     views.map((v) => v.strides.slice(0, lead)),
   )
 
-/** Product of sizes. */
+/** The product of sizes. */
 export function product(sizes: readonly number[]): number {
   let n = 1
   for (let i = 0; i < sizes.length; i++) n *= sizes[i]
   return n
 }
 
-/** Are the dims of a view from `lead` on one dense run? */
+/** Whether the dims of a view from `lead` on are one dense run. */
 export function denseFrom(lead: number, { shape, strides }: View): boolean {
   let step = 1
   for (let d = shape.length - 1; d >= lead; d--) {
@@ -121,7 +121,7 @@ export class Words {
   }
 }
 
-/** Where the operands of a nest stand; `next` steps all of them to the next row. */
+/** The places of the operands of a nest; `next` steps all of them to the next row. */
 export interface Walk {
   readonly at: readonly Var<'i32'>[]
   next(): void
@@ -181,9 +181,9 @@ export interface Vector {
   readonly lanes: 4 | 1
   /** 4 × the index of the first element of its group. */
   readonly byte: Var<'i32'>
-  /** Its number in the group. */
+  /** The vector's number in the group. */
   readonly slot: number
-  /** These elements of the row at an address. */
+  /** Loads these elements of the row at an address. */
   load(row: I32): V128
   /** Stores to the row at an address, once all of the group is computed. */
   store(row: I32, value: V128): void
@@ -238,7 +238,7 @@ export interface Fold<T extends 'f64' | 'i32' = 'f64' | 'i32'> {
   /** The neutral element in every lane. */
   lanes(): V128
   vector(a: V128, b: V128): V128
-  /** The same, quicker, but blind to NaN: `foldRow` then looks for NaN itself. */
+  /** A quicker `vector` that is blind to NaN: `foldRow` then looks for NaN itself. */
   readonly blind?: ((a: V128, b: V128) => V128) | null
   scalar(a: Exprs[T], b: Exprs[T]): Exprs[T]
   /** One lane in the type of totals. */
@@ -355,7 +355,7 @@ export const grainOf = (elementsPerRow: number, elements = 16384): number =>
 /** The largest of a row of floats as far as comparisons tell: for code that meets a NaN again later. */
 export const blindMax: Fold<'f64'> = { ...floatFold('max', -Infinity), vector: f32x4.pmax, blind: null }
 
-/** Is the view float32, and its last dim dense? */
+/** Whether a view is float32 and its last dim dense. */
 export const denseRows = (view: View): boolean =>
   view.dtype === 'float32' && view.shape.length > 0 && denseFrom(view.shape.length - 1, view)
 

@@ -37,7 +37,7 @@ import {
   Words,
 } from './rows.ts'
 
-/** Along the last dim, dense, of something. */
+/** Whether the kernels take these views: dense rows along the last dim, none of them empty. */
 const takes = (views: readonly View[], dim: number): boolean =>
   views.every((v) => denseRows(v) && v.shape.length === dim + 1) && views[0].shape.every((n) => n > 0)
 

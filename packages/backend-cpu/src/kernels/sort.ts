@@ -26,7 +26,7 @@ type SortType = 'float32' | 'float64' | 'int32'
 interface Variant {
   readonly type: SortType
   readonly descending: boolean
-  /** Of a digit; 0 for insertion. */
+  /** The bits of a digit; 0 for insertion. */
   readonly bits: number
   readonly rank: number
 }
@@ -169,7 +169,7 @@ function count(f: FunctionBuilder, counts: I32, key: I32, bits: number): void {
 }
 
 interface Radix {
-  /** Where the items are, and as much free memory; swapped by each pass. */
+  /** The addresses of the items and of as much free memory, which each pass swaps. */
   readonly items: Var<'i32'>
   readonly free: Var<'i32'>
   readonly counts: I32

@@ -36,7 +36,7 @@ export function lowerNodes(
     const u = gaussianOf(t)
     if (u !== undefined) gaussians.set(u, undefined)
   }
-  /** For an argument whose exponential is asked for: 1 + erf then comes with it. */
+  /** The Gaussian of an argument whose exponential is asked for, with which 1 + erf comes. */
   const gaussianAt = (u: Typed | undefined): Gaussian | undefined => {
     if (u === undefined || !gaussians.has(u)) return undefined
     const known = gaussians.get(u) ?? gaussian(f, k, values.get(u) as V128)
@@ -119,7 +119,7 @@ const constants: Readonly<Record<Lane, (k: Constants, value: number) => V128>> =
 type One = (k: Constants, x: V128, f: FunctionBuilder) => V128
 const same = (_: Constants, x: V128): V128 => x
 
-/** From a dtype to another. */
+/** The code that converts a dtype (outer key) to another. */
 const casts: Readonly<Record<Lane, Readonly<Record<Lane, (k: Constants, x: V128) => V128>>>> = {
   float32: {
     float32: same,
@@ -138,7 +138,7 @@ const casts: Readonly<Record<Lane, Readonly<Record<Lane, (k: Constants, x: V128)
   },
 }
 
-/** By the dtypes of operands that typing lets them have. */
+/** A function for each dtype that typing lets operands have. */
 type ByDType<F> = Readonly<Partial<Record<Lane, F>>>
 
 /** A function of math.ts. */
@@ -169,7 +169,7 @@ const unaries: Readonly<Record<Unary, ByDType<One>>> = {
   not: { bool: (_, x) => v128.not(x) },
 }
 
-/** What there is to a binary node besides the values of its operands. */
+/** What the code of a binary node may use besides the values of its operands. */
 interface At {
   readonly f: FunctionBuilder
   readonly k: Constants
@@ -248,7 +248,7 @@ function shift(f: FunctionBuilder, op: 'shl' | 'shr', a: V128, b: V128, by: Type
   return f.let(result)
 }
 
-/** About how many instructions on 4 lanes a function of floats takes. */
+/** The approximate number of instructions on 4 lanes that a function of floats takes. */
 const costs: Readonly<Record<Unary, number>> = {
   neg: 1,
   abs: 1,
@@ -270,7 +270,7 @@ const costs: Readonly<Record<Unary, number>> = {
   not: 1,
 }
 
-/** About how many instructions on 4 lanes a node takes: to choose how much work goes to a thread at a time. */
+/** The approximate number of instructions on 4 lanes that a node takes, by which work is cut for threads. */
 export function costOf(t: Typed): number {
   if (t.kind === 'unary') return costs[t.op]
   if (t.kind === 'binary') return t.op === 'pow' ? 120 : t.op === 'div' ? 4 : 1

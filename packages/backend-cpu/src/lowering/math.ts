@@ -385,7 +385,7 @@ const table = { exp, expNonPositive, expm1, log, log1p, tanh, sigmoid, erf, sin,
 /** Functions of one argument. */
 export type MathName = keyof typeof table
 
-/** One function, for code that has hoisted its constants itself: see `hoistConstants`. */
+/** Emits one function, for code that has hoisted its constants itself: see `hoistConstants`. */
 export function mathCode(name: MathName, f: FunctionBuilder, k: Constants, x: V128): V128 {
   return table[name](f, k, x)
 }

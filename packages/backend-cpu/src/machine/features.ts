@@ -98,8 +98,8 @@ const pairs = '--experimental-wasm-revectorize'
 let pairsWrongly = false
 
 /**
- * There is nothing to validate: V8 pairs instructions or not. The flag is experimental: `guard` checks what it makes,
- * but no check would survive a crash, so that versions that nobody tried must be asked for.
+ * Says whether V8 is to pair instructions, which no module could validate. The flag is experimental: `guard` checks what
+ * it makes, but no check would survive a crash, so that versions that nobody tried must be asked for.
  */
 function hasRevectorized(asked: boolean): boolean {
   const node = nodeWithFlags()

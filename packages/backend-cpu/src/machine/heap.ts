@@ -27,7 +27,7 @@ const classSizes: number[] = []
 for (let size = 1; size * granule <= smallMax; size += size < 16 ? 1 : 1 << (31 - Math.clz32(size) - 3)) {
   classSizes.push(size * granule)
 }
-/** Size in granules → the smallest class that holds it. */
+/** The smallest class that holds each size in granules. */
 const classOf = new Uint8Array(smallMax / granule + 1)
 for (let size = 1, c = 0; size < classOf.length; size++) {
   while ((classSizes[c] as number) < size * granule) c++
@@ -110,9 +110,9 @@ export class Heap {
   f64!: Float64Array
 
   readonly #runs: PageRuns
-  /** By page: the slab that it belongs to. */
+  /** The slab that each page belongs to. */
   readonly #slabAt: (Slab | undefined)[] = []
-  /** By class: the first slab that has a free block. */
+  /** The first slab of each class that has a free block. */
   readonly #open: (Slab | undefined)[] = classSizes.map(() => undefined)
 
   #liveBlocks = 0

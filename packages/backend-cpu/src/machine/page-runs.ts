@@ -8,7 +8,7 @@
 
 /** Lists per row; a row is a power of two. Runs below 16 pages have a list for each length. */
 const steps = 16
-/** Enough for 2²⁰ pages. */
+/** The number of rows of lists, enough for 2²⁰ pages. */
 const rows = 18
 /** How many runs of the request's own list are looked at before a longer one is split. */
 const maxLooks = 16
@@ -18,13 +18,13 @@ export class PageRuns {
   pages = 0
   /** Pages in free runs. */
   #free = 0
-  /** By page: > 0 length of the taken run that starts here; < 0 −length of the free run that starts or ends here. */
+  /** For each page the length of the taken run that starts there, or −length of the free run that starts or ends there. */
   #runs = new Int32Array(0)
-  /** By first page of a free run: its neighbours in its list, −1 for none. */
+  /** For the first page of each free run its neighbours in its list, −1 for none. */
   #next = new Int32Array(0)
   #previous = new Int32Array(0)
   readonly #heads = new Int32Array(rows * steps).fill(-1)
-  /** Which rows have a list that is not empty, and which lists of each row are not. */
+  /** Bits of the rows that have a list that is not empty, and of the lists of each row that are not. */
   #rowBits = 0
   readonly #stepBits = new Int32Array(rows)
 

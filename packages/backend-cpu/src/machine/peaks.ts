@@ -108,7 +108,7 @@ export function createPeaks(backend: CpuBackend): Peaks {
   }
   /** Blocks of memory that every thread gets as many of. */
   const rowsOf = (bytes: number): number => Math.max(1, Math.round(bytes / block / threads)) * threads
-  /** So often that it takes a millisecond or more on any machine. */
+  /** The number of passes that take a millisecond or more on any machine. */
   const timesOf = (bytes: number): number => Math.max(1, Math.round(2 ** 26 / bytes))
 
   return {

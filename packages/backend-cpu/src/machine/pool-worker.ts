@@ -108,11 +108,11 @@ export interface Helper {
   readonly thread: number
   /** Settles when it has started, or cannot. */
   readonly started: Promise<void>
-  /** It is gone and accounted for. */
+  /** Whether the worker is gone and accounted for. */
   ended: boolean
   /** Asks, without the event loop, whether the thread still runs; 'unknown' until the event loop saw it start. */
   alive(): boolean | 'unknown'
-  /** Whether the process stays up for it. */
+  /** Makes the process stay up for the worker, or not. */
   hold(on: boolean): void
   /** Ends it, wherever it is. */
   terminate(): Promise<void>

@@ -15,9 +15,9 @@ export class Node<T extends ValType = ValType> {
   /** The instruction with its immediates, emitted after the operands. */
   readonly code: readonly number[]
   readonly args: readonly Node[]
-  /** Emitted instead of this node in modules built without relaxed SIMD. */
+  /** The node that is emitted in place of this one in modules built without relaxed SIMD. */
   readonly fallback: Node | undefined
-  /** For a local variable: the function it belongs to, so that use in another one can be reported. */
+  /** The function that a local variable belongs to, so that use in another one can be reported. */
   readonly owner: object | undefined
 
   constructor(type: T, code: readonly number[], args: readonly Node[], fallback?: Node, owner?: object) {
@@ -64,7 +64,7 @@ export interface F64 extends Node<'f64'>, FloatMethods<F64, F64In> {}
 /** 128 bits; what the lanes are is chosen by the namespace used: `f32x4.add(a, b)`, `i8x16.eq(a, b)`. */
 export interface V128 extends Node<'v128'> {}
 
-/** Where an operand is expected a plain number does: it becomes a constant of the operand's type. */
+/** An operand: an expression, or a plain number, which becomes a constant of the operand's type. */
 export type I32In = I32 | number
 export type I64In = I64 | bigint | number
 export type F32In = F32 | number

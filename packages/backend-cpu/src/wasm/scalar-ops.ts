@@ -39,7 +39,7 @@ export function memoryCode(opcode: readonly number[], align: number, offset: num
   return code
 }
 
-/** One function per entry of an opcode table. */
+/** Makes a function for each entry of an opcode table. */
 export function define<K extends string, Code, F>(
   table: Readonly<Record<K, Code>>,
   create: (code: Code) => F,

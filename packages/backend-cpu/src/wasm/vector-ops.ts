@@ -205,10 +205,10 @@ function floatShape(count: 4 | 2, set: Setter, base: readonly number[]) {
      */
     madd: (a: Lanes, b: Lanes, c: Lanes): V128 =>
       make('v128', maddCode, [lift(a), lift(b), lift(c)], ops.add(ops.mul(a, b), c)),
-    /** c − a·b, like `madd`. */
+    /** Computes c − a·b with the instructions, and the rounding, of `madd`. */
     nmadd: (a: Lanes, b: Lanes, c: Lanes): V128 =>
       make('v128', nmaddCode, [lift(a), lift(b), lift(c)], ops.sub(c, ops.mul(a, b))),
-    /** One instruction; which operand wins for NaN or for zeros of unlike sign is the hardware's choice. */
+    /** Takes the smaller lanes by one instruction; which operand wins for NaN or zeros of unlike sign, hardware chooses. */
     relaxedMin: relaxed2(simd(relaxedMin), ops.pmin),
     relaxedMax: relaxed2(simd(relaxedMin + 1), ops.pmax),
   }

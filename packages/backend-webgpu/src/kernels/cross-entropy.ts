@@ -109,7 +109,7 @@ losses[row] = loss;`,
   }
 }
 
-/** One workgroup: counts the targets, adds the losses. */
+/** Counts the targets and adds the losses, in one workgroup. */
 function finishShader(mean: boolean, subgroup: number): Shader {
   const all = { lanes: 256, subgroup }
   return {

@@ -58,7 +58,7 @@ export function walkFunction(name: string, rank: number): string {
   return `fn ${name}(i: u32) -> i32 {\n${lines.join('\n')}\n}`
 }
 
-/** The same memory under another shape. (Tensors are views with getters: `{ ...v }` would lose what they are.) */
+/** Makes a view of another shape on a view's memory. (Tensors are views with getters: `{ ...v }` would lose them.) */
 export const viewOf = (
   v: View,
   shape: readonly number[],

@@ -53,7 +53,7 @@ export function tilingOf(engine: Engine, n: number, width: 4 | 1, most: number):
   }
 }
 
-/** What a kernel's code depends on. */
+/** The part of a tiling that a kernel's code depends on, as a key. */
 export const tilingKey = (t: Tiling): string => `${t.width}.${t.lanes}.${t.held}${t.exact ? 'x' : ''}`
 
 /** Threads that are certainly in one subgroup, in order of their index, as all drivers have it. */
@@ -69,7 +69,7 @@ export function leadOf({ shape }: View, size: number): number {
   return lead
 }
 
-/** Float32, and the dims from `lead` on are one dense run. */
+/** Whether a view is float32 and its dims from `lead` on are one dense run. */
 export function denseFrom(lead: number, { shape, strides, dtype }: View): boolean {
   let step = 1
   for (let d = shape.length - 1; d >= lead; d--) {
@@ -80,14 +80,14 @@ export function denseFrom(lead: number, { shape, strides, dtype }: View): boolea
   return dtype === 'float32'
 }
 
-/** Vectors of four fit if rows of `n` elements of all views begin at multiples of four. */
+/** The width of vectors: 4 if rows of `n` elements of all views begin at multiples of four, otherwise 1. */
 export function widthOf(n: number, lead: number, views: readonly View[]): 4 | 1 {
   const fits = ({ shape, strides, offset }: View): boolean =>
     offset % 4 === 0 && strides.every((s, d) => d >= lead || shape[d] === 1 || s % 4 === 0)
   return n % 4 === 0 && views.every(fits) ? 4 : 1
 }
 
-/** Where an operand's row begins in its binding, which holds vectors. */
+/** The code of the place where an operand's row begins in its binding, which holds vectors. */
 export const startOf = (width: 4 | 1, i: number): string => (width === 4 ? `(at${i} >> 2u)` : `at${i}`)
 
 export const itemOfWidth = (width: 4 | 1): Item => (width === 4 ? 'vec4<f32>' : 'f32')
@@ -139,7 +139,7 @@ function walkOf({ sizes, strides }: Nest, views: readonly View[]): Omit<RowWalk,
 /** Workgroups for `rows` rows. */
 export const rowGrid = (t: Tiling, rows: number): [number, number] => grid(Math.ceil(rows / t.slots))
 
-/** Who a thread is: `lane` of a row, `slot` of its workgroup. */
+/** The code that says who a thread is: `lane` of a row, `slot` of its workgroup. */
 export const laneCode = (t: Tiling): string => `let lane = li % ${t.lanes}u;
 let slot = li / ${t.lanes}u;`
 

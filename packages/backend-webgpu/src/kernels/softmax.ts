@@ -38,7 +38,7 @@ import {
   widthOf,
 } from './rows.ts'
 
-/** Along the last dim, dense, of something. */
+/** Whether the kernels take these views: float32, dense along the last dim, none of them empty. */
 const takes = (views: readonly View[], dim: number): boolean =>
   views.every((v) => denseFrom(dim, v) && v.shape.length === dim + 1 && v.shape.every((n) => n > 0))
 

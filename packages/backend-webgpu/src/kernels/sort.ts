@@ -183,7 +183,7 @@ for (var t = li; t < ${block}u; t += ${workgroup}u) {
   }
 }
 
-/** Blocks of 1,024 sorted, up and down in turn. */
+/** Sorts blocks of 1,024, up and down in turn. */
 function firstBlocks(dtype: DType, descending: boolean, rank: number): Shader {
   return {
     params: ['count: u32', 'length: u32', 'padded: u32', 'rows: u32', ...readFields(rank)],
@@ -217,7 +217,7 @@ const scratchBindings = [
   { name: 'all_places', item: 'u32', write: true },
 ] as const
 
-/** One step of the network that reaches beyond a block. */
+/** Takes one step of the network that reaches beyond a block. */
 const farStep = (): Shader => ({
   params: ['count: u32', 'padded: u32', 'size: u32', 'reach: u32'],
   bindings: scratchBindings,

@@ -15,7 +15,7 @@ import { bufferOf, enablesOf, plus, reduction, subgroupOf } from './rows.ts'
 const workgroup = 256
 /** Vectors of a block: 16 for every thread. */
 const vectors = 16 * workgroup
-/** Code grows with the tensors of a dispatch. */
+/** The most tensors of a dispatch, with which code grows. */
 const mostTensors = 15
 
 export const totalNorm = (engine: Engine): KernelOf<object> => {

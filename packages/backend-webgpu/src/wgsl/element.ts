@@ -94,5 +94,5 @@ function refuse(dtype: DType): never {
 /** A dtype as one that GPUs store. Throws DTypeError for others. */
 export const storedOf = (dtype: DType): Stored => (isStored(dtype) ? dtype : refuse(dtype))
 
-/** How elements of a dtype are stored. Throws DTypeError for dtypes that GPUs do not store. */
+/** Tells how elements of a dtype are stored. Throws DTypeError for dtypes that GPUs do not store. */
 export const elementOf = (dtype: DType): Element => byName[dtype] ?? refuse(dtype)

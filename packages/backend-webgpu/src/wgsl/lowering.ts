@@ -11,7 +11,7 @@ type Leaf = Extract<Typed, { kind: 'input' | 'param' | 'index' | 'coord' }>
 export interface Lowered {
   /** Statements that compute the nodes. */
   readonly code: string
-  /** One per expression: the name of its value. */
+  /** The name of the value of each expression. */
   readonly values: readonly string[]
   /** Functions of `math.ts` that the code calls. */
   readonly functions: ReadonlySet<MathName>
@@ -92,7 +92,7 @@ type Two = (a: string, b: string, call: Call, right: Typed) => string
 const { float32, int32 } = elements
 const same: One = (x) => x
 
-/** From a dtype to another. */
+/** The code that converts a dtype (outer key) to another. */
 const casts: Readonly<Record<Stored, Readonly<Record<Stored, One>>>> = {
   float32: {
     float32: same,
@@ -111,7 +111,7 @@ const casts: Readonly<Record<Stored, Readonly<Record<Stored, One>>>> = {
   },
 }
 
-/** By the dtypes of operands that typing lets them have. */
+/** A function for each dtype that typing lets operands have. */
 type ByDType<F> = Readonly<Partial<Record<Stored, F>>>
 
 const minus: One = (x) => `-${x}`

@@ -6,7 +6,7 @@ export type Item = 'f32' | 'i32' | 'u32' | 'vec4<f32>' | 'vec4<i32>' | 'vec4<u32
 export interface Binding {
   readonly name: string
   readonly item: Item
-  /** Written, and maybe read; one that is not is read only. */
+  /** Whether the binding is written, and maybe read; one that is not is read only. */
   readonly write?: boolean
 }
 
@@ -20,8 +20,8 @@ export interface Shader {
   /** An array in workgroup memory; kernels that are joined have it in common. */
   readonly shared?: { readonly name: string; readonly item: Item; readonly count: number }
   /**
-   * For kernels on grids of one dim that one dispatch may do together with another: the parameter that counts their
-   * workgroups. They declare only functions and structs, whose members have names of their own. See joined.ts.
+   * The parameter that counts the workgroups of a kernel on a grid of one dim that one dispatch may do together with
+   * another. Such kernels declare only functions and structs, whose members have names of their own. See joined.ts.
    */
   readonly joins?: string
   /**

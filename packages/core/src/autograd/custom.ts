@@ -10,7 +10,7 @@ import { noGrad, record, shouldRecord } from './tape.ts'
 
 /** What a custom function hands from its forward to its backward. */
 export interface FunctionContext {
-  /** Tensors to keep for backward; they live as long as the graph. */
+  /** Keeps tensors for backward; they live as long as the graph. */
   save(...tensors: Tensor[]): void
   /** What was saved, in order. */
   readonly saved: readonly Tensor[]
@@ -18,7 +18,7 @@ export interface FunctionContext {
   readonly needsInputGrad: readonly boolean[]
 }
 
-/** What a rule of a user's returned, if it can be the gradients of its inputs: they would be lost, or not fit, unseen. */
+/** Refuses what a user's backward returned unless it can be the gradients of its inputs: they would be lost unseen. */
 function checked(
   name: string,
   gradients: readonly (Tensor | null)[],

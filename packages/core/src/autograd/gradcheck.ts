@@ -14,9 +14,9 @@ import { enableGrad } from './tape.ts'
 export interface GradcheckOptions {
   /** Step of the central difference. Default 1e-6, right for float64. */
   eps?: number
-  /** Default 1e-5: central differences of float64 are good to about eps² + 1e-16 / eps. */
+  /** The absolute tolerance. Default 1e-5: central differences of float64 are good to about eps² + 1e-16 / eps. */
   atol?: number
-  /** Default 1e-4. */
+  /** The relative tolerance. Default 1e-4. */
   rtol?: number
 }
 

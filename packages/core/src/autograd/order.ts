@@ -22,7 +22,7 @@ export function reachable(roots: readonly Tensor[]): GradNode[] {
   return inOrder(nodes)
 }
 
-/** Latest first. Nodes of one graph are numbered nearly without gaps: each has a place of its own. */
+/** Sorts nodes, the latest first. Nodes of one graph are numbered nearly without gaps: each has a place of its own. */
 function inOrder(nodes: GradNode[]): GradNode[] {
   if (nodes.length < 2) return nodes
   let first = Number.POSITIVE_INFINITY
@@ -40,7 +40,7 @@ function inOrder(nodes: GradNode[]): GradNode[] {
   return nodes
 }
 
-/** Of nodes in that order, those on a path to a wanted tensor. */
+/** The nodes on a path to a wanted tensor, among nodes in the order of the backward pass. */
 export function pathsTo(wanted: Set<Tensor>, order: readonly GradNode[]): Set<GradNode> {
   const needed = new Set<GradNode>()
   for (let i = order.length - 1; i >= 0; i--) {

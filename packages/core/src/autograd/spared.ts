@@ -3,9 +3,9 @@
 import type { Tensor } from '../tensor/tensor.ts'
 import type { GradNode } from './tape.ts'
 
-/** So much in any case, in bytes, where it is no more than the part below of what the backend has at all. */
+/** Bytes that may be spared in any case, as long as they are no more than `part` of what the backend has. */
 const least = 2 ** 23
-/** Or this part of what the graph's outputs take. */
+/** The share of the bytes of all of the graph's outputs, or of the backend's limit, that may be spared. */
 const part = 1 / 16
 
 /** Steps from a root within which what it was computed from is spared, up to that part of all there is: a loss, its logits. */
@@ -20,11 +20,11 @@ let passes = 0
  */
 export class Spared {
   readonly #order: readonly GradNode[]
-  /** Storages that are spared carry it. */
+  /** The number that storages carry which this pass spares. */
   readonly #mark = ++passes
   #bytes = 0
   #room: number
-  /** There is no more room to find: only large graphs are measured. */
+  /** Whether the graph has been measured, which only large ones are; there is no more room to find after that. */
   #measured = false
 
   constructor(order: readonly GradNode[], roots: readonly Tensor[]) {

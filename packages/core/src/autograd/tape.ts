@@ -201,7 +201,7 @@ export const freedError = (name: string): GradError =>
     `backward: the graph through ${name} was freed by an earlier backward(); pass { retainGraph: true } to that one to go through twice, or detach() what one step hands on to the next`,
   )
 
-/** Does a call with these inputs belong on the tape? */
+/** Whether a call with these inputs belongs on the tape. */
 export function shouldRecord(inputs: readonly Tensor[]): boolean {
   if (!enabled) return false
   for (let i = 0; i < inputs.length; i++) if (inputs[i].requiresGrad) return true

@@ -62,10 +62,10 @@ function times(a: Expr, b: Expr): Expr {
 /** What x receives when y = f(x) receives d. */
 type UnaryRule = (d: Expr, x: Expr, y: Expr) => Expr
 
-/** Piecewise constant: a zero gradient, not a missing one, as in PyTorch. */
+/** The rule of a piecewise constant function: a zero gradient, not a missing one, as in PyTorch. */
 const flat: UnaryRule = () => NOTHING
 
-/** Null: the result is a bool, through which no gradient passes. */
+/** The rules of functions; null where the result is a bool, through which no gradient passes. */
 const unaryRules: Readonly<Record<e.Unary, UnaryRule | null>> = {
   neg: (d) => e.neg(d),
   abs: (d, x) => times(d, e.sign(x)),
@@ -90,7 +90,7 @@ const unaryRules: Readonly<Record<e.Unary, UnaryRule | null>> = {
 /** What a and b receive when y = f(a, b) receives d. */
 type BinaryRule = (d: Expr, a: Expr, b: Expr, y: Expr) => readonly [a: Expr, b: Expr]
 
-/** Asked by who loses, so that both sides of a NaN receive the gradient, as in PyTorch. */
+/** The rule of max and min. It asks which side loses, so that both sides of a NaN receive the gradient, as in PyTorch. */
 const extremum =
   (loses: typeof e.lt): BinaryRule =>
   (d, a, b) => {
@@ -98,7 +98,7 @@ const extremum =
     return [e.select(loses(a, b), 0, share), e.select(loses(b, a), 0, share)]
   }
 
-/** Null: the result is a bool or of bits, through which no gradient passes. */
+/** The rules of operators; null where the result is a bool or of bits, through which no gradient passes. */
 const binaryRules: Readonly<Record<e.Binary, BinaryRule | null>> = {
   add: (d) => [d, d],
   sub: (d) => [d, e.neg(d)],

@@ -9,7 +9,7 @@ export const activations = {
   silu: (x: e.Expr): e.Expr => e.mul(x, e.sigmoid(x)),
   /** x · Φ(x), Φ the normal distribution function. */
   gelu: (x: e.Expr): e.Expr => e.mul(e.mul(x, 0.5), e.add(1, e.erf(e.mul(x, Math.SQRT1_2)))),
-  /** The same with Φ by tanh. */
+  /** GELU with Φ approximated by tanh: ½ x · (1 + tanh(√(2/π) (x + 0.044715 x³))). */
   gelu_tanh: (x: e.Expr): e.Expr => {
     const inner = e.mul(Math.sqrt(2 / Math.PI), e.add(x, e.mul(0.044715, e.mul(x, e.square(x)))))
     return e.mul(e.mul(x, 0.5), e.add(1, e.tanh(inner)))

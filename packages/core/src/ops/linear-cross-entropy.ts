@@ -19,11 +19,11 @@ import { cat, narrow } from './shape.ts'
 
 /** Options of `linearCrossEntropy`. */
 export interface LinearCrossEntropyOptions {
-  /** (V), added to the logits. */
+  /** A bias (V) that is added to the logits. */
   bias?: Tensor | null
-  /** Targets that do not count. Default −100. */
+  /** The target that does not count. Default −100. */
   ignoreIndex?: number
-  /** Default 'mean'. */
+  /** The reduction of the rows' losses. Default 'mean'. */
   reduction?: LossReduction
   /** Rows whose logits exist at a time; default as many as make about 2²¹ logits, at least 256. */
   chunkSize?: number

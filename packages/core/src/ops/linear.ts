@@ -18,9 +18,9 @@ import { add } from './pointwise.ts'
 
 /** What `linear` does with the product before it is stored. */
 export interface LinearEpilogue {
-  /** Applied to the sum of product and bias; default none. */
+  /** The activation of the sum of product and bias; default none. */
   activation?: Activation | undefined
-  /** Added after the activation; of the result's shape. */
+  /** A tensor of the result's shape that is added after the activation. */
   residual?: Tensor | null | undefined
 }
 
@@ -51,7 +51,7 @@ export function linear(
   return apply(form.op, inputs, form.attrs)[0]
 }
 
-/** What a fused kernel gets: its program's input 0 is the product's element, the next are the inputs after weight. */
+/** Attributes of the fused kernel. The program's input 0 is the product's element, the next are the inputs after weight. */
 export interface LinearAttrs {
   /** What is computed of each element of the product. */
   readonly epilogue: Kernel
@@ -62,7 +62,7 @@ interface Form {
   readonly attrs: LinearAttrs
 }
 
-/** By activation, and then by the other choices. */
+/** The operators made so far, by activation and then by the other choices. */
 const forms = new Map<Activation | undefined, Form[]>()
 
 /** One operator for each combination of what follows the product. */

@@ -27,7 +27,7 @@ function reduced(op: string, x: Tensor, reduction: LossReduction): Tensor {
 
 /** Options of all losses. */
 export interface LossOptions {
-  /** Default 'mean'. */
+  /** The reduction of the elements' losses. Default 'mean'. */
   reduction?: LossReduction
 }
 
@@ -76,7 +76,7 @@ const SMOOTH = program(
 
 /** Options of `smoothL1Loss`. */
 export interface SmoothL1Options extends LossOptions {
-  /** Where the loss changes from quadratic to linear. Default: 1. */
+  /** The difference at which the loss changes from quadratic to linear. Default: 1. */
   beta?: number
 }
 
@@ -118,7 +118,7 @@ const HUBER = program(
 
 /** Options of `huberLoss`. */
 export interface HuberOptions extends LossOptions {
-  /** Where the loss changes from quadratic to linear. Default: 1. */
+  /** The difference at which the loss changes from quadratic to linear. Default: 1. */
   delta?: number
 }
 
@@ -150,9 +150,9 @@ const BCE_POS = program('binary_cross_entropy_with_logits', 3, ([x, y, p]) => {
 
 /** Options of `binaryCrossEntropyWithLogits`. */
 export interface BceOptions extends LossOptions {
-  /** Scales each element's loss; broadcasts. */
+  /** Factors of the elements' losses, which broadcast. */
   weight?: Tensor | null
-  /** Scales the positive part; broadcasts. */
+  /** Factors of the positive part, which broadcast. */
   posWeight?: Tensor | null
 }
 
@@ -185,9 +185,9 @@ export function binaryCrossEntropyWithLogits(
 
 /** Options of `nllLoss`. */
 export interface NllOptions extends LossOptions {
-  /** One factor per class, (C). */
+  /** A factor for each class, (C). */
   weight?: Tensor | null
-  /** Targets that do not count. Default −100. */
+  /** The target that does not count. Default −100. */
   ignoreIndex?: number
 }
 
@@ -241,7 +241,7 @@ function checkTarget(op: string, target: Tensor): void {
     throw new DTypeError(`${op}: class targets must be int32, not ${target.dtype}; convert with .to('int32')`)
 }
 
-/** One factor per class, of the input's dtype. */
+/** Throws unless the weight has one factor per class, of the input's dtype. */
 function checkWeight(op: string, input: Tensor, weight: Tensor | null | undefined): void {
   if (!isFloat(input.dtype))
     throw new DTypeError(`${op}: takes floating tensors, not ${input.dtype}; convert with .to('float32')`)

@@ -544,7 +544,7 @@ const WHERE_A = program('where', 2, ([c, a], [b]) => e.select(c, a, b), 1)
 const WHERE_B = program('where', 2, ([c, b], [a]) => e.select(c, a, b), 1)
 const WHERE_NONE = program('where', 1, ([c], [a, b]) => e.select(c, a, b), 2)
 
-/** As in PyTorch, 0 and 1 of another dtype are refused: they could be meant the other way round, or to be added. */
+/** Makes a mask. 0 and 1 of another dtype are refused, as in PyTorch: they may be meant the other way, or to be added. */
 function boolOf(op: string, what: string, x: Tensor | ArrayOperand, like?: Operand): Tensor {
   const mask = asTensor(op, x, like instanceof Tensor ? like : undefined, 'bool')
   if (mask.dtype !== 'bool')
@@ -651,7 +651,7 @@ const SOFTPLUS = program(
 export interface SoftplusOptions {
   /** The larger, the nearer to relu. Default: 1. */
   beta?: number
-  /** Where beta · x is larger than this, the result is x itself. Default: 20. */
+  /** The value of beta · x above which the result is x itself. Default: 20. */
   threshold?: number
 }
 

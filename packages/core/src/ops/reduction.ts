@@ -364,7 +364,7 @@ export const cumprod = (x: Tensor, dim: number, options: CastOptions = {}): Tens
 export interface SortOptions {
   /** Begin with the largest. Default: false. */
   descending?: boolean
-  /** Sorting here always is stable; accepted for familiarity. Default: true. */
+  /** Accepted for familiarity: sorting is always stable here. Default: true. */
   stable?: boolean
 }
 

@@ -297,7 +297,7 @@ export function flip(x: Tensor, dims: number | readonly number[], ...more: numbe
 
 /** Options of `diagonal`. */
 export interface DiagonalOptions {
-  /** Which diagonal: 0 the main one, above 0 those above it, below 0 those below. Default: 0. */
+  /** The number of the diagonal: 0 is the main one, those above 0 lie above it, those below 0 below. Default: 0. */
   offset?: number
   /** The dim that counts rows. Default: 0. */
   dim1?: number
@@ -596,11 +596,10 @@ export type PadMode = 'constant' | 'reflect' | 'replicate' | 'circular'
 /** Options of `pad`. */
 export interface PadOptions {
   /**
-   * What the new elements hold: `value`, or what is there, repeated in one of three ways. Default:
-   * 'constant'.
+   * What the new elements hold: `value`, or what is there, repeated in one of three ways. Default: 'constant'.
    */
   mode?: PadMode
-  /** What mode 'constant' fills with. Default: 0. */
+  /** The number that mode 'constant' fills with. Default: 0. */
   value?: number
 }
 

@@ -92,7 +92,7 @@ function backward(node: GradNode<ReduceAttrs>, [dout]: readonly (Tensor | null)[
   return [elementwise(SHARE, [d, ties, reduce('sum', ties, dims, true)])]
 }
 
-/** For each element the product of all others along `dims`, right also where there are zeros: exclusive products from both ends. */
+/** Multiplies, for each element, all others along `dims`; exclusive products from both ends are right with zeros, too. */
 function productOfOthers(x: Tensor, dims: readonly number[]): Tensor {
   if (x.numel === 0 || dims.length === 0) return fill(x.backend, x.shape, 1, x.dtype)
   const rest = x.shape.map((_, i) => i).filter((i) => !dims.includes(i))

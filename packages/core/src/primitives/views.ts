@@ -36,7 +36,7 @@ export function embed(x: Tensor, shape: readonly number[], region: (layout: Layo
   return out
 }
 
-/** The same tensor as another node of the graph. */
+/** Makes a view of all of x, which is a node of the graph of its own. */
 export const alias = (x: Tensor): Tensor => view('alias', x, x, null, (_, [d]) => [d])
 
 export function permuteView(x: Tensor, dims: readonly number[]): Tensor {

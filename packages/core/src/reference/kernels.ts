@@ -186,7 +186,7 @@ function dot(a: Float64Array, b: Float64Array): number {
   return sum
 }
 
-/** As int32 wraps. */
+/** The dot product of int32 numbers, which wraps. */
 function dotInt(a: Float64Array, b: Float64Array): number {
   let sum = 0
   for (let j = 0; j < a.length; j++) sum = (sum + Math.imul(a[j], b[j])) | 0
@@ -202,7 +202,7 @@ function offsets(layout: Layout): Int32Array {
   return out
 }
 
-/** The same layout with only some dims, from a given offset. */
+/** Makes a layout of only some dims of another, from a given offset. */
 const pick = (l: Layout, dims: readonly number[], offset: number): Layout => ({
   shape: dims.map((d) => l.shape[d]),
   strides: dims.map((d) => l.strides[d]),
@@ -216,7 +216,7 @@ const dropDims = (l: Layout, dims: readonly number[]): Layout =>
     l.offset,
   )
 
-/** Where element `coords` of x is, with coordinate `dim` replaced by `index`. */
+/** The place in storage of element `coords` of x, with coordinate `dim` replaced by `index`. */
 function address(x: Layout, coords: readonly number[], dim: number, index: number): number {
   const size = x.shape[dim] ?? 1
   if (index < 0 || index >= size)

@@ -103,7 +103,7 @@ const BLOCK_BACKWARD: Op<AttentionAttrs & { needs: readonly boolean[] }> = {
 
 export interface AttentionBlockOptions {
   scale: number
-  /** Query i sees keys j ≤ i of this part; T = S then. */
+  /** Whether query i sees only keys j ≤ i of this part, where T = S. */
   isCausal: boolean
 }
 

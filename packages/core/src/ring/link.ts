@@ -30,7 +30,7 @@ export interface Message {
   readonly what: string
   /** The tensors that it carries. */
   readonly tensors: readonly HostTensor[]
-  /** Plain data beside them. */
+  /** Plain data beside the tensors. */
   readonly note?: unknown
 }
 
@@ -98,7 +98,7 @@ export class Mailbox {
     })
   }
 
-  /** That rank sends nothing more. */
+  /** Tells the mailbox that a rank sends nothing more: whoever waits for its messages is refused. */
   end(from: number): void {
     this.#ended.add(from)
     for (const { reject } of this.#waiting.get(from) ?? []) reject(this.#missing(from))

@@ -84,13 +84,13 @@ export function ringUnshard(parts: readonly Tensor[], dim: number, order: RingOr
 export interface RingAttentionOptions {
   /** Positions see themselves and earlier ones only; ranks then hold what 'zigzag' order gives them. Default false. */
   isCausal?: boolean
-  /** Default 1 / √D. */
+  /** The factor of the scores. Default 1 / √D. */
   scale?: number | null
 }
 
 /** What `ringAttention` gives to a rank. */
 export interface RingAttention {
-  /** (B, H, T, Dv) of this rank's queries: a leaf, as no tape reaches other devices. */
+  /** The outputs of this rank's queries, (B, H, T, Dv), a leaf, as no tape reaches other devices. */
   readonly out: Tensor
   /**
    * Gradients of this rank's q, k and v, given that of out. Once; every rank must call it. What made q, k and v gets

@@ -1,4 +1,4 @@
-/** For tests: which tensors did a function leave behind? */
+/** Finds the tensors that a function leaves behind, for tests. */
 
 import { expectFunction, expectOptions } from '../checks.ts'
 import { show, TilegradError } from '../errors.ts'
@@ -56,9 +56,9 @@ export class LeakError extends TilegradError {
   }
 }
 
-/** What is made while a function runs, and where. */
+/** Records which tensors are made while a function runs, and where. */
 class Recorder implements Watcher {
-  /** By tensor: an error, whose stack is only spelled out when it is asked for. */
+  /** An error for each tensor, whose stack is only spelled out when it is asked for. */
   readonly tensors = new Map<Tensor, Error>()
   readonly names = new Map<object, string>()
   readonly #outer = watching()
@@ -79,7 +79,7 @@ class Recorder implements Watcher {
     this.#outer?.filled(op, outputs)
   }
 
-  /** Whoever listened before goes on alone. */
+  /** Stops recording: whoever listened before goes on alone. */
   end(): void {
     setWatcher(this.#outer)
     Reflect.set(Error, 'stackTraceLimit', this.#limit)

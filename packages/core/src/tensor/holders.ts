@@ -9,7 +9,7 @@ import type { Tensor } from './tensor.ts'
 /** How many kinds of tensors are named. */
 const named = 3
 
-/** One tensor of each live storage of a backend that running scopes, or the graphs behind their tensors, know. */
+/** Finds a tensor of each live storage of a backend that running scopes, or the graphs behind their tensors, know. */
 function known(backend: unknown): Map<Storage, Tensor> {
   const found = new Map<Storage, Tensor>()
   const seen = new Set<object>()

@@ -35,7 +35,7 @@ export function contiguousStrides(shape: readonly number[]): number[] {
   return strides
 }
 
-/** Those of dense elements whose dims lie in memory in `order`, from the outermost to the innermost. */
+/** The strides of dense elements whose dims lie in memory in `order`, from the outermost to the innermost. */
 export function orderedStrides(shape: readonly number[], order: readonly number[]): number[] {
   const strides = new Array<number>(shape.length)
   let step = 1
@@ -53,7 +53,7 @@ export const contiguous = (shape: readonly number[], offset = 0): Layout => ({
   offset,
 })
 
-/** Are the elements dense and row-major? Strides of size-1 dims do not matter, nor do any where there are no elements. */
+/** Whether elements are dense and row-major. Strides of size-1 dims do not matter, nor any where there are no elements. */
 export function isContiguous(layout: Layout): boolean {
   const { shape, strides } = layout
   let step = 1
@@ -79,13 +79,13 @@ export const sameShape = (a: readonly number[], b: readonly number[]): boolean =
 export const sameLayout = (a: Layout, b: Layout): boolean =>
   a.offset === b.offset && sameShape(a.shape, b.shape) && sameShape(a.strides, b.strides)
 
-/** May two views of one storage share elements? Said by where they begin and end. */
+/** Whether two views of one storage may share elements, judged by where they begin and end. */
 export function mayOverlap(a: Layout, b: Layout): boolean {
   const [x, y] = [extent(a), extent(b)]
   return x[0] < y[1] && y[0] < x[1]
 }
 
-/** Where a view's elements begin in its storage, and behind the last of them. */
+/** The place of a view's first element in its storage, and the place behind its last one. */
 function extent({ shape, strides, offset }: Layout): [start: number, end: number] {
   let [start, end] = [offset, offset + 1]
   for (let i = 0; i < shape.length; i++) {
@@ -97,7 +97,7 @@ function extent({ shape, strides, offset }: Layout): [start: number, end: number
   return [start, end]
 }
 
-/** A dim in −rank … rank−1 as 0 … rank−1. Scalars accept 0 and −1, as in PyTorch. */
+/** Turns a dim in −rank … rank−1 into one in 0 … rank−1. Scalars accept 0 and −1, as in PyTorch. */
 export function wrapDim(op: string, dim: number, rank: number): number {
   const n = Math.max(rank, 1)
   if (!Number.isInteger(dim) || dim < -n || dim >= n) {
@@ -110,7 +110,7 @@ export function wrapDim(op: string, dim: number, rank: number): number {
   return dim < 0 ? dim + n : dim
 }
 
-/** One dim, several, or (undefined, null or []) all of them: sorted, non-negative, without repeats. */
+/** Turns one dim, several, or (undefined, null or []) all into a sorted list of non-negative dims. Repeats are refused. */
 export function wrapDims(
   op: string,
   dims: number | readonly number[] | null | undefined,
@@ -168,7 +168,7 @@ export function broadcastStrides(layout: Layout, shape: readonly number[]): numb
   )
 }
 
-/** Fill in one −1 and check that the element counts agree. */
+/** Fills in one −1 and checks that the element counts agree. */
 export function resolveShape(op: string, from: readonly number[], to: readonly number[]): number[] {
   const total = numel(from)
   const hole = to.indexOf(-1)
@@ -236,7 +236,7 @@ export function permuteLayout(layout: Layout, dims: readonly number[]): Layout {
   return to
 }
 
-/** Broadcast to a larger shape by strides of 0; −1 keeps a size. */
+/** Broadcasts to a larger shape by strides of 0; −1 keeps a size. */
 export function expandLayout(op: string, layout: Layout, to: readonly number[]): Layout {
   const { shape } = layout
   const lead = to.length - shape.length
@@ -249,7 +249,7 @@ export function expandLayout(op: string, layout: Layout, to: readonly number[]):
   return { shape: out, strides: broadcastStrides(layout, out), offset: layout.offset }
 }
 
-/** `list.with(at, value)`, which V8 is slow at. */
+/** Does `list.with(at, value)`, which V8 is slow at. */
 function withAt(list: readonly number[], at: number, value: number): number[] {
   const copy = list.slice()
   copy[at] = value

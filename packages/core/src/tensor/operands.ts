@@ -37,7 +37,7 @@ function notTensor(op: string, x: unknown): ValueError {
   return new ValueError(`${op}: takes a tensor, got ${describe(x)}${fix}`)
 }
 
-/** All of them as tensors; the very same array where they are. */
+/** Makes tensors of all operands; returns the very same array where they are. */
 export function tensorsOf(op: string, inputs: readonly (Tensor | ArrayOperand)[]): readonly Tensor[] {
   for (let i = 0; i < inputs.length; i++) if (!(inputs[i] instanceof Tensor)) return mixed(op, inputs)
   return inputs as readonly Tensor[]

@@ -42,7 +42,7 @@ export function setPrintOptions(changes: Partial<PrintOptions>): Readonly<PrintO
   return Object.assign(options, expectOptions('setPrintOptions', changes, PRINT))
 }
 
-/** More are never read for one print, whatever the rank. */
+/** The most elements that are read for one print, whatever the rank. */
 const most = 2000
 
 /** How many entries are shown at each end of a dim; null: everything is shown. */
@@ -174,7 +174,7 @@ export interface Shown extends View {
   readonly gradFn: { readonly name: string } | null
 }
 
-/** How `util.inspect` wants it. */
+/** The width of lines and the colours that `util.inspect` asks for. */
 interface Style {
   readonly lineWidth?: number
   readonly color?: (value: string) => string
@@ -240,7 +240,7 @@ export function inspectTensor(
 /** Where Node (also Bun and Deno) asks objects how to show them, in `console.log` and in what it prints of errors. */
 export const inspectSymbol = Symbol.for('nodejs.util.inspect.custom')
 
-/** Where VS Code's debugger asks. */
+/** The key by which VS Code's debugger asks objects how to show them. */
 export const debugSymbol = Symbol.for('debug.description')
 
 /**
@@ -262,7 +262,7 @@ export function shownAs<T extends object>(
   return target
 }
 
-/** What shows itself by its `toString`, in `console.log` and debuggers as in a string. */
+/** The base of classes that show themselves by their `toString`, in `console.log` and debuggers as in a string. */
 export abstract class Printable {
   /** Shows it in one line or several. */
   abstract toString(): string

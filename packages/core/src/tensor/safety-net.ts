@@ -19,7 +19,7 @@ interface Watched {
   readonly buffer: BackendBuffer | null
   readonly bytes: number
   readonly tensors: { readonly count: number }
-  /** Where it is among the newest; −1 for nowhere. */
+  /** The storage's place in the list that it is in; −1 for nowhere. */
   place: number
   remains: Remains | null
 }
@@ -40,7 +40,7 @@ const watched: Remains[] = []
 let flushing = false
 let sentinel = false
 
-/** Told of every storage that was found to be gone. */
+/** Listens to every storage that was found to be gone. */
 let onLost: (remains: Remains) => void = () => {}
 export const setOnLost = (fn: typeof onLost): void => {
   onLost = fn
@@ -55,7 +55,7 @@ const overhead = 2048
 let handed = 0
 let patience = leastHanded
 
-/** From now on the net watches over a storage. */
+/** Makes the net watch over a storage from now on. */
 export function watch(storage: Watched): void {
   storage.place = newest.length
   newest.push(storage)
@@ -67,7 +67,7 @@ export function watch(storage: Watched): void {
   if (handed > patience || handed > (storage.backend.limitBytes ?? Number.POSITIVE_INFINITY) / 4) reclaim()
 }
 
-/** It was disposed of. */
+/** Makes the net forget a storage that was disposed of. */
 export function unwatch(storage: Watched): void {
   if (storage.place >= 0) takeOut(newest, storage.place)
   else if (storage.remains) takeOut(watched, storage.remains.place)
@@ -100,7 +100,7 @@ function flush(): void {
   }
 }
 
-/** Its one object is garbage from the start: told so, we know that garbage has been collected. */
+/** Tells when garbage has been collected: the one object that is registered is garbage from the start. */
 const collected = new FinalizationRegistry(() => {
   sentinel = false
   // What went by itself was not in vain: without this, the next `reclaim` would find little, and lose patience.
@@ -108,7 +108,7 @@ const collected = new FinalizationRegistry(() => {
   flush()
 })
 
-/** Frees what is gone: how many bytes, overhead included. */
+/** Frees the memory of storages that are gone, and returns how many bytes that was, overhead included. */
 function sweep(): number {
   let bytes = 0
   for (let i = watched.length - 1; i >= 0; i--) {
@@ -145,7 +145,7 @@ export function reclaim(): void {
   handed = 0
 }
 
-/** Can garbage be collected at once? */
+/** Whether garbage can be collected at once. */
 export function canReclaim(): boolean {
   if (collector === undefined) collector = findCollector()
   return collector !== null

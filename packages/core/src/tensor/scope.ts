@@ -5,7 +5,7 @@ export interface Scoped {
   kept: boolean
   readonly disposed: boolean
   release(by: string): void
-  /** From now on nobody but the garbage collector watches over it. */
+  /** Leaves the tensor to the garbage collector from now on. */
   adopt(): void
 }
 
@@ -38,13 +38,13 @@ export function track(t: Scoped): void {
   else t.adopt()
 }
 
-/** Does any scope run? */
+/** Whether any scope runs. */
 export const inScope = (): boolean => current !== null
 
-/** How many the innermost scope tracks. */
+/** The number of tensors that the innermost scope tracks. */
 export const trackedSoFar = (): number => current?.length ?? 0
 
-/** What the innermost scope tracks since there were so many: it stays the scope's, in case of an error. */
+/** The tensors after the first `count` of the innermost scope, which go on being the scope's, in case of an error. */
 export const madeSince = (count: number): Scoped[] => current?.slice(count) ?? []
 
 /** Frees what was collected. Kept tensors go to the scope around it, which hands them over at its end. */

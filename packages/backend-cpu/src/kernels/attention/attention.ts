@@ -72,7 +72,7 @@ const dropoutOf = ({ dropout }: AttentionAttrs): Form['dropout'] =>
   dropout === 0 ? null : specialize(dropoutFactors, [], dropoutParams(dropout, NO_DRAW), ['float32'])
 const NO_DRAW = [0, 0, 0]
 
-/** What kernels are built for. */
+/** The form that kernels are built for. */
 function formOf(engine: Engine, inputs: readonly View[], attrs: AttentionAttrs): Form {
   const { q, mask, blocks, slopes } = attentionOperands(inputs, attrs)
   const { blockSize } = attrs
@@ -117,7 +117,7 @@ function writeOperand(
   set(`${name}Step`, step * bytes)
 }
 
-/** (2, B, H, T): the rows' maxima, then their sums. */
+/** The rows' maxima, then their sums, (2, B, H, T). */
 function writeStats(engine: Engine, set: ReturnType<typeof writer>, stats: View): void {
   const [, b, h, t] = stats.shape
   set('topPtr', engine.address(stats))

@@ -114,11 +114,12 @@ function clearRows(f: FunctionBuilder, vectors: number, at: I32, rows: I32, dist
 
 const pairParams = [...blockParams, 'i32', 'i32', 'i32'] as const
 /**
- * Like `BlockFunc`, then the first key of the block, its end, and which gradients to add to: 1 for dQ, 2 for dK and dV.
+ * A function with the parameters of `BlockFunc`, then the first key of the block, its end, and which gradients to add
+ * to: 1 for dQ, 2 for dK and dV.
  */
 type PairFunc = Func<typeof pairParams, null>
 
-/** A block of queries, loaded before, against a block of keys. */
+/** Adds a function that takes a block of queries, loaded before, against a block of keys. */
 function pairFunc(m: ModuleBuilder, c: Context): PairFunc {
   const { tile, mask, pack } = c
   const { vectors } = tile
@@ -253,7 +254,7 @@ function pairFunc(m: ModuleBuilder, c: Context): PairFunc {
 
 const zerosParams = ['i32', 'i32', 'i32', 'i32'] as const
 
-/** Zeros in a matrix: address, bytes between rows, number of rows, columns. */
+/** Adds a function that clears a matrix. Parameters: address, bytes between rows, number of rows, columns. */
 function zerosFunc(m: ModuleBuilder): Func<typeof zerosParams, null> {
   return m.func(zerosParams, (f, to, step, rows, columns) => {
     const zero = f32x4.const(0)

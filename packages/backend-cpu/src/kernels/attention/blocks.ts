@@ -35,7 +35,7 @@ export type MaskType = 'none' | 'float32' | 'bool'
 export interface Form {
   readonly tile: Tile
   readonly mask: MaskType
-  /** Is there a block mask? */
+  /** Whether there is a block mask. */
   readonly blocks: boolean
   readonly alibi: boolean
   /** Dropout's expression for its params. */
@@ -48,7 +48,7 @@ export interface Form {
   readonly careful: boolean
 }
 
-/** For the names of kernels. */
+/** The form as part of the names of kernels. */
 export const formName = ({ tile, mask, blocks, alibi, dropout, careful }: Form): string =>
   `${tile.rows}x${tile.vectors}:${mask}${blocks ? ':blocks' : ''}${alibi ? ':alibi' : ''}${dropout ? `:dropout${dropout.id}` : ''}${careful ? ':careful' : ''}`
 
@@ -75,15 +75,15 @@ const scalars = [
   'valueWidth',
   /** A float32. */
   'scale',
-  /** Query i sees keys j with i + low < j ≤ i + high. */
+  /** The bounds of the keys j that query i sees: i + low < j ≤ i + high. */
   'low',
   'high',
-  /** Up to these, keys are seen and queries see whatever `low` says. */
+  /** The numbers of first keys that are seen, and of first queries that see, whatever `low` says. */
   'globalKeys',
   'globalQueries',
-  /** From the number of a query to that of the key at its place. */
+  /** The difference from the number of a query to that of the key at its place. */
   'offset',
-  /** Of a block mask, and how it is cut into chunks. */
+  /** The size of a block mask's blocks, and how they are cut into chunks. */
   'blockSize',
   'keyStep',
   'queriesPerBlock',
@@ -100,7 +100,7 @@ const scalars = [
   /** Each row's maximum and sum, (B, H, T) both, contiguous. */
   'topPtr',
   'sumPtr',
-  /** Set where a result is not finite. */
+  /** The address of a flag that is set where a result is not finite. */
   'flagPtr',
   'scratch',
   'scratchStep',
@@ -122,7 +122,7 @@ export const wordNames: readonly Word[] = [
 ]
 const wordAt = new Map<Word, number>(wordNames.map((name, i) => [name, 4 * i]))
 
-/** Where a parameter is, in bytes. */
+/** The place of a parameter in the parameter block, in bytes. */
 export const wordOffset = (name: Word): number => wordAt.get(name) as number
 
 /** Reads parameters by name. */

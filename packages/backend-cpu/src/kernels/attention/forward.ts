@@ -95,7 +95,7 @@ function softenFunc(m: ModuleBuilder, vectors: number, careful: boolean): Func<t
 
 const finishParams = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as const
 
-/** Divides a panel of outputs by l, and stores it as rows; and m and l. */
+/** Divides a panel of outputs by l, and stores it as rows, together with m and l. */
 function finishFunc(
   m: ModuleBuilder,
   pack: PackFunc,
@@ -144,7 +144,7 @@ export function buildForward(m: ModuleBuilder, form: Form): void {
     const valueDepth = f.let(word('valueWidth'))
     const [kRow, vRow] = [f.let(word('kRow')), f.let(word('vRow'))]
     const scratch = f.let(word('scratch').add(thread.mul(word('scratchStep'))))
-    /** From a panel's q: its output, its state; and to the next panel. */
+    /** The distances from a panel's q to its output, to its state, and to the next panel. */
     const toOut = f.let(depth.mul(step))
     const toState = f.let(depth.add(valueDepth).mul(step))
     const panelSize = f.let(toState.add(3 * step))

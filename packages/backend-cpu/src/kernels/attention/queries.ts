@@ -32,7 +32,7 @@ import {
 /** Bytes between rows of P and dS: a number per query of the block. */
 export const weightStep = 4 * queryBlock
 
-/** Where things are in a thread's scratch memory, as numbers of bytes or expressions. */
+/** The places of all blocks in a thread's scratch memory, as numbers of bytes or expressions. */
 function places<T>(
   tile: Tile,
   mask: MaskType,
@@ -50,14 +50,14 @@ function places<T>(
   }
   const rowsOf = (columns: T): T => ops.mul(ops.panels(columns), 4 * queryBlock)
   return {
-    /** Per query of the block. */
+    /** The maximum, 1 / sum and δ of each query of the block. */
     tops: take(4 * queryBlock),
     inverses: take(4 * queryBlock),
     delta: take(4 * queryBlock),
     weights: take((keyBlock + tile.rows) * weightStep),
     gradients: take((keyBlock + tile.rows) * weightStep),
     mask: take(mask === 'none' ? 0 : 4 * lanes * keyBlock),
-    /** For panels of dK and dV whose columns do not fill vectors. */
+    /** A panel of dK or dV whose columns do not fill vectors. */
     edge: take(4 * lanes * keyBlock),
     /** Panels of queries: scale · Qᵀ, dOᵀ, dQᵀ. */
     q: take(ops.mul(width, 4 * queryBlock)),

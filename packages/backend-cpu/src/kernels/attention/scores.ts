@@ -156,7 +156,7 @@ export function keepFactors(
     })
 }
 
-/** Where a param of dropout's expression is. */
+/** The name of the parameter that holds a param of dropout's expression. */
 export const dropWord = (slot: number): `drop${0 | 1 | 2 | 3 | 4}` =>
   `drop${slot}` as `drop${0 | 1 | 2 | 3 | 4}`
 

@@ -32,7 +32,7 @@ export function chunksOf(n: number, step: number, blockSize: number): number {
   return whole * chunksPerBlock(step, blockSize) + Math.ceil((n - whole * blockSize) / step)
 }
 
-/** Chunk i: [start, end). In the last block of a block mask it may be empty. */
+/** The bounds [start, end) of chunk i, which may be empty in the last block of a block mask. */
 export function chunk(
   f: FunctionBuilder,
   word: Words,

@@ -35,7 +35,7 @@ export function storeConstants(k: Constants, dtypes: readonly DType[]): void {
   if (dtypes.includes('bool')) k.i32(trueBits)
 }
 
-/** Anything but 0 is true. */
+/** Turns four numbers into masks: anything but 0 is true. */
 const mask = (x: V128): V128 => i32x4.ne(x, i32x4.const(0))
 
 /** The address `n` elements further along the innermost dim. */

@@ -31,9 +31,9 @@ import { type Access, ahead, load, loadAcross, type Operand, store, storeConstan
 export interface Variant {
   /** How many dims lie around the innermost one. */
   readonly outer: number
-  /** Of every operand, outputs first. */
+  /** The access of every operand, outputs first. */
   readonly access: readonly Access[]
-  /** The last outer dim and the innermost one are walked in tiles. Not where elements are numbered. */
+  /** Whether the last outer dim and the innermost one are walked in tiles, which never are where elements are numbered. */
   readonly tiled: boolean
   readonly powers: Powers
 }
@@ -56,7 +56,7 @@ export const wordsOf = (kernel: Kernel, outer: number) => {
   return { params, sizes, stride: (operand: number, dim: number): number => strides + operand * dims + dim }
 }
 
-/** How often a node is computed: 0 once per call, 1 once per row, 2 for every element. */
+/** Finds how often nodes are computed: 0 once per call, 1 once per row, 2 for every element. */
 function levels(kernel: Kernel, order: readonly Typed[], { access, outer }: Variant): Map<Typed, number> {
   const level = new Map<Typed, number>()
   for (const t of order) {
@@ -75,7 +75,7 @@ interface Place {
   readonly input?: (index: number) => V128
   readonly index?: () => V128
   readonly column?: () => V128
-  /** Of the outer dims. */
+  /** The coordinates along the outer dims. */
   readonly coords?: readonly I32[]
 }
 

@@ -32,7 +32,7 @@ interface Plan {
   readonly grain: number
   /** Words of a call's entry in the table: its first element on the line, its size, its parameter block. */
   readonly words: number
-  /** By which inputs are one element for all: bits of the key. */
+  /** The compiled kernels, by the inputs that are one element for all, which are bits of the key. */
   readonly kernels: Map<number, Kernel>
 }
 

@@ -1,4 +1,4 @@
-/** From the shapes and strides of operands to the loops over them: as few dims as possible, in the best order. */
+/** Turns the shapes and strides of operands into loops over them, of as few dims as possible, in the best order. */
 
 import { dtypeInfo, type View } from '@tilegrad/core'
 import type { Access } from './access.ts'
@@ -7,7 +7,7 @@ import { tileRows } from './code.ts'
 /** A dim that all operands walk. */
 interface Dim {
   readonly size: number
-  /** Of every operand, outputs first, in elements. */
+  /** The stride of every operand, outputs first, in elements. */
   readonly strides: readonly number[]
 }
 
@@ -15,9 +15,9 @@ export interface Nest {
   /** From the outermost dim to the innermost; at least one. */
   readonly dims: readonly Dim[]
   readonly access: readonly Access[]
-  /** See `Variant`. */
+  /** Whether the last two dims are walked in tiles, as in `Variant`. */
   readonly tiled: boolean
-  /** Sizes, then strides in bytes: as `wordsOf` has them. */
+  /** Sizes, then strides in bytes, in the order of `wordsOf`. */
   readonly words: readonly number[]
   /** Elements, or bands of 16 rows where it is tiled. */
   readonly units: number
@@ -87,7 +87,7 @@ function merge(dims: readonly Dim[]): Dim[] {
   return out
 }
 
-/** An innermost dim of 2 or 3 elements would be all overhead: a long one goes there. */
+/** Puts a long dim innermost in place of one of 2 or 3 elements, which would be all overhead. */
 function lengthen(dims: Dim[]): void {
   const last = dims.length - 1
   if (last < 1 || (dims[last] as Dim).size >= 4) return
@@ -95,7 +95,7 @@ function lengthen(dims: Dim[]): void {
   if ((dims[longest] as Dim).size >= 16) swap(dims, longest, last)
 }
 
-/** Where an input that strides widely along the innermost dim is denser along another, that one goes next to it. */
+/** Where an input strides widely along the innermost dim and is denser along another, moves that one next to it. */
 function tile(dims: Dim[], outputs: number): boolean {
   const last = dims.length - 1
   const inner = dims[last]

@@ -44,7 +44,7 @@ import {
 /** Elements of one copied block. */
 const blockElements = 8192
 
-/** Per engine: a word that says whether an index was out of range, and 8 zero bytes to copy from. */
+/** The address, for each engine, of a word that says whether an index was out of range, and of 8 zero bytes to copy. */
 const flags = new WeakMap<Engine, number>()
 
 /** Byte address of the flag that kernels set for an index out of range; see `checkIndex`. */
@@ -105,7 +105,7 @@ export interface Copy {
   readonly index?: {
     readonly address: number
     readonly strides: readonly number[]
-    /** Of what the index chooses. */
+    /** The size of the dim that the index chooses in. */
     readonly size: number
     readonly stride: number
   }

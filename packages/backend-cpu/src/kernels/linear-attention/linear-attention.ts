@@ -63,7 +63,7 @@ export function writeTensor(engine: Engine, set: Setter, name: (typeof tensors)[
   set(`${name}Step`, 4 * step)
 }
 
-/** What does not depend on the product. */
+/** Writes the parameters that do not depend on the product. */
 export function writeCommon(engine: Engine, [q, k, v]: readonly View[]): Setter {
   const set = writer(engine)
   writeTensor(engine, set, 'q', q)

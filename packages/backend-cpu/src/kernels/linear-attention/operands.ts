@@ -41,7 +41,7 @@ export interface Product {
   readonly v: Operand
   readonly reach: Reach
   readonly finish: Finish
-  /** What lies between two rows fades what one is to the other; not with 'all'. */
+  /** Whether the decays between two rows fade what one is to the other, which they never do with reach 'all'. */
   readonly decay?: boolean
 }
 
@@ -70,10 +70,10 @@ const scalars = [
   /** States of all chunks, bytes of one, and how many there are per head. */
   'statesPtr',
   'stateBytes',
-  /** By what each chunk fades a state, a float32 each. */
+  /** The factor by which each chunk fades a state, a float32 each. */
   'totalsPtr',
   'chunks',
-  /** The same for k and v. */
+  /** The number of chunks of k and v per head. */
   'keyChunks',
 ] as const
 export type Word = (typeof scalars)[number] | `${TensorName}${(typeof operandWords)[number]}`
@@ -114,7 +114,7 @@ function featureOf(f: FunctionBuilder, feature: FeatureMap): (x: V128) => V128 {
   return (x) => f32x4.add(f32x4.pmax(x, ZERO), expNonPositive(f32x4.pmin(x, ZERO)))
 }
 
-/** y · φ′, from φ. */
+/** Multiplies y by φ′, which follows from φ. */
 function emitSlope(feature: FeatureMap, y: V128, phi: V128): V128 {
   if (feature === 'relu') return v128.andnot(y, f32x4.le(phi, ZERO))
   return f32x4.mul(y, feature === 'exp' ? phi : f32x4.pmin(phi, 1))

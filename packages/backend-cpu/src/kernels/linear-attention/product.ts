@@ -80,7 +80,7 @@ export function productScratch(inner: number, outer: number): number {
 
 interface Parts {
   readonly tile: Tile
-  /** By the number of vectors of the panel, less 1. */
+  /** The functions, by the number of vectors of the panel, less 1. */
   readonly strips: readonly FreeStripsFunc[]
   readonly panels: PanelsFunc
 }
@@ -214,7 +214,7 @@ export function buildProduct(
     const [fromState, toState] = past ? [upTo, after] : [after, upTo]
     const spare = next
 
-    /** Fills them for n rows, with ones where there is none. */
+    /** Fills α and its products for n rows; α is 1 in rows after these. */
     const loadDecays = (b: I32, h: I32, row: I32, n: I32): void => {
       if (!exp) return
       for (const at of [alphas, between]) f.fill(at, 0, chunkStep)
@@ -236,7 +236,7 @@ export function buildProduct(
         last.set(last.mul(f32.load(alphas.add(back))))
       })
     }
-    /** Of all rows of the chunk. */
+    /** The product of the decays of all rows of the chunk, in every lane. */
     const total = (): V128 => v128.load32Splat(upTo, chunkStep - 4)
     /** Multiplies n rows of vectors by a number each. */
     const scaleRows = (at: I32, n: I32, factors: I32): void => {
@@ -270,7 +270,7 @@ export function buildProduct(
       if (!past) scale()
     }
 
-    /** K (transposed) and V of the rows from `row` on. */
+    /** Loads K (transposed) and V of the rows from `row` on. */
     const loadKeys = (b: I32, h: I32, row: I32, n: I32): void => {
       f.call(loadK, params, b, h, row, n, kT, chunkStep, spare)
       f.call(loadV, params, b, h, row, n, v, vRow, spare)

@@ -83,7 +83,7 @@ export const linear = (
 /** A vector as a matrix of one row. */
 const matrix = (v: View): View => viewOf(v, [1, v.shape[0]], [v.shape[0], v.strides[0]])
 
-/** The same memory in another layout. Tensors are views whose parts are getters: they cannot be spread. */
+/** Makes a view of another layout on a view's memory. Tensors are views whose parts are getters: they cannot be spread. */
 const viewOf = ({ buffer, dtype, offset }: View, shape: number[], strides: number[]): View => ({
   buffer,
   dtype,

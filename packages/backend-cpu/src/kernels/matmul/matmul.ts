@@ -50,7 +50,7 @@ import {
 import { at, buildTiles, kBlock, tileScratch } from './tiles.ts'
 import { tunedTile } from './tuning.ts'
 
-/** Below so many multiply-adds a task is not worth handing to another thread (about 2 µs). */
+/** The multiply-adds below which a task is not worth handing to another thread (about 2 µs). */
 const taskWork = 1 << 16
 /** Multiply-adds from which on a product is worth finding the best tile for. */
 const tuningWork = 1 << 22
@@ -87,7 +87,7 @@ interface Problem {
 
 export const matmul: KernelFactory<Record<never, never>> = (engine) => matmulBy(null)(engine)
 
-/** The same with a tile of the caller’s choice, unless null. */
+/** Makes the kernel of matrix products with a tile of the caller's choice, unless null. */
 export const matmulBy =
   (tile: Tile | null): KernelFactory<Record<never, never>> =>
   (engine) => ({
@@ -142,7 +142,7 @@ function pieces(engine: Engine, kernel: KernelOf<object>, size: number, out: Vie
   }
 }
 
-/** Small products are done before tuning would be. */
+/** The tile of a product. Small ones are done before tuning would be. */
 const tileOf = (engine: Engine, p: Problem): Tile =>
   p.items * p.m * p.n * p.k < tuningWork ? tileFor(engine.features) : tunedTile(engine)
 
@@ -152,7 +152,7 @@ const fewColumns = (p: Problem): boolean =>
 const takesDots = (engine: Engine, p: Problem): boolean =>
   p.m <= dotsRows(engine.features) && p.bK === 4 && (p.aK === 4 || dotsScratch(p.m, p.k) <= maxDotsScratch)
 
-/** Where nothing is left over at the edges, and two halves of k are worth two tasks. */
+/** Whether `buildRows` takes a product: nothing is left over at the edges, and two halves of k are worth two tasks. */
 const takesRows = (engine: Engine, p: Problem): boolean =>
   p.m <= rowsMost &&
   p.items === 1 &&
@@ -218,7 +218,7 @@ function problem(out: View, a: View, b: View): Problem {
   return p
 }
 
-/** outᵀ = bᵀ · aᵀ. */
+/** Turns a product into the transposed one, outᵀ = bᵀ · aᵀ, in place. */
 function transposed(p: Problem): void {
   ;[p.m, p.n] = [p.n, p.m]
   ;[p.a, p.b] = [p.b, p.a]

@@ -73,7 +73,7 @@ export const add: Readonly<Record<Number32, (a: V128, b: V128) => V128>> = {
   int32: i32x4.add,
 }
 
-/** Where the operands of one tile are. Strides are bytes. */
+/** The places of the operands of one tile. Strides are bytes. */
 export interface Operands {
   readonly tile: Tile
   readonly type?: Number32

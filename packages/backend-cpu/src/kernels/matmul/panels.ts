@@ -39,7 +39,7 @@ export function stripsFunc(m: ModuleBuilder, tile: Tile, panelStep: number, type
 const freeParams = [...stripsParams, 'i32'] as const
 export type FreeStripsFunc = Func<typeof freeParams, null>
 
-/** The same; the distance of the panel's rows is one more parameter. */
+/** Adds the function of `stripsFunc` with one more parameter, the distance between the panel's rows. */
 export function freeStripsFunc(m: ModuleBuilder, tile: Tile, type: Number32): FreeStripsFunc {
   return m.func(freeParams, (f, k, a, aRow, rows, b, out, outRow, accumulate, bStep) => {
     strips(f, { tile, type, k, a, aRow, b, bStep }, rows, out, outRow, accumulate)
@@ -77,7 +77,7 @@ function strips(
   })
 }
 
-/** The end of a row of a tile: here, and nowhere else, sums become results. */
+/** Ends a row of a tile: here, and nowhere else, sums become results. */
 function store(f: FunctionBuilder, row: Var<'v128'>[], type: Number32, out: I32, accumulate: I32): void {
   f.if(
     accumulate,

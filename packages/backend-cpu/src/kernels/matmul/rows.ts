@@ -42,7 +42,7 @@ const gap = 4096
 /** Bytes per thread for elements of a: the most rows of sums times the most rows of b. */
 const elements = 4 * rowsMost * 8
 
-/** How a product of so many rows is computed. */
+/** How a product of few rows is computed. */
 export interface RowsPlan {
   /** Rows of b that are added to the sums at a time. */
   readonly depth: number
@@ -52,11 +52,11 @@ export interface RowsPlan {
   readonly hoisted?: boolean
   /** Whether the next rows of b are touched, where they are contiguous. */
   readonly ahead?: boolean
-  /** For `buildPanels`. */
+  /** The tile of `buildPanels`; without one `buildRows` computes the product. */
   readonly tile?: Tile
 }
 
-/** What is best for so many rows. */
+/** The plan that is best for m rows. */
 export function rowsPlan({ revectorized }: Features, m: number): RowsPlan {
   if (revectorized)
     return m <= 4 ? { depth: 4, vectors: 4, hoisted: m <= 2, ahead: true } : { depth: 8, vectors: 4 }
@@ -77,7 +77,7 @@ const reader =
   (name: Exclude<keyof typeof at, 'batch'>): I32 =>
     i32.load(params, 4 * at[name])
 
-/** Where a task begins: a run of columns of one part, which has up to `kStep` steps of k. */
+/** The beginning of a task: a run of columns of one part, which has up to `kStep` steps of k. */
 interface Task {
   readonly columns: I32
   readonly steps: I32
@@ -189,7 +189,7 @@ export function buildRows(m: ModuleBuilder, rows: number, plan: RowsPlan, type: 
   })
 }
 
-/** The same for any number of rows, with tiles of sums in registers. */
+/** Builds the kernel of products of any number of rows that keeps tiles of sums in registers. */
 export function buildPanels(m: ModuleBuilder, tile: Tile, depth: number, type: Number32): void {
   const width = 4 * tile.vectors
   const strip = freeStripsFunc(m, tile, type)

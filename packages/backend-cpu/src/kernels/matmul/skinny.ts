@@ -44,14 +44,14 @@ import { at, batchItem } from './tiles.ts'
 export const dotsRows = (features: Features): number => (features.revectorized ? 12 : 32)
 export const sweepRows = 12
 /**
- * The same for columns, when the transposed product is computed: there tiles need not pack the larger
- * operand.
+ * The most columns for which the transposed product by these kernels wins: there tiles need not pack the
+ * larger operand.
  */
 export const dotsColumns = 5
 /** Columns per task of the sweep: their sums take at most 16 KB. */
 export const sweepColumns = (rows: number): number => (rows > 8 ? 256 : 512)
 
-/** What both kernels do around their tasks: addresses, and how many columns there are. */
+/** Goes through the tasks of either kernel, with the addresses and the number of columns of each. */
 function forTasks(
   f: FunctionBuilder,
   start: I32,

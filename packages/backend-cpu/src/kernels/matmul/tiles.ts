@@ -47,7 +47,7 @@ export const at = {
   /** Steps of k per block. */
   kStep: 18,
   batchDims: 19,
-  /** Per batch dim: size, then the strides of a, b and out. */
+  /** The first word of the batch dims, each its size, then the strides of a, b and out. */
   batch: 20,
 } as const
 

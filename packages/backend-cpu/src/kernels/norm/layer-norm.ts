@@ -155,7 +155,7 @@ function buildForward(
 interface Gradient {
   readonly x: View
   readonly dy: View
-  /** Added to dx. */
+  /** A tensor that is added to dx. */
   readonly rest: View | undefined
   readonly weight: View | undefined
   readonly stats: readonly View[]

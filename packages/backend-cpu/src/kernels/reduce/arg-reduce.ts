@@ -1,5 +1,5 @@
 /**
- * Where the largest or smallest element along a dim is: the first of several, and the first NaN if there is one.
+ * The position of the largest or smallest element along a dim: the first of several, and the first NaN if there is one.
  *
  * Dense rows of float32 and int32 in two passes: the extreme value with SIMD, then the first element equal to it (or,
  * if it is NaN, the first NaN), 4 at a time; the second pass stops early and mostly hits the cache. Other layouts and

@@ -111,7 +111,7 @@ export function sumPieces(
   combine(engine, sums, { partial, to, units: 1, columns, pieces, step: 1 })
 }
 
-/** One unit is (outer index, strip of columns, piece of rows); rows of all pieces are walked with `reducedRank` dims. */
+/** Builds a kernel whose unit is (outer index, strip of columns, piece of rows), rows walked with `reducedRank` dims. */
 function buildColumns(
   m: ModuleBuilder,
   fold: Fold,

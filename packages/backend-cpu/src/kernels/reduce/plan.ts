@@ -52,7 +52,7 @@ export interface Plan {
   /** Strides of x and of out. */
   readonly kept: Nest
   readonly reduced: Nest
-  /** How often expanded elements are summed. */
+  /** The number of times that expanded elements are summed. */
   readonly factor: number
 }
 
@@ -102,7 +102,7 @@ function nest(dims: Dim[], operands: 1 | 2): Nest {
   )
 }
 
-/** Are totals i32? */
+/** Whether totals are i32. */
 export const isInt = (dtype: DType): boolean => dtype === 'int32' || dtype === 'bool'
 
 /** The factor as parameter words: an i32 (which wraps, as sums do), or a float64. */

@@ -72,7 +72,7 @@ import { type Allowance, allowance, type Chunk, chunksOf, storedOf } from './sto
 /** The largest head: its blocks must fit in workgroup memory. */
 const maxWidth = 128
 
-/** Best first; which fit depends on the size of the heads and on the GPU's workgroup memory. */
+/** The tiles, the best first; which fit depends on the size of the heads and on the GPU's workgroup memory. */
 export const forwardTiles: readonly Tile[] = [
   { ty: 16, rm: 4, tx: 8, kn: 8, inPlace: 'rows and values' },
   { ty: 8, rm: 4, tx: 8, kn: 4 },
@@ -103,7 +103,7 @@ const takes = (engine: Engine, inputs: readonly View[], attrs: AttentionAttrs, b
   )
 }
 
-/** SwiftShader compiles for minutes where a thread has more than one row. */
+/** The tiles for SwiftShader, which compiles for minutes where a thread has more than one row. */
 const usable = (engine: Engine, tiles: readonly Tile[]): readonly Tile[] =>
   engine.gpu.isSoftware ? tiles.filter(({ rm }) => rm === 1) : tiles
 

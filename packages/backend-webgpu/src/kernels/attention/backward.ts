@@ -63,7 +63,7 @@ export type Gradients = 'q' | 'k' | 'v' | 'kv' | 'qkv'
 
 const takesTurns = ({ tile, rowsInPlace, dq, dv }: Form): boolean =>
   tile.inTurn === true && rowsInPlace && Math.max(dq, dv) <= 64
-/** In how many parts weights are exchanged: halves where queries and dO take turns, but dQ is made of whole rows. */
+/** The number of parts in which weights are exchanged: 2 where queries and dO take turns, except with dQ, of whole rows. */
 const partsOf = (form: Form, gradients: Gradients): number =>
   takesTurns(form) && gradients !== 'qkv' ? 2 : 1
 
@@ -318,10 +318,10 @@ ${needV ? store(form, { to: to('v'), name: 'dv', width4: v4, width: 'p.valueWidt
 }
 
 const lanes = 16
-/** Rows per workgroup of the kernel below. */
+/** Rows per workgroup of `statShader`. */
 export const statRows = 16
 
-/** For every row of queries what `weight` takes of the softmax, and δ = sum(dO ∘ O): 16 threads per row. */
+/** Computes what `weight` takes of the softmax and δ = sum(dO ∘ O) for every row of queries, by 16 threads per row. */
 export function statShader({ vectors }: Pick<Form, 'vectors'>): Shader {
   const item = vectors ? 'vec4<f32>' : 'f32'
   const step = vectors ? 4 : 1

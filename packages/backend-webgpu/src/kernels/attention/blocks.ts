@@ -25,11 +25,12 @@ export interface Tile {
   readonly rm: number
   readonly tx: number
   readonly kn: number
-  /** What is read where it lies, through the cache, if it lies in vectors of four, instead of from workgroup memory. */
+  /** The operands that are read where they lie, if in vectors of four, through the cache instead of workgroup memory. */
   readonly inPlace?: 'rows' | 'rows and values'
   /**
-   * In the kernel of dK and dV queries and then dO take the same place in workgroup memory, weights are exchanged in
-   * halves, and queries are read once more where they lie: for heads up to 64 wide, whose sums leave registers for it.
+   * Whether, in the kernel of dK and dV, queries and then dO take the same place in workgroup memory, weights are
+   * exchanged in halves, and queries are read once more where they lie. It is for heads up to 64 wide, whose sums leave
+   * registers for it.
    */
   readonly inTurn?: boolean
 }
@@ -42,7 +43,7 @@ export const tileName = ({ ty, rm, tx, kn, inTurn }: Tile): string =>
 
 export type MaskKind = 'none' | 'bool' | 'float32'
 
-/** What code depends on. */
+/** All that the code of a kernel depends on. */
 export interface Form {
   readonly tile: Tile
   /** Head sizes of q and k, and of v, padded to a multiple of 32. */
@@ -53,9 +54,9 @@ export interface Form {
   readonly mask: MaskKind
   /** Blocks of rows are read in place. */
   readonly rowsInPlace: boolean
-  /** So are values in the forward pass. */
+  /** Blocks of values are read in place in the forward pass. */
   readonly valuesInPlace: boolean
-  /** Loops over values end where these do, so that their places need no check. */
+  /** Loops over values end where values do, so that their places need no check. */
   readonly exact: boolean
   /** Threads of a row exchange numbers by shuffles instead of workgroup memory. */
   readonly shuffle: boolean
@@ -66,7 +67,7 @@ export interface Form {
   readonly alibi: boolean
   /** The kernel of dK and dV stores dS: see attention/stored.ts. */
   readonly stored: boolean
-  /** By which result's binding each result is written: a buffer in which several lie can be bound only once. */
+  /** The result by whose binding each result is written: a buffer in which several lie can be bound only once. */
   readonly sharing: readonly number[]
   /** The expression of dropout's factors. */
   readonly dropout: Kernel | null
@@ -139,7 +140,7 @@ var head = firstTogether + index % perGroup % others;`
 /** Bytes of operands that mostly stay in a large GPU's cache. */
 const cached = 2 ** 26
 
-/** How many heads go together where causality makes some blocks take longer: their operands should stay in the cache. */
+/** The number of heads that go together where causality makes blocks unequal: their operands should stay in the cache. */
 function together([q, k, v]: readonly View[], { causal, window }: AttentionAttrs): number {
   if (causal === 'none' || window > 0) return 1
   const [t, d] = (q as View).shape.slice(2) as [number, number]
@@ -188,7 +189,7 @@ interface Load {
   readonly limit: string
   readonly width: string
   readonly vectors: boolean
-  /** What to XOR a vector's place with. */
+  /** The code of the number that a vector's place is XORed with. */
   readonly swizzle?: (row: string) => string
 }
 
@@ -223,14 +224,15 @@ let v${i} = ${value(i)};`,
   return `{\n${reads}\n${writes}\n}`
 }
 
-/** How tiles of rows, and of columns, are swizzled; `a` and `b` are what a thread finds its own rows and columns with. */
+/** The swizzle of tiles of rows; threads find their own rows with `sa`. */
 export const rowSwizzle =
   ({ rm }: Tile) =>
   (row: string): string =>
     `((${row} / ${rm}u) & 7u)`
+/** The swizzle of tiles of columns; threads find their own columns with `sb`. */
 export const columnSwizzle = (row: string): string => `((${row} >> 2u) & 7u)`
 
-/** Where a thread is, in a `main` with `li`. */
+/** The code that gives a thread its place, in a `main` with `li`. */
 export const place = ({ tx }: Tile): string => `let tx = li % ${tx}u; let ty = li / ${tx}u;
 let sa = ty & 7u; let sb = tx & 7u;`
 
@@ -298,7 +300,7 @@ ${multiply('q')}
 export const weightAt = ({ rm }: Tile, cols: number, v: string): string =>
   `ty * ${(rm * cols) / 4}u + (${v} ^ (sa & ${Math.min(8, cols / 4) - 1}u))`
 
-/** One of so many equal parts of a block's columns. */
+/** One of `of` equal parts of a block's columns. */
 export interface Part {
   readonly index: number
   readonly of: number

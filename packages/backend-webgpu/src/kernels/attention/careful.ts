@@ -7,8 +7,8 @@
 import { colsOf, each, type Tile, weightAt } from './blocks.ts'
 
 /**
- * What `sums` does to a whole block, but leaving out what has weight 0, so that what is hidden may be NaN or infinite: slow,
- * one column at a time.
+ * Adds a whole block as `sums` does, but leaves out what has weight 0, so that what is hidden may be NaN or infinite.
+ * It is slow: one column at a time.
  */
 export function carefulSums(
   tile: Tile,
@@ -45,7 +45,7 @@ if (!(w == 0.0)) { ${each(own, (c) => `${name}${i}_${c} = fma(vec4f(w), b${c}, $
 export const notZero = (score: string, largest: string): string =>
   `select(${score}, ${largest} - 87.0, ${score} < ${largest} - 87.0 && ${score} > p.ninf)`
 
-/** Is one of a thread's sums not finite? By their bits, since WGSL need not know infinities. */
+/** The condition that one of a thread's sums is not finite, judged by bits, since WGSL need not know infinities. */
 export const notFinite = (rows: number, vectors: number, name: string): string =>
   Array.from({ length: rows }, (_, i) =>
     Array.from({ length: vectors }, (_, c) => `unbounded(${name}${i}_${c})`).join(' || '),

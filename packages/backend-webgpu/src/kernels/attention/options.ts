@@ -24,11 +24,11 @@ export const optionBindings = ({ mask, blocks, alibi }: Form): Binding[] => [
   ...(alibi ? [{ name: 'slopes', item: 'f32' } as const] : []),
 ]
 
-/** How many buffers that makes. */
+/** The number of buffers that the options of attention take. */
 export const optionBuffers = ({ hasMask, blockSize, hasAlibi }: AttentionAttrs): number =>
   Number(hasMask) + (blockSize > 0 ? 2 : 0) + Number(hasAlibi)
 
-/** Appends them to a call's parameters and buffers. */
+/** Appends the options of attention to a call's parameters and buffers. */
 export function addOptions(
   call: { words: number[]; scalars: Scalar[]; buffers: GpuBuffer[] },
   { tile, globals, dropout }: Form,

@@ -11,14 +11,14 @@ import type { AttentionAttrs, View } from '@tilegrad/core'
 import { colsOf, each, type Form, rowsOf, store, type Tile, threadsOf, zeroSums } from './blocks.ts'
 import { notFinite } from './careful.ts'
 
-/** Where there are more workgroups than that, a large GPU's cores have several at a time, if they fit. */
+/** The number of workgroups above which a large GPU's cores have several at a time, if they fit. */
 const onePerCore = 128
 
 /**
- * The tiles for which that pays, the best first. One workgroup per key head goes through all blocks of queries: n blocks
- * take 5n products, one after the other. Three kernels take 4n and 3, as the blocks of dQ run side by side on a GPU that
- * is large enough: no less up to n = 3. Where as many workgroups as `enough` fill the GPU, fewer products are less time in
- * any case. Masks of blocks skip blocks of queries, whose dQ nobody would write.
+ * The tiles for which one kernel of all gradients pays, the best first. One workgroup per key head goes through all
+ * blocks of queries: n blocks take 5n products, one after the other. Three kernels take 4n and 3, as the blocks of dQ
+ * run side by side on a GPU that is large enough: no less up to n = 3. Where as many workgroups as `enough` fill the GPU,
+ * fewer products are less time in any case. Masks of blocks skip blocks of queries, whose dQ nobody would write.
  *
  * On one H100, B 12, H 4, T 64, D 32: 22 µs, 24 with 32 queries at a time, in three kernels 48; B 128, H 6, D 64: 165,
  * 129 and 156.

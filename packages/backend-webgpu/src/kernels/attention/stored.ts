@@ -17,12 +17,12 @@ import { colsOf, each, far, offsetOf, rowsOf, type Tile } from './blocks.ts'
 
 export const storedParams = ['firstHead: u32', 'dsKeys: i32', 'dsRow: i32', 'margin: i32']
 
-/** What dS may take, and how many workgroups must run at a time for it to pay. */
+/** The bytes that dS may take, and the number of workgroups that must run at a time for it to pay. */
 export interface Allowance {
   readonly bytes: number
   readonly leastGroups: number
 }
-/** Half a large GPU's workgroups at a time would leave it idle while the last ones finish. */
+/** The default allowance: half a large GPU's workgroups at a time would leave it idle while the last ones finish. */
 export const allowance: Allowance = { bytes: 2 ** 29, leastGroups: 512 }
 
 /** Key heads `first` … `first + count − 1`: all heads of some items of the batch, or some heads of one. */
@@ -71,7 +71,7 @@ export function chunksOf(
 /** Bytes of a row of dSᵀ, which whole blocks of queries fill. */
 const rowBytes = (queries: number, tile: Tile): number => 4 * Math.ceil(queries / colsOf(tile)) * colsOf(tile)
 
-/** dQ = dS K for the heads of a chunk, when the kernel before has stored dS. */
+/** Computes dQ = dS K for the heads of a chunk, when the kernel before has stored dS. */
 export interface Stored {
   readonly buffer: GpuBuffer
   /** Values of `storedParams`. */
@@ -144,7 +144,7 @@ const places = (name: string): string[] =>
   ['At', 'Item', 'Head', 'Group', 'Row', 'Step'].map((part) => `${name}${part}: i32`)
 
 /**
- * Where dQ is not finite, it is added up once more without the keys whose dS is 0: one that is hidden but not finite was
+ * Adds dQ up once more where it is not finite, without the keys whose dS is 0: one that is hidden but not finite was
  * multiplied by it.
  */
 function mendShader(): Shader {

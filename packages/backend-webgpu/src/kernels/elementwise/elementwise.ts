@@ -68,7 +68,7 @@ const longest = 64
 
 interface Traits {
   readonly long: boolean
-  /** It uses coordinates. */
+  /** Whether the expression uses coordinates. */
   readonly coords: boolean
 }
 const known = new WeakMap<Kernel, Traits>()

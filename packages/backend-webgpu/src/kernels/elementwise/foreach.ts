@@ -29,17 +29,17 @@ import { grid } from '../layout.ts'
 const workgroup = 256
 /** Elements of a workgroup. */
 const span = 4 * workgroup
-/** Code grows with the calls of a dispatch. */
+/** The most calls of a dispatch, with which code grows. */
 const mostCalls = 15
 
-/** How an operand is read: in vectors, element by element, one for all. */
+/** How an operand is read: in vectors ('v'), element by element ('e'), or one for all ('s'). */
 type Access = 'v' | 'e' | 's'
 
 interface Call {
   readonly count: number
   readonly views: readonly View[]
   readonly access: readonly Access[]
-  /** Where its numbers begin among those of all calls. */
+  /** The place of the call's first number among those of all calls. */
   readonly first: number
 }
 

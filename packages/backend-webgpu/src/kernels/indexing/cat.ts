@@ -12,12 +12,12 @@ import { grid, type Nest, nestOf, viewOf, walkFields, walkFunction, walkWords } 
 import { bufferOf } from '../rows.ts'
 
 const workgroup = 256
-/** Code grows with the tensors of a launch. */
+/** The most tensors of a launch, with which code grows. */
 const mostParts = 8
 
 interface Part {
   readonly x: View
-  /** Where the first element goes. */
+  /** The place in the output that the first element goes to. */
   readonly to: number
   readonly nest: Nest
 }

@@ -224,7 +224,7 @@ fn key(i: u32) -> u32 {
   }
 }
 
-/** How often each digit occurs in a block: [block][digit]. */
+/** Counts how often each digit occurs in each block: [block][digit]. */
 function countShader(rank: number): Shader {
   const { fields, code } = keyCode(rank)
   return {
@@ -245,7 +245,7 @@ counts[wg.x * 256u + li] = atomicLoad(&bins[li]);`,
   }
 }
 
-/** Where each block's keys of each digit begin: after those of smaller digits, and those of earlier blocks. */
+/** Finds where each block's keys of each digit begin: after those of smaller digits, and those of earlier blocks. */
 const scanShader = (): Shader => ({
   params: ['blocks: u32'],
   bindings: [
@@ -317,7 +317,7 @@ for (var e = 0u; e < p.per; e++) {
 
 const head = ['count: u32', 'size: u32', 'vectors: u32', 'spans: u32'] as const
 
-/** One span for each y and z; x counts tiles of columns. */
+/** The code that finds a workgroup's span, one for each y and z; x counts tiles of columns. */
 const spanCode = `let s = wg.y + wg.z * groups.y;
 let column = wg.x * ${columns}u + li;
 let start = s * ${span}u;

@@ -28,7 +28,7 @@ import {
 import { sortInto } from '../sort.ts'
 
 const workgroup = 256
-/** Going through the index is as good as sorting it up to so many entries, or steps in all. */
+/** The most entries, and steps in all, for which going through the index is as good as sorting it. */
 const shortIndex = 16
 const fewSteps = 2 ** 20
 
@@ -163,7 +163,7 @@ function dense(buffer: GpuBuffer | null, shape: readonly number[]): View {
   return { buffer: buffer as GpuBuffer, dtype: 'int32', shape, strides, offset: 0 }
 }
 
-/** For each row of sorted keys and each k: how many keys are below k. */
+/** Finds, for each row of sorted keys and each k, how many keys are below k. */
 const findStarts = (): Shader => ({
   params: ['count: u32', 'size: u32', 'length: u32'],
   bindings: [

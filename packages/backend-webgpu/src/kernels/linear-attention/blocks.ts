@@ -26,9 +26,9 @@ const features = {
 export type Result = 'out' | 'q' | 'k' | 'v'
 /** Which rows j of k and v a row i of x sees: j ≤ i, j ≥ i, or all. */
 export type Reach = 'past' | 'future' | 'all'
-/** Divided by a normaliser; without one; or without one, and fading by a decay per row. */
+/** The kind of sums: divided by a normaliser; without one; or without one, and fading by a decay per row. */
 export type Kind = 'mean' | 'plain' | 'faded'
-/** How an operand's numbers are taken: φ or φ′ of them, times 1 / n of their row, faded, or as they are. */
+/** The way an operand's numbers are taken: φ or φ′ of them, times 1 / n of their row, faded, or as they are. */
 type Take = 'phi' | 'slope' | 'scaled' | 'faded' | 'plain'
 
 interface Product {
@@ -49,13 +49,13 @@ const plain: Product = { x: 'plain', k: 'plain', v: 'plain', extra: 'none' }
 export const productOf = ({ kind, result }: Pick<Form, 'kind' | 'result'>): Product =>
   kind === 'mean' ? means[result] : plain
 
-/** What code depends on. */
+/** All that the code of a kernel depends on. */
 export interface Form {
   readonly kind: Kind
   readonly result: Result
   readonly feature: FeatureMap
   readonly reach: Reach
-  /** There are states of chunks, besides those of segments. */
+  /** Whether there are states of chunks, besides those of segments. */
   readonly local: boolean
   /** All operands can be read as vectors of four. */
   readonly vectors: boolean

@@ -77,7 +77,7 @@ export function gatedLinearAttentionBackward(
   }
 }
 
-/** q · dq − k · dk of every row, a thread each. */
+/** Computes q · dq − k · dk of every row, a thread each. */
 function sumsShader(): Shader {
   const names = ['q', 'dq', 'k', 'dk'] as const
   return {

@@ -56,12 +56,12 @@ const takes = (inputs: readonly View[]): boolean => {
   )
 }
 
-/** Best first; the second is for 16 KiB of workgroup memory. */
+/** The tiles, the best first; the second is for 16 KiB of workgroup memory. */
 const tiles: readonly Tile[] = [
   { tm: 8, tc: 8, unroll: 4 },
   { tm: 8, tc: 4, unroll: 4 },
 ]
-/** SwiftShader takes a minute to compile the others. */
+/** The tile for SwiftShader, which takes a minute to compile the others. */
 const softwareTile: Tile = { tm: 4, tc: 4, unroll: 1 }
 
 /** Rows of the shortest chunk: a multiple of every tile's rows. */
@@ -77,7 +77,7 @@ export interface Call {
   readonly x: View
   readonly k: View
   readonly v: View
-  /** What φ′ is taken of. */
+  /** The operand that φ′ is taken of. */
   readonly factor?: View
   /** 1 / n and −δ / n of every query. */
   readonly stat?: GpuBuffer

@@ -235,10 +235,10 @@ workgroupBarrier();
 }
 
 const lanes = 16
-/** Rows per workgroup of the kernel below. */
+/** Rows per workgroup of `statShader`. */
 export const statRows = 16
 
-/** For every row of queries 1 / n and −δ / n with δ = sum(dO ∘ O): 16 threads per row. */
+/** Computes 1 / n and −δ / n with δ = sum(dO ∘ O) for every row of queries, by 16 threads per row. */
 export function statShader(vectors: boolean): Shader {
   const item = vectors ? 'vec4<f32>' : 'f32'
   const step = vectors ? 4 : 1

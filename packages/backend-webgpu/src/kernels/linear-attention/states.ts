@@ -51,7 +51,7 @@ export const planParams = [
   'segmentsAt: u32',
   'depth: u32',
   'eps: f32',
-  /** Where in `fade` the chunks' and the segments' numbers begin. */
+  /** The places in `fade` at which the chunks' and the segments' numbers begin. */
   'chunkFadeAt: u32',
   'segmentFadeAt: u32',
 ]

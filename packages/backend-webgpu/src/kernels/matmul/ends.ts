@@ -13,9 +13,9 @@ const range = (n: number): number[] => Array.from({ length: n }, (_, i) => i)
 const wideOf = ({ bn }: Tile, e: Epilogue): number => (e.vectors ? bn / 4 : bn)
 
 /**
- * Whether elements go through workgroup memory. From registers, whose numbers must be constants, a program's code would
- * be there once per element, and what it reads would be waited for as often; single elements would be stored four apart;
- * and slices have only a share of each sum.
+ * Whether elements go through workgroup memory. Straight from registers, whose numbers must be constants, a program's
+ * code would be there once per element, and what it reads would be waited for as often; single elements would be stored
+ * four apart; and slices have only a share of each sum.
  */
 function passesOn(t: Tile, { a, b, epilogue: e }: TileSpec): boolean {
   if (t.slices > 1) return true

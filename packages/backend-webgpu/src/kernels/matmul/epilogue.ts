@@ -9,15 +9,15 @@ import { aligned, type Matrix, type Problem } from './problem.ts'
 type Attrs = Primitives['elementwise'] extends KernelOf<infer A> ? A : never
 export type Program = Attrs['kernel']
 
-/** How elements are stored, and how what the program adds is read: all that code depends on. */
+/** How elements are stored and the program's extras are read: all that the code of an epilogue depends on. */
 export interface Epilogue {
   readonly type: 'f32' | 'i32'
   readonly outs: number
   /** Outputs are written in vectors of four. */
   readonly vectors: boolean
-  /** For each extra: one per row ('r'), vectors ('v') or single elements ('s'); '1' after that: the same in all rows. */
+  /** How each extra is read: 'r' one per row, 'v' in vectors, 's' one by one; '1' after that if all rows have the same. */
   readonly extras: readonly string[]
-  /** Of the product and extras; none: the product itself. */
+  /** The program of the product and the extras; without one the product itself is stored. */
   readonly program: Program | undefined
 }
 

@@ -72,7 +72,7 @@ const stepOf = ({ k }: Problem, { tile, splits }: Plan): number =>
 const tileKey = (t: Tile): string =>
   `${t.bm},${t.bn},${t.bk},${t.tm},${t.tn},${t.slices}${t.plus ? 'p' : ''}${t.compact ? 'c' : ''}${t.order ?? ''}`
 
-/** Parts of k apart, into memory of their own, and then their sum. */
+/** Computes the parts of k apart, into memory of their own, and then their sum. */
 function split(engine: Engine, label: string, p: Problem, program: Program | undefined, plan: Plan): void {
   // Parts end with a stage, and the last ones may be empty then.
   const splits = Math.ceil(p.k / stepOf(p, plan))

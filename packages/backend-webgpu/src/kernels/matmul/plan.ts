@@ -45,43 +45,44 @@ export interface Plan {
   readonly flip?: boolean
 }
 
-/** Reads least per multiplication, but a core has only two of them at a time. */
+/** The tile that reads least per multiplication; a core has only two of them at a time. */
 const large: Tile = { bm: 128, bn: 128, bk: 16, tm: 16, tn: 8, slices: 1, order: [16, 2, 'down', 'across'] }
-/** As large, by twice as many threads: a core that has only one is less idle. */
+/** A tile of the size of `large` with twice as many threads: a core that has only one is less idle. */
 const broad: Tile = { ...large, tm: 8, order: [8, 4, 'across', 'down'] }
-/** Where b lies along k; by twice as many threads if a program follows, which needs registers as well. */
+/** A tile of half the steps for b along k. */
 const shallow: Tile = { ...large, bk: 8, order: [8, 4, 'down', 'across'] }
+/** The tile `shallow` with twice as many threads, if a program follows, which needs registers as well. */
 const shallowBroad: Tile = { ...broad, bk: 8, order: [4, 4, 'across', 'down'] }
 const middle: Tile = { bm: 64, bn: 64, bk: 16, tm: 8, tn: 8, slices: 1, order: [2, 2, 'across', 'across'] }
-/** For few steps of k: more threads to load and to store. */
+/** A tile for few steps of k: more threads to load and to store. */
 const quick: Tile = { ...middle, tm: 4, order: [4, 4, 'across', 'down'] }
-/** Two columns of tiles of which the second were almost empty; two groups of threads make up for the fewer tiles. */
+/** A tile that takes one more column, which spares almost empty tiles; two groups of threads make up for fewer tiles. */
 const beyond: Tile = { ...middle, bk: 32, slices: 2, plus: true, order: [4, 4, 'down', 'across'] }
-/** For few elements: four threads share the steps of k of one, to be done sooner. */
+/** A tile for few elements: four threads share the steps of k of one, to be done sooner. */
 const small: Tile = { bm: 32, bn: 32, bk: 32, tm: 4, tn: 4, slices: 4 }
 const tiny: Tile = { bm: 16, bn: 16, bk: 16, tm: 4, tn: 4, slices: 4 }
 
 /**
- * For software adapters: what costs there is code to compile, and a thread that waits for others. On two cores with
- * SwiftShader 768 × 128 → 384 takes 0.13 s and 0.3 to compile, in small tiles for SwiftShader 0.27 and 0.15; in
+ * The tile for software adapters: what costs there is code to compile, and a thread that waits for others. On two cores
+ * with SwiftShader 768 × 128 → 384 takes 0.13 s and 0.3 to compile, in small tiles for SwiftShader 0.27 and 0.15; in
  * tiles of the same size for GPUs 0.16 and 1.1.
  */
 const soft: Tile = { bm: 32, bn: 32, bk: 8, tm: 8, tn: 8, slices: 1, compact: true }
 const softSmall: Tile = { ...soft, bm: 16, bn: 16, tm: 4, tn: 4 }
-/** Multiplications from which on they take longer than code to compile. */
+/** The multiplications from which on software adapters take longer to compute than to compile. */
 const softFew = 2 ** 20
 
-/** Those of which it is measured what they are worth on a GPU; others need as many registers as one of them. */
+/** The tiles that are measured on each GPU; every other one needs as many registers as one of them. */
 export const kinds: Readonly<Record<TileKind, Tile>> = { large, broad, middle, small }
 
-/** How much of all rounds must be used by large tiles, and by others of their size. */
+/** The share of all rounds that large tiles must use, and that others of their size must. */
 const fullEnough = 0.9
 const broadEnough = { O: 0.7, K: 0.8 }
 const leastSteps = 256
 const leastStepsBroad = 512
-/** Fewer steps are better shared by more threads, if single elements of a are read. */
+/** The steps of k below which more threads share them better, if single elements of a are read. */
 const fewSteps = 96
-/** With more columns than that an almost empty tile is a small part of all. */
+/** The columns above which an almost empty tile is a small part of all. */
 const mostBeyond = 256
 
 /** Numbers of workgroups. */
@@ -90,7 +91,7 @@ interface Counts {
   readonly round: number
   /** Middle tiles that keep all cores busy. */
   readonly busy: number
-  /** With k split, of so many tiles; one round where many parts are to be added up. */
+  /** The workgroups to have in all where k is split, by the number of tiles; one round where many parts are added up. */
   wanted(tiles: number): number
 }
 const countsOf = ({ cores }: Tuning): Counts => ({
@@ -115,7 +116,7 @@ function planBeyond(p: Problem, a: Access, b: Access, { round, busy }: Counts): 
   return splits > 1 && n * splits >= busy ? { tile: beyond, splits, flip: true } : null
 }
 
-/** `plain`: no program follows the product. */
+/** Chooses the plan of a product; `plain` says that no program follows it. */
 export function planOf(engine: Engine, p: Problem, plain: boolean): Plan {
   const { maxComputeWorkgroupStorageSize: bytes, maxComputeInvocationsPerWorkgroup: threads } =
     engine.gpu.limits
@@ -131,7 +132,7 @@ export function planOf(engine: Engine, p: Problem, plain: boolean): Plan {
   const odd = suits('middle', beyond) ? planBeyond(p, a, b, counts) : null
   if (odd) return odd
   const all = count(large)
-  /** How much of a round the output fills. */
+  /** The share of a round that the output fills. */
   const round = (p.items * p.m * p.n) / (counts.round * large.bm * large.bn)
   const full = round / Math.ceil(all / counts.round)
   const across = b === 'O'

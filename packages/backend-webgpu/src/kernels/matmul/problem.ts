@@ -4,7 +4,7 @@ import type { View } from '@tilegrad/core'
 import type { GpuBuffer } from '../../device/buffers.ts'
 import { type Stored, storedOf } from '../../wgsl/element.ts'
 
-/** Where a matrix lies; strides and offset in elements. `batch` holds its strides along the dims of the batch. */
+/** The place of a matrix; strides and offset in elements. `batch` holds its strides along the dims of the batch. */
 export interface Matrix {
   buffer: GpuBuffer
   offset: number
@@ -13,7 +13,7 @@ export interface Matrix {
   batch: number[]
 }
 
-/** outs = f(a (m, k) · b (k, n), extras), for every item of a batch. */
+/** A product, outs = f(a (m, k) · b (k, n), extras), for every item of a batch. */
 export interface Problem {
   m: number
   n: number
@@ -25,17 +25,17 @@ export interface Problem {
   type: 'f32' | 'i32'
   a: Matrix
   b: Matrix
-  /** All of one shape and layout class; extras broadcast to it (strides of 0). */
+  /** The outputs, all of one shape and layout class, to which extras broadcast (strides of 0). */
   outs: Matrix[]
   extras: Matrix[]
   /** a[i, j] is 0 where j − i > band, and need not be read there, but where it is read it is stored. */
   band?: number
 }
 
-/** What products are computed in; those of bools are sums of int32 before they come here. */
+/** The type that products are computed in; those of bools are sums of int32 before they come here. */
 const types: Readonly<Record<Stored, Problem['type']>> = { float32: 'f32', int32: 'i32', bool: 'i32' }
 
-/** Operands of equal rank, or that broadcast (`b` and `extras`) to the rank of the outputs. */
+/** Describes a product of operands of equal rank, or that broadcast (`b` and `extras`) to the rank of the outputs. */
 export function problemOf(outs: readonly View[], a: View, b: View, extras: readonly View[] = []): Problem {
   const [{ shape }] = outs as [View]
   const d = shape.length - 2
@@ -66,7 +66,7 @@ function matrix(v: View, shape: readonly number[]): Matrix {
   return { buffer: v.buffer as GpuBuffer, offset: v.offset, row, column, batch: strides.slice(0, -2) }
 }
 
-/** As few dims of the batch as possible; one matrix b for many matrices a becomes one tall product. */
+/** Leaves as few dims of the batch as possible; one matrix b for many matrices a becomes one tall product. */
 function merge(p: Problem): void {
   const tall = [p.a, ...p.outs, ...p.extras]
   while (p.sizes.length > 0) {
@@ -90,7 +90,7 @@ function merge(p: Problem): void {
   }
 }
 
-/** outᵀ = bᵀ · aᵀ. */
+/** Describes the transposed product, outᵀ = bᵀ · aᵀ. */
 export function transposed(p: Problem): Problem {
   const flip = (x: Matrix): Matrix => ({ ...x, row: x.column, column: x.row })
   return {
@@ -104,13 +104,13 @@ export function transposed(p: Problem): Problem {
   }
 }
 
-/** All places of a matrix that start a row (`along` columns) are multiples of four elements. */
+/** Whether all places of a matrix that start a row are multiples of four elements. */
 export const aligned = (x: Matrix, stride: number): boolean =>
   x.offset % 4 === 0 && stride % 4 === 0 && x.batch.every((s) => s % 4 === 0)
 
 /**
- * How a and b are read: along k or along the other dim ('o'), with vectors of four (capitals) or one by one, then
- * for any strides.
+ * The way a or b is read: along k or along the other dim ('o'), with vectors of four (capitals) or one by one, for any
+ * strides.
  */
 export type Access = 'K' | 'O' | 'k' | 'o'
 

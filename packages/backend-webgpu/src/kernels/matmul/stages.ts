@@ -21,20 +21,20 @@ export interface Tile {
   readonly slices: number
   /** The last tile of a row also computes the one column that follows it; a is read in vectors and stages are full. */
   readonly plus?: boolean
-  /** Default: row by row. */
+  /** The order of a thread's elements. Default: row by row. */
   readonly order?: Order
   /**
-   * Every piece of code is there once, in loops, and stages are not read ahead: for software adapters, which compile for
-   * long. Neither slices nor a column beyond.
+   * Whether every piece of code is there once, in loops, and stages are not read ahead: for software adapters, which
+   * compile for long. Such a tile has neither slices nor a column beyond.
    */
   readonly compact?: boolean
 }
 
-/** How a thread goes through its elements at each step of k: by blocks of so many rows and columns, always to a neighbour. */
+/** How a thread goes through its elements at each step of k: by blocks of `rows` × `columns`, always to a neighbour. */
 export type Order = readonly [rows: number, columns: number, inBlocks: Way, ofBlocks: Way]
 export type Way = 'down' | 'across'
 
-/** All else that the code depends on. */
+/** All that the code of a product depends on besides its tile. */
 export interface TileSpec {
   readonly a: Access
   readonly b: Access
@@ -75,7 +75,7 @@ interface Operand {
   /** Elements of the tile along that dim, and vectors of a staged row. */
   readonly wide: number
   readonly row: number
-  /** Where its part of workgroup memory starts. */
+  /** The place at which the operand's part of workgroup memory starts. */
   readonly start: number
   /** Names of the strides along `size` and k. */
   readonly other: string
@@ -174,7 +174,7 @@ export function stages(t: Tile, spec: TileSpec, lines: string[]): Stages {
   return { load: loads.join('\n'), store: stores.join('\n'), beyond: beyond.join('\n') }
 }
 
-/** Of the sixteen single elements of a thread: where they are, from its first one on, along the other dim and k. */
+/** The places of a thread's sixteen single elements, from its first one on, along the other dim and k. */
 function elementsOf({ bk }: Tile, { access, wide }: Operand): { o: number; k: number }[] {
   const units = (wide * bk) / 16
   if (access === 'k') return sixteen.map((j) => ({ o: (j * wide) / 16, k: 0 }))
@@ -183,7 +183,7 @@ function elementsOf({ bk }: Tile, { access, wide }: Operand): { o: number; k: nu
   return sixteen.map((j) => ({ o: (j % around) * units, k: Math.floor(j / around) * down }))
 }
 
-/** Straight to workgroup memory, one after another. */
+/** The code that loads a stage straight to workgroup memory, one part after another. */
 function moveElements(t: Tile, of: Operand, i: number, type: string): string {
   const { x, access, size, wide, row, other, along } = of
   const units = (wide * t.bk) / 16
@@ -200,7 +200,7 @@ function moveElements(t: Tile, of: Operand, i: number, type: string): string {
   ].join('\n')
 }
 
-/** Which block a thread has, where it is read and stored. */
+/** The code that finds a thread's block, where it is read and where it is stored. */
 function begin(t: Tile, of: Operand, i: number, unit: string): string {
   const { x, access, size, wide, row, start, other, along } = of
   if (!isVectors(access)) {
@@ -262,7 +262,7 @@ function fetchElements(t: Tile, of: Operand, i: number, v: string, checked: bool
   return `${code.join('\n')}\nu${i}_0 += ${t.bk} * ${along};`
 }
 
-/** From registers to workgroup memory. */
+/** The code that moves a block from registers to workgroup memory. */
 function put(t: Tile, of: Operand, i: number, v: string): string {
   const { access, row } = of
   if (access === 'O') return four.map((c) => `s[sp${i} + ${c * row}] = g${i}_${c};`).join('\n')

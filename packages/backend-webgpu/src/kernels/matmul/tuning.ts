@@ -17,13 +17,13 @@ import { kinds } from './plan.ts'
 import type { Matrix, Problem } from './problem.ts'
 import { bytesOf, type Tile, threadsOf } from './stages.ts'
 
-/** Of the best tile's speed; others are used where they suit a shape better, but not if they are slower than that. */
+/** The share of the best tile's speed that others must have to be used where they suit a shape better. */
 const worth = 0.7
-/** Milliseconds that are measured at least: by the GPU's clock, that clock as browsers tell it (rounded), or ours. */
+/** The least milliseconds to measure: by the GPU's clock, by that clock as browsers tell it (rounded), or by ours. */
 const enough = { exact: 0.3, rounded: 4, ours: 8 }
-/** Ratios of which the median counts. */
+/** The number of ratios of which the median counts. */
 const samples = 5
-/** The number of cores comes out as a multiple of this: what varies from time to time is less. */
+/** The number that the count of cores is rounded to a multiple of: what varies from time to time is less. */
 const step = 4
 
 const known = new Map<string, Promise<Tuning>>()

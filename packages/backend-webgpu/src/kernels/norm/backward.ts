@@ -43,7 +43,7 @@ interface Gradient {
   readonly size: number
   readonly x: View
   readonly dy: View
-  /** Added to dx, which is there. */
+  /** A tensor that is added to dx. */
   readonly rest: View | undefined
   readonly weight: View | undefined
   readonly stats: readonly View[]
@@ -52,7 +52,7 @@ interface Gradient {
   readonly dbias: View | undefined
 }
 
-/** What a kernel's code depends on, besides the tiling. */
+/** All that a kernel's code depends on besides the tiling. */
 interface Shape {
   readonly centred: boolean
   readonly weighted: boolean
@@ -64,7 +64,7 @@ interface Shape {
 
 /** Blocks of rows whose sums are kept apart: enough for every core of a GPU. */
 const mostBlocks = 512
-/** What is read twice: elements, rows, and elements of a row. */
+/** The most elements, rows, and elements of a row of what is read twice. */
 const small = { all: 2 ** 20, rows: 2048, size: 2 ** 16 }
 
 export function runBackward(engine: Engine, g: Gradient): void {
@@ -122,13 +122,13 @@ interface Call {
   readonly engine: Engine
   readonly name: string
   readonly g: Gradient
-  /** In the order of the bindings. */
+  /** The inputs, in the order of the bindings. */
   readonly inputs: readonly View[]
   readonly walk: RowWalk
   readonly width: 4 | 1
 }
 
-/** dx and the sums in one launch. */
+/** Computes dx and the sums in one launch. */
 function runBoth(
   { engine, name, g, inputs, walk, width }: Call,
   t: Tiling,
@@ -282,7 +282,7 @@ ${each(t, [], write)}
 
 /** Vectors of a workgroup that adds up columns: its other threads take other rows. */
 const wide = (width: 4 | 1): number => 32 / width
-/** The same where rows are few: more workgroups, and less for each thread. */
+/** Vectors of a workgroup that adds up columns of few rows: more workgroups, and less for each thread. */
 const narrow = (width: 4 | 1): number => 8 / width
 const columnCode = (columns: number): string => `let part = li / ${columns}u;
 let column = wg.x * ${columns}u + li % ${columns}u;`

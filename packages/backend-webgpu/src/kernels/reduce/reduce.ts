@@ -17,11 +17,11 @@ import { type MathName, mathCode } from '../../wgsl/math.ts'
 import { type Lanes, laneCode, neighbour, shareOut, workgroup } from '../lanes.ts'
 import { grid, nestOf, numel, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
 
-/** As many threads as keep a large GPU busy. */
+/** The number of threads that keep a large GPU busy. */
 const enoughThreads = 2 ** 17
 /** Elements that a running result of a thread takes before it is added to those before. */
 const run = 32
-/** No thread is worth starting for fewer elements. */
+/** The elements below which no thread is worth starting. */
 const fewestEach = 32
 
 export function reduce(engine: Engine): Primitives['reduce'] {
@@ -156,7 +156,7 @@ const ends: Readonly<Record<Stored, Readonly<Record<'max' | 'min', string>>>> = 
   bool: { max: '0u', min: '1u' },
 }
 
-/** Where to start, how to go on, and the functions that needs. */
+/** The code of a reduction's start and of its next step, and the functions that it calls. */
 function operation(
   kind: Reduction,
   dtype: DType,

@@ -38,15 +38,15 @@ export class BlockMask extends Printable {
   readonly keyBlocks: number
   /** The share of visible blocks, null where only the device knows it. */
   readonly density: number | null
-  /** (…, nQ, nK), bool. */
+  /** The blocks that are visible, (…, nQ, nK), bool. */
   readonly visible: Tensor
-  /** (…, nQ), int32: how many entries of `kvIndices` count. */
+  /** The numbers of entries of `kvIndices` that count, (…, nQ), int32. */
   readonly kvNumBlocks: Tensor
-  /** (…, nQ, most), int32: the blocks of keys that each block of queries sees, upwards. */
+  /** The blocks of keys that each block of queries sees, upwards, (…, nQ, most), int32. */
   readonly kvIndices: Tensor
-  /** (…, nK), int32. */
+  /** The numbers of entries of `qIndices` that count, (…, nK), int32. */
   readonly qNumBlocks: Tensor
-  /** (…, nK, nQ), int32: the blocks of queries that see each block of keys, upwards. */
+  /** The blocks of queries that see each block of keys, upwards, (…, nK, nQ), int32. */
   readonly qIndices: Tensor
 
   /** `most`: no block of queries sees more. @internal */
@@ -88,7 +88,7 @@ function lists(visible: Tensor, most: number): [counts: Tensor, positions: Tenso
   return [sum(visible, -1, { dtype: 'int32' }), minimum(narrow(sorted, -1, 0, most), Math.max(0, n - 1))]
 }
 
-/** (…, nQ, nK) → (…, T, S) for the composition. */
+/** Spreads blocks over queries and keys, (…, nQ, nK) → (…, T, S), for the composition. */
 export function spreadBlocks(visible: Tensor, blockSize: number, shape: readonly number[]): Tensor {
   const [b, h, t, s] = shape
   const [nq, nk] = visible.shape.slice(-2)
@@ -119,7 +119,7 @@ export interface BlockMaskOptions {
   qLen?: number
   /** The number of keys S, for a predicate. */
   kvLen?: number
-  /** Default: where the tensor is, else the default backend. */
+  /** The device of the mask. Default: where the tensor is, else the default backend. */
   device?: Backend | string
 }
 
@@ -224,7 +224,7 @@ export interface TopkBlocksOptions {
   blockSize?: number
   /** How many blocks of keys each block of queries keeps. */
   keep: number
-  /** As for the attention that will use it: blocks out of sight are not chosen, the diagonal always is. */
+  /** The causality of the attention that will use the mask: blocks out of sight are not chosen, the diagonal always is. */
   isCausal?: boolean | 'none' | 'top-left' | 'bottom-right'
 }
 

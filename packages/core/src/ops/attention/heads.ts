@@ -7,7 +7,7 @@ import { expectTensor } from '../../tensor/operands.ts'
 import type { Tensor } from '../../tensor/tensor.ts'
 import { cat } from '../shape.ts'
 
-/** Between what projections make and what attention takes: a node of the graph for what were six of them. */
+/** Splitting projections into heads and joining heads again, each as one node of the graph instead of six. */
 
 /**
  * The heads in the last dim of x: (…, T, (H₁ + H₂ + …)·D) → (…, H₁, T, D), (…, H₂, T, D) …, views of x.

@@ -19,7 +19,7 @@ import { cat, narrow, select, stack, unsqueeze } from '../shape.ts'
 export interface RotaryAttrs {
   /** Pairs are neighbours, (x₀, x₁), not halves, (x₀, x_{R/2}). */
   interleaved: boolean
-  /** By the negative angle: the adjoint. */
+  /** Pairs are turned by the negative angle, which is the adjoint. */
   inverse: boolean
 }
 
@@ -64,19 +64,19 @@ const ANGLES = program('rotary_angles', 3, ([position, whole, left]) => {
   const angle = e.mul(units, (2 * Math.PI) / 2 ** 32)
   return [e.cos(angle), e.sin(angle)]
 })
-/** The same in float64. Inputs: position, frequency. */
+/** The cosine and sine of position · frequency in float64. Inputs: position, frequency. */
 const ANGLES64 = program('rotary_angles', 2, ([position, frequency]) => {
   const angle = e.mul(position, frequency)
   return [e.cos(angle), e.sin(angle)]
 })
 
-/** θᵢ = base^(−2i/R) */
+/** Computes θᵢ = base^(−2i/R). */
 const powers = (base: number, rotaryDim: number): Float64Array =>
   Float64Array.from({ length: rotaryDim / 2 }, (_, i) => base ** ((-2 * i) / rotaryDim))
 
 type Table = readonly [cos: Tensor, sin: Tensor]
 
-/** Positions of any shape → cos and sin, of that shape and R/2, untaped. */
+/** Turns positions of any shape into cos and sin, of that shape and R/2, untaped. */
 function angles(positions: Tensor, frequencies: ArrayLike<number>, dtype: DType): Table {
   const device = positions.backend
   const [cos, sin] = scope(() => {
@@ -139,7 +139,7 @@ function tableFrom(
 
 /** Options of `rotaryEmbedding`. */
 export interface RotaryOptions {
-  /** θᵢ = base^(−2i/R); default 10000. */
+  /** The base of θᵢ = base^(−2i/R); default 10000. */
   base?: number
   /** θ₀ … θ_{R/2−1} themselves instead, in radians per position: for scaled ones (Llama 3.1). */
   frequencies?: ArrayLike<number> | null
@@ -147,7 +147,7 @@ export interface RotaryOptions {
   offset?: number
   /** Positions instead, int32, that broadcast to x's shape without D: (T), or (B, 1, T) for x (B, H, T, D). */
   positions?: Tensor | null
-  /** Turn neighbours (GPT-J), not halves (GPT-NeoX, Llama). Default false. */
+  /** Turns neighbours (GPT-J) instead of halves (GPT-NeoX, Llama). Default false. */
   interleaved?: boolean
   /** R, how many of the D elements are turned, the first ones; even; default D. */
   rotaryDim?: number

@@ -29,7 +29,7 @@ export type LinearForm = 'quadratic' | 'chunked' | 'recurrent'
 
 /** How linear attention is computed; each way gives the same numbers. */
 export interface LinearFormOptions {
-  /** Default: the backend's fused kernel where there is one, else 'chunked'. */
+  /** The form to compute in. Default: the backend's fused kernel where there is one, else 'chunked'. */
   form?: LinearForm
   /** Steps per chunk of the chunked form, a power of two; default 64. */
   chunkSize?: number
@@ -49,7 +49,7 @@ export const FORMS: Names<LinearFormOptions & StateOptions & { returnState?: boo
   returnState: 1,
 }
 
-/** Steps per chunk for a form; `whole`: a power of two also where one chunk holds all. */
+/** The steps per chunk of a form; with `whole` they are a power of two even where one chunk holds all. */
 export function chunkSteps(
   op: string,
   steps: number,
@@ -91,7 +91,7 @@ export function checkState(op: string, state: Tensor | null, q: Tensor, columns:
     )
 }
 
-/** [v, 1]: with it the normaliser is one more column of every product. */
+/** Makes [v, 1], with which the normaliser is one more column of every product. */
 export function withOnes(v: Tensor): Tensor {
   const one = fill(v.backend, [1, 1, 1, 1], 1, v.dtype)
   return cat([v, expandView('linear_attention', one, [...v.shape.slice(0, 3), 1])], 3)
@@ -188,7 +188,7 @@ function lone(added: Tensor, decay: Tensor | null, state: Tensor | null): States
   }
 }
 
-/** States of a row of chunks: each one decays and adds its own. */
+/** Goes through the states of a row of chunks: each one decays and adds its own. */
 function series(added: Tensor, decay: Tensor | null, state: Tensor | null): States {
   const [b, h, n, d, dv] = added.shape
   const first = state

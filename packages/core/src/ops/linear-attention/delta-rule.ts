@@ -67,7 +67,7 @@ interface Written {
   readonly after: Tensor
 }
 
-/** One chunk after the other: U = own − found S, then S ← e^{total} S + lateᵀ U. */
+/** Goes through one chunk after the other: U = own − found S, then S ← e^{total} S + lateᵀ U. */
 function states(
   own: Tensor,
   found: Tensor,
@@ -96,7 +96,7 @@ function states(
 
 /** Options of `deltaRule`. */
 export interface DeltaRuleOptions extends LinearFormOptions, StateOptions {
-  /** log α ≤ 0, finite: (B, H, T) or (B, H, T, 1). Default: no decay. */
+  /** The logarithm of the decays, log α ≤ 0, finite: (B, H, T) or (B, H, T, 1). Default: no decay. */
   logDecay?: Tensor | null
   /** Multiplies the queries; default 1, as the formula. */
   scale?: number

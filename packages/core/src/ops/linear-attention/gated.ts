@@ -21,11 +21,11 @@ import {
 
 /** Inputs: q, k, v and, with `hasDecay`, log α, (B, H, T, 1). */
 export interface GatedLinearAttentionAttrs {
-  /** There are logarithms of decays among the inputs. */
+  /** Whether there are logarithms of decays among the inputs. */
   hasDecay: boolean
 }
 
-/** log α may be (B, H, T, D), too, and an initial state may follow; the final one is a second output. */
+/** Attributes of the composed operator: log α may be (B, H, T, D), an initial state may follow, the final one is output 1. */
 interface WrittenAttrs extends GatedLinearAttentionAttrs {
   form: LinearFormOptions
   wantState: boolean
@@ -52,7 +52,7 @@ const GATED: Op<GatedLinearAttentionAttrs> = {
   compose: (inputs, attrs) => written(inputs, { ...attrs, form: {}, wantState: false }),
 }
 
-/** In a form of the caller's choice, with a decay per row of the state, or with a state: always composed. */
+/** The operator in a form of the caller's choice, with a decay per row of the state, or with a state: always composed. */
 const WRITTEN: Op<WrittenAttrs> = { name: 'gated_linear_attention', outputs: 2, compose: written }
 
 /** Options of `gatedLinearAttention`. */

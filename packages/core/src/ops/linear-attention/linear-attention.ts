@@ -53,7 +53,7 @@ export interface LinearAttentionAttrs {
   featureMap: FeatureMap
 }
 
-/** With an initial state as a fourth input; the final one is a second output. */
+/** Attributes of the composed operator, which takes an initial state as input 3 and gives the final one as output 1. */
 interface WrittenAttrs extends LinearAttentionAttrs {
   form: LinearFormOptions
   wantState: boolean
@@ -104,12 +104,12 @@ const LINEAR_ATTENTION: Op<LinearAttentionAttrs> = {
   compose: (inputs, attrs) => written(inputs, { ...attrs, form: {}, wantState: false }),
 }
 
-/** In a form of the caller's choice, or with a state: always composed. */
+/** The operator in a form of the caller's choice, or with a state: always composed. */
 const WRITTEN: Op<WrittenAttrs> = { name: 'linear_attention', outputs: 2, compose: written }
 
 /** Options of `linearAttention`. */
 export interface LinearAttentionCallOptions extends LinearFormOptions, StateOptions {
-  /** Over keys j ≤ i only; default false. */
+  /** Whether query i sees only keys j ≤ i; default false. */
   isCausal?: boolean
   /** Added to the normaliser; default 1e-6. */
   eps?: number
