@@ -24,7 +24,7 @@ export class Embedding extends Module {
   readonly numEmbeddings: number
   /** The size of a row. */
   readonly embeddingDim: number
-  /** Never negative. */
+  /** The row whose gradient is 0, never negative, or null. */
   readonly paddingIdx: number | null
   /** The table, (numEmbeddings, embeddingDim). */
   weight: Tensor

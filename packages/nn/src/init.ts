@@ -198,7 +198,7 @@ export interface KaimingOptions {
   a?: number
   /** Keep the variance of the forward pass (default) or of the backward pass. */
   mode?: 'fanIn' | 'fanOut'
-  /** Default 'leakyRelu'. */
+  /** The activation that follows. Default 'leakyRelu'. */
   nonlinearity?: Nonlinearity
 }
 

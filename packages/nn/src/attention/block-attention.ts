@@ -22,7 +22,7 @@ export function fixedBlocks(stride: number): (queryBlock: number, keyBlock: numb
   return (q, k) => k === q || k === q - 1 || (k + 1) % stride === 0
 }
 
-/** Where T queries stand and how many keys they face, which begin at `firstKey`. */
+/** The places of T queries, and the number of keys that they face, which begin at `firstKey`. */
 interface Places {
   readonly firstQuery: number
   readonly queries: number
@@ -46,12 +46,12 @@ export class BlockChooser {
     this.#size = blockSize
   }
 
-  /** Are blocks chosen from the input? Then decoding token by token cannot see the queries that choose. */
+  /** Whether blocks are chosen from the input: decoding token by token cannot see the queries that choose then. */
   get dynamic(): boolean {
     return 'keep' in this.#blocks
   }
 
-  /** For q (B, H, T, D) and k (B, Hk, S, D), whole sequences. */
+  /** Makes the mask of whole sequences of q (B, H, T, D) and k (B, Hk, S, D). */
   mask(q: Tensor, k: Tensor, isCausal: boolean): BlockMask {
     const blockSize = this.#size
     if ('keep' in this.#blocks) return topkBlocks(q, k, { blockSize, keep: this.#blocks.keep, isCausal })

@@ -79,7 +79,7 @@ export abstract class AttentionCache extends Printable {
 export interface KVCacheOptions {
   /** How many sequences it holds. */
   batch: number
-  /** Hk: grouped heads are stored once. */
+  /** The number of key-value heads, Hk: grouped heads are stored once. */
   numKvHeads: number
   /** The size of a head. */
   headDim: number
@@ -89,7 +89,7 @@ export interface KVCacheOptions {
   window?: number
   /** The type of its elements. Default: float32. */
   dtype?: DType
-  /** Where it lives. Default: the default device. */
+  /** The device of the cache. Default: the default device. */
   device?: Backend | string
 }
 
@@ -106,7 +106,7 @@ export interface KVCacheOptions {
 export class KVCache extends AttentionCache {
   /** How many tokens it keeps at most. */
   readonly window: number
-  /** (B, Hk, capacity, D), of which the first rows are in use. */
+  /** The keys, (B, Hk, capacity, D), of which the first rows are in use. */
   readonly keys: Tensor
   /** The values of all tokens so far. */
   readonly values: Tensor

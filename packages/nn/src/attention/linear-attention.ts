@@ -56,7 +56,7 @@ export abstract class StateAttention extends SelfAttention<StateCache> {
     return heads
   }
 
-  /** (B, T, H · n) → (B, H, T, n). */
+  /** Splits heads, (B, T, H · n) → (B, H, T, n). */
   protected perHead(x: Tensor): Tensor {
     return x.unflatten(-1, [this.numHeads, -1]).transpose(-3, -2)
   }
@@ -132,7 +132,7 @@ abstract class DecayingAttention extends StateAttention {
     this.g_proj = new Linear(embedDim, this.numHeads * this.headDim, { bias: false })
   }
 
-  /** silu(g_proj(x)), for each head. */
+  /** Computes the gate silu(g_proj(x)) for each head. */
   protected gate(x: Tensor): Tensor {
     return this.perHead(this.g_proj.forward(x)).silu()
   }
@@ -257,9 +257,9 @@ export class GatedDeltaNet extends DecayingAttention {
   a_proj: Linear
   /** Makes the strengths of writing. */
   b_proj: Linear
-  /** (H): log of the fastest decay's rate, from 1 to 16 at first. */
+  /** The logarithm (H) of the fastest decay's rate, from 1 to 16 at first. */
   A_log: Tensor
-  /** (H): softplus of it is the step's length at x = 0, from 0.001 to 0.1 at first. */
+  /** A bias (H) whose softplus is the step's length at x = 0, from 0.001 to 0.1 at first. */
   dt_bias: Tensor
   /** Normalises the output of each head. */
   g_norm: RMSNorm
@@ -291,5 +291,5 @@ export class GatedDeltaNet extends DecayingAttention {
   }
 }
 
-/** Rows of length 1. */
+/** Scales rows to length 1. */
 const unit = (x: Tensor): Tensor => x.mul(x.square().sum(-1, { keepdim: true }).add(1e-6).rsqrt())

@@ -31,7 +31,7 @@ export interface AttentionModuleOptions {
   outBias?: boolean
   /** Size of what keys and values are made of, for cross-attention; default embedDim. */
   kvDim?: number
-  /** One projection for queries, keys and values; default true, if kvDim is embedDim. The results are the same. */
+  /** Uses one projection for queries, keys and values, with the same results; default true, if kvDim is embedDim. */
   packed?: boolean
   /** Rotary position embedding of queries and keys (Su et al. 2021); default false. */
   rope?: boolean | RopeOptions
@@ -47,7 +47,7 @@ export interface MultiHeadAttentionOptions extends AttentionModuleOptions {
   dropout?: number
   /** Each position sees the last `window` ones only, itself among them; for causal attention. Default 0: all. */
   window?: number
-  /** With a window: the first so many positions are seen from everywhere all the same. Default 0. */
+  /** The number of first positions that are seen from everywhere in spite of a window. Default 0. */
   globalTokens?: number
   /**
    * Blocks of keys that blocks of queries see, the only ones that are computed. Default: all. Where they are chosen
@@ -113,8 +113,8 @@ export interface AttentionForwardOptions<C extends AttentionCache = AttentionCac
   /** int32 (B, T), where `rope` puts x's rows; default one after the other, after those of the cache. */
   positions?: Tensor | null
   /**
-   * From this layer's `newCache`: x are the tokens after those it holds, and see these as well, so that S in the masks
-   * counts all of them. Only without gradients.
+   * A cache from this layer's `newCache`: x are the tokens after those it holds, and see these as well, so that S in the
+   * masks counts all of them. It works only without gradients.
    */
   cache?: C | null
 }
@@ -216,7 +216,7 @@ export abstract class SelfAttention<C extends AttentionCache = AttentionCache> e
     return (this.c_proj ?? this.o_proj) as Linear
   }
 
-  /** From q (B, H, T, D), k and v (B, Hk, S, D) to (B, H, T, D). */
+  /** Attends: q (B, H, T, D), k and v (B, Hk, S, D) → (B, H, T, D). */
   protected abstract attend(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall<C>): Tensor
 
   /**

@@ -18,13 +18,13 @@ export type RopeScaling =
 
 /** Rotary positions (Su et al. 2021): the base of their frequencies and how these are scaled. */
 export interface RopeOptions {
-  /** θᵢ = base^(−2i/dim); default 10000. */
+  /** The base of θᵢ = base^(−2i/dim); default 10000. */
   base?: number
   /** How many elements of a head are turned, the first ones; even; default all. */
   dim?: number
-  /** Turn neighbours (GPT-J), not halves (GPT-NeoX, Llama). Default false. */
+  /** Turns neighbours (GPT-J) instead of halves (GPT-NeoX, Llama). Default false. */
   interleaved?: boolean
-  /** Default none. */
+  /** How frequencies are slowed for long sequences. Default: they are not. */
   scaling?: RopeScaling | null
 }
 

@@ -14,7 +14,7 @@ export interface StateCacheOptions {
   columns: number
   /** The type of its elements. Default: float32. */
   dtype?: DType
-  /** Where it lives. Default: the default device. */
+  /** The device of the cache. Default: the default device. */
   device?: Backend | string
 }
 

@@ -31,7 +31,7 @@ export interface CausalLMConfig {
 
 /** What the forward pass of a language model gives. */
 export interface CausalLMOutput<L extends Tensor | null> {
-  /** (B, T, V) */
+  /** The logits of the next token, (B, T, V). */
   logits: Tensor
   /** Mean cross-entropy in nats, a scalar; null without targets. */
   loss: L
@@ -45,7 +45,7 @@ export interface CausalBlock {
   newCache(batch: number, maxLength: number): AttentionCache | null
 }
 
-/** Where tokens stand. */
+/** The places of tokens in their sequences. */
 export interface TokenPlaces {
   /** How many tokens come before the first, in a cache. */
   readonly before: number
@@ -65,11 +65,11 @@ export abstract class CausalLM extends Module implements LanguageModel {
 
   /** Longest sequence its positions allow; Infinity where they do not end. */
   abstract get maxLength(): number
-  /** First to last. */
+  /** The blocks, from the first to the last. */
   protected abstract get blocks(): readonly CausalBlock[]
-  /** Token indices (B, T) → what the first block sees, (B, T, embedDim). */
+  /** Turns token indices (B, T) into what the first block sees, (B, T, embedDim). */
   protected abstract embed(idx: Tensor, places: TokenPlaces): Tensor
-  /** What the last block gives → what the head sees. */
+  /** Turns what the last block gives into what the head sees. */
   protected abstract finish(x: Tensor): Tensor
 
   /** Weights of layers and embeddings normal with mean 0, those of norms ones, biases zeros. */

@@ -98,7 +98,7 @@ export class Generation extends Printable implements AsyncIterable<Int32Array> {
     return `Generation(${maxNewTokens} tokens after [${this.#idx.shape.join(', ')}]: for await, or await tensor())`
   }
 
-  /** One token of each sequence after the other, (B), as soon as it is known. Throws as `tensor()` does. */
+  /** Yields the next token of each sequence, (B), as soon as it is known. Throws as `tensor()` does. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Int32Array, void, undefined> {
     const run = new Run(this.#model, this.#idx, this.#options)
     try {
@@ -205,7 +205,7 @@ function check(idx: Tensor, options: GenerateOptions): void {
   }
 }
 
-/** One way through a generation: what is alive between two tokens. */
+/** One way through a generation, with all that is alive between two tokens. */
 class Run {
   readonly #model: LanguageModel
   readonly #options: GenerateOptions
@@ -215,9 +215,9 @@ class Run {
   #cache: readonly AttentionCache[] | null
   /** The last tokens, as many as the model can see, where they may have to be computed anew; else null. */
   #seen: Tensor | null
-  /** What is no padding of all that the model can see. */
+  /** The mask of tokens that are no padding, of all that the model can see. */
   #mask: Tensor | null
-  /** What the model has not taken in yet. */
+  /** The tokens that the model has not taken in yet. */
   #next: Tensor
   #stopped = false
   /** The newest token of each sequence, (B, 1). */
@@ -307,7 +307,7 @@ class Run {
   }
 }
 
-/** In place of a token that could not be chosen. */
+/** The number that stands for a token that could not be chosen. */
 const NONE = -1
 
 function checkTokens(tokens: ArrayLike<number>): void {
@@ -318,10 +318,10 @@ function checkTokens(tokens: ArrayLike<number>): void {
       )
 }
 
-/** Is each of x (B, 1) among the tokens (S)? bool (B, 1). */
+/** Tells which of x (B, 1) are among the tokens (S), as bool (B, 1). */
 const isOneOf = (x: Tensor, tokens: Tensor): Tensor => x.eq(tokens).any(1, { keepdim: true })
 
-/** One token per row of logits (B, V): int32 (B, 1); -1 where a row has no finite maximum. */
+/** Draws a token per row of logits (B, V), int32 (B, 1); -1 where a row has no finite maximum. */
 function sample(logits: Tensor, options: GenerateOptions): Tensor {
   const top = amax(logits, 1, { keepdim: true })
   return applyProgram(FINITE, [top, choose(logits, top, options)])

@@ -32,7 +32,7 @@ export interface GPTConfig extends CausalLMConfig {
   dropout?: number | DropoutRates
   /** Biases in projections and norms (the head never has one); default true. */
   bias?: boolean
-  /** Default 'softmax'. */
+  /** The kind of attention. Default 'softmax'. */
   attention?: AttentionKind | AttentionFactory
   /** Rotary positions in place of learned ones; default false. */
   rope?: boolean | RopeOptions
@@ -40,7 +40,7 @@ export interface GPTConfig extends CausalLMConfig {
   alibi?: boolean
   /** Each position sees the last `window` ones only, itself among them. Default 0: all. */
   window?: number
-  /** With a window: the first so many positions are seen from everywhere. Default 0. */
+  /** The number of first positions that are seen from everywhere in spite of a window. Default 0. */
   globalTokens?: number
   /** Blocks of keys that blocks of queries see; default: all. */
   blocks?: AttentionBlocks
@@ -52,7 +52,7 @@ export interface GPTConfig extends CausalLMConfig {
   scaleByLayer?: boolean
   /** The head shares the token embedding's weight; default true. */
   tieWeights?: boolean
-  /** Default 'gelu', the exact one; GPT-2 itself used 'gelu_tanh'. */
+  /** The activation of the MLPs. Default 'gelu', the exact one; GPT-2 itself used 'gelu_tanh'. */
   activation?: Activation
   /** Added to the norms' variances; default 1e-5. */
   normEps?: number
@@ -116,7 +116,7 @@ export class GPT extends CausalLM {
   readonly config: Readonly<GPTConfig>
   /** The vectors of tokens, (vocabSize, embedDim). */
   wte: Embedding
-  /** Null with rotary positions or ALiBi. */
+  /** The table of learned positions; null with rotary positions or ALiBi. */
   wpe: Embedding | null
   /** Drops elements of the first block's input. */
   drop: Dropout
@@ -164,7 +164,7 @@ export class GPT extends CausalLM {
     }
   }
 
-  /** blockSize, or Infinity where positions are not learned. */
+  /** The longest sequence: blockSize, or Infinity where positions are not learned. */
   get maxLength(): number {
     return this.wpe ? this.config.blockSize : Infinity
   }

@@ -29,7 +29,7 @@ export interface LlamaConfig extends CausalLMConfig {
   embedDim: number
   /** Size of the gated MLPs between; default ⌈8/3 · embedDim⌉. */
   hiddenDim?: number
-  /** Default 'silu', which makes the MLPs SwiGLU. */
+  /** The activation of the gates. Default 'silu', which makes the MLPs SwiGLU. */
   activation?: Activation
   /** Base and scaling of the rotary embedding's frequencies. */
   rope?: RopeOptions
@@ -154,7 +154,7 @@ export class Llama extends CausalLM {
     this.drawParameters(this.config.initStd ?? 0.02)
   }
 
-  /** Rotary positions do not end; quality does, beyond blockSize. */
+  /** The longest sequence. Rotary positions do not end; quality does, beyond blockSize. */
   get maxLength(): number {
     return Infinity
   }

@@ -33,11 +33,11 @@ export function addBranch(
 
 /** Options of `MLP` and `GatedMLP`. */
 export interface MLPOptions {
-  /** Default 4 · embedDim. */
+  /** The size between the layers. Default 4 · embedDim. */
   hiddenDim?: number
   /** Biases in both layers; default true. */
   bias?: boolean
-  /** Default 'gelu', the exact one; GPT-2 itself used 'gelu_tanh'. */
+  /** The activation between the layers. Default 'gelu', the exact one; GPT-2 itself used 'gelu_tanh'. */
   activation?: Activation
 }
 
@@ -133,11 +133,11 @@ export class GatedMLP extends Module {
 
 /** Probabilities of dropping, each 0 by default; a number alone stands for all. */
 export interface DropoutRates {
-  /** Attention weights; softmax attention only. */
+  /** The probability of dropping attention weights, for softmax attention only. */
   attention?: number
-  /** Elements of what attention and MLP add to the residual stream. */
+  /** The probability of dropping elements of what attention and MLP add to the residual stream. */
   residual?: number
-  /** Elements of the sum of embeddings. */
+  /** The probability of dropping elements of the sum of embeddings. */
   embedding?: number
 }
 
@@ -156,7 +156,7 @@ export const dropoutRates = (rates: number | DropoutRates): Required<DropoutRate
 export interface TransformerBlockOptions extends MLPOptions, Omit<MultiHeadAttentionOptions, 'dropout'> {
   /** A name (see `AttentionKind`), or a function that makes one; default 'softmax'. */
   attention?: AttentionKind | AttentionFactory
-  /** Default 0. */
+  /** The probabilities of dropping. Default 0. */
   dropout?: number | DropoutRates
   /** Added to the norms' variances; default 1e-5. */
   normEps?: number
@@ -214,7 +214,7 @@ export class TransformerBlock extends Module {
     return this.attn.newCache(batch, maxLength)
   }
 
-  /** `cache`: of `newCache`; then x are the tokens after those it holds. */
+  /** Computes the block. With a `cache` from `newCache`, x are the tokens after those it holds. */
   forward(x: Tensor, options: BlockForwardOptions = {}): Tensor {
     const y = addBranch(
       x,

@@ -31,8 +31,9 @@ export interface AdamOptions {
 }
 
 /**
- * One pass over memory, for all parameters together: reads p, g and both moments, writes p and both moments. What depends on lr and
- * the step number comes in as params, computed in double precision, so that nothing is compiled again.
+ * Makes the program of a step, one pass over memory for all parameters together: it reads p, g and both moments, and
+ * writes p and both moments. What depends on lr and the step number comes in as params, computed in double precision, so
+ * that nothing is compiled again.
  *
  * Params: the factor of p (AdamW) or the share of p in the gradient (Adam), 1 − β₁, β₂, 1 − β₂, lr / (1 − β₁ᵗ),
  * √(1 − β₂ᵗ), eps.

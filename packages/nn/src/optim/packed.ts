@@ -1,10 +1,10 @@
 import { dtypeInfo, scope, type Tensor, zeros } from '@tilegrad/core'
 
-/** Where a tensor begins: at a multiple of so many elements, so that no two share a cache line. */
+/** The elements of which each tensor begins at a multiple, so that no two share a cache line. */
 const alignment = 16
 /** Elements of a piece of memory: 64 MiB of float32, half of what every GPU can bind. */
 const most = 2 ** 24
-/** Bytes that nobody misses. */
+/** The bytes that may be lost to rounding. */
 const slack = 2 ** 20
 
 const aligned = (n: number): number => alignment * Math.ceil(n / alignment)
@@ -46,7 +46,7 @@ export function packedZeros(like: readonly Tensor[]): Tensor[] {
   return made
 }
 
-/** How many of these tensors to put together. Backends round sizes up, which may cost a little more than apart. */
+/** Finds how many tensors to put together. Backends round sizes up, which may cost a little more than apart. */
 function lengthOfPiece(tensors: readonly Tensor[]): number {
   let [together, apart, length] = [0, 0, 1]
   for (const [i, { numel, dtype, backend }] of tensors.entries()) {

@@ -95,7 +95,7 @@ export interface LinearOptions {
 }
 
 /**
- * In a straight line from `from` at step 0 to `to` at step `steps` and after.
+ * Makes a schedule that goes in a straight line from `from` at step 0 to `to` at step `steps` and after.
  *
  * @example
  * schedule.linear({ from: 1, to: 0, steps: 4 })(1) // → 0.75

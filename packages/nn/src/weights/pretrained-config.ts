@@ -33,7 +33,7 @@ class Values {
     this.#config = config
   }
 
-  /** Absent, null, or a value. */
+  /** Gets a value of the config; undefined where it is absent or null. */
   get(name: string): unknown {
     return Object.hasOwn(this.#config, name) ? (this.#config[name] ?? undefined) : undefined
   }

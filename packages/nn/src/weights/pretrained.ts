@@ -13,7 +13,7 @@ import { readSafetensors, type StoredTensor, saveSafetensors, storedValues } fro
 
 /** How Hugging Face's checkpoints name and lay out a model's tensors. */
 interface Format {
-  /** Before the names of all but the head; a model without a head is stored without it. */
+  /** The text before the names of all tensors but the head's; a model without a head is stored without it. */
   readonly prefix: string
   /** Tensors that are computed, not learned, and that older files hold. */
   readonly ignored: RegExp
@@ -183,7 +183,7 @@ export function loadPretrained(
 
 /** A checkpoint in Hugging Face's format. */
 export interface Pretrained {
-  /** For `config.json`, by JSON.stringify. */
+  /** The content of `config.json`, which JSON.stringify turns into text. */
   config: Record<string, unknown>
   /** The bytes of `model.safetensors`. */
   weights: Uint8Array

@@ -31,7 +31,7 @@ export interface StoredTensor {
 
 /** What a safetensors file holds. */
 export interface Safetensors {
-  /** By name, in the order of the file. */
+  /** The tensors by name, in the order of the file. */
   readonly tensors: ReadonlyMap<string, StoredTensor>
   /** Texts by name, as the file's header has them. */
   readonly metadata: ReadonlyMap<string, string>
@@ -249,7 +249,7 @@ export function storedValues(stored: StoredTensor): TypedArray {
   }
 }
 
-/** Has no names of its own, so that a tensor may have any: only what it takes to be text. */
+/** A prototype without names, so that a tensor may have any; it holds only what it takes to be text. */
 const NAMELESS: object = Object.create(null, {
   [Symbol.toPrimitive]: {
     value(this: StateDict) {
