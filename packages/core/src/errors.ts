@@ -82,3 +82,8 @@ export class OutOfMemoryError extends TilegradError {
  * show([2, 3]) // → [2, 3]
  */
 export const show = (shape: readonly number[]): string => `[${shape.join(', ')}]`
+
+/** What `compile` cannot record: a read in the middle, or a function that does something else each time. */
+export class CompileError extends TilegradError {
+  override name = 'CompileError'
+}

@@ -11,6 +11,8 @@ export { customFunction, type FunctionContext } from './autograd/custom.ts'
 export { type GradcheckOptions, gradcheck } from './autograd/gradcheck.ts'
 export { enableGrad, GradNode, gradEnabled, noGrad } from './autograd/tape.ts'
 export { describe as describeValue, expectOptions, type Names } from './checks.ts'
+export { type Compiled, type CompileOptions, compile } from './compile/compile.ts'
+export type { PlanInfo } from './compile/plan.ts'
 export type {
   Backend,
   BackendBuffer,

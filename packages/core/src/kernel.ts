@@ -3,4 +3,6 @@
  *
  * @module kernel
  */
+
+export { eachRun, expected, live } from './dispatch/capturing.ts'
 export { operandLimit } from './primitives/parts.ts'

@@ -1,5 +1,6 @@
 import seedrandom from 'seedrandom/seedrandom.js'
 import { describe } from './checks.ts'
+import { capturing } from './dispatch/capturing.ts'
 import { ValueError } from './errors.ts'
 import type { Expr } from './expr/expr.ts'
 import * as e from './expr/expr.ts'
@@ -56,7 +57,9 @@ const fresh = (seed: number | string): State => {
   return { key: [host.int32(), host.int32()], draw: 0, host }
 }
 
-let state = fresh((Math.random() * 2 ** 32) >>> 0)
+/** Whose state is drawn from: everybody's, or that of the generator that runs. */
+const everybody = { state: fresh((Math.random() * 2 ** 32) >>> 0) }
+let from = everybody
 
 /**
  * Makes everything random that follows a function of `seed`: tensors, dropout, host-side choices.
@@ -68,7 +71,8 @@ let state = fresh((Math.random() * 2 ** 32) >>> 0)
  * String(await randn([2]).toArray()) === String(first) // → true
  */
 export function manualSeed(seed: number | string): void {
-  state = fresh(seed)
+  capturing()?.refuses('manualSeed', 'call it outside')
+  from.state = fresh(seed)
 }
 
 /**
@@ -79,35 +83,43 @@ export function manualSeed(seed: number | string): void {
  * const noise = generator.run(() => randn([3])) // the global generator stays where it was
  */
 export class RandomGenerator extends Printable {
-  #state: State
+  readonly #own: { state: State }
 
   constructor(seed: number | string) {
     super()
-    this.#state = fresh(seed)
+    this.#own = { state: fresh(seed) }
   }
 
   /** The generator as text: how many draws it has made. */
   toString(): string {
-    return `RandomGenerator(key=[${this.#state.key.join(', ')}], draws=${this.#state.draw})`
+    const { key, draw } = this.#own.state
+    return `RandomGenerator(key=[${key.join(', ')}], draws=${draw})`
   }
 
   /** Runs `fn`, which is synchronous: what it draws comes from this generator, and goes on where the last run ended. */
   run<T>(fn: () => T): T {
-    const outer = state
-    state = this.#state
+    const outer = from
+    from = this.#own
     try {
       const result = fn()
       refuseAsync('RandomGenerator.run', result, 'what it draws later is not from here. Await outside')
       return result
     } finally {
-      this.#state = state
-      state = outer
+      from = outer
     }
   }
 }
 
 /** The parameters of the next draw: key and draw number, as a random program expects them. @internal */
-export const nextDraw = (): [number, number, number] => [state.key[0], state.key[1], state.draw++ | 0]
+export function nextDraw(): readonly [number, number, number] {
+  const source = from
+  const next = (): readonly [number, number, number] => {
+    const { state } = source
+    return [state.key[0], state.key[1], state.draw++ | 0]
+  }
+  const draw = next()
+  return capturing()?.draw(draw, next) ?? draw
+}
 
 /**
  * Draws a number from [0, 1) on the host, from the stream that `manualSeed` sets.
@@ -115,7 +127,7 @@ export const nextDraw = (): [number, number, number] => [state.key[0], state.key
  * @example
  * hostRandom() < 1 // → true
  */
-export const hostRandom = (): number => state.host.double()
+export const hostRandom = (): number => from.state.host.double()
 
 /**
  * Draws a whole number from 0 … n − 1 on the host, from the stream that `manualSeed` sets.
@@ -123,7 +135,7 @@ export const hostRandom = (): number => state.host.double()
  * @example
  * hostRandint(1) // → 0
  */
-export const hostRandint = (n: number): number => Math.floor(state.host.double() * n)
+export const hostRandint = (n: number): number => Math.floor(from.state.host.double() * n)
 
 /** What `setRngState` needs to continue exactly here. Plain data: it can be written to a file. */
 export interface RngState {
@@ -144,7 +156,10 @@ export interface RngState {
  * setRngState(saved)
  * hostRandom() === first // → true
  */
-export const getRngState = (): RngState => ({ key: state.key, draw: state.draw, host: state.host.state() })
+export const getRngState = (): RngState => {
+  const { key, draw, host } = from.state
+  return { key, draw, host: host.state() }
+}
 
 const isInt32 = (value: unknown): value is number => typeof value === 'number' && value === (value | 0)
 const isByte = (value: unknown): value is number => isInt32(value) && value >= 0 && value < 256
@@ -181,7 +196,7 @@ export function setRngState(saved: RngState): void {
     !isHost(host)
   )
     throw new ValueError('setRngState: takes what getRngState returned, { key, draw, host }, unchanged')
-  state = {
+  from.state = {
     key: [key[0], key[1]],
     draw,
     host: seedrandom('', { state: host }) as State['host'],

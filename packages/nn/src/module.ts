@@ -14,6 +14,7 @@ import {
   Tensor,
   ValueError,
 } from '@tilegrad/core'
+import { expected } from '@tilegrad/core/kernel'
 
 /** What a tensor is to the module that holds it. Transient buffers are not part of the state dict. */
 type Role = 'parameter' | 'buffer' | 'transient'
@@ -204,7 +205,15 @@ function* walk(
  */
 export abstract class Module extends Printable {
   /** Is this module being trained? What dropout looks at; set by `train()` and `eval()`. */
-  training = true
+  get training(): boolean {
+    return expected(() => this.#training)
+  }
+
+  set training(value: boolean) {
+    this.#training = value
+  }
+
+  #training = true
 
   /** Computes the module's output. Call it directly: `model.forward(x)`. */
   abstract forward(...inputs: never[]): unknown

@@ -1,6 +1,6 @@
 import { describe, expectOptions } from '../checks.ts'
 import { DTypeError, GradError, ShapeError, show, ValueError } from '../errors.ts'
-import { addTensors, copy, fill } from '../primitives/elementwise.ts'
+import { addInto, addTensors, copy, fill } from '../primitives/elementwise.ts'
 import { reduce } from '../primitives/reduce.ts'
 import { reshapeView } from '../primitives/views.ts'
 import { sameShape } from '../tensor/layout.ts'
@@ -419,13 +419,15 @@ function accumulate(leaf: Tensor, g: Tensor, createGraph: boolean): void {
     leaf.grad = own ? g : copy(g)
     if (!own) g.dispose()
   } else {
-    leaf.grad = addTensors(have, g)
+    // In place, as PyTorch, so that a compiled step finds the gradient where it was. What is on a tape stays as it is.
+    if (createGraph || have.requiresGrad || have.dtype !== g.dtype) leaf.grad = addTensors(have, g)
+    else addInto(have, g)
     if (!createGraph) {
       g.dispose()
-      have.dispose()
+      if (leaf.grad !== have) have.dispose()
     }
   }
-  leaf.grad.keep()
+  leaf.grad?.keep()
 }
 
 /** A gradient as its input wants it: broadcast dims summed away (once, here), dtype as the input's. */

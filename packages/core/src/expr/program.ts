@@ -493,3 +493,17 @@ export function typedPostOrder(roots: readonly Typed[]): Typed[] {
   roots.forEach(visit)
   return out
 }
+
+/**
+ * @internal Makes expressions anew, with some nodes replaced. What they share they go on sharing, and each node gets an `id`
+ * that no other one of them has.
+ */
+export function rebuild(roots: readonly Typed[], replace: (t: Typed) => Typed): Typed[] {
+  const out = new Map<Typed, Typed>()
+  for (const t of typedPostOrder(roots)) {
+    const made = replace(t)
+    const args = made === t ? t.args.map((arg) => out.get(arg) as Typed) : made.args
+    out.set(t, { ...made, id: out.size, args })
+  }
+  return roots.map((root) => out.get(root) as Typed)
+}

@@ -1,6 +1,7 @@
 import { record, shouldRecord } from '../autograd/tape.ts'
 import { amongKnown, describe, expectDType, expectOptions, type Names } from '../checks.ts'
 import type { Backend } from '../dispatch/backend.ts'
+import { capturing } from '../dispatch/capturing.ts'
 import { defaultBackend, deviceNames, getBackend, isDevice } from '../dispatch/device.ts'
 import { DeviceError, DTypeError, ShapeError, show, UnsupportedOpError, ValueError } from '../errors.ts'
 import * as e from '../expr/expr.ts'
@@ -312,6 +313,11 @@ function move(x: Tensor, backend: Backend): Tensor {
   return out
 }
 
+/** While a function is recorded, what it reads would be read once. */
+const refuseRead = (op: string): void => {
+  capturing()?.refuses(`reading a tensor (${op})`, 'return the tensor, and read it outside')
+}
+
 /**
  * Reads the elements in row-major order, as a typed array of their own; of bools a Uint8Array of 0 and 1.
  *
@@ -321,6 +327,7 @@ function move(x: Tensor, backend: Backend): Tensor {
  */
 export async function data(x: Tensor): Promise<TypedArray> {
   x = asTensor('data', x)
+  refuseRead('data')
   const dense = contiguous(x)
   try {
     return await x.backend.read(dense)
@@ -338,6 +345,7 @@ export async function data(x: Tensor): Promise<TypedArray> {
  */
 export function dataSync(x: Tensor): TypedArray {
   x = asTensor('dataSync', x)
+  refuseRead('dataSync')
   const { readSync } = x.backend
   if (!readSync) throw new DeviceError(`dataSync: ${x.device} cannot read at once; use await x.data()`)
   const dense = contiguous(x)

@@ -1,4 +1,5 @@
 import { describe, expectOptions } from '../checks.ts'
+import { live } from '../dispatch/capturing.ts'
 import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr/expr.ts'
 import { program } from '../expr/program.ts'
@@ -33,6 +34,12 @@ const INTEGERS = program(
   6,
 )
 
+/** The numbers of a random program: those of the next draw, and the distribution's own. */
+function drawn(numbers: (draw: readonly number[]) => readonly number[]): readonly number[] {
+  const draw = nextDraw()
+  return live(numbers(draw), () => numbers(draw))
+}
+
 /** Fractions would be cut off: rand would be 0 everywhere. */
 function expectFloat(op: string, { dtype = 'float32' }: TensorOptions): void {
   if (dtype === 'int32' || dtype === 'bool')
@@ -64,7 +71,13 @@ export function rand(...args: readonly unknown[]): Tensor {
   if (!(low <= high && Number.isFinite(high - low)))
     throw new ValueError(`rand: needs finite low ≤ high, got ${low} and ${high}`)
   expectFloat('rand', rest)
-  return generated('rand', UNIFORM, shape, rest, [...nextDraw(), low, high - low])
+  return generated(
+    'rand',
+    UNIFORM,
+    shape,
+    rest,
+    drawn((draw) => [...draw, low, high - low]),
+  )
 }
 
 /** Options of `randn`, beside those of every tensor. */
@@ -92,7 +105,13 @@ export function randn(...args: readonly unknown[]): Tensor {
   if (!(std >= 0 && Number.isFinite(std + mean)))
     throw new ValueError(`randn: needs a finite mean and std ≥ 0, got ${mean} and ${std}`)
   expectFloat('randn', rest)
-  return generated('randn', NORMAL, shape, rest, [...nextDraw(), mean, std])
+  return generated(
+    'randn',
+    NORMAL,
+    shape,
+    rest,
+    drawn((draw) => [...draw, mean, std]),
+  )
 }
 
 /**
@@ -105,7 +124,13 @@ export function randn(...args: readonly unknown[]): Tensor {
 export function bernoulli(shape: readonly number[], p: number, options: TensorOptions = {}): Tensor {
   shapeAndOptions('bernoulli', [shape, options], TENSOR)
   if (!(p >= 0 && p <= 1)) throw new ValueError(`bernoulli: p must lie within 0 … 1, got ${p}`)
-  return generated('bernoulli', BERNOULLI, shape, options, [...nextDraw(), p])
+  return generated(
+    'bernoulli',
+    BERNOULLI,
+    shape,
+    options,
+    drawn((draw) => [...draw, p]),
+  )
 }
 
 /**
@@ -127,12 +152,13 @@ export function randint(
   checkFits('randint', low, 'int32')
   checkFits('randint', high - 1, 'int32')
   const { shape: sizes } = shapeAndOptions('randint', [shape, options], TENSOR)
-  return generated('randint', INTEGERS, sizes, { dtype: 'int32', ...options }, [
-    ...nextDraw(),
-    low,
-    high - low,
-    high - low - 1,
-  ])
+  return generated(
+    'randint',
+    INTEGERS,
+    sizes,
+    { dtype: 'int32', ...options },
+    drawn((draw) => [...draw, low, high - low, high - low - 1]),
+  )
 }
 
 /**
@@ -197,12 +223,15 @@ const DROPOUT = program('dropout', 1, ([x], p) => e.select(kept(p), e.mul(x, p[4
  */
 export const dropoutFactors = program('dropout.factors', 0, (_, p) => e.select(kept(p), p[4], 0), 5)
 
-/** Its params: the draw; p as a float32, so that every dtype compares with the same number; 1 / (1 − p). @internal */
+/** The params of `dropoutFactors`: the draw; p as a float32, so that every dtype compares with the same number; 1 / (1 − p). @internal */
 export const dropoutParams = (p: number, draw: readonly number[]): readonly number[] => [
   ...draw,
   Math.fround(p),
   p === 1 ? 0 : 1 / (1 - p),
 ]
+
+/** The params of dropout for the next draw. @internal */
+export const drawDropout = (p: number): readonly number[] => drawn((draw) => dropoutParams(p, draw))
 
 /** Drops by given numbers: see `dropoutParams`. @internal */
 export const dropWith = (x: Tensor, numbers: readonly number[]): Tensor =>
@@ -222,5 +251,5 @@ export function dropout(x: Tensor, p = 0.5, training = true): Tensor {
   if (!(p >= 0 && p <= 1)) throw new ValueError(`dropout: p must lie within 0 … 1, got ${describe(p)}`)
   if (!isFloat(x.dtype)) throw new DTypeError(`dropout: takes floating tensors, not ${x.dtype}`)
   if (!training || p === 0) return x
-  return dropWith(x, dropoutParams(p, nextDraw()))
+  return dropWith(x, drawDropout(p))
 }

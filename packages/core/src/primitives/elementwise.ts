@@ -1,6 +1,7 @@
 import { type GradNode, gradEnabled, noGrad } from '../autograd/tape.ts'
 import type { Backend, View } from '../dispatch/backend.ts'
 import { run } from '../dispatch/call.ts'
+import { type Numbers, numbersOf } from '../dispatch/capturing.ts'
 import type { ElementwiseAttrs } from '../dispatch/kernels.ts'
 import { type Primitive, tape } from '../dispatch/primitive.ts'
 import { DTypeError, GradError, ShapeError, show } from '../errors.ts'
@@ -13,6 +14,10 @@ import { allocate, type Tensor } from '../tensor/tensor.ts'
 import { backendOf } from './common.ts'
 
 const NONE: readonly number[] = []
+
+/** What numbers are typed by: those that may change are fractions, whatever they are now. */
+const typesOf = (numbers: Numbers, now: readonly number[]): readonly number[] =>
+  typeof numbers === 'function' ? now.map(() => 0.5) : now
 
 const ELEMENTWISE: Primitive<ElementwiseAttrs> = {
   kernel: (kernels) => kernels.elementwise,
@@ -31,15 +36,16 @@ const ELEMENTWISE: Primitive<ElementwiseAttrs> = {
 export function elementwiseAll(
   p: Program,
   operands: readonly (Tensor | ArrayOperand)[],
-  params: readonly number[] = NONE,
+  numbers: Numbers = NONE,
   dtypes?: readonly DType[],
 ): Tensor[] {
   const inputs = tensorsOf(p.name, operands)
+  const params = numbersOf(numbers)
   const backend = backendOf(p.name, inputs)
   const kernel = specialize(
     p,
     inputs.map((t) => t.dtype),
-    params,
+    typesOf(numbers, params),
     dtypes,
   )
   const shape =
@@ -65,7 +71,7 @@ export function elementwiseAll(
 export const elementwise = (
   p: Program,
   inputs: readonly (Tensor | ArrayOperand)[],
-  params?: readonly number[],
+  params?: Numbers,
   dtype?: DType,
 ): Tensor => elementwiseAll(p, inputs, params, dtype && [dtype])[0]
 
@@ -81,10 +87,11 @@ export function generate(
   backend: Backend,
   shape: readonly number[],
   dtype: DType,
-  params: readonly number[] = NONE,
+  numbers: Numbers = NONE,
 ): Tensor {
   const out = allocate(backend, shape, dtype)
-  compute(backend, specialize(p, [], params, [dtype]), [out], [], params)
+  const params = numbersOf(numbers)
+  compute(backend, specialize(p, [], typesOf(numbers, params), [dtype]), [out], [], params)
   return out
 }
 
@@ -190,15 +197,16 @@ export function elementwiseInto(
   outputs: readonly Tensor[],
   p: Program,
   operands: readonly (Tensor | ArrayOperand)[],
-  params: readonly number[] = NONE,
+  numbers: Numbers = NONE,
 ): void {
   const inputs = tensorsOf(p.name, operands)
+  const params = numbersOf(numbers)
   checkInto(p.name, outputs, inputs)
   const backend = backendOf(p.name, [...outputs, ...inputs])
   const kernel = specialize(
     p,
     inputs.map((t) => t.dtype),
-    params,
+    typesOf(numbers, params),
     outputs.map((t) => t.dtype),
   )
   if (kernel.lost !== null) checkStored(p, kernel)
@@ -242,6 +250,9 @@ export const fill = (backend: Backend, shape: readonly number[], value: number, 
 
 /** a + b; here because the engine accumulates with it. */
 export const addTensors = (a: Tensor, b: Tensor): Tensor => elementwise(ADD, [a, b])
+
+/** Adds b to a, in place; not recorded. */
+export const addInto = (a: Tensor, b: Tensor): void => elementwiseInto([a], ADD, [a, b])
 
 /** A contiguous copy, converted to `dtype` if given; differentiable. */
 export const copy = (x: Tensor, dtype?: DType): Tensor => elementwise(COPY, [x], NONE, dtype)

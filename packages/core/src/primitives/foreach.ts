@@ -1,5 +1,6 @@
 import type { Backend } from '../dispatch/backend.ts'
 import { run } from '../dispatch/call.ts'
+import { capturing, live, type Numbers, numbersOf } from '../dispatch/capturing.ts'
 import type { ElementwiseAttrs, KernelOf } from '../dispatch/kernels.ts'
 import { expressionWork, type Kernel, type Program, specialize } from '../expr/program.ts'
 import { type DType, isFloat } from '../tensor/dtype.ts'
@@ -14,9 +15,12 @@ export interface InPlaceCall {
   readonly outputs: readonly Tensor[]
   /** Broadcast to that shape. */
   readonly inputs: readonly Tensor[]
-  /** The numbers that the program takes. */
-  readonly params?: readonly number[]
+  /** The numbers that the program takes, or a function that is asked for them each time. */
+  readonly params?: Numbers
 }
+
+/** A call with its numbers as they are now. */
+type Now = InPlaceCall & { readonly params?: readonly number[] }
 
 const NONE: readonly number[] = []
 
@@ -32,7 +36,10 @@ const NONE: readonly number[] = []
  * applyProgramIntoEach(HALVE, [a, b].map((t) => ({ outputs: [t], inputs: [t] })))
  * b.dataSync() // → 0.5,0.5,0.5
  */
-export function elementwiseIntoEach(p: Program, calls: readonly InPlaceCall[]): void {
+export function elementwiseIntoEach(p: Program, list: readonly InPlaceCall[]): void {
+  const calls = list.map((call) =>
+    typeof call.params === 'function' ? { ...call, params: numbersOf(call.params) } : (call as Now),
+  )
   for (const call of calls) {
     checkInto(p.name, call.outputs, call.inputs)
     if (!call.outputs.every((t) => isFloat(t.dtype))) checkStored(p, typed(p, call))
@@ -66,7 +73,7 @@ export function elementwiseIntoEach(p: Program, calls: readonly InPlaceCall[]): 
 }
 
 /** The kernel that a call needs. Among floats whole params and fractions are the same, and have to share a kernel. */
-function typed(p: Program, { outputs, inputs, params = NONE }: InPlaceCall): Kernel {
+function typed(p: Program, { outputs, inputs, params = NONE }: Now): Kernel {
   const floats = outputs.every((t) => isFloat(t.dtype)) && inputs.every((t) => isFloat(t.dtype))
   return specialize(
     p,
@@ -76,7 +83,7 @@ function typed(p: Program, { outputs, inputs, params = NONE }: InPlaceCall): Ker
   )
 }
 
-function single(kernel: Kernel, backend: Backend, call: InPlaceCall): void {
+function single(kernel: Kernel, backend: Backend, call: Now): void {
   const { outputs, inputs, params = NONE } = call
   compute(backend, kernel, outputs, inputs, params)
   for (const t of outputs) t.storage.version++
@@ -100,7 +107,7 @@ class Batch {
   readonly #foreach: KernelOf<ElementwiseAttrs>
   /** Of operands, if all are floats. */
   readonly #dtypes: readonly DType[] | null
-  readonly #calls: InPlaceCall[] = []
+  readonly #calls: Now[] = []
   // Storages carry these marks while the batch grows.
   readonly #read = 2 * ++batches
   readonly #written = this.#read + 1
@@ -128,7 +135,7 @@ class Batch {
     return true
   }
 
-  add(call: InPlaceCall): void {
+  add(call: Now): void {
     for (const t of call.inputs) this.#mark(t, this.#read)
     for (const t of call.outputs) this.#mark(t, this.#written)
     this.#calls.push(call)
@@ -158,6 +165,9 @@ class Batch {
       for (const t of call.inputs) inputs.push(t)
       for (const v of call.params ?? NONE) numbers.push(v)
     }
+    const capture = capturing()
+    if (capture && calls.some(({ params }) => params && capture.isLive(params)))
+      live(numbers, () => calls.flatMap(({ params }) => params ?? NONE))
     const flops = (): number =>
       expressionWork(this.kernel) * calls.reduce((n, c) => n + (c.outputs[0] as Tensor).numel, 0)
     const attrs = { kernel: this.kernel }

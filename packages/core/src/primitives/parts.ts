@@ -1,5 +1,13 @@
 import type { OperandLimit, View } from '../dispatch/backend.ts'
-import { type Kernel, partOf, program, specialize, type Typed, typedPostOrder } from '../expr/program.ts'
+import {
+  type Kernel,
+  partOf,
+  program,
+  rebuild,
+  specialize,
+  type Typed,
+  typedPostOrder,
+} from '../expr/program.ts'
 import type { DType } from '../tensor/dtype.ts'
 import { broadcastShapes, mayOverlap } from '../tensor/layout.ts'
 import { allocate, type Tensor } from '../tensor/tensor.ts'
@@ -149,15 +157,4 @@ function sourcesOf(roots: readonly Typed[]): Map<Typed, Set<number>> {
     out.set(t, own)
   }
   return out
-}
-
-/** Expressions anew, with some nodes replaced; what they share they go on sharing. `id` is unique among all of them. */
-function rebuild(roots: readonly Typed[], replace: (t: Typed) => Typed): Typed[] {
-  const out = new Map<Typed, Typed>()
-  for (const t of typedPostOrder(roots)) {
-    const made = replace(t)
-    const args = made === t ? t.args.map((arg) => out.get(arg) as Typed) : made.args
-    out.set(t, { ...made, id: out.size, args })
-  }
-  return roots.map((root) => out.get(root) as Typed)
 }

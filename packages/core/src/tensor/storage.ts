@@ -1,4 +1,5 @@
 import type { Backend, BackendBuffer } from '../dispatch/backend.ts'
+import { capturing } from '../dispatch/capturing.ts'
 import type { DType } from './dtype.ts'
 import { type Remains, setOnLost, unwatch, watch } from './safety-net.ts'
 
@@ -39,6 +40,7 @@ export class Storage {
     counts.storages++
     counts.bytes += bytes
     if (counts.bytes > counts.peakBytes) counts.peakBytes = counts.bytes
+    capturing()?.made(this, dtype)
   }
 
   /**

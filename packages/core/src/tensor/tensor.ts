@@ -4,6 +4,7 @@
 import type { GradNode } from '../autograd/tape.ts'
 import { expectDType } from '../checks.ts'
 import type { Backend, BackendBuffer, View } from '../dispatch/backend.ts'
+import { capturing } from '../dispatch/capturing.ts'
 import {
   DisposedError,
   DTypeError,
@@ -99,10 +100,12 @@ export class Tensor implements View, Scoped {
 
   /** The gradient that `backward()` accumulated here; null before. */
   get grad(): Tensor | null {
+    capturing()?.touched(this, this.#grad)
     return this.#grad
   }
 
   set grad(value: Tensor | null) {
+    capturing()?.touched(this, this.#grad)
     this.#grad = value
   }
 
@@ -443,5 +446,6 @@ function storageFor(backend: Backend, shape: readonly number[], size: number, dt
 export function upload(backend: Backend, data: TypedArray, shape: readonly number[], dtype: DType): Tensor {
   const t = allocate(backend, shape, dtype)
   backend.write(t, data)
+  capturing()?.wrote(t, data)
   return t
 }

@@ -18,6 +18,7 @@ import {
   ValueError,
   zerosLike,
 } from '@tilegrad/core'
+import { eachRun, live } from '@tilegrad/core/kernel'
 import { expectEntry, list, takeUnlisted } from '../module.ts'
 import { packedZeros } from './packed.ts'
 
@@ -143,7 +144,9 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
       )
     }
     // Options may be set between steps: a schedule given for a rate, or its NaN, would make every weight NaN.
-    for (const group of this.paramGroups) this.validate(group)
+    eachRun(() => {
+      for (const group of this.paramGroups) this.validate(group)
+    })
     noGrad(() => {
       const due: [p: Tensor, grad: Tensor, group: ParamGroup<O>, state: ParamState][] = []
       const missing = new Map<string, [Tensor, ParamState][]>()
@@ -171,9 +174,12 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
           reserved.set(state, { ...reserved.get(state), [name]: made[i] as Tensor })
       }
       const updates = new Map<Program, Update[]>()
+      eachRun(() => {
+        for (const [, , , state] of due) state.step++
+      })
       for (const [p, grad, group, state] of due) {
-        state.step++
         const update = this.update(p, grad, group, state)
+        if (update.params) live(update.params, () => this.update(p, grad, group, state).params ?? [])
         const list = updates.get(update.program)
         if (list) list.push(update)
         else updates.set(update.program, [update])

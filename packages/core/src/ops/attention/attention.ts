@@ -7,13 +7,12 @@ import { elementwise } from '../../primitives/elementwise.ts'
 import { matmulPrimitive } from '../../primitives/matmul.ts'
 import { reduce } from '../../primitives/reduce.ts'
 import { expandView, reshapeView } from '../../primitives/views.ts'
-import { nextDraw } from '../../random.ts'
 import { isFloat } from '../../tensor/dtype.ts'
 import { broadcastShapes, sameShape } from '../../tensor/layout.ts'
 import { asTensor, expectTensor } from '../../tensor/operands.ts'
 import type { Tensor } from '../../tensor/tensor.ts'
 import { div, exp, mul, sub, where } from '../pointwise.ts'
-import { dropoutParams, dropWith } from '../random.ts'
+import { drawDropout, dropWith } from '../random.ts'
 import { type BlockMask, type BlockTensor, blockTensors, spreadBlocks } from './block-mask.ts'
 import { scoresOf, valuesOf } from './products.ts'
 
@@ -305,7 +304,7 @@ export function scaledDotProductAttention(
     hasAlibi: Boolean(alibi),
     dropout: dropoutP,
   }
-  const numbers = dropoutP > 0 ? dropoutParams(dropoutP, nextDraw()) : []
+  const numbers = dropoutP > 0 ? drawDropout(dropoutP) : []
   const out = apply(ATTENTION, inputs, attrs, numbers)[0]
   return reshapeView(out, [...batch, t, dv])
 }

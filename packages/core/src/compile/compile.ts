@@ -1,0 +1,240 @@
+import { gradEnabled, noGrad } from '../autograd/tape.ts'
+import { expectFunction, expectOptions } from '../checks.ts'
+import { capturing } from '../dispatch/capturing.ts'
+import { defaultBackend } from '../dispatch/device.ts'
+import { CompileError } from '../errors.ts'
+import { copy, copyInto } from '../primitives/elementwise.ts'
+import { scope } from '../tensor/memory.ts'
+import { shownAs } from '../tensor/printing.ts'
+import { refuseAsync } from '../tensor/scope.ts'
+import { allocate, type Tensor } from '../tensor/tensor.ts'
+import { Capture, describe, difference, type Ref } from './capture.ts'
+import { Plan, type PlanInfo } from './plan.ts'
+import { kindOf, restored, type Tree, textOf, treeOf } from './tree.ts'
+
+/** Options of `compile`. */
+export interface CompileOptions {
+  /** So many recordings are kept, for arguments of different shapes; the one unused for longest goes first. Default: 8. */
+  maxPlans?: number
+  /**
+   * Make chains of elementwise operators one (default), which changes results by rounding at most; without it they are the
+   * same bits as those of the function itself.
+   */
+  fuse?: boolean
+}
+
+/** A function that is recorded and replayed; see `compile`. */
+export interface Compiled<A extends readonly unknown[], R> {
+  (...args: A): R
+  /** What was recorded so far. */
+  readonly plans: readonly PlanInfo[]
+  /** The plans as text, kernel by kernel, with shapes and bytes. */
+  toString(): string
+  /** Frees all plans and their memory; the next call records anew. */
+  dispose(): void
+}
+
+/** How often the function may do something else each time. */
+const mostAttempts = 4
+
+/**
+ * Makes a function of tensors that is recorded and then replayed: a whole training step with its backward pass and the
+ * optimiser's, an evaluation, one step of decoding. A replay runs the kernels alone, in memory that was planned once, with
+ * chains of elementwise operators as one; no line of `fn` runs any more. It computes the same as `fn` does.
+ *
+ * `fn` runs as it is until two runs in a row did the same, three times as a rule. Whatever may change must come in as a
+ * tensor: as an argument, or as one that is changed in place (parameters, an optimiser's state). Learning rates, step
+ * numbers and random numbers are asked for at each call; modules may be switched between training and evaluation.
+ * Arguments are tensors, plain values, and arrays and plain objects of them. Other shapes and other plain values are
+ * recorded by themselves. Results come without a graph.
+ *
+ * @throws CompileError where the function reads a tensor, or does something else each time; it names the operator.
+ * GradError for an argument on the tape.
+ * @example
+ * const w = ones([2], { requiresGrad: true })
+ * const step = compile((x: Tensor) => {
+ *   const loss = w.mul(x).square().sum()
+ *   loss.backward()
+ *   noGrad(() => w.sub_(w.grad!.mul(0.1)))
+ *   w.grad = null
+ *   return loss
+ * })
+ * for (let i = 0; i < 10; i++) step(tensor([1, 2]))
+ * step.plans.length // → 1
+ */
+export function compile<A extends readonly unknown[], R>(
+  fn: (...args: A) => R,
+  options: CompileOptions = {},
+): Compiled<A, R> {
+  expectFunction('compile', fn)
+  const { maxPlans = 8, fuse = true } = expectOptions('compile', options, { maxPlans: 1, fuse: 1 })
+  const recordings = new Map<string, Recordings>()
+  const call = (...args: A): R => {
+    // Within another one it is a part of that.
+    if (capturing()) return fn(...args)
+    const given: Tensor[] = []
+    const tree = treeOf('an argument', args, (t) => {
+      const at = given.indexOf(t)
+      return at >= 0 ? at : given.push(t) - 1
+    })
+    const key = `${textOf(tree)} ${given.map(kindOf).join()} ${gradEnabled()} ${idOf(defaultBackend())}`
+    let found = recordings.get(key)
+    recordings.delete(key)
+    found ??= new Recordings(tree, given, fuse)
+    recordings.set(key, found)
+    for (const [old, other] of recordings) {
+      if (recordings.size <= maxPlans) break
+      other.release()
+      recordings.delete(old)
+    }
+    return found.call(fn as (...args: readonly unknown[]) => unknown, given) as R
+  }
+  const plans = (): Plan[] => [...recordings.values()].flatMap((r) => r.plans)
+  const text = (): string =>
+    plans()
+      .map((plan) => String(plan))
+      .join('\n\n') || 'compile: nothing is recorded yet'
+  const compiled = Object.defineProperties(
+    shownAs(call, () => `Compiled(${fn.name || 'function'}, plans=${plans().length})`),
+    {
+      plans: { get: plans },
+      toString: { value: text },
+      dispose: {
+        value: () => {
+          for (const r of recordings.values()) r.release()
+          recordings.clear()
+        },
+      },
+    },
+  )
+  return compiled as unknown as Compiled<A, R>
+}
+
+const ids = new WeakMap<object, number>()
+let count = 0
+const idOf = (value: object): number => {
+  const id = ids.get(value) ?? ++count
+  ids.set(value, id)
+  return id
+}
+
+interface Ready {
+  readonly plan: Plan
+  readonly tree: Tree
+}
+
+/** What was recorded for arguments of one kind. */
+class Recordings {
+  readonly #tree: Tree
+  readonly #fuse: boolean
+  /** What the function is given: copies of the arguments, always in the same memory; leaves as they are. */
+  readonly #inputs: readonly Tensor[]
+  readonly #ready: Ready[] = []
+  #last: { readonly capture: Capture; readonly tree: Tree } | null = null
+  #attempts = 0
+  #why = ''
+
+  constructor(tree: Tree, given: readonly Tensor[], fuse: boolean) {
+    this.#tree = tree
+    this.#fuse = fuse
+    this.#inputs = given.map((t) => (t.requiresGrad ? t : allocate(t.backend, t.shape, t.dtype).keep()))
+  }
+
+  get plans(): Plan[] {
+    return this.#ready.map(({ plan }) => plan)
+  }
+
+  call(fn: (...args: readonly unknown[]) => unknown, given: readonly Tensor[]): unknown {
+    if (this.#attempts >= mostAttempts)
+      throw new CompileError(
+        `compile: the function did something else in each of ${mostAttempts + 1} runs: ${this.#why}`,
+      )
+    noGrad(() => {
+      for (let i = 0; i < given.length; i++)
+        if (given[i] !== this.#inputs[i]) copyInto(this.#inputs[i], given[i])
+    })
+    const versions = this.#inputs.map((t) => t.storage.version)
+    const result = this.#replay() ?? this.#record(fn)
+    noGrad(() => {
+      for (let i = 0; i < given.length; i++)
+        if (given[i] !== this.#inputs[i] && this.#inputs[i].storage.version !== versions[i])
+          copyInto(given[i], this.#inputs[i])
+    })
+    return result.value
+  }
+
+  #replay(): { value: unknown } | null {
+    for (let i = 0; i < this.#ready.length; i++) {
+      const { plan, tree } = this.#ready[i]
+      if (plan.stale) {
+        plan.release()
+        this.#ready.splice(i--, 1)
+      } else if (plan.matches()) {
+        const results = plan.run()
+        return { value: noGrad(() => restored(tree, (index) => copy(results[index]))) }
+      }
+    }
+    return null
+  }
+
+  #record(fn: (...args: readonly unknown[]) => unknown): { value: unknown } {
+    const capture = new Capture()
+    const refs: Ref[] = []
+    let tree: Tree = { kind: 'value', value: undefined }
+    const value = scope(() =>
+      capture.run(() => {
+        const args = restored(this.#tree, (index) => this.#inputs[index]) as readonly unknown[]
+        const result = fn(...args)
+        refuseAsync('compile', result, 'a compiled function is synchronous. Await outside')
+        const found: Tensor[] = []
+        tree = treeOf('the result', result, (t) => {
+          refs.push(capture.ref(t))
+          return found.push(t.detach()) - 1
+        })
+        return restored(tree, (index) => found[index])
+      }),
+    )
+    const last = this.#last
+    this.#last = { capture, tree }
+    const why =
+      last === null
+        ? 'it ran once'
+        : (difference(last.capture, capture) ??
+          resultDifference(last.tree, tree) ??
+          leftBehind(capture, refs))
+    if (why !== null) {
+      if (last !== null && sameExpectations(last.capture, capture)) this.#attempts++
+      this.#why = why
+      return { value }
+    }
+    this.#attempts = 0
+    this.#last = null
+    if (capture.backend) this.#ready.push({ plan: new Plan(capture.backend, capture, refs, this.#fuse), tree })
+    return { value }
+  }
+
+  release(): void {
+    for (const { plan } of this.#ready) plan.release()
+    this.#ready.length = 0
+    for (const t of this.#inputs) if (!t.requiresGrad) t.dispose()
+  }
+}
+
+const resultDifference = (a: Tree, b: Tree): string | null =>
+  textOf(a) === textOf(b) ? null : `it returned ${textOf(a)}, then ${textOf(b)}, where each # is a tensor`
+
+const sameExpectations = (a: Capture, b: Capture): boolean =>
+  a.expectations.length === b.expectations.length &&
+  a.expectations.every(({ value }, i) => Object.is(value, b.expectations[i].value))
+
+/** Memory that the function made and that outlives it, other than its results and gradients: a replay would not make it. */
+function leftBehind({ slots, grads, steps }: Capture, results: readonly Ref[]): string | null {
+  const known = new Set([...grads.values()].map(({ after }) => after))
+  for (const { slot } of results) known.add(slots[slot].storage)
+  for (const [i, { storage, outer }] of slots.entries()) {
+    if (outer !== null || storage.buffer === null || known.has(storage)) continue
+    const step = steps.find((s) => (s.kind === 'call' ? s.outputs : [s.to]).some(({ slot }) => slot === i))
+    return `a tensor of ${describe(step)} outlives it; return it, or make it outside`
+  }
+  return null
+}

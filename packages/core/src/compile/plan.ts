@@ -1,0 +1,304 @@
+import type { Backend, Prepared, View } from '../dispatch/backend.ts'
+import { type Call, listening, run } from '../dispatch/call.ts'
+import { show } from '../errors.ts'
+import { info } from '../tensor/dtype.ts'
+import { isContiguous, numel, sameLayout } from '../tensor/layout.ts'
+import { showBytes } from '../tensor/show-bytes.ts'
+import { Storage } from '../tensor/storage.ts'
+import { Tensor } from '../tensor/tensor.ts'
+import type { Capture, LeafGrad, Ref, Step } from './capture.ts'
+import { fuse } from './fuse.ts'
+
+/** What a recording became: in which order kernels run, and where everything lies. */
+export interface PlanInfo {
+  /** Launches of one run. */
+  readonly launches: number
+  /** Calls that the function made when it was recorded. */
+  readonly recorded: number
+  /** Elementwise operators that became part of their neighbours. */
+  readonly fused: number
+  /** Bytes that it holds for everything that is computed on the way, all the time. */
+  readonly bytes: number
+  /** Bytes that would be needed if nothing shared memory. */
+  readonly unsharedBytes: number
+}
+
+/** When a piece of memory is in use, in steps, both included. */
+interface Interval {
+  readonly slot: number
+  readonly bytes: number
+  readonly from: number
+  readonly to: number
+}
+
+interface Place {
+  readonly bytes: number
+  readonly dtype: string
+  readonly taken: Interval[]
+}
+
+/** A recorded function, ready to run again. */
+export class Plan implements PlanInfo {
+  readonly recorded: number
+  readonly fused: number
+  readonly bytes: number
+  readonly unsharedBytes: number
+  readonly #backend: Backend
+  readonly #capture: Capture
+  readonly #calls: readonly Call[]
+  readonly #prepared: Prepared | null
+  readonly #results: readonly Tensor[]
+  readonly #grads: readonly { readonly grad: LeafGrad; readonly tensor: Tensor | null }[]
+  readonly #storages: readonly Storage[]
+  /** What it writes of what was there before, and what it reads of it. */
+  readonly #written: readonly Storage[]
+  readonly #outer: readonly { readonly storage: Storage; readonly buffer: object }[]
+  readonly #lines: readonly string[]
+
+  constructor(backend: Backend, capture: Capture, results: readonly Ref[], fusing: boolean) {
+    const grads = [...capture.grads.values()]
+    const lasting = grads.map(({ after, before }) =>
+      after && after !== before ? slotOf(capture, after) : -1,
+    )
+    const wanted = new Set([...results.map(({ slot }) => slot), ...lasting])
+    const needed = neededSteps(capture, wanted)
+    const { steps, fused } = fusing ? fuse(backend, needed, capture, wanted) : { steps: needed, fused: 0 }
+    const used = intervals(capture, steps, new Set(results.map(({ slot }) => slot)), new Set(lasting))
+    const places = arrange(capture, steps, used)
+    const storages = new Map<Place, Storage>()
+    const bufferOf = new Map<number, Storage>()
+    let bytes = 0
+    for (const [slot, place] of places) {
+      let storage = storages.get(place)
+      if (!storage) {
+        storage = new Storage(backend, place.bytes, capture.slots[slot].dtype)
+        storages.set(place, storage)
+        bytes += place.bytes
+      }
+      bufferOf.set(slot, storage)
+    }
+    const storageOf = (slot: number): Storage => bufferOf.get(slot) ?? capture.slots[slot].storage
+    const viewOf = ({ slot, dtype, shape, strides, offset }: Ref): View => ({
+      buffer: storageOf(slot).buffer as object,
+      dtype,
+      shape,
+      strides,
+      offset,
+    })
+    const calls: Call[] = []
+    for (const step of steps) {
+      if (step.kind === 'write') backend.write(viewOf(step.to), step.data)
+      else calls.push({ ...step.call, outputs: step.outputs.map(viewOf), inputs: step.inputs.map(viewOf) })
+    }
+    const own = ({ slot, dtype, shape, strides, offset }: Ref): Tensor =>
+      new Tensor(storageOf(slot), dtype, shape, strides, offset).keep()
+    this.recorded = capture.steps.filter(({ kind }) => kind === 'call').length
+    this.fused = fused
+    this.bytes = bytes
+    this.unsharedBytes = used.reduce((n, { bytes }) => n + bytes, 0)
+    this.#backend = backend
+    this.#capture = capture
+    this.#calls = calls
+    this.#results = results.map(own)
+    this.#grads = grads.map((grad, i) => ({
+      grad,
+      tensor: lasting[i] >= 0 ? own(gradOf(grad, lasting[i])) : null,
+    }))
+    this.#storages = [...storages.values()]
+    const outer = new Set<Storage>()
+    const written = new Set<Storage>()
+    for (const step of steps) {
+      if (step.kind !== 'call') continue
+      for (const { slot } of step.outputs) if (!bufferOf.has(slot)) written.add(storageOf(slot))
+      for (const { slot } of [...step.outputs, ...step.inputs])
+        if (!bufferOf.has(slot)) outer.add(storageOf(slot))
+    }
+    this.#written = [...written]
+    this.#outer = [...outer].map((storage) => ({ storage, buffer: storage.buffer as object }))
+    this.#lines = steps.map((step) => line(step, (slot) => places.get(slot), [...storages.keys()]))
+    this.#prepared = backend.prepare?.(calls) ?? null
+  }
+
+  /** Is everything as it was when the function was recorded? */
+  matches(): boolean {
+    return (
+      this.#outer.every(({ storage, buffer }) => storage.buffer === buffer) &&
+      this.#capture.expectations.every(({ read, value }) => Object.is(read(), value)) &&
+      this.#grads.every(({ grad: { leaf, before } }) => {
+        const now = leaf.grad?.storage ?? null
+        if (now === null || before === null) return now === before
+        return now === before || !this.#outer.some(({ storage }) => storage === before)
+      })
+    )
+  }
+
+  /** Can it never match again, as memory that it needs is gone? */
+  get stale(): boolean {
+    return this.#outer.some(({ storage, buffer }) => storage.buffer !== buffer)
+  }
+
+  /** Runs it. The results are the plan's own, overwritten by the next run. */
+  run(): readonly Tensor[] {
+    for (const effect of this.#capture.effects) effect()
+    // Who listens wants to hear of every call.
+    if (this.#prepared && listening() === null) this.#prepared.run()
+    else for (const call of this.#calls) run(call)
+    for (const storage of this.#written) storage.version++
+    for (const { grad, tensor } of this.#grads) {
+      const { leaf, before, after } = grad
+      if (tensor === null && (after !== null || before === null)) continue
+      leaf.grad?.dispose()
+      leaf.grad = tensor?.viewAs(tensor).keep() ?? null
+    }
+    return this.#results
+  }
+
+  get launches(): number {
+    return this.#prepared?.launches ?? this.#calls.length
+  }
+
+  release(): void {
+    this.#prepared?.release()
+    for (const t of this.#results) t.dispose()
+    for (const { tensor } of this.#grads) tensor?.dispose()
+    for (const storage of this.#storages) if (storage.tensors.count === 0) storage.free()
+  }
+
+  /** The plan, kernel by kernel. */
+  toString(): string {
+    const { launches, recorded, fused, bytes, unsharedBytes } = this
+    return [
+      `${launches} launches on ${this.#backend.name} (${recorded} calls recorded, ${fused} fused), ${showBytes(bytes)} for intermediates (${showBytes(unsharedBytes)} unshared)`,
+      ...this.#lines,
+    ].join('\n')
+  }
+}
+
+const slotOf = (capture: Capture, storage: Storage): number =>
+  capture.slots.findIndex((slot) => slot.storage === storage && slot.outer === null)
+
+/** The gradient as a view of its slot. */
+function gradOf({ leaf }: LeafGrad, slot: number): Ref {
+  const { dtype, shape, strides, offset } = leaf.grad as Tensor
+  return { slot, dtype, shape, strides, offset }
+}
+
+/** The steps on which a result, a gradient or memory from outside depends. */
+function neededSteps({ steps, slots }: Capture, wanted: ReadonlySet<number>): Step[] {
+  const alive = new Set(wanted)
+  const needed: Step[] = []
+  for (let i = steps.length - 1; i >= 0; i--) {
+    const step = steps[i]
+    const outputs = step.kind === 'call' ? step.outputs : [step.to]
+    if (!outputs.some(({ slot }) => alive.has(slot) || slots[slot].outer !== null)) continue
+    needed.push(step)
+    // What it leaves of its outputs is still needed.
+    for (const { slot } of outputs) alive.add(slot)
+    if (step.kind === 'call') for (const { slot } of step.inputs) alive.add(slot)
+  }
+  return needed.reverse()
+}
+
+/** When each slot that the function made is in use. */
+function intervals(
+  { slots }: Capture,
+  steps: readonly Step[],
+  results: ReadonlySet<number>,
+  lasting: ReadonlySet<number>,
+): Interval[] {
+  const from = new Map<number, number>()
+  const to = new Map<number, number>()
+  steps.forEach((step, i) => {
+    const outputs = step.kind === 'call' ? step.outputs : [step.to]
+    for (const { slot } of [...outputs, ...(step.kind === 'call' ? step.inputs : [])]) {
+      if (slots[slot].outer !== null) continue
+      // What the host wrote is written once.
+      if (step.kind === 'write') to.set(slot, steps.length)
+      if (!from.has(slot)) from.set(slot, step.kind === 'write' ? -1 : i)
+      to.set(slot, Math.max(to.get(slot) ?? -1, i))
+    }
+  })
+  for (const slot of results) if (from.has(slot)) to.set(slot, steps.length)
+  for (const slot of lasting)
+    if (from.has(slot)) {
+      from.set(slot, -1)
+      to.set(slot, steps.length)
+    }
+  // A result that no step makes has undefined contents, as `allocate` gives it.
+  for (const slot of [...results, ...lasting])
+    if (slot >= 0 && slots[slot].outer === null && !from.has(slot)) {
+      from.set(slot, -1)
+      to.set(slot, steps.length)
+    }
+  return [...from].map(([slot, first]) => ({
+    slot,
+    bytes: slots[slot].storage.bytes,
+    from: first,
+    to: to.get(slot) as number,
+  }))
+}
+
+/**
+ * Where each slot lies: memory that is never in use at the same time is shared. The largest are placed first, each in the
+ * smallest place that is free for it (Pisarchyk & Lee 2020, greedy by size).
+ */
+function arrange(capture: Capture, steps: readonly Step[], used: readonly Interval[]): Map<number, Place> {
+  const places: Place[] = []
+  const found = new Map<number, Place>()
+  for (const interval of [...used].sort((a, b) => b.bytes - a.bytes || a.from - b.from)) {
+    const { dtype } = capture.slots[interval.slot]
+    let best: Place | null = null
+    for (const place of places) {
+      if (place.dtype !== dtype || place.bytes < interval.bytes || (best && best.bytes <= place.bytes))
+        continue
+      if (place.taken.every((other) => apart(capture, steps, interval, other))) best = place
+    }
+    if (best === null) {
+      best = { bytes: interval.bytes, dtype, taken: [] }
+      places.push(best)
+    }
+    best.taken.push(interval)
+    found.set(interval.slot, best)
+  }
+  return found
+}
+
+/** Can two slots share memory? An elementwise call may write its result over an input of the same layout. */
+function apart(capture: Capture, steps: readonly Step[], a: Interval, b: Interval): boolean {
+  if (a.to < b.from || b.to < a.from) return true
+  const [first, second] = a.from < b.from ? [a, b] : [b, a]
+  if (first.to !== second.from || first.from === second.from) return false
+  const step = steps[first.to]
+  if (step?.kind !== 'call' || capture.backend === null) return false
+  const { call, outputs, inputs } = step
+  if (call.kernel !== (capture.backend.kernels.elementwise as unknown) || outputs.length !== 1) return false
+  const whole = (r: Ref, { bytes }: Interval): boolean =>
+    r.offset === 0 && isContiguous(r) && numel(r.shape) * info[r.dtype].bytes === bytes
+  return (
+    first.bytes === second.bytes &&
+    outputs.every((r) => r.slot !== second.slot || whole(r, second)) &&
+    inputs.every(
+      (r) =>
+        r.slot !== first.slot ||
+        (whole(r, first) && sameLayout(r, outputs[0]) && r.dtype === outputs[0].dtype),
+    )
+  )
+}
+
+function line(step: Step, placeOf: (slot: number) => Place | undefined, places: readonly Place[]): string {
+  const name = ({ slot, dtype, shape }: Ref): string => {
+    const place = placeOf(slot)
+    const where = place ? `m${places.indexOf(place)}` : `x${slot}`
+    return `${where}:${dtype === 'float32' ? '' : dtype}${show(shape)}`
+  }
+  const list = (refs: readonly Ref[]): string =>
+    refs.length > 6
+      ? `${refs.slice(0, 4).map(name).join(' ')} … ${refs.length} in all`
+      : refs.map(name).join(' ')
+  if (step.kind === 'write') return `  ${name(step.to)} = numbers of the host`
+  const bytes = [...step.outputs, ...step.inputs].reduce(
+    (n, r) => n + numel(r.shape) * info[r.dtype].bytes,
+    0,
+  )
+  return `  ${list(step.outputs)} = ${step.call.op}(${list(step.inputs)}), ${showBytes(bytes)}`
+}

@@ -1,0 +1,97 @@
+/**
+ * What `compile` hears of while it records a function, besides its calls: memory that is taken and given back, numbers that
+ * are to be asked for again, state that a branch depends on. Kept apart from `compile` itself, so that a program that
+ * compiles nothing bundles nothing of it.
+ */
+
+import type { DType, TypedArray } from '../tensor/dtype.ts'
+import type { Storage } from '../tensor/storage.ts'
+import type { Tensor } from '../tensor/tensor.ts'
+import type { View } from './backend.ts'
+
+/** Who records. */
+export interface Capturing {
+  /** A storage was made. */
+  made(storage: Storage, dtype: DType): void
+  /** Elements came from the host. */
+  wrote(view: View, data: TypedArray): void
+  /** The gradient of a tensor is about to be looked at or replaced. */
+  touched(leaf: Tensor, grad: Tensor | null): void
+  /** What cannot be recorded happens. Throws. */
+  refuses(op: string, fix: string): never
+  /** A function of the host that belongs to the step: it runs before each replay. */
+  each(effect: () => void): void
+  /** Numbers that are filled again, from what `again` returns, before each replay. */
+  live(numbers: readonly number[], again: () => readonly number[]): void
+  /** Are these numbers filled again? */
+  isLive(numbers: readonly number[]): boolean
+  /** The numbers of a draw: the very same array for the same draw. */
+  draw<N extends readonly number[]>(numbers: N, again: () => N): N
+  /** What the function does depends on this value: a replay is for the same value only. */
+  expects(read: () => unknown): void
+}
+
+let capture: Capturing | null = null
+
+/** Who records, or null. */
+export const capturing = (): Capturing | null => capture
+
+/** Begins to record, or ends it with null; who recorded until now. */
+export function setCapturing(next: Capturing | null): Capturing | null {
+  const before = capture
+  capture = next
+  return before
+}
+
+/**
+ * Numbers of a call that a compiled function asks for anew, each time it runs, from `again`; the same array as given.
+ *
+ * @example
+ * import { live } from '@tilegrad/core/kernel'
+ *
+ * const rate = { value: 0.1 }
+ * live([rate.value], () => [rate.value]) // → [0.1]
+ */
+export function live<N extends readonly number[]>(numbers: N, again: () => readonly number[]): N {
+  capture?.live(numbers, again)
+  return numbers
+}
+
+/** Numbers of a call, or a function that is asked for them each time the call runs, also in a compiled function. */
+export type Numbers = readonly number[] | (() => readonly number[])
+
+/** The numbers as they are now. */
+export function numbersOf(numbers: Numbers): readonly number[] {
+  return typeof numbers === 'function' ? live([...numbers()], numbers) : numbers
+}
+
+/**
+ * Runs a function of the host that belongs to a step, such as counting it: a compiled step runs it again each time,
+ * before anything is computed.
+ *
+ * @example
+ * import { eachRun } from '@tilegrad/core/kernel'
+ *
+ * let steps = 0
+ * eachRun(() => void steps++)
+ * steps // → 1
+ */
+export function eachRun(effect: () => void): void {
+  capture?.each(effect)
+  effect()
+}
+
+/**
+ * Reads a value on which it depends what is computed, such as whether a module trains: a compiled function is recorded
+ * anew where the value is another one.
+ *
+ * @example
+ * import { expected } from '@tilegrad/core/kernel'
+ *
+ * const module = { training: true }
+ * expected(() => module.training) // → true
+ */
+export function expected<T>(read: () => T): T {
+  capture?.expects(read)
+  return read()
+}
