@@ -107,10 +107,10 @@ class Recorder implements Watcher {
   }
 }
 
-/** The lines of a stack but those of the folder that its first one is in, which is core's; all, where all is one bundle. */
+/** The lines of a stack but those of core, whose folder its first one tells; all, where all is one bundle. */
 function originOf(error: Error): string {
   const lines = (error.stack ?? '').split('\n').filter((line) => /:\d+:\d+/.test(line))
-  const here = /[^\s(]*\//.exec(lines[0] ?? '')?.[0]
+  const here = /[^\s(]*\//.exec(lines[0] ?? '')?.[0].replace(/tensor\/$/, '')
   const others = lines.filter((line) => here === undefined || !line.includes(here))
   return (others.length > 0 ? others : lines).join('\n')
 }
