@@ -44,6 +44,20 @@ const constant = (logits: readonly number[]): LanguageModel => ({
   nextLogits: (idx) => tensor([...logits]).expand([idx.shape[0], logits.length]),
 })
 
+describe('token by token, recorded and replayed', () => {
+  it.each([
+    {},
+    { rope: true, numKvHeads: 1, qkNorm: true },
+    { attention: 'linear' },
+    { attention: 'gatedDelta' },
+    { attention: 'window', window: 9 },
+  ] as Partial<GPTConfig>[])('%j, over three sizes of the rows in sight', async (config) => {
+    const model = sharp({ blockSize: 150, numLayers: 1, ...config }, 8)
+    const options = { maxNewTokens: 145, temperature: 0.7, topK: 5, seed: 3, stop: [6] }
+    expect(await all(model, options)).toEqual(await all(model, { ...options, useCache: false }))
+  })
+})
+
 describe('greedily', () => {
   /** The likeliest token of the last blockSize tokens, over and over. */
   const plain = (model: GPT, count: number): number[] => {

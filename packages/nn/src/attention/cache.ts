@@ -1,18 +1,29 @@
 import {
+  applyProgramIntoEach,
   type Backend,
   cat,
   type DType,
+  type Expr,
+  expr as e,
   expectOptions,
   GradError,
   gradEnabled,
   noGrad,
   Printable,
+  program,
   ShapeError,
   type Tensor,
   ValueError,
   zeros,
 } from '@tilegrad/core'
+import { eachRun } from '@tilegrad/core/kernel'
 import { positive } from '../linear.ts'
+import type { Place } from './place.ts'
+
+/** A row of the store where it stands at the place, else what is there. */
+const ROW = program('cache_row', 3, ([store, row, at]) =>
+  e.select(e.eq(e.coord(-2), at as Expr), row as Expr, store as Expr),
+)
 
 /**
  * What an attention layer remembers of B sequences that grow together, so that the next tokens need not compute the
@@ -26,6 +37,13 @@ export abstract class AttentionCache extends Printable {
   readonly batch: number
   /** How many tokens of each sequence it can take in; Infinity where its size does not depend on it. */
   readonly maxLength: number
+  /**
+   * Does it take in one token after another by the same calls, where the device knows their place? Not with masks or
+   * biases that depend on how many tokens came before.
+   */
+  steady = false
+  /** Where the next token stands, for caches that are asked for one token after another. @internal */
+  place: Place | null = null
   #length = 0
 
   constructor(batch: number, maxLength: number) {
@@ -47,19 +65,27 @@ export abstract class AttentionCache extends Printable {
    * remembered has none.
    */
   protected admit(tokens: number, made: readonly Tensor[]): void {
-    if (this.#length + tokens > this.maxLength) {
-      throw new ValueError(
-        `cache: ${tokens} more tokens after ${this.#length} exceed maxLength ${this.maxLength}; ask newCache for a longer one`,
-      )
-    }
     if (gradEnabled() && made.some((t) => t.requiresGrad))
       throw new GradError('cache: what it remembers has no gradient; decode inside noGrad()')
-    this.#length += tokens
+    eachRun(() => {
+      if (this.#length + tokens > this.maxLength) {
+        throw new ValueError(
+          `cache: ${tokens} more tokens after ${this.#length} exceed maxLength ${this.maxLength}; ask newCache for a longer one`,
+        )
+      }
+      this.#length += tokens
+    })
+  }
+
+  /** How many keys `tokens` more see, themselves included: the columns of their mask. @internal */
+  keysOf(tokens: number): number {
+    return this.place && tokens === 1 ? this.place.rows : this.#length + tokens
   }
 
   /** Forgets all tokens and keeps the memory. */
   reset(): void {
     this.#length = 0
+    this.place = null
   }
 
   /** Says how many sequences it holds, and how many tokens of how many. */
@@ -136,6 +162,7 @@ export class KVCache extends AttentionCache {
     if (window === 0 && maxLength === Infinity)
       throw new ValueError('KVCache: without a window maxLength must be finite; every token is kept')
     this.window = window
+    this.steady = window === 0
     const capacity = window > 0 ? Math.min(maxLength, 2 * window) : maxLength
     const where = device === undefined ? { dtype } : { dtype, device }
     this.keys = zeros([batch, numKvHeads, capacity, headDim], where)
@@ -160,6 +187,7 @@ export class KVCache extends AttentionCache {
       }
     }
     this.admit(t, [k, v])
+    if (this.place && t === 1) return this.#write(k, v, this.place)
     return noGrad(() => {
       const seen = (rows: number): number => (this.window > 0 ? Math.min(rows, this.window - 1 + t) : rows)
       if (this.#held + t > capacity) {
@@ -179,6 +207,20 @@ export class KVCache extends AttentionCache {
         values: this.values.narrow(2, this.#held - rows, rows),
       }
     })
+  }
+
+  /** One token, in the row that only the device knows. */
+  #write(k: Tensor, v: Tensor, place: Place): { keys: Tensor; values: Tensor } {
+    const { rows } = place
+    const [keys, values] = [this.keys.narrow(2, 0, rows), this.values.narrow(2, 0, rows)]
+    noGrad(() =>
+      applyProgramIntoEach(ROW, [
+        { outputs: [keys], inputs: [keys, k, place.position] },
+        { outputs: [values], inputs: [values, v, place.position] },
+      ]),
+    )
+    eachRun(() => void this.#held++)
+    return { keys, values }
   }
 
   /** More new tokens than there is room for: they are seen as they come, and the last rows are kept. */

@@ -240,7 +240,7 @@ export abstract class SelfAttention<C extends AttentionCache = AttentionCache> e
     if (context && cache)
       throw new ValueError(`${name}: a cache holds what x was before; with a context leave it out`)
     const [b, s] = (context ?? x).shape
-    const keyMask = keyMaskOf(name, options, [b, (s as number) + (cache?.length ?? 0)])
+    const keyMask = keyMaskOf(name, options, [b, cache ? cache.keysOf(s as number) : s])
     expectOptions(name, options, CALL)
     if (attnMask && attnMask.dtype === 'int32')
       throw new DTypeError(
@@ -350,7 +350,9 @@ export class MultiHeadAttention extends SelfAttention<KVCache> {
     // Global tokens stay in sight, so that nothing may go.
     const window = this.globalTokens > 0 ? 0 : this.window
     const { dtype, backend: device } = this.outProj.weight
-    return new KVCache({ batch, numKvHeads, headDim, maxLength, window, dtype, device })
+    const cache = new KVCache({ batch, numKvHeads, headDim, maxLength, window, dtype, device })
+    cache.steady &&= !this.slopes && !this.#blocks
+    return cache
   }
 
   protected attend(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall<KVCache>): Tensor {

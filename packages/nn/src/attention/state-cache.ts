@@ -40,6 +40,7 @@ export class StateCache extends AttentionCache {
 
   constructor(options: StateCacheOptions) {
     super(options.batch, Number.POSITIVE_INFINITY)
+    this.steady = true
     const {
       batch,
       numHeads,

@@ -6,7 +6,7 @@ import {
   ShapeError,
   type Tensor,
 } from '@tilegrad/core'
-import type { AttentionCache } from '../attention/cache.ts'
+import { type AttentionCache, KVCache } from '../attention/cache.ts'
 import { keyMaskOf } from '../attention/key-mask.ts'
 import { Embedding } from '../embedding.ts'
 import * as init from '../init.ts'
@@ -92,14 +92,21 @@ export abstract class CausalLM extends Module implements LanguageModel {
         `${name}: idx must be (B, T) with T ≤ blockSize = ${this.maxLength}, got [${idx.shape.join(', ')}]${before ? ` after ${before} tokens` : ''}`,
       )
     }
-    const checked = keyMaskOf(name, { keyMask }, [b, before + t])
-    const positions = checked && counted(checked, t)
+    const place = t === 1 ? (caches?.[0]?.place ?? null) : null
+    const checked = place ? place.visible(b as number) : keyMaskOf(name, { keyMask }, [b, before + t])
+    const positions = place
+      ? place.position.unsqueeze(0).expand([b as number, 1])
+      : checked && counted(checked, t)
     let x = this.embed(idx, { before, positions })
     const saves = this.training && this.config.gradientCheckpointing === true
     for (const [i, block] of this.blocks.entries()) {
-      const options = { cache: caches?.[i] ?? null, keyMask, positions }
+      const cache = caches?.[i] ?? null
+      // What keeps no rows has none to hide.
+      const mask = place ? (cache instanceof KVCache ? checked : null) : keyMask
+      const options = { cache, keyMask: mask, positions }
       x = saves ? checkpoint((input) => block.forward(input, options), x) : block.forward(x, options)
     }
+    place?.advance()
     return this.finish(x)
   }
 

@@ -4,7 +4,9 @@ import {
   applyProgram,
   argmax,
   asTensor,
+  type Compiled,
   cat,
+  compile,
   cumsum,
   describeValue,
   type Expr,
@@ -28,6 +30,7 @@ import {
 } from '@tilegrad/core'
 import type { AttentionCache } from '../attention/cache.ts'
 import { keyMaskOf } from '../attention/key-mask.ts'
+import { Place } from '../attention/place.ts'
 import { positive } from '../linear.ts'
 import type { Module } from '../module.ts'
 
@@ -220,6 +223,8 @@ class Run {
   /** The tokens that the model has not taken in yet. */
   #next: Tensor
   #stopped = false
+  #compiled: Compiled<[Tensor], Tensor> | null = null
+  #place: Place | null = null
   /** The newest token of each sequence, (B, 1). */
   last: Tensor | null = null
   /** How many new tokens there are. */
@@ -260,15 +265,40 @@ class Run {
     return true
   }
 
+  /** The step after the first, where it is the same for each token: recorded, and then replayed. */
+  #steady(): Compiled<[Tensor], Tensor> | null {
+    const caches = this.#cache
+    if (this.#compiled || !caches || this.#seen || this.#mask || this.tokens === 0) return this.#compiled
+    if (!caches.every((cache) => cache.steady && cache.length === caches[0]?.length)) return null
+    const { length } = caches[0] as AttentionCache
+    const capacity = Math.min(...caches.map((cache) => cache.maxLength))
+    this.#place = new Place(length, Math.max(1, capacity === Infinity ? 1 : capacity), this.#next.backend)
+    for (const cache of caches) cache.place = this.#place
+    this.#compiled = compile((last: Tensor) => noGrad(() => this.#draw(last, last, null)))
+    return this.#compiled
+  }
+
+  /** The token after `input`, of each sequence; where one has ended, its last one again. */
+  #draw(input: Tensor, last: Tensor | null, mask: Tensor | null): Tensor {
+    const drawn = sample(this.#model.nextLogits(input, this.#cache, mask), this.#options)
+    return this.#stop && last ? where(isOneOf(last, this.#stop), last, drawn) : drawn
+  }
+
   #advance(): void {
     const { maxLength } = this.#model
+    const steady = this.#steady()
+    if (steady) {
+      const next = steady(this.#next)
+      this.#next.dispose()
+      this.#next = this.last = next
+      return
+    }
     // Positions have come to their end: from here on they begin elsewhere for each token.
     if (this.#cache?.[0] && this.#cache[0].length + 1 > maxLength) this.#forget()
     const { next, seen, mask } = noGrad(() =>
       scope(() => {
         const input = this.#cache ? this.#next : (this.#seen as Tensor)
-        const drawn = sample(this.#model.nextLogits(input, this.#cache, this.#mask), this.#options)
-        const next = this.#stop && this.last ? where(isOneOf(this.last, this.#stop), this.last, drawn) : drawn
+        const next = this.#draw(input, this.last, this.#mask)
         const grow = (x: Tensor | null, by: Tensor): Tensor | null => {
           if (!x) return null
           const all = cat([x, by], 1)
@@ -297,8 +327,10 @@ class Run {
   }
 
   #forget(): void {
+    this.#compiled?.dispose()
+    this.#place?.dispose()
     for (const cache of this.#cache ?? []) cache.dispose()
-    this.#cache = null
+    this.#cache = this.#compiled = this.#place = null
   }
 
   dispose(): void {

@@ -42,6 +42,8 @@ export interface ParamState {
 export interface Update extends InPlaceCall {
   /** What is computed of each element. */
   readonly program: Program
+  /** The numbers that the program takes. */
+  readonly params?: readonly number[]
 }
 
 /** State tensors made together, until `stateTensor` asks for them. */
