@@ -96,7 +96,8 @@ describe('compile', () => {
   it('records each shape and each plain value by itself', async () => {
     const f = compile((x: Tensor, times: number) => x.mul(times))
     for (let i = 0; i < 4; i++)
-      for (const n of [1, 3]) for (const times of [2, 5]) expect(f(ones([n]), times).dataSync()[0]).toBe(times)
+      for (const n of [1, 3])
+        for (const times of [2, 5]) expect(f(ones([n]), times).dataSync()[0]).toBe(times)
     expect(f.plans.length).toBe(4)
   })
 

@@ -209,7 +209,8 @@ class Recordings {
     }
     this.#attempts = 0
     this.#last = null
-    if (capture.backend) this.#ready.push({ plan: new Plan(capture.backend, capture, refs, this.#fuse), tree })
+    if (capture.backend)
+      this.#ready.push({ plan: new Plan(capture.backend, capture, refs, this.#fuse), tree })
     return { value }
   }
 

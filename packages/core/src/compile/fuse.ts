@@ -1,7 +1,16 @@
-import type { Backend } from '../dispatch/backend.ts'
+import type { Backend, View } from '../dispatch/backend.ts'
 import type { Call } from '../dispatch/call.ts'
 import type { ElementwiseAttrs } from '../dispatch/kernels.ts'
-import { expressionWork, type Kernel, partOf, rebuild, typedPostOrder } from '../expr/program.ts'
+import {
+  expressionWork,
+  type Kernel,
+  partOf,
+  program,
+  rebuild,
+  specialize,
+  typedPostOrder,
+} from '../expr/program.ts'
+import type { LinearAttrs } from '../ops/linear.ts'
 import { isContiguous, numel, sameShape } from '../tensor/layout.ts'
 import type { Capture, Ref, Step } from './capture.ts'
 
@@ -10,111 +19,266 @@ type CallStep = Step & { kind: 'call' }
 /** Longer expressions than this gain nothing any more, and take registers. */
 const mostNodes = 64
 
+/** Two calls as one, at the place of the second; null where they do not go together. */
+type Rule = (first: CallStep, second: CallStep, context: Context) => CallStep | null
+
+interface Context {
+  readonly backend: Backend
+  readonly capture: Capture
+}
+
 /**
- * Elementwise calls whose result only the next elementwise call needs become part of it: its expression takes the place of
- * the input. What is between them in memory is neither written nor read, and there is one launch less.
+ * Calls whose result only one later call needs become part of it, so that it is neither written nor read: elementwise
+ * expressions are put in the place of an input, also where there are many of them in one launch, and what follows a
+ * product of matrices is computed while its elements are at hand.
  */
 export function fuse(
-  backend: Backend,
+  context: Context,
   steps: readonly Step[],
-  capture: Capture,
   wanted: ReadonlySet<number>,
 ): { steps: Step[]; fused: number } {
   const list: (Step | null)[] = [...steps]
-  const { slots } = capture
-  /** The only step that reads each slot; null where there are more. */
-  const readers = new Map<number, number | null>()
-  const writes = new Map<number, number[]>()
-  steps.forEach((step, i) => {
-    const outputs = step.kind === 'call' ? step.outputs : [step.to]
-    if (step.kind === 'call')
-      for (const slot of new Set(step.inputs.map((r) => r.slot)))
-        readers.set(slot, readers.has(slot) ? null : i)
-    for (const { slot } of outputs) writes.set(slot, [...(writes.get(slot) ?? []), i])
-  })
   let fused = 0
+  let uses = usesOf(list)
   for (let i = 0; i < list.length; i++) {
     const first = list[i]
-    if (!first || !isElementwise(backend, first) || first.outputs.length !== 1) continue
-    const [out] = first.outputs
-    const at = readers.get(out.slot)
-    if (at === undefined || at === null || at <= i || wanted.has(out.slot) || slots[out.slot].outer) continue
-    if ((writes.get(out.slot) as number[]).length !== 1) continue
-    const second = list[at]
-    if (!second || !isElementwise(backend, second) || !sameShape(out.shape, second.outputs[0].shape)) continue
-    if (!second.inputs.every((r) => r.slot !== out.slot || isSame(r, out))) continue
-    // What the first reads must be the same when the second runs.
-    if (first.inputs.some(({ slot }) => (writes.get(slot) ?? []).some((w) => w > i && w < at))) continue
-    const whole = join(backend, first, second, out, capture)
+    if (first?.kind !== 'call') continue
+    const at = reader(context, first, i, uses, wanted)
+    const second = at === null ? null : list[at]
+    if (at === null || second?.kind !== 'call') continue
+    const whole =
+      elementwise(first, second, context) ??
+      foreach(first, second, context) ??
+      epilogue(first, second, context)
     if (!whole) continue
     list[at] = whole
     list[i] = null
     fused++
-    for (const { slot } of first.inputs) if (readers.get(slot) === i) readers.set(slot, at)
-    // An input that both read has one reader now: the joined call.
-    for (const { slot } of whole.inputs)
-      if (readers.get(slot) === null && !readsElsewhere(list, slot, at)) readers.set(slot, at)
+    uses = usesOf(list)
   }
   return { steps: list.filter((step) => step !== null), fused }
 }
 
-const readsElsewhere = (list: readonly (Step | null)[], slot: number, at: number): boolean =>
-  list.some((step, i) => i !== at && step?.kind === 'call' && step.inputs.some((r) => r.slot === slot))
+interface Uses {
+  readonly reads: ReadonlyMap<number, readonly number[]>
+  readonly writes: ReadonlyMap<number, readonly number[]>
+}
 
-const isElementwise = (backend: Backend, step: Step): step is CallStep =>
-  step.kind === 'call' && step.call.kernel === (backend.kernels.elementwise as unknown)
+/** Which steps read and write each slot, in order. */
+function usesOf(list: readonly (Step | null)[]): Uses {
+  const reads = new Map<number, number[]>()
+  const writes = new Map<number, number[]>()
+  const add = (to: Map<number, number[]>, { slot }: Ref, i: number): void => {
+    const known = to.get(slot)
+    if (!known) to.set(slot, [i])
+    else if (known[known.length - 1] !== i) known.push(i)
+  }
+  list.forEach((step, i) => {
+    if (step?.kind === 'call') {
+      for (const r of step.inputs) add(reads, r, i)
+      for (const r of step.outputs) add(writes, r, i)
+    } else if (step) add(writes, step.to, i)
+  })
+  return { reads, writes }
+}
 
-/** Is it all of what was written, element by element? */
-const isSame = (r: Ref, out: Ref): boolean =>
-  r.dtype === out.dtype &&
-  r.offset === out.offset &&
-  sameShape(r.shape, out.shape) &&
-  sameShape(r.strides, out.strides)
+/** The one later step that needs what a step makes, where nothing that it reads changes until then; else null. */
+function reader(
+  { capture }: Context,
+  { outputs, inputs }: CallStep,
+  i: number,
+  { reads, writes }: Uses,
+  wanted: ReadonlySet<number>,
+): number | null {
+  let at: number | null = null
+  for (const out of outputs) {
+    if (capture.slots[out.slot].outer !== null || wanted.has(out.slot)) return null
+    const later = (reads.get(out.slot) ?? []).filter((r) => r > i)
+    if (later.length !== 1 || (at !== null && later[0] !== at)) return null
+    at = later[0]
+    for (const w of writes.get(out.slot) ?? []) {
+      if (w > i && w !== at) return null
+      // What others have written of it is still needed, unless it is read and overwritten in place.
+      if (w < i && !inputs.some((r) => isSame(r, out))) return null
+    }
+  }
+  if (at === null) return null
+  const end = at
+  return inputs.some(({ slot }) => (writes.get(slot) ?? []).some((w) => w > i && w < end)) ? null : at
+}
 
-function join(
-  backend: Backend,
-  first: CallStep,
-  second: CallStep,
-  out: Ref,
-  capture: Capture,
-): CallStep | null {
-  if (!isContiguous(out)) return null
-  const [a, b] = [first.call.attrs as ElementwiseAttrs, second.call.attrs as ElementwiseAttrs]
+const isSame = (r: Ref, s: Ref): boolean =>
+  r.slot === s.slot &&
+  r.dtype === s.dtype &&
+  r.offset === s.offset &&
+  sameShape(r.shape, s.shape) &&
+  sameShape(r.strides, s.strides)
+
+/** Do outputs lie where inputs do, other than element on element? */
+const spoil = (outputs: readonly Ref[], inputs: readonly Ref[]): boolean =>
+  outputs.some((o) => inputs.some((r) => r.slot === o.slot && !isSame(r, o)))
+
+const isTooLong = (a: Kernel, b: Kernel): boolean =>
+  typedPostOrder(a.exprs).length + typedPostOrder(b.exprs).length > mostNodes
+
+/** An elementwise call in the place of an input of another one of the same shape. */
+const elementwise: Rule = (first, second, { backend, capture }) => {
+  const kernel: unknown = backend.kernels.elementwise
+  if (first.call.kernel !== kernel || second.call.kernel !== kernel || first.outputs.length !== 1) return null
+  const [out] = first.outputs
+  if (!isContiguous(out) || !sameShape(out.shape, second.outputs[0].shape)) return null
   const place = second.inputs.map((r) => r.slot === out.slot)
+  if (!second.inputs.every((r, i) => !place[i] || isSame(r, out)) || spoil(second.outputs, first.inputs))
+    return null
+  const [a, b] = [programOf(first), programOf(second)]
   const inputs = [...second.inputs.filter((_, i) => !place[i]), ...first.inputs]
   const most = backend.operands?.most ?? Number.POSITIVE_INFINITY
-  if (new Set([...inputs, ...second.outputs].map(({ slot }) => slot)).size > most) return null
-  if (typedPostOrder(a.kernel.exprs).length + typedPostOrder(b.kernel.exprs).length > mostNodes) return null
-  // Written over an input, it would be read as it was only where each element is read before it is written.
-  if (second.outputs.some((o) => first.inputs.some((r) => r.slot === o.slot && !isSame(r, o)))) return null
-  const kernel = joined(a.kernel, b.kernel, place, second.call.numbers.length)
-  const attrs: ElementwiseAttrs = { kernel }
-  const numbers = [...second.call.numbers, ...first.call.numbers]
-  const [n, m] = [second.call.numbers, first.call.numbers]
-  if (capture.isLive(n) || capture.isLive(m)) capture.live(numbers, () => [...n, ...m])
+  if (isTooLong(a, b) || new Set([...inputs, ...second.outputs].map(({ slot }) => slot)).size > most)
+    return null
+  const whole = joined(a, b, place)
+  const numbers = merged(capture, second.call.numbers, first.call.numbers)
+  const flops = (): number => expressionWork(whole) * numel(second.outputs[0].shape)
+  const call: Call = { ...second.call, op: nameOf(first, second), attrs: { kernel: whole }, numbers, flops }
+  return { kind: 'call', call, outputs: second.outputs, inputs }
+}
+
+/** Many elementwise calls in one launch, each in the place of the same input of one among many others. */
+const foreach: Rule = (first, second, { backend, capture }) => {
+  const kernel = backend.kernels.foreach
+  if (!kernel || first.call.kernel !== (kernel as unknown) || second.call.kernel !== (kernel as unknown))
+    return null
+  const [a, b] = [programOf(first), programOf(second)]
+  const count = first.outputs.length
+  if (a.exprs.length !== 1 || isTooLong(a, b) || second.outputs.length !== count * b.exprs.length) return null
+  const [m, n] = [a.inputs.length, b.inputs.length]
+  const at = second.inputs.slice(0, n).findIndex((r) => first.outputs.some((out) => isSame(r, out)))
+  if (at < 0) return null
+  const place = Array.from({ length: n }, (_, k) => k === at)
+  const inputs: Ref[] = []
+  /** Which call of the first each of the second goes on with. */
+  const order: number[] = []
+  for (let c = 0; c < count; c++) {
+    const mine = second.inputs.slice(n * c, n * c + n)
+    const from = first.outputs.findIndex((out) => isSame(mine[at], out))
+    if (from < 0 || order.includes(from)) return null
+    order.push(from)
+    const its = first.inputs.slice(m * from, m * from + m)
+    const outputs = second.outputs.slice(b.exprs.length * c, b.exprs.length * (c + 1))
+    if (!sameShape(outputs[0].shape, mine[at].shape) || spoil(outputs, its)) return null
+    inputs.push(...mine.filter((_, k) => k !== at), ...its)
+  }
+  const whole = joined(a, b, place)
+  const attrs: ElementwiseAttrs = { kernel: whole }
+  const size = n - 1 + m
+  for (let c = 0; c < count && kernel.supports; c++) {
+    const outputs = second.outputs.slice(b.exprs.length * c, b.exprs.length * (c + 1))
+    if (!kernel.supports(asViews(capture, [...outputs, ...inputs.slice(size * c, size * c + size)]), attrs))
+      return null
+  }
+  const numbers = merged(capture, second.call.numbers, first.call.numbers, order)
+  const call: Call = { ...second.call, op: nameOf(first, second), attrs, numbers }
+  return { kind: 'call', call, outputs: second.outputs, inputs }
+}
+
+const PRODUCT = program('product', 1, ([x]) => x)
+
+/** What follows a product of matrices, element by element. */
+const epilogue: Rule = (first, second, { backend, capture }) => {
+  const { linear, matmul, elementwise: kernel } = backend.kernels
+  if (!linear || second.call.kernel !== (kernel as unknown) || first.outputs.length !== 1) return null
+  const isLinear = first.call.kernel === (linear as unknown)
+  if (!isLinear && first.call.kernel !== (matmul as unknown)) return null
+  const [out] = first.outputs
+  const [x, w, ...extras] = first.inputs
+  if (out.dtype !== 'float32' || !isContiguous(out) || w.shape.length !== 2 || out.shape.length < 1)
+    return null
+  // What a product reads, others write while it runs.
+  const slots = new Set([...first.inputs, ...second.inputs].map(({ slot }) => slot))
+  if (second.outputs.some(({ slot }) => slots.has(slot))) return null
+  const size = numel(out.shape)
+  const fits = (r: Ref): boolean => r.dtype === 'float32' && numel(r.shape) === size && isContiguous(r)
+  const place = second.inputs.map((r) => r.slot === out.slot)
+  if (
+    !second.outputs.every(fits) ||
+    !second.inputs.every((r, i) => fits(r) && (!place[i] || r.offset === out.offset))
+  )
+    return null
+  const [a, b] = [
+    isLinear ? (first.call.attrs as LinearAttrs).epilogue : specialize(PRODUCT, ['float32'], []),
+    programOf(second),
+  ]
+  if (b.usesIndex || isTooLong(a, b)) return null
+  const whole = joined(a, b, place, true)
+  const laid = (r: Ref): Ref => ({ ...r, shape: out.shape, strides: out.strides })
+  // Of a product b is (K, N), of a linear layer the weight is (N, K).
+  const weight = isLinear
+    ? w
+    : { ...w, shape: [w.shape[1], w.shape[0]], strides: [w.strides[1], w.strides[0]] }
+  const inputs = [x, weight, ...extras, ...second.inputs.filter((_, i) => !place[i]).map(laid)]
+  const attrs: LinearAttrs = { epilogue: whole }
+  if (linear.supports && !linear.supports(asViews(capture, inputs), attrs)) return null
+  const numbers = merged(capture, second.call.numbers, first.call.numbers)
+  const flops = first.call.flops?.(
+    asViews(capture, first.inputs),
+    first.call.attrs,
+    asViews(capture, first.outputs),
+  )
   const call: Call = {
-    ...second.call,
-    op: `${first.call.op}+${second.call.op}`,
+    ...first.call,
+    op: nameOf(first, second),
+    path: 'fused',
+    kernel: linear as Call['kernel'],
     attrs,
     numbers,
-    flops: () => expressionWork(kernel) * numel(second.outputs[0].shape),
+    flops: flops === undefined ? undefined : () => flops,
   }
-  return { kind: 'call', call, outputs: second.outputs, inputs }
+  return { kind: 'call', call, outputs: second.outputs.map(laid), inputs }
+}
+
+const programOf = ({ call }: CallStep): Kernel => (call.attrs as ElementwiseAttrs).kernel
+
+const nameOf = (first: CallStep, second: CallStep): string => `${first.call.op}+${second.call.op}`
+
+/** Views that tell layouts, and which of them share memory. */
+const asViews = ({ slots }: Capture, refs: readonly Ref[]): View[] =>
+  refs.map((r) => ({ ...r, buffer: slots[r.slot].outer ?? slots[r.slot].storage }))
+
+/**
+ * The numbers of two calls as those of the call that they became; of many in one launch, where call c of the second goes on
+ * with call `order[c]` of the first.
+ */
+function merged(
+  capture: Capture,
+  second: readonly number[],
+  first: readonly number[],
+  order: readonly number[] = [0],
+): readonly number[] {
+  if (first.length === 0) return second
+  const [m, n] = [first.length / order.length, second.length / order.length]
+  const all = (): number[] =>
+    order.flatMap((from, c) => [...second.slice(n * c, n * c + n), ...first.slice(m * from, m * from + m)])
+  const numbers = all()
+  if (capture.isLive(second) || capture.isLive(first)) capture.live(numbers, all)
+  return numbers
 }
 
 const known = new Map<string, Kernel>()
 
-/** The second expression with the first in the place of some of its inputs; then come the inputs of the first. */
-function joined(first: Kernel, second: Kernel, place: readonly boolean[], numbers: number): Kernel {
-  const key = `${first.id} ${second.id} ${place.join()}`
-  let kernel = known.get(key)
-  if (kernel) return kernel
-  let kept = 0
-  const index = place.map((placed) => (placed ? -1 : kept++))
+/**
+ * The second expression with the first in the place of some of its inputs. The inputs of the first come after the others of
+ * the second, or with `leads` before them.
+ */
+function joined(first: Kernel, second: Kernel, place: readonly boolean[], leads = false): Kernel {
+  const key = `${first.id} ${second.id} ${place.join()} ${leads}`
+  const found = known.get(key)
+  if (found) return found
+  let next = leads ? first.inputs.length : 0
+  const index = place.map((placed) => (placed ? -1 : next++))
+  const offset = leads ? 0 : next
   const slots = second.params.length
   const [root] = rebuild(first.exprs, (t) =>
     t.kind === 'input'
-      ? { ...t, index: kept + t.index }
+      ? { ...t, index: offset + t.index }
       : t.kind === 'param'
         ? { ...t, slot: slots + t.slot }
         : t,
@@ -122,19 +286,20 @@ function joined(first: Kernel, second: Kernel, place: readonly boolean[], number
   const exprs = rebuild(second.exprs, (t) =>
     t.kind !== 'input' ? t : place[t.index] ? root : { ...t, index: index[t.index] },
   )
-  const inputs = [...second.inputs.filter((_, i) => !place[i]), ...first.inputs]
-  kernel = {
+  const rest = second.inputs.filter((_, i) => !place[i])
+  const kernel: Kernel = {
     // Once more, so that numbers of nodes are unique.
     ...partOf(
       second,
       rebuild(exprs, (t) => t),
-      inputs,
+      leads ? [...first.inputs, ...rest] : [...rest, ...first.inputs],
     ),
     name: `${first.name}+${second.name}`,
     params: [
       ...second.params,
-      ...first.params.map(({ source, dtype }) => ({ source: numbers + source, dtype })),
+      ...first.params.map(({ source, dtype }) => ({ source: second.numbers + source, dtype })),
     ],
+    numbers: second.numbers + first.numbers,
     whole: first.whole || second.whole,
   }
   known.set(key, kernel)

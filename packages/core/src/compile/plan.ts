@@ -62,7 +62,7 @@ export class Plan implements PlanInfo {
     )
     const wanted = new Set([...results.map(({ slot }) => slot), ...lasting])
     const needed = neededSteps(capture, wanted)
-    const { steps, fused } = fusing ? fuse(backend, needed, capture, wanted) : { steps: needed, fused: 0 }
+    const { steps, fused } = fusing ? fuse({ backend, capture }, needed, wanted) : { steps: needed, fused: 0 }
     const used = intervals(capture, steps, new Set(results.map(({ slot }) => slot)), new Set(lasting))
     const places = arrange(capture, steps, used)
     const storages = new Map<Place, Storage>()

@@ -72,6 +72,8 @@ export interface Kernel {
   readonly exprs: readonly Typed[]
   /** The dtypes of the inputs. */
   readonly inputs: readonly DType[]
+  /** How many numbers a call brings. */
+  readonly numbers: number
   /** What each param slot holds: the call's number `source`, as the slot's dtype. */
   readonly params: readonly { readonly source: number; readonly dtype: DType }[]
   /** Says whether an element depends on where it stands. */
@@ -463,7 +465,7 @@ function typeProgram(
   })
   const whole = slots.some((slot) => slot.dtype === 'int32')
   const positions = usesIndex(exprs)
-  const slotted = { exprs, inputs, params: slots, usesIndex: positions, whole, lost }
+  const slotted = { exprs, inputs, numbers: p.params, params: slots, usesIndex: positions, whole, lost }
   return { id: kernelCount++, name: p.name, program: p, ...slotted }
 }
 

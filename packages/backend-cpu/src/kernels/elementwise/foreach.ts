@@ -91,7 +91,7 @@ export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
       i32[at++] = size
       for (let o = 0; o < outs; o++) i32[at++] = engine.address(outputs[c * outs + o] as View)
       for (let n = 0; n < ins; n++) i32[at++] = engine.address(inputs[c * ins + n] as View)
-      const from = c * expression.program.params
+      const from = c * expression.numbers
       for (let s = 0; s < slots.length; s++)
         f32[at++] = numbers[from + (slots[s] as Expression['params'][number]).source] as number
       first += aligned(size)

@@ -103,7 +103,7 @@ export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
       let calls: Call[] = []
       let buffers: GpuBuffer[] = []
       for (let c = 0; c * outs < outputs.length; c++) {
-        const first = c * expression.program.params
+        const first = c * expression.numbers
         const views = [...outputs.slice(c * outs, (c + 1) * outs), ...inputs.slice(c * ins, (c + 1) * ins)]
         const count = layout.numel((views[0] as View).shape)
         if (count === 0) continue
