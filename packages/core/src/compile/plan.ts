@@ -63,7 +63,8 @@ export class Plan implements PlanInfo {
     const wanted = new Set([...results.map(({ slot }) => slot), ...lasting])
     const needed = neededSteps(capture, wanted)
     const { steps, fused } = fusing ? fuse({ backend, capture }, needed, wanted) : { steps: needed, fused: 0 }
-    const used = intervals(capture, steps, new Set(results.map(({ slot }) => slot)), new Set(lasting))
+    const once = constants(capture, steps)
+    const used = intervals(capture, steps, once, new Set(results.map(({ slot }) => slot)), new Set(lasting))
     const places = arrange(capture, steps, used)
     const storages = new Map<Place, Storage>()
     const bufferOf = new Map<number, Storage>()
@@ -87,8 +88,13 @@ export class Plan implements PlanInfo {
     })
     const calls: Call[] = []
     for (const step of steps) {
-      if (step.kind === 'write') backend.write(viewOf(step.to), step.data)
-      else calls.push({ ...step.call, outputs: step.outputs.map(viewOf), inputs: step.inputs.map(viewOf) })
+      if (step.kind === 'write') {
+        backend.write(viewOf(step.to), step.data)
+        continue
+      }
+      const call = { ...step.call, outputs: step.outputs.map(viewOf), inputs: step.inputs.map(viewOf) }
+      if (once.has(step)) run(call)
+      else calls.push(call)
     }
     const own = ({ slot, dtype, shape, strides, offset }: Ref): Tensor =>
       new Tensor(storageOf(slot), dtype, shape, strides, offset).keep()
@@ -199,10 +205,31 @@ function neededSteps({ steps, slots }: Capture, wanted: ReadonlySet<number>): St
   return needed.reverse()
 }
 
+/** Larger ones take more memory than the time to compute them is worth. */
+const largestConstant = 2 ** 16
+
+/** The steps that give the same each time, as they read nothing: they run once. */
+function constants(capture: Capture, steps: readonly Step[]): Set<Step> {
+  const writers = new Map<number, number>()
+  for (const step of steps)
+    for (const { slot } of step.kind === 'call' ? step.outputs : [step.to])
+      writers.set(slot, (writers.get(slot) ?? 0) + 1)
+  const isConstant = (step: Step): boolean =>
+    step.kind === 'call' &&
+    step.inputs.length === 0 &&
+    !capture.isLive(step.call.numbers) &&
+    step.outputs.every(({ slot }) => {
+      const { outer, storage } = capture.slots[slot]
+      return outer === null && writers.get(slot) === 1 && storage.bytes <= largestConstant
+    })
+  return new Set(steps.filter(isConstant))
+}
+
 /** When each slot that the function made is in use. */
 function intervals(
   { slots }: Capture,
   steps: readonly Step[],
+  once: ReadonlySet<Step>,
   results: ReadonlySet<number>,
   lasting: ReadonlySet<number>,
 ): Interval[] {
@@ -212,9 +239,10 @@ function intervals(
     const outputs = step.kind === 'call' ? step.outputs : [step.to]
     for (const { slot } of [...outputs, ...(step.kind === 'call' ? step.inputs : [])]) {
       if (slots[slot].outer !== null) continue
-      // What the host wrote is written once.
-      if (step.kind === 'write') to.set(slot, steps.length)
-      if (!from.has(slot)) from.set(slot, step.kind === 'write' ? -1 : i)
+      // What is written once stays.
+      const stays = step.kind === 'write' || once.has(step)
+      if (stays) to.set(slot, steps.length)
+      if (!from.has(slot)) from.set(slot, stays ? -1 : i)
       to.set(slot, Math.max(to.get(slot) ?? -1, i))
     }
   })
