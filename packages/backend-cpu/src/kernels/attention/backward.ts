@@ -14,6 +14,8 @@
  *
  * Sums meet in the same order either way: key blocks upwards for dQ, heads of a group and query blocks
  * upwards for dK and dV. So the results are the same bits, on any number of threads.
+ *
+ * Reference: `ATTENTION` in core's ops/attention/attention.ts. Test: attention.test.ts.
  */
 
 import {

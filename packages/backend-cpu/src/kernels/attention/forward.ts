@@ -10,6 +10,8 @@
  * at the end O / l; m and l are kept. l sums all weights, and dropout, if any, comes before O. Blocks of keys lie at
  * multiples of 96, panels at multiples of their width: results do not depend on how queries were dealt to tasks.
  * Hidden blocks are skipped (attention/visits.ts), and in a block of the diagonal every panel stops at its own last key.
+ *
+ * Reference: `ATTENTION` in core's ops/attention/attention.ts. Test: attention.test.ts.
  */
 
 import { type Func, f32x4, type ModuleBuilder, type Var, v128 } from '../../wasm/index.ts'

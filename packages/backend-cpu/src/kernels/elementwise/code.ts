@@ -9,6 +9,8 @@
  *
  * Nodes are computed as rarely as they can be: those of constants and params once per call, those that are the same
  * along the innermost dim once per row, the rest for every 4 elements.
+ *
+ * Reference: `elementwise` in core's reference/kernels.ts. Test: elementwise.test.ts.
  */
 
 import { type DType, dtypeInfo, type Kernel, type Typed, typedPostOrder } from '@tilegrad/core'

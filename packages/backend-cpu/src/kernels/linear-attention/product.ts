@@ -33,6 +33,8 @@
  * A task is a head (`whole`). With few heads for the threads, three launches: `states` computes the Kᵀ V of
  * every chunk, `prefix` their running sums, `outputs` every chunk's rows. The sums are the same bits either
  * way.
+ *
+ * Reference: `LINEAR_ATTENTION` in core's ops/linear-attention/linear-attention.ts. Test: linear-attention.test.ts.
  */
 
 import type { FeatureMap } from '@tilegrad/core'

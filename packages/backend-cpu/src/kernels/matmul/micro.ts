@@ -8,20 +8,13 @@
  * The sum over k is one chain per element, in order, whatever the tile: results do not depend on where tiles
  * were cut.
  *
- * Measured per core (Zen 4 at 3.7 GHz: 128-bit chain peak 59.1, 256-bit 118.2 GFLOP/s), K = 256, data in L2:
- *
- * | tile (rows × columns), unroll | Node 20 | Node 24 | Node 24 revectorized |
- * |---|---|---|---|
- * | 4×8, 1 | 50 | 53.6 | 58 |
- * | 4×8, 2 | 27 | 53.5 | 58 |
- * | 3×12, 1 | 52 | 54.3 | – |
- * | 2×16, 1 | **53.9** | 54.2 | – |
- * | 6×8, 2 | 31 | **57.2** | 79 |
- * | 4×16, 1 | – | – | 107 |
- * | 6×16, 2 | – | – | **113.7** |
+ * LADDER.md beside this file has all tiles that were measured. The best, per core of a Zen 4 with data in L2: 2×16 on Node
+ * 20 (53.9 GFLOP/s), 6×8 on Node 24 (57.2), 6×16 revectorized (113.7 of 118.2).
  *
  * V8 11 schedules all loads of a basic block before the arithmetic: rows + vectors + rows · vectors registers
  * must fit in 15, so it takes no unrolling and no 6×8. The revectoriser needs pairs of vectors.
+ *
+ * Reference: `matmul` in core's reference/kernels.ts. Test: matmul.test.ts.
  */
 
 import { type Features, nodeProcess } from '../../machine/features.ts'

@@ -12,20 +12,10 @@
  * in order, the rows that come next. `buildPanels`, for more rows of sums than the registers of an older V8 take,
  * keeps tiles of sums in registers for 64 rows of b.
  *
- * m×512 · 512×512, 2 threads of a Zen 4, µs with the matrix in the caches and (128 in turn) in memory, each column one
- * run of `bench:cpu` (bench/README.md has the floors):
+ * LADDER.md beside this file has all measurements, and what was tried in vain. Today, m×512 · 512×512 on 2 threads of a
+ * Zen 4, Node 24, with the matrix in the caches: 8.1 µs for 1 row, 49.3 for 16; in memory 36 and 77.
  *
- * | rows | Node 24 | Node 20 |
- * |---|---|---|
- * | 1 | 8.1, 36 | 12.6, 30 |
- * | 2 | 10.6, 37 | 17.0, 35 |
- * | 4 | 17.5, 65 | 36.7, 40 |
- * | 8 | 25.8, 77 | 49.9, 60 |
- * | 16 | 49.3, 77 | 129, 108 |
- *
- * In vain: touching from 8 rows of sums on, which then do not fit beside it in the first cache (78 to 86 instead of 62); touching
- * the first lines of pages far ahead; reading 8 to 64 rows at once, then computing (as from memory without
- * touching, and 5 more cached); 2 rows of b at a time for 4 rows (cached 26); halves of the columns instead of halves of k.
+ * Reference: `matmul` in core's reference/kernels.ts. Test: matmul.test.ts.
  */
 
 import type { Features } from '../../machine/features.ts'

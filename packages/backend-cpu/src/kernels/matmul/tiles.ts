@@ -7,6 +7,8 @@
  * of rows. Rows of a that are contiguous along k are read where they are, others are transposed into scratch
  * memory first. Sums over different blocks of k meet in the output, in order, so that results do not depend
  * on how the tasks were cut.
+ *
+ * Reference: `matmul` in core's reference/kernels.ts. Test: matmul.test.ts.
  */
 
 import { type FunctionBuilder, type I32, i32, type ModuleBuilder, type Var } from '../../wasm/index.ts'

@@ -1,4 +1,8 @@
-/** Reductions whose kept elements are dense: see reduce.ts. */
+/**
+ * Reductions whose kept elements are dense: see reduce.ts.
+ *
+ * Reference: `reduce` in core's reference/kernels.ts. Test: reduce.test.ts.
+ */
 
 import { layout, type Reduction } from '@tilegrad/core'
 import type { Engine } from '../../engine.ts'

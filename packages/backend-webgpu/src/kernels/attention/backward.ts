@@ -14,6 +14,8 @@
  *
  * Where memory allows, the second kernel stores dS, and a product makes dQ of it: see `attention/stored.ts`. Where all keys
  * fit one block, it makes dQ and δ itself: see `attention/short.ts`.
+ *
+ * Reference: `ATTENTION` in core's ops/attention/attention.ts. Test: attention.test.ts.
  */
 
 import type { Shader } from '../../wgsl/shader.ts'

@@ -2,6 +2,8 @@
  * What is hidden may be NaN or infinite. Its weight is 0, but 0 · NaN is NaN: a kernel whose sums run over keys looks at them
  * when they are done, and where one is not finite starts again, leaving out what has weight 0. So blocks cost nothing more
  * where all is finite.
+ *
+ * Reference: `ATTENTION` in core's ops/attention/attention.ts. Test: attention-exact.test.ts.
  */
 
 import { colsOf, each, type Tile, weightAt } from './blocks.ts'

@@ -3,6 +3,8 @@
  * maximum m and sum l per row; O rescaled where m grows. At the end O / l; m and l are kept for the gradients.
  *
  * Workgroup memory holds the block of queries, a block of keys, whose place the weights then take, and one of values. Blocks in which no key is visible are not visited; only those at an edge look at every score.
+ *
+ * Reference: `ATTENTION` in core's ops/attention/attention.ts. Test: attention.test.ts.
  */
 
 import type { Shader } from '../../wgsl/shader.ts'

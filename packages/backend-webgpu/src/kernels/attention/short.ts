@@ -5,6 +5,8 @@
  * are those of all.)
  *
  * For both, threads share queries by fours: a thread has four, and some of the vectors of their rows.
+ *
+ * Reference: `ATTENTION` in core's ops/attention/attention.ts. Test: attention-short.test.ts.
  */
 
 import type { AttentionAttrs, View } from '@tilegrad/core'

@@ -2,6 +2,8 @@
  * dQ = scale · dS K as a plain product: the kernel of dK and dV, which has dS = P ∘ (dP − δ) anyway, stores it for as many
  * heads at a time as memory is allowed for. That is five products instead of seven. Stored are scale · dSᵀ, a row per key;
  * pairs that causality hides are not written, but for those that the product reads at the diagonal.
+ *
+ * Reference: `ATTENTION` in core's ops/attention/attention.ts. Test: attention-stored.test.ts.
  */
 
 import { type AttentionAttrs, attentionOperands, type View } from '@tilegrad/core'

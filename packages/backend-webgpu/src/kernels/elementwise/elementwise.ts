@@ -6,6 +6,8 @@
  * Where every operand is contiguous or one single number, or at least its rows are, they are loaded and stored as vectors
  * of four; else each element's place is computed from its coordinates. Buffers that appear twice are bound once: a buffer that is
  * written must not be bound a second time.
+ *
+ * Reference: `elementwise` in core's reference/kernels.ts. Test: elementwise.test.ts.
  */
 
 import { type Kernel, type Primitives, typedPostOrder, type View } from '@tilegrad/core'

@@ -13,6 +13,8 @@
  * Indices out of range and the padding row's count as key V, which goes nowhere.
  *
  * Where both the index and the weight are small, every row looks through the whole index by itself: one launch.
+ *
+ * Reference: `EMBEDDING` in core's ops/indexing.ts. Test: embedding.test.ts.
  */
 
 import { layout, type View } from '@tilegrad/core'

@@ -5,6 +5,8 @@
  *
  * with S the state that the rows' chunk starts with, and K and V the rows from there to the diagonal. Scores go
  * through workgroup memory, where x was staged before. Then Y is divided by its norm, or multiplied by φ′.
+ *
+ * Reference: `LINEAR_ATTENTION` in core's ops/linear-attention/linear-attention.ts. Test: linear-attention.test.ts.
  */
 
 import type { Shader } from '../../wgsl/shader.ts'

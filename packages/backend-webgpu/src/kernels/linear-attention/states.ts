@@ -7,6 +7,8 @@
  * Decays fade a state chunk by chunk and segment by segment: `fadesShader` and `chunkFadesShader` say by how much.
  *
  * Behind a state lies the extra vector: Σ kⱼ (for 'norm'), or Σ eⱼ vⱼ with e the column that k has in addition.
+ *
+ * Reference: `LINEAR_ATTENTION` in core's ops/linear-attention/linear-attention.ts. Test: linear-attention.test.ts.
  */
 
 import type { Shader } from '../../wgsl/shader.ts'

@@ -4,6 +4,8 @@
  * `matmul/problem.ts` says what the operands are, `matmul/plan.ts` how to cut, `matmul/tiles.ts` computes; where k is
  * split because the output has few tiles, `matmul/reduce.ts` adds up. The order of additions depends on sizes and
  * strides only. NaN and infinities spread as in plain sums.
+ *
+ * Reference: `matmul` in core's reference/kernels.ts. Test: matmul.test.ts.
  */
 
 import type { KernelOf, Primitives, View } from '@tilegrad/core'

@@ -1,6 +1,8 @@
 /**
  * The end of a product whose k was split: adds up the parts, always in the same order, and does what follows the
  * product. A thread has four neighbours in a row, or one element where rows are no multiples of four long.
+ *
+ * Reference: `matmul` in core's reference/kernels.ts. Test: matmul.test.ts.
  */
 
 import type { Shader } from '../../wgsl/shader.ts'

@@ -8,6 +8,8 @@
  * threads own columns. Where there is little to read, one kernel does both: to read it twice costs less than a second
  * launch. RMS norm is the same without the mean and without mean g. What else x has received, as where a residual
  * stream passes the norm by, is added to dx as that is stored.
+ *
+ * Reference: `LAYER_NORM`, `RMS_NORM` in core's ops/norm.ts. Test: norm.test.ts.
  */
 
 import type { View } from '@tilegrad/core'
