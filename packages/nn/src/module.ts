@@ -19,7 +19,7 @@ import { expected } from '@tilegrad/core/kernel'
 /** What a tensor is to the module that holds it. Transient buffers are not part of the state dict. */
 type Role = 'parameter' | 'buffer' | 'transient'
 
-/** Beside the tensors and not on them, so that a parameter is an ordinary tensor. */
+/** The roles of tensors, beside the tensors and not on them, so that a parameter is an ordinary tensor. */
 const roles = new WeakMap<Tensor, Role>()
 
 function mark(tensor: Tensor, role: Role): Tensor {
@@ -204,7 +204,7 @@ function* walk(
  * net.namedParameters()[0][0] // → layers.0.weight
  */
 export abstract class Module extends Printable {
-  /** Is this module being trained? What dropout looks at; set by `train()` and `eval()`. */
+  /** Whether this module is being trained, which dropout looks at; set by `train()` and `eval()`. */
   get training(): boolean {
     return expected(() => this.#training)
   }
@@ -265,12 +265,12 @@ export abstract class Module extends Printable {
     return Array.from(names, ([module, name]) => [name, module])
   }
 
-  /** This module and all below it, each once. */
+  /** Lists this module and all below it, each once. */
   modules(): Module[] {
     return this.namedModules().map(([, module]) => module)
   }
 
-  /** This module (under the name `''`) and all below it with their dotted names, each once, parents first. */
+  /** Lists this module (under the name `''`) and all below it with their dotted names, each once, parents first. */
   namedModules(): [string, Module][] {
     const names = new Map<Module, string>([[this, '']])
     for (const { module, name } of this.#places()) if (!names.has(module)) names.set(module, name)
@@ -457,7 +457,7 @@ export abstract class Module extends Printable {
   }
 }
 
-/** As core's `to`, but integers keep their dtype. */
+/** Moves a tensor as core's `to` does, but integers keep their dtype. */
 function move(t: Tensor, target: MoveTarget): Tensor {
   if (isFloat(t.dtype)) return scope(() => moveTensor(t, target))
   if (typeof target === 'string') return Object.hasOwn(dtypeInfo, target) ? t : moveTensor(t, target)
@@ -491,7 +491,7 @@ function treeOf(module: Module, path: readonly Module[]): string {
   return lines.length === 0 ? `${name}(${extra})` : `${name}(${extra}\n  ${lines.join('\n  ')}\n)`
 }
 
-/** Are these neighbours of one list, `h.3` and `h.4`? */
+/** Whether two names are neighbours of one list, such as `h.3` and `h.4`. */
 function follows(a: string, b: string): boolean {
   const [at, bt] = [a.lastIndexOf('.') + 1, b.lastIndexOf('.') + 1]
   return (

@@ -14,7 +14,7 @@ import { enableGrad, type GradNode, noGrad, type PassOf, type Replay } from './t
 
 /** Options of `backward`. */
 export interface BackwardOptions {
-  /** Gradient of what is differentiated, of its shape; 1 for scalars if missing. */
+  /** The gradient of the tensor that is differentiated, of its shape; if missing, 1 for a tensor of one element. */
   gradient?: Tensor
   /** Keep the graph, to go through it again. Default: the value of `createGraph`. */
   retainGraph?: boolean
@@ -24,7 +24,7 @@ export interface BackwardOptions {
 
 /** Options of `grad`. */
 export interface GradOptions {
-  /** One per output; 1 for scalar outputs if missing. */
+  /** The gradient of each output; a missing one is 1 for an output of one element. */
   gradOutputs?: readonly (Tensor | null)[]
   /** Keep the graph, to go through it again. Default: the value of `createGraph`. */
   retainGraph?: boolean
@@ -156,7 +156,7 @@ class Pass implements PassOf {
   /** Nodes that were freed, whose links are cut at the end. */
   readonly #cut: GradNode[] = []
   #spared: Spared | null
-  /** What was dropped and is there again: checkpoints, the outer before those within it. */
+  /** The checkpoints that are computed again at the moment, an outer one before those within it. */
   readonly #replays = new Map<Replay, ReturnType<Replay['run']>>()
 
   constructor(mode: Mode, roots: readonly Tensor[]) {
@@ -233,7 +233,7 @@ class Pass implements PassOf {
     }
   }
 
-  /** After an error: a graph that was freed in part is of no use any more. */
+  /** Frees the rest of the graph after an error, since a graph that was freed in part is of no use any more. */
   abandon(): void {
     if (this.#cut.length === 0) return
     this.#spared = null
@@ -303,7 +303,7 @@ class Pass implements PassOf {
     return g
   }
 
-  /** In a pass to wanted tensors, does anything wanted lie at or behind this one? */
+  /** Whether this tensor needs a gradient in this pass: in one to wanted tensors, whether it is or leads to one of them. */
   #wants(t: Tensor): boolean {
     if (!this.#needed || this.#mode.wanted?.has(t)) return true
     return t.gradFn !== null && this.#needed.has(t.gradFn)
@@ -388,8 +388,8 @@ class Pass implements PassOf {
 }
 
 /**
- * What a rule returned, as tensors that belong to nobody else: those of `made` themselves, each once, and views of all
- * others. The rest of `made` is freed.
+ * Turns what a rule returned into tensors that belong to nobody else: those of `made` themselves, each once, and views
+ * of all others. Frees the rest of `made`.
  */
 function ownedOf(result: readonly (Tensor | null)[], made: Scoped[]): (Tensor | null)[] {
   const owned = new Array<Tensor | null>(result.length)
@@ -404,7 +404,7 @@ function ownedOf(result: readonly (Tensor | null)[], made: Scoped[]): (Tensor | 
   return owned
 }
 
-/** Which output of its node a tensor is. */
+/** The number of a tensor among the outputs of its node. */
 const placeOf = (t: Tensor): number => {
   const { outputs } = t.gradFn as GradNode
   return outputs.length === 1 ? 0 : outputs.indexOf(t)

@@ -36,7 +36,7 @@ export type Typed =
       readonly dim: number
       readonly args: readonly Typed[]
     }
-  /** Operands have the node's dtype, except of `isnan` and `not` (bool results). */
+  /** A node of one operand, which has the node's dtype, except of `isnan` and `not` (bool results). */
   | {
       readonly id: number
       readonly kind: 'unary'
@@ -44,7 +44,7 @@ export type Typed =
       readonly op: e.Unary
       readonly args: readonly Typed[]
     }
-  /** Both operands have the same dtype: the node's, or for comparisons (bool results) their own. */
+  /** A node of two operands of one dtype, which is the node's, or for comparisons (bool results) their own. */
   | {
       readonly id: number
       readonly kind: 'binary'
@@ -52,7 +52,7 @@ export type Typed =
       readonly op: e.Binary
       readonly args: readonly Typed[]
     }
-  /** args: condition (bool), then, else. */
+  /** A choice; its args are the condition (bool), the value where it is true and the value where it is false. */
   | { readonly id: number; readonly kind: 'select'; readonly dtype: DType; readonly args: readonly Typed[] }
   | { readonly id: number; readonly kind: 'cast'; readonly dtype: DType; readonly args: readonly Typed[] }
 
@@ -62,13 +62,13 @@ export const expressionWork = ({ exprs }: Kernel): number =>
 
 /** A program typed for given input dtypes. `id` is unique per process: backends cache their kernels by it. */
 export interface Kernel {
-  /** Unique: backends keep compiled code by it. */
+  /** A number that no other kernel has, by which backends keep compiled code. */
   readonly id: number
   /** What profiles and errors call it. */
   readonly name: string
   /** The program that it is a form of. */
   readonly program: Program
-  /** One per output; the root's dtype is the output's. */
+  /** The expression of each output, whose dtype is the output's. */
   readonly exprs: readonly Typed[]
   /** The dtypes of the inputs. */
   readonly inputs: readonly DType[]
@@ -267,7 +267,7 @@ function checkNumbers({ name, params: slots }: Kernel, params: readonly number[]
   for (const { source, dtype } of slots) checkFits(name, params[source], dtype)
 }
 
-/** Does a request ask for the same kernel? */
+/** Whether a call asks for the kernel of the latest request. */
 function asks(
   latest: Request,
   inputs: readonly DType[],
@@ -369,7 +369,7 @@ function typeProgram(
     if (fraction) return toFloat(out)
     return out === 'bool' && ds.some((d) => d.weak) ? 'int32' : out
   }
-  /** Weak if all operands are: then nothing is built yet. */
+  /** The weak type of an operation on operands that are all weak, for which nothing is built yet; otherwise null. */
   const weakOf = (...ds: readonly Draft[]): 'int' | 'float' | null =>
     ds.every((d) => d.weak) ? (ds.some((d) => d.weak === 'float') ? 'float' : 'int') : null
 

@@ -258,7 +258,7 @@ export function eye(n: number, m = n, options: TensorOptions = {}): Tensor {
   return finish(generate(EYE, backendFor(options), [n, m], options.dtype ?? 'float32'), options)
 }
 
-/** Used by random factories. @internal */
+/** Makes a tensor for random factories. @internal */
 export function generated(
   op: string,
   p: Program,

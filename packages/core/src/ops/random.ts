@@ -40,7 +40,7 @@ function drawn(numbers: (draw: readonly number[]) => readonly number[]): readonl
   return live(numbers(draw), () => numbers(draw))
 }
 
-/** Fractions would be cut off: rand would be 0 everywhere. */
+/** Refuses dtypes that cut off fractions, in which rand would be 0 everywhere. */
 function expectFloat(op: string, { dtype = 'float32' }: TensorOptions): void {
   if (dtype === 'int32' || dtype === 'bool')
     throw new DTypeError(`${op}: draws fractions, which ${dtype} cannot hold; use randint for whole numbers`)
@@ -50,7 +50,7 @@ function expectFloat(op: string, { dtype = 'float32' }: TensorOptions): void {
 export interface RandOptions extends TensorOptions {
   /** The smallest number that is drawn. Default: 0. */
   low?: number
-  /** All numbers are below it. Default: 1. */
+  /** The number that all numbers are below. Default: 1. */
   high?: number
 }
 
@@ -218,12 +218,12 @@ const kept = (p: readonly e.Expr[]): e.Expr => e.ge(uniform01(word(p)[0]), p[3])
 const DROPOUT = program('dropout', 1, ([x], p) => e.select(kept(p), e.mul(x, p[4]), 0), 5)
 
 /**
- * What dropout multiplies element `index` by: 0 with probability p, else 1 / (1 − p). For fused kernels that drop as
- * they go. @internal
+ * What dropout multiplies element `index` by: 0 with probability p, else 1 / (1 − p). Fused kernels drop by it as they
+ * go. @internal
  */
 export const dropoutFactors = program('dropout.factors', 0, (_, p) => e.select(kept(p), p[4], 0), 5)
 
-/** The params of `dropoutFactors`: the draw; p as a float32, so that every dtype compares with the same number; 1 / (1 − p). @internal */
+/** The params of `dropoutFactors`: the draw; p as float32, so that all dtypes compare with one number; 1 / (1 − p). @internal */
 export const dropoutParams = (p: number, draw: readonly number[]): readonly number[] => [
   ...draw,
   Math.fround(p),

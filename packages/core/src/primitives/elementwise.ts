@@ -167,7 +167,7 @@ export function checkStored(p: Program, { lost }: Kernel): void {
     )
 }
 
-/** May an input be overwritten before it is read, or one output by another? Then `elementwiseInto` works on copies. */
+/** Whether an input may be overwritten before it is read, or one output by another: `elementwiseInto` then works on copies. */
 export function clash(outputs: readonly Tensor[], inputs: readonly Tensor[]): boolean {
   for (let i = 0; i < outputs.length; i++) {
     const out = outputs[i]

@@ -11,9 +11,9 @@ import { checkInto, checkStored, clash, compute, elementwiseInto } from './eleme
 
 /** One application of a program in place: what `applyProgramInto` takes. */
 export interface InPlaceCall {
-  /** Views of one shape, overwritten; they may also be inputs. */
+  /** The views of one shape that are overwritten; they may be inputs as well. */
   readonly outputs: readonly Tensor[]
-  /** Broadcast to that shape. */
+  /** The tensors that are read, which broadcast to the shape of the outputs. */
   readonly inputs: readonly Tensor[]
   /** The numbers that the program takes, or a function that is asked for them each time. */
   readonly params?: Numbers
@@ -91,9 +91,10 @@ function single(kernel: Kernel, backend: Backend, call: Now): void {
 
 let batches = 0
 
-/** Where a view begins and ends in its storage, or may. */
+/** The first element of its storage that a view may touch. */
 const startOf = (t: Tensor): number =>
   t.numel === 0 ? Number.POSITIVE_INFINITY : t.isContiguous ? t.offset : 0
+/** The end of the elements of its storage that a view may touch. */
 const endOf = (t: Tensor): number =>
   t.numel === 0 ? 0 : t.isContiguous ? t.offset + t.numel : Number.POSITIVE_INFINITY
 
@@ -105,7 +106,7 @@ class Batch {
   readonly kernel: Kernel
   readonly backend: Backend
   readonly #foreach: KernelOf<ElementwiseAttrs>
-  /** Of operands, if all are floats. */
+  /** The dtypes of outputs and inputs, if all of them are floats. */
   readonly #dtypes: readonly DType[] | null
   readonly #calls: Now[] = []
   // Storages carry these marks while the batch grows.
@@ -120,7 +121,7 @@ class Batch {
     this.#dtypes = dtypes.every(isFloat) ? dtypes : null
   }
 
-  /** This batch's kernel if a call with these operands obviously needs the same. */
+  /** This batch's kernel if a call with these operands obviously needs that one; otherwise null. */
   kernelFor(all: readonly Tensor[]): Kernel | null {
     const dtypes = this.#dtypes
     if (dtypes?.length !== all.length) return null

@@ -15,15 +15,15 @@ import { allocate, type Tensor } from '../tensor/tensor.ts'
 /** One launch of an expression that is computed in several, as it has more operands than a backend binds. */
 export interface Part {
   readonly kernel: Kernel
-  /** What it reads: inputs of the whole by their number, and from there on temporaries by theirs. */
+  /** What the launch reads: inputs of the whole by their number, and from there on temporaries by theirs. */
   readonly reads: readonly number[]
-  /** What it writes: outputs of the whole by their number, and from there on temporaries by theirs. */
+  /** What the launch writes: outputs of the whole by their number, and from there on temporaries by theirs. */
   readonly writes: readonly number[]
 }
 
 /**
- * For backends whose kernels bind at most so many pieces of memory, 4 or more, outputs and inputs together: elementwise
- * programs with more, and their gradients, are computed in several calls.
+ * The limit of a backend whose kernels bind at most so many pieces of memory, 4 or more, outputs and inputs together:
+ * elementwise programs with more, and their gradients, are computed in several calls.
  *
  * @example
  * import { operandLimit } from '@tilegrad/core/kernel'

@@ -17,20 +17,20 @@ setOnLost(({ backend, buffer, bytes, tensors }) => {
 export class Storage {
   readonly backend: Backend
   readonly bytes: number
-  /** Bumped by every write in place, so that the tape notices. */
+  /** A count that every write in place raises, so that the tape notices. */
   version = 0
-  /** @internal Which batch of calls in place touches it: see primitives/foreach.ts. */
+  /** @internal The mark of the batch of calls in place that touches the storage: see primitives/foreach.ts. */
   mark = 0
-  /** @internal The end of what that batch touches, in elements. */
+  /** @internal The end of what the batch of `mark` touches, in elements. */
   markEnd = 0
-  /** @internal Which backward pass spares it: see spared.ts. */
+  /** @internal The number of the backward pass that spares the storage: see spared.ts. */
   spared = 0
   buffer: BackendBuffer | null
-  /** Live tensors on it; an object of its own because the safety net needs it after the storage is gone. */
+  /** The count of live tensors, in an object of its own because the safety net needs it after the storage is gone. */
   readonly tensors = { count: 0 }
-  /** @internal Of the safety net. */
+  /** @internal The storage's place in the safety net's list; −1 for nowhere. */
   place = -1
-  /** @internal Of the safety net. */
+  /** @internal What the safety net keeps of the storage after it is gone. */
   remains: Remains | null = null
 
   constructor(backend: Backend, bytes: number, dtype: DType) {

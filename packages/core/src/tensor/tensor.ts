@@ -109,7 +109,7 @@ export class Tensor implements View, Scoped {
     this.#grad = value
   }
 
-  /** Survives `scope` and `backward()`: set by `keep()`. */
+  /** Whether the tensor survives `scope` and `backward()`: set by `keep()`. */
   get kept(): boolean {
     return this.#kept
   }

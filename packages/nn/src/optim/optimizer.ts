@@ -34,11 +34,11 @@ export type ParamsOrGroups<O> =
 export interface ParamState {
   /** Updates so far. */
   step: number
-  /** By name, each of the parameter's shape. */
+  /** State tensors by name, each of the parameter's shape. */
   tensors: Record<string, Tensor>
 }
 
-/** How to update one parameter: a program to apply in place. */
+/** The update of one parameter: a program to apply in place. */
 export interface Update extends InPlaceCall {
   /** What is computed of each element. */
   readonly program: Program

@@ -25,17 +25,17 @@ export interface AttentionAttrs {
   causal: Causal
   /** Query i sees key j only if i − window < j (with the causal offset); 0: no window. */
   window: number
-  /** With a window: keys j < globalTokens are seen from everywhere, queries i < globalTokens see all. */
+  /** The count of first keys that all queries see, and of first queries that see all keys, past the window. */
   globalTokens: number
   /** What scores are multiplied by. */
   scale: number
-  /** There is a mask among the inputs. */
+  /** Whether there is a mask among the inputs. */
   hasMask: boolean
   /** Rows and columns of the blocks of a block mask; 0: none. */
   blockSize: number
   /** The share of visible blocks, as far as it is known: for profiles. */
   density: number
-  /** There are ALiBi's slopes among the inputs. */
+  /** Whether there are ALiBi's slopes among the inputs. */
   hasAlibi: boolean
   /** The probability of a weight to become 0. */
   dropout: number
@@ -49,7 +49,7 @@ export interface AttentionOperands<T> {
   k: T
   /** The values, (B, Hk, S, Dv). */
   v: T
-  /** (B, H, T, S), bool or float. */
+  /** The mask (B, H, T, S), bool or float. */
   mask: T | null
   /** The tensors of a `BlockMask`, with all of (B, H, …). */
   blocks: Readonly<Record<BlockTensor, T>> | null
@@ -74,7 +74,7 @@ export function attentionOperands<T>(
   return { q, k, v, mask, blocks, slopes, rest }
 }
 
-/** Is key `coord(-1)` hidden from query `coord(-2)`? Params: offset of the diagonal, window, causal, global tokens. */
+/** Hides key `coord(-1)` from query `coord(-2)`. Params: offset of the diagonal, window, causal, global tokens. */
 const HIDE = program(
   'attention.hide',
   1,
@@ -88,7 +88,7 @@ const HIDE = program(
   },
   4,
 )
-/** Inputs: scores, slopes; param: offset of the diagonal. */
+/** Subtracts slope · distance from scores. Inputs: scores, slopes; param: offset of the diagonal. */
 const ALIBI = program(
   'attention.alibi',
   2,
@@ -170,20 +170,20 @@ export interface AttentionOptions {
   attnMask?: Tensor | null
   /** Probability of dropping an attention weight. */
   dropoutP?: number
-  /** Causal, aligned at the top left corner, as PyTorch; or name the corner. */
+  /** Whether attention is causal, aligned at the top left corner, as in PyTorch, or at a corner by name. */
   isCausal?: boolean | Causal
   /** Query i sees the last `window` keys up to its own position. */
   window?: number
   /**
-   * With a window: the first so many keys are seen from everywhere and the first so many queries see all keys, both
-   * still subject to causality (Beltagy et al. 2020; Zaheer et al. 2020).
+   * The number of first keys that are seen from everywhere past the window, and of first queries that see all keys, both
+   * still subject to causality (Beltagy et al. 2020; Zaheer et al. 2020). Default: 0.
    */
   globalTokens?: number
-  /** Only its visible blocks are computed; causality, windows and masks hold inside of them. */
+  /** A block mask, of which only the visible blocks are computed; causality, windows and masks hold inside of them. */
   blockMask?: BlockMask | null
-  /** One slope per head, (H): adds −slope · |i − j| to the scores (ALiBi, Press et al. 2022). It gets no gradient. */
+  /** A slope per head, (H), which adds −slope · |i − j| to the scores (ALiBi, Press et al. 2022). It gets no gradient. */
   alibi?: Tensor | null
-  /** Default 1 / √D. */
+  /** The factor of the scores. Default 1 / √D. */
   scale?: number | null
   /** Allow fewer key-value heads than query heads (a divisor); always on here, accepted for familiarity. */
   enableGqa?: boolean
