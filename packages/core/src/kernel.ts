@@ -6,3 +6,4 @@
 
 export { eachRun, expected, live } from './dispatch/capturing.ts'
 export { operandLimit } from './primitives/parts.ts'
+export { collapse, denseFrom, leadOf, type Nest, stridesOver, viewOf } from './tensor/nest.ts'

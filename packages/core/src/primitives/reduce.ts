@@ -1,5 +1,4 @@
 import { type GradNode, noGrad, record, shouldRecord } from '../autograd/tape.ts'
-import type { View } from '../dispatch/backend.ts'
 import type { ReduceAttrs, Reduction } from '../dispatch/kernels.ts'
 import { type Primitive, perform } from '../dispatch/primitive.ts'
 import { ShapeError, show } from '../errors.ts'
@@ -7,6 +6,7 @@ import * as e from '../expr/expr.ts'
 import { program } from '../expr/program.ts'
 import { toSum } from '../tensor/dtype.ts'
 import { contiguousStrides, largestSize } from '../tensor/layout.ts'
+import { viewOf } from '../tensor/nest.ts'
 import { allocate, type Tensor } from '../tensor/tensor.ts'
 import { copy, elementwise, fill } from './elementwise.ts'
 import { scan, shift } from './scan.ts'
@@ -17,15 +17,6 @@ const TIES = program('amax.ties', 2, ([x, y]) =>
 )
 const SHARE = program('amax.share', 3, ([d, ties, n]) => e.div(e.mul(d, ties), n))
 const MUL2 = program('mul', 2, ([a, b]) => e.mul(a, b))
-
-/** A view of a contiguous tensor under another shape of as many elements, for a kernel only. */
-export const asShape = (t: Tensor, shape: readonly number[]): View => ({
-  buffer: t.buffer,
-  dtype: t.dtype,
-  shape,
-  strides: contiguousStrides(shape),
-  offset: 0,
-})
 
 const REDUCE: Primitive<ReduceAttrs> = { kernel: (kernels) => kernels.reduce, backward }
 
@@ -51,7 +42,7 @@ export function reduce(kind: Reduction, input: Tensor, dims: readonly number[], 
     return out
   }
   const out = allocate(x.backend, shape, x.dtype)
-  perform(REDUCE, kind, x.backend, [out], [x], attrs, [asShape(out, keepShape)])
+  perform(REDUCE, kind, x.backend, [out], [x], attrs, [viewOf(out, keepShape, contiguousStrides(keepShape))])
   return out
 }
 
