@@ -10,6 +10,7 @@
  */
 
 import { layout, type RotaryAttrs, type View } from '@tilegrad/core'
+import { stridesOver, viewOf } from '@tilegrad/core/kernel'
 import type { KernelFactory } from '../engine.ts'
 import {
   type FunctionBuilder,
@@ -23,11 +24,10 @@ import {
 import { denseRows, eachRow, eachVector, runRows, Words } from './rows.ts'
 
 /** A view as if it had the leading dims of another one. */
-const spread = (view: View, rows: readonly number[]): View => ({
-  buffer: view.buffer,
-  dtype: view.dtype,
-  ...layout.expandLayout('rotary_embedding', view, [...rows, view.shape.at(-1) as number]),
-})
+const spread = (view: View, rows: readonly number[]): View => {
+  const shape = [...rows, view.shape.at(-1) as number]
+  return viewOf(view, shape, stridesOver(view, shape))
+}
 
 export const rotaryEmbedding: KernelFactory<RotaryAttrs> = (engine) => ({
   supports: ([x, cos, sin]) =>

@@ -1,12 +1,13 @@
 /**
  * What row kernels share: walking the rows of strided operands, and folding one contiguous row.
  *
- * A *nest* is a loop nest over some dims with the strides of several operands. `collapse` merges dims that all
+ * A *nest* is a loop nest over some dims with the strides of several operands. `collapse` of core merges dims that all
  * operands walk as one, so that most nests have 0 or 1 dims; the emitted code is made for the number of dims, and
  * sizes and strides come as parameters.
  */
 
-import { dtypeInfo, type View } from '@tilegrad/core'
+import { dtypeInfo, layout, type View } from '@tilegrad/core'
+import { collapse, denseFrom, type Nest } from '@tilegrad/core/kernel'
 import type { Engine } from '../engine.ts'
 import {
   type Exprs,
@@ -23,53 +24,12 @@ import {
   v128,
 } from '../wasm/index.ts'
 
-export interface Nest {
-  readonly sizes: readonly number[]
-  /** The strides by operand, then by dim, in elements. */
-  readonly strides: readonly (readonly number[])[]
-}
-
-/** Reduces a walk to as few dims as possible in the same order. All sizes must be ≥ 1. */
-export function collapse(sizes: readonly number[], strides: readonly (readonly number[])[]): Nest {
-  const outSizes: number[] = []
-  const out: number[][] = strides.map(() => [])
-  for (let d = 0; d < sizes.length; d++) {
-    const size = sizes[d]
-    if (size === 1) continue
-    const last = outSizes.length - 1
-    let merge = last >= 0
-    for (let k = 0; merge && k < strides.length; k++) merge = out[k][last] === strides[k][d] * size
-    if (merge) outSizes[last] *= size
-    else outSizes.push(size)
-    for (let k = 0; k < strides.length; k++) out[k][outSizes.length - 1] = strides[k][d]
-  }
-  return { sizes: outSizes, strides: out }
-}
-
 /** The nest of the first `lead` dims of several views of equal leading sizes. */
 export const leadingNest = (lead: number, views: readonly View[]): Nest =>
   collapse(
     views[0].shape.slice(0, lead),
     views.map((v) => v.strides.slice(0, lead)),
   )
-
-/** The product of sizes. */
-export function product(sizes: readonly number[]): number {
-  let n = 1
-  for (let i = 0; i < sizes.length; i++) n *= sizes[i]
-  return n
-}
-
-/** Whether the dims of a view from `lead` on are one dense run. */
-export function denseFrom(lead: number, { shape, strides }: View): boolean {
-  let step = 1
-  for (let d = shape.length - 1; d >= lead; d--) {
-    if (shape[d] === 1) continue
-    if (strides[d] !== step) return false
-    step *= shape[d]
-  }
-  return true
-}
 
 /** The parameter words that `walk` reads, after the operands' addresses; `bytes`: size of an element per operand. */
 export function nestWords(nest: Nest, bytes: readonly number[]): number[] {
@@ -375,7 +335,7 @@ export function runRows(
   const nest = leadingNest(lead, views)
   const rank = nest.sizes.length
   const kernel = engine.kernel(`${key} ${rank}`, (m) => build(m, rank))
-  engine.run(kernel, product(nest.sizes), grainOf(n), [
+  engine.run(kernel, layout.numel(nest.sizes), grainOf(n), [
     ...views.map((v) => engine.address(v)),
     n,
     ...extra,

@@ -9,6 +9,7 @@
  */
 
 import { dtypeInfo, layout } from '@tilegrad/core'
+import { collapse } from '@tilegrad/core/kernel'
 import type { KernelFactory } from '../engine.ts'
 import {
   type FunctionBuilder,
@@ -24,7 +25,7 @@ import {
   type Var,
   v128,
 } from '../wasm/index.ts'
-import { collapse, grainOf, nestWords, product, Words, walk } from './rows.ts'
+import { grainOf, nestWords, Words, walk } from './rows.ts'
 
 type Kind = 'sum' | 'prod' | 'affine'
 type ScanType = 'float32' | 'float64' | 'int32'
@@ -61,7 +62,7 @@ export const scan: KernelFactory<{ kind: Kind; dim: number; reverse: boolean }> 
     const kernel = engine.kernel(`scan ${kind} ${type} ${columns} ${rank}`, (m) =>
       buildScan(m, kind, type, columns, rank),
     )
-    engine.run(kernel, product(units.sizes), grainOf(n * Math.min(width, strip)), [
+    engine.run(kernel, layout.numel(units.sizes), grainOf(n * Math.min(width, strip)), [
       n,
       width,
       strips,

@@ -13,9 +13,10 @@
  */
 
 import { dtypeInfo, layout } from '@tilegrad/core'
+import { collapse } from '@tilegrad/core/kernel'
 import { align64, type KernelFactory } from '../engine.ts'
 import { type FunctionBuilder, f64, type I32, i32, i64, type ModuleBuilder, type Var } from '../wasm/index.ts'
-import { collapse, eachRow, grainOf, nestWords, product, Words } from './rows.ts'
+import { eachRow, grainOf, nestWords, Words } from './rows.ts'
 
 const insertionMax = 32
 const wideDigitsFrom = 4096
@@ -48,7 +49,7 @@ export const sort: KernelFactory<{ dim: number; descending: boolean }> = (engine
     const variant = { type, descending, bits, rank: nest.sizes.length }
     const perThread = align64(16 * n + countBytes(bits))
     const kernel = engine.kernel(`sort ${Object.values(variant)}`, (m) => buildSort(m, variant))
-    engine.run(kernel, product(nest.sizes), grainOf(n, sortGrain), [
+    engine.run(kernel, layout.numel(nest.sizes), grainOf(n, sortGrain), [
       ...views.map((v) => engine.address(v)),
       n,
       ...views.map((v) => (v.strides[dim] ?? 0) * dtypeInfo[v.dtype].bytes),

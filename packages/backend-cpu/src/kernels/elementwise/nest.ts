@@ -1,6 +1,7 @@
 /** Turns the shapes and strides of operands into loops over them, of as few dims as possible, in the best order. */
 
 import { dtypeInfo, type View } from '@tilegrad/core'
+import { collapse, type Nest as Loops, stridesOver } from '@tilegrad/core/kernel'
 import type { Access } from './access.ts'
 import { tileRows } from './code.ts'
 
@@ -35,20 +36,19 @@ export function nestOf(
 ): Nest {
   const views = [...outputs, ...inputs]
   const { shape } = outputs[0] as View
-  let dims = shape.map((size, d): Dim => {
-    const strides = views.map((v) => {
-      const own = d - (shape.length - v.shape.length)
-      return own < 0 || (v.shape[own] === 1 && size !== 1) ? 0 : (v.strides[own] as number)
-    })
-    return { size, strides }
-  })
+  const over = views.map((v) => stridesOver(v, shape))
+  let dims = dimsOf({ sizes: shape, strides: over })
   let tiled = false
   if (!asIs) {
-    dims = dims.filter((d) => d.size !== 1)
     // Large strides of the first output outside.
     const step = (d: Dim): number => Math.abs(d.strides[0] as number)
     if (!inOrder) dims.sort((a, b) => step(b) - step(a))
-    dims = merge(dims)
+    dims = dimsOf(
+      collapse(
+        dims.map((d) => d.size),
+        views.map((_, o) => dims.map((d) => d.strides[o] as number)),
+      ),
+    )
     if (!inOrder) {
       lengthen(dims)
       tiled = tile(dims, outputs.length)
@@ -75,17 +75,9 @@ export function nestOf(
   return { dims, access, tiled, words: [...dims.map((d) => d.size), ...strides], units }
 }
 
-/** Joins dims that every operand walks as if they were one. */
-function merge(dims: readonly Dim[]): Dim[] {
-  const out: Dim[] = []
-  for (const d of dims) {
-    const last = out[out.length - 1]
-    if (last?.strides.every((stride, o) => stride === (d.strides[o] as number) * d.size)) {
-      out[out.length - 1] = { size: last.size * d.size, strides: d.strides }
-    } else out.push(d)
-  }
-  return out
-}
+/** Turns strides by operand into strides by dim, which can be moved around. */
+const dimsOf = ({ sizes, strides }: Loops): Dim[] =>
+  sizes.map((size, d) => ({ size, strides: strides.map((own) => own[d] as number) }))
 
 /** Puts a long dim innermost in place of one of 2 or 3 elements, which would be all overhead. */
 function lengthen(dims: Dim[]): void {

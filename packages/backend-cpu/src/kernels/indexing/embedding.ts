@@ -6,8 +6,9 @@
  */
 
 import { type EmbeddingAttrs, type GradientAttrs, layout, type View } from '@tilegrad/core'
+import { collapse } from '@tilegrad/core/kernel'
 import type { KernelFactory } from '../../engine.ts'
-import { collapse } from '../rows.ts'
+
 import { checkIndex, runAdds, runCopy, zeroOf } from './indexing.ts'
 
 const takes = (weight: View, index: View): boolean =>

@@ -16,6 +16,7 @@
  */
 
 import { type DType, dtypeInfo, layout, ValueError, type View } from '@tilegrad/core'
+import { collapse, type Nest } from '@tilegrad/core/kernel'
 import type { Engine, KernelFactory } from '../../engine.ts'
 import {
   type FunctionBuilder,
@@ -28,18 +29,7 @@ import {
   type ModuleBuilder,
   v128,
 } from '../../wasm/index.ts'
-import {
-  collapse,
-  eachRow,
-  eachVector,
-  grainOf,
-  type Nest,
-  nestWords,
-  product,
-  streamGrain,
-  Words,
-  walk,
-} from '../rows.ts'
+import { eachRow, eachVector, grainOf, nestWords, streamGrain, Words, walk } from '../rows.ts'
 
 /** Elements of one copied block. */
 const blockElements = 8192
@@ -130,7 +120,7 @@ export function runCopy(engine: Engine, c: Copy): void {
   const kernel = engine.kernel(`indexing.copy ${kind} ${bytes} ${index !== undefined} ${rank}`, (m) =>
     buildCopy(m, kind, bytes, index !== undefined, rank),
   )
-  engine.run(kernel, product(units.sizes), grainOf(Math.min(n, blockElements), streamGrain), [
+  engine.run(kernel, layout.numel(units.sizes), grainOf(Math.min(n, blockElements), streamGrain), [
     c.from,
     c.to,
     ...(index ? [index.address, index.size, index.stride * bytes, flagOf(engine)] : []),
@@ -251,8 +241,8 @@ export function runAdds(engine: Engine, a: Adds): void {
   const rows = n > 1 && bytes === 4 && toStep === 1 && indexStep === 0 && fromStep === 1
   const alongStep = a.along.strides[1].at(-1) ?? 0
   const kind = rows ? 'rows' : Math.abs(alongStep) <= Math.abs(fromStep) ? 'lines' : 'elements'
-  const outer = product(a.free.sizes.slice(0, depth))
-  const along = product(a.along.sizes)
+  const outer = layout.numel(a.free.sizes.slice(0, depth))
+  const along = layout.numel(a.along.sizes)
   const block = outer >= 16 ? n : Math.min(n, Math.max(32, Math.ceil(n / 128) * 16))
   const blocks = Math.ceil(n / block)
   const ranges = outer * blocks < 8 && along * n >= rangesFrom ? Math.min(8, a.size) : 1

@@ -189,7 +189,7 @@ function problem(out: View, a: View, b: View): Problem {
   if (p.n === 1) p.bColumn = p.outColumn = 4
   if (p.k === 1) p.aK = 4
   if (p.k === 1 && p.bColumn !== 4) p.bK = 4
-  // One matrix b for many matrices a whose rows lie one after another: one tall product.
+  // One matrix b for many matrices a whose rows lie one after another: one tall product. No `collapse`: dims go into m.
   while (p.batchDims > 0) {
     const last = p.batchDims - 1
     const size = out.shape[last]

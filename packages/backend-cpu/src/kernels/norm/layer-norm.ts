@@ -16,11 +16,11 @@
  */
 
 import { type GradientAttrs, type LayerNormAttrs, layout, type RmsNormAttrs, type View } from '@tilegrad/core'
+import { denseFrom, leadOf } from '@tilegrad/core/kernel'
 import type { Engine, KernelFactory } from '../../engine.ts'
 import { f32, f32x4, f64, type I32, i32, type ModuleBuilder, type V128, v128 } from '../../wasm/index.ts'
 import { sumPieces } from '../reduce/columns.ts'
 import {
-  denseFrom,
   eachRow,
   eachVector,
   f64Words,
@@ -35,13 +35,6 @@ import {
   Words,
 } from '../rows.ts'
 import { splat } from '../softmax.ts'
-
-/** How many leading dims there are before the trailing ones whose sizes multiply to `size`. */
-function leadOf({ shape }: View, size: number): number {
-  let lead = shape.length
-  for (let n = 1; n < size && lead > 0; ) n *= shape[--lead]
-  return lead
-}
 
 const params = { none: 0, weight: 1, both: 2 } as const
 

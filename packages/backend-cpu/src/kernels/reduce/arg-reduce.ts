@@ -9,10 +9,10 @@
  */
 
 import { layout } from '@tilegrad/core'
+import { collapse } from '@tilegrad/core/kernel'
 import type { KernelFactory } from '../../engine.ts'
 import { f32, f32x4, f64, type I32, i32, i32x4, type ModuleBuilder } from '../../wasm/index.ts'
 import {
-  collapse,
   eachRow,
   eachVector,
   floatFolds,

@@ -5,21 +5,10 @@
  */
 
 import { layout, type Reduction } from '@tilegrad/core'
+import { collapse, type Nest } from '@tilegrad/core/kernel'
 import type { Engine } from '../../engine.ts'
 import { f32x4, f64x2, type I32, i32, i32x4, type ModuleBuilder, type V128 } from '../../wasm/index.ts'
-import {
-  collapse,
-  eachVector,
-  type Fold,
-  floatFolds,
-  grainOf,
-  intFolds,
-  type Nest,
-  nestWords,
-  product,
-  Words,
-  walk,
-} from '../rows.ts'
+import { eachVector, type Fold, floatFolds, grainOf, intFolds, nestWords, Words, walk } from '../rows.ts'
 import { isInt, type Plan, pieceElements, scaleWords } from './plan.ts'
 
 /** Columns per strip: 8 rows and the accumulators stay in the L1 cache. */
@@ -35,10 +24,10 @@ export function runColumns(engine: Engine, p: Plan): void {
   const depth = p.kept.sizes.length - 1
   const outer = { sizes: p.kept.sizes.slice(0, depth), strides: p.kept.strides.map((s) => s.slice(0, depth)) }
   const columns = p.kept.sizes[depth]
-  const rows = product(p.reduced.sizes)
+  const rows = layout.numel(p.reduced.sizes)
   const size = pieceRows(columns)
   const pieces = Math.ceil(rows / size)
-  const units = product(outer.sizes)
+  const units = layout.numel(outer.sizes)
   const direct = pieces === 1 && p.kept.strides[1][depth] === 1 && p.factor === 1
   const partial = direct ? p.out : engine.memory.alloc(units * pieces * columns * 4)
   try {

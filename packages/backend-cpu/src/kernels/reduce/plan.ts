@@ -1,9 +1,10 @@
 /** Reductions of any layout in the order in which they are best walked, and their element types. */
 
 import type { DType, Reduction, View } from '@tilegrad/core'
+import { collapse, type Nest } from '@tilegrad/core/kernel'
 import type { Engine } from '../../engine.ts'
 import { type Exprs, type FunctionBuilder, f32, f64, type I32, i32 } from '../../wasm/index.ts'
-import { collapse, type Fold, f64Words, floatFolds, intFolds, type Nest } from '../rows.ts'
+import { type Fold, f64Words, floatFolds, intFolds } from '../rows.ts'
 
 /** Large reductions are cut into pieces of about this many elements. */
 export const pieceElements = 16384

@@ -20,9 +20,10 @@
  */
 
 import { dtypeInfo, layout, type Reduction, type View } from '@tilegrad/core'
+import { collapse } from '@tilegrad/core/kernel'
 import type { Engine, KernelFactory } from '../../engine.ts'
 import { type Exprs, type I32, i32, type ModuleBuilder } from '../../wasm/index.ts'
-import { collapse, foldRow, grainOf, nestWords, product, streamGrain, total, Words, walk } from '../rows.ts'
+import { foldRow, grainOf, nestWords, streamGrain, total, Words, walk } from '../rows.ts'
 import { runColumns } from './columns.ts'
 import { type Element, elements, isInt, type Plan, pieceElements, plan, scaleWords } from './plan.ts'
 
@@ -57,8 +58,8 @@ const splitOutputs = 64
 
 function runRows(engine: Engine, p: Plan): void {
   const { bytes } = elements[p.dtype]
-  const outputs = product(p.kept.sizes)
-  const perOutput = product(p.reduced.sizes)
+  const outputs = layout.numel(p.kept.sizes)
+  const perOutput = layout.numel(p.reduced.sizes)
   const dense = (p.dtype === 'float32' || p.dtype === 'int32') && last(p.reduced.strides[0]) === 1
   const short = dense && (last(p.reduced.sizes) as number) < 32
   const run = dense ? (short ? 'short' : 'dense') : 'strided'
@@ -85,9 +86,9 @@ function runRows(engine: Engine, p: Plan): void {
 /** Pieces of the outermost reduced dim, each to a partial result in float64 or int32; those in order, here. */
 function runPieces(engine: Engine, p: Plan, run: 'dense' | 'short' | 'strided'): void {
   const { bytes } = elements[p.dtype]
-  const outputs = product(p.kept.sizes)
+  const outputs = layout.numel(p.kept.sizes)
   const [n] = p.reduced.sizes
-  const size = Math.max(1, Math.floor((pieceElements * n) / product(p.reduced.sizes)))
+  const size = Math.max(1, Math.floor((pieceElements * n) / layout.numel(p.reduced.sizes)))
   const pieces = Math.ceil(n / size)
   const partialBytes = isInt(p.dtype) ? 4 : 8
   const nest = collapse(
