@@ -10,13 +10,14 @@
  */
 
 import type { CrossEntropyAttrs, GradientAttrs, KernelOf, View } from '@tilegrad/core'
+import { viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../commands/queue.ts'
 import { mathCode } from '../wgsl/math.ts'
 import type { Shader } from '../wgsl/shader.ts'
-import { viewOf } from './layout.ts'
+
 import {
   bufferOf,
-  denseFrom,
+  denseFloats,
   each,
   enablesOf,
   hold,
@@ -43,7 +44,7 @@ const takes = (inputs: readonly View[], { labelSmoothing }: CrossEntropyAttrs): 
   const [logits, target] = inputs as readonly [View, View]
   return (
     labelSmoothing === 0 &&
-    denseFrom(1, logits) &&
+    denseFloats(1, logits) &&
     logits.shape.length === 2 &&
     target.dtype === 'int32' &&
     logits.shape.every((n) => n > 0)

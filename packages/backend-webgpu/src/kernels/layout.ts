@@ -1,35 +1,13 @@
 /** From the shapes and strides of operands to as few dims as possible. */
 
 import type { View } from '@tilegrad/core'
+import { collapse, type Nest, stridesOver, viewOf } from '@tilegrad/core/kernel'
 
-/** Dims that all operands walk, outermost first; at least one. Strides in elements, by operand. */
-export interface Nest {
-  readonly sizes: readonly number[]
-  readonly strides: readonly (readonly number[])[]
-}
-
-/** The dims of views that broadcast to `shape`; merged where every view allows it, unless `asIs`. */
+/** The loops over views that broadcast to `shape`, of one dim at least; merged where every view allows it, unless `asIs`. */
 export function nestOf(shape: readonly number[], views: readonly View[], asIs = false): Nest {
-  const sizes: number[] = []
-  const strides: number[][] = []
-  for (let d = 0; d < shape.length; d++) {
-    const size = shape[d] as number
-    if (size === 1 && !asIs) continue
-    const own = views.map((v) => {
-      const at = d - (shape.length - v.shape.length)
-      return at < 0 || (v.shape[at] === 1 && size !== 1) ? 0 : (v.strides[at] as number)
-    })
-    const last = strides.at(-1)
-    if (!asIs && last?.every((s, i) => s === size * (own[i] as number))) {
-      sizes[sizes.length - 1] = (sizes.at(-1) as number) * size
-      strides[strides.length - 1] = own
-    } else {
-      sizes.push(size)
-      strides.push(own)
-    }
-  }
-  if (sizes.length === 0) return { sizes: [1], strides: [views.map(() => 0)] }
-  return { sizes, strides }
+  const strides = views.map((v) => stridesOver(v, shape))
+  const nest = asIs ? { sizes: shape, strides } : collapse(shape, strides)
+  return nest.sizes.length > 0 ? nest : { sizes: [1], strides: views.map(() => [0]) }
 }
 
 /** Workgroups for `count` of them: WebGPU allows 65,535 along a dim. The kernel's index is wg.x + wg.y * groups.x. */
@@ -46,7 +24,7 @@ export const walkFields = (name: string, rank: number): string[] => [
 ]
 export const walkWords = ({ sizes, strides }: Nest, operand: number): number[] => [
   ...sizes,
-  ...strides.map((s) => s[operand] as number),
+  ...(strides[operand] as readonly number[]),
 ]
 
 /** `fn name(i: u32) -> i32`: how far from its first element the operand's i-th one lies, in row-major order. */
@@ -58,20 +36,6 @@ export function walkFunction(name: string, rank: number): string {
   return `fn ${name}(i: u32) -> i32 {\n${lines.join('\n')}\n}`
 }
 
-/** Makes a view of another shape on a view's memory. (Tensors are views with getters: `{ ...v }` would lose them.) */
-export const viewOf = (
-  v: View,
-  shape: readonly number[],
-  strides: readonly number[],
-  offset = v.offset,
-): View => ({
-  buffer: v.buffer,
-  dtype: v.dtype,
-  shape,
-  strides,
-  offset,
-})
-
 /** A view with only some of its dims. */
 export const pickDims = (v: View, dims: readonly number[]): View =>
   viewOf(
@@ -82,5 +46,3 @@ export const pickDims = (v: View, dims: readonly number[]): View =>
 
 /** All dims but one. */
 export const otherDims = (v: View, dim: number): number[] => v.shape.map((_, d) => d).filter((d) => d !== dim)
-
-export const numel = (shape: readonly number[]): number => shape.reduce((n, s) => n * s, 1)

@@ -7,10 +7,11 @@
  */
 
 import { type KernelOf, layout, type RotaryAttrs, type View } from '@tilegrad/core'
+import { viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../commands/queue.ts'
 import type { Shader } from '../wgsl/shader.ts'
-import { grid, viewOf } from './layout.ts'
-import { bufferOf, denseFrom, itemOfWidth, type RowWalk, rowWalk, startOf, widthOf } from './rows.ts'
+import { grid } from './layout.ts'
+import { bufferOf, denseFloats, itemOfWidth, type RowWalk, rowWalk, startOf, widthOf } from './rows.ts'
 
 const workgroup = 256
 
@@ -23,7 +24,7 @@ function spread(view: View, rows: readonly number[]): View {
   return viewOf(view, shape, strides)
 }
 
-const denseRow = (v: View): boolean => denseFrom(v.shape.length - 1, v)
+const denseRow = (v: View): boolean => denseFloats(v.shape.length - 1, v)
 
 export const rotaryEmbedding = (engine: Engine): KernelOf<RotaryAttrs> => ({
   supports: (inputs) => {

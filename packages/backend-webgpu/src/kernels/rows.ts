@@ -10,11 +10,12 @@
  */
 
 import type { View } from '@tilegrad/core'
+import { denseFrom, type Nest, viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../commands/queue.ts'
 import type { GpuBuffer } from '../device/buffers.ts'
 import { mathCode } from '../wgsl/math.ts'
 import type { Item } from '../wgsl/shader.ts'
-import { grid, type Nest, nestOf, viewOf } from './layout.ts'
+import { grid, nestOf } from './layout.ts'
 
 export const workgroup = 256
 /** Loads under way per thread and operand in loops over long rows. */
@@ -62,23 +63,9 @@ export function subgroupOf({ gpu }: Engine): number {
   return Math.min(32, Math.max(1, least))
 }
 
-/** How many leading dims there are before the trailing ones whose sizes multiply to `size`. */
-export function leadOf({ shape }: View, size: number): number {
-  let lead = shape.length
-  for (let n = 1; n < size && lead > 0; ) n *= shape[--lead] as number
-  return lead
-}
-
 /** Whether a view is float32 and its dims from `lead` on are one dense run. */
-export function denseFrom(lead: number, { shape, strides, dtype }: View): boolean {
-  let step = 1
-  for (let d = shape.length - 1; d >= lead; d--) {
-    if (shape[d] === 1) continue
-    if (strides[d] !== step) return false
-    step *= shape[d] as number
-  }
-  return dtype === 'float32'
-}
+export const denseFloats = (lead: number, view: View): boolean =>
+  view.dtype === 'float32' && denseFrom(lead, view)
 
 /** The width of vectors: 4 if rows of `n` elements of all views begin at multiples of four, otherwise 1. */
 export function widthOf(n: number, lead: number, views: readonly View[]): 4 | 1 {
@@ -119,7 +106,7 @@ function walkOf({ sizes, strides }: Nest, views: readonly View[]): Omit<RowWalk,
     fields: [
       ...names.map((i) => `o${i}: i32`),
       ...sizes.map((_, d) => `n${d}: u32`),
-      ...sizes.flatMap((_, d) => names.map((i) => `s${d}_${i}: i32`)),
+      ...names.flatMap((i) => sizes.map((_, d) => `s${d}_${i}: i32`)),
     ],
     words: [...views.map((v) => v.offset), ...sizes, ...strides.flat()],
     code: (row) => {

@@ -9,13 +9,13 @@
  * Reference: `scan` in core's reference/kernels.ts. Test: scan.test.ts.
  */
 
-import type { DType, Primitives, ScanAttrs, View } from '@tilegrad/core'
+import { type DType, layout, type Primitives, type ScanAttrs, type View } from '@tilegrad/core'
 import type { Engine } from '../commands/queue.ts'
 import type { GpuBuffer } from '../device/buffers.ts'
 import { elementOf } from '../wgsl/element.ts'
 import type { Binding, Shader } from '../wgsl/shader.ts'
 import { type Lanes, laneCode, neighbour, shareOut, workgroup } from './lanes.ts'
-import { grid, nestOf, numel, otherDims, pickDims, walkFields, walkFunction, walkWords } from './layout.ts'
+import { grid, nestOf, otherDims, pickDims, walkFields, walkFunction, walkWords } from './layout.ts'
 
 type Kind = ScanAttrs['kind']
 
@@ -30,7 +30,7 @@ function scanInto(engine: Engine, out: View, inputs: readonly View[], attrs: Sca
   const { kind, dim } = attrs
   const x = inputs[0] as View
   const others = otherDims(out, dim)
-  const rows = numel(others.map((d) => out.shape[d] as number))
+  const rows = layout.numel(others.map((d) => out.shape[d] as number))
   const length = out.shape[dim] ?? 1
   if (rows === 0 || length === 0) return
   const kept = pickDims(x, others)
@@ -80,7 +80,7 @@ function pass(
   const walked = what === 'totals' ? terms : [...outputs, ...terms]
   const [x] = terms as [View]
   const others = otherDims(x, dim)
-  const rows = numel(others.map((d) => x.shape[d] as number))
+  const rows = layout.numel(others.map((d) => x.shape[d] as number))
   const length = x.shape[dim] ?? 1
   const nest = nestOf(
     others.map((d) => x.shape[d] as number),

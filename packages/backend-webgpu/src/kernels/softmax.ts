@@ -16,7 +16,7 @@ import type { Shader } from '../wgsl/shader.ts'
 import {
   block,
   bufferOf,
-  denseFrom,
+  denseFloats,
   each,
   enablesOf,
   hold,
@@ -40,7 +40,7 @@ import {
 
 /** Whether the kernels take these views: float32, dense along the last dim, none of them empty. */
 const takes = (views: readonly View[], dim: number): boolean =>
-  views.every((v) => denseFrom(dim, v) && v.shape.length === dim + 1 && v.shape.every((n) => n > 0))
+  views.every((v) => denseFloats(dim, v) && v.shape.length === dim + 1 && v.shape.every((n) => n > 0))
 
 const forward =
   (log: boolean) =>

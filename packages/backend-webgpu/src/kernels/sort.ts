@@ -9,13 +9,13 @@
  * Reference: `sort` in core's reference/kernels.ts. Test: sort.test.ts.
  */
 
-import { type DType, isFloat, type Primitives, type View } from '@tilegrad/core'
+import { type DType, isFloat, layout, type Primitives, type View } from '@tilegrad/core'
 import type { Engine } from '../commands/queue.ts'
 import type { GpuBuffer } from '../device/buffers.ts'
 import { elementOf, type Stored, storedOf } from '../wgsl/element.ts'
 import { mathCode } from '../wgsl/math.ts'
 import type { Shader } from '../wgsl/shader.ts'
-import { grid, nestOf, numel, otherDims, pickDims, walkFields, walkFunction, walkWords } from './layout.ts'
+import { grid, nestOf, otherDims, pickDims, walkFields, walkFunction, walkWords } from './layout.ts'
 
 /** Pairs of a block, four to a thread: 8 KiB of workgroup memory. */
 const block = 1024
@@ -39,7 +39,7 @@ export function sortInto(
 ): void {
   const others = otherDims(x, dim)
   const sizes = others.map((d) => x.shape[d] as number)
-  const rows = numel(sizes)
+  const rows = layout.numel(sizes)
   const length = x.shape[dim] ?? 1
   if (rows === 0 || length === 0) return
   const padded = 2 ** Math.ceil(Math.log2(length))

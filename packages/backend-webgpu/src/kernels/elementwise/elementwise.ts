@@ -11,6 +11,7 @@
  */
 
 import { type Kernel, type Primitives, typedPostOrder, type View } from '@tilegrad/core'
+import type { Nest } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import type { Scalar } from '../../commands/replay.ts'
 import type { GpuBuffer } from '../../device/buffers.ts'
@@ -18,7 +19,7 @@ import { elementOf } from '../../wgsl/element.ts'
 import { lower } from '../../wgsl/lowering.ts'
 import { mathCode } from '../../wgsl/math.ts'
 import type { Binding, Item } from '../../wgsl/shader.ts'
-import { grid, type Nest, nestOf } from '../layout.ts'
+import { grid, nestOf } from '../layout.ts'
 
 const workgroup = 256
 
@@ -44,9 +45,7 @@ export function elementwise(engine: Engine): Primitives['elementwise'] {
       })
       const written = buffers.map((_, i) => place.indexOf(i) < outputs.length)
       const steps =
-        flat || rows
-          ? (nest.strides.at(-1) as readonly number[]).map((s) => (s === 1 ? 1 : s === 0 ? 0 : 2))
-          : []
+        flat || rows ? nest.strides.map((own) => own.at(-1)).map((s) => (s === 1 ? 1 : s === 0 ? 0 : 2)) : []
       const key = `e${kernel.id}:${place}:${vectors ? 'v' : 'f'}${flat ? '' : nest.sizes.length}:${steps}`
       const gpuKernel = engine.kernel(key, kernel.name, () => {
         return shader(kernel, views, outputs.length, place, written, nest, flat, vectors, long, steps)
@@ -86,11 +85,11 @@ function traitsOf(kernel: Kernel): Traits {
 
 /** Whether vectors of four fit: also at the end, where what a last vector of outputs overwrites must be nobody's. */
 function isVector(views: readonly View[], outputs: number, nest: Nest, count: number): boolean {
-  const [strides] = nest.strides as [readonly number[]]
   return views.every((v, i) => {
-    if (strides[i] === 0 && i >= outputs) return true
+    const [stride] = nest.strides[i] as readonly number[]
+    if (stride === 0 && i >= outputs) return true
     const alone = count % 4 === 0 || i >= outputs || (v.offset === 0 && 4 * count + 16 > bytesOf(v))
-    return strides[i] === 1 && v.offset % 4 === 0 && alone
+    return stride === 1 && v.offset % 4 === 0 && alone
   })
 }
 /** Whether the innermost dim is vectors of four in every operand, or one number per row. */
@@ -98,7 +97,7 @@ function haveVectors(views: readonly View[], outputs: number, { sizes, strides }
   const last = sizes.length - 1
   if ((sizes[last] as number) % 4 !== 0) return false
   return views.every((v, i) => {
-    const own = strides.map((s) => s[i] as number)
+    const own = strides[i] as readonly number[]
     if (own[last] === 0) return i >= outputs
     return own[last] === 1 && v.offset % 4 === 0 && own.slice(0, last).every((s) => s % 4 === 0)
   })
@@ -120,7 +119,7 @@ function shader(
   const rank = nest.sizes.length
   const fields = ['count: u32', ...views.map((_, i) => `o${i}: i32`)]
   if (!flat) for (let d = 0; d < rank; d++) fields.push(`n${d}: u32`)
-  for (let d = 0; d < rank; d++) for (let i = 0; i < views.length; i++) fields.push(`s${d}_${i}: i32`)
+  for (let i = 0; i < views.length; i++) for (let d = 0; d < rank; d++) fields.push(`s${d}_${i}: i32`)
   kernel.params.forEach(({ dtype }, slot) => {
     fields.push(`a${slot}: ${elementOf(dtype).item}`)
   })

@@ -6,9 +6,10 @@
  */
 
 import { type DimAttrs, type KernelOf, layout, type View } from '@tilegrad/core'
+import { type Nest, viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import type { Shader } from '../../wgsl/shader.ts'
-import { grid, type Nest, nestOf, viewOf, walkFields, walkFunction, walkWords } from '../layout.ts'
+import { grid, nestOf, walkFields, walkFunction, walkWords } from '../layout.ts'
 import { bufferOf } from '../rows.ts'
 
 const workgroup = 256
@@ -58,12 +59,12 @@ export const cat = (engine: Engine): KernelOf<DimAttrs> => {
 function takesVectors({ x, to, nest: { sizes, strides } }: Part): boolean {
   const last = sizes.length - 1
   if (x.offset % 4 !== 0 || to % 4 !== 0 || (sizes[last] as number) % 4 !== 0) return false
-  return strides.every((s, d) => s.every((step) => (d === last ? step === 1 : step % 4 === 0)))
+  return strides.every((own) => own.every((step, d) => (d === last ? step === 1 : step % 4 === 0)))
 }
 
 const inVectors = ({ sizes, strides }: Nest, width: 4 | 1): Nest => ({
   sizes: sizes.map((n, d) => (d === sizes.length - 1 ? n / width : n)),
-  strides: strides.map((s, d) => (d === sizes.length - 1 ? s : s.map((step) => step / width))),
+  strides: strides.map((own) => own.map((step, d) => (d === sizes.length - 1 ? step : step / width))),
 })
 
 function shader(width: 4 | 1, ranks: readonly number[]): Shader {

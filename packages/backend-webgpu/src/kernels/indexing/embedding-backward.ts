@@ -18,10 +18,11 @@
  */
 
 import { layout, type View } from '@tilegrad/core'
+import { viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import type { GpuBuffer } from '../../device/buffers.ts'
 import type { Shader } from '../../wgsl/shader.ts'
-import { grid, nestOf, viewOf, walkFields, walkFunction, walkWords } from '../layout.ts'
+import { grid, nestOf, walkFields, walkFunction, walkWords } from '../layout.ts'
 import { bufferOf, itemOfWidth, widthOf } from '../rows.ts'
 
 const workgroup = 256

@@ -9,7 +9,7 @@ import { type EmbeddingAttrs, type GradientAttrs, type KernelOf, layout, type Vi
 import type { Engine } from '../../commands/queue.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { grid, nestOf, walkFields, walkFunction, walkWords } from '../layout.ts'
-import { bufferOf, denseFrom, itemOfWidth, widthOf } from '../rows.ts'
+import { bufferOf, denseFloats, itemOfWidth, widthOf } from '../rows.ts'
 import { sumRows } from './embedding-backward.ts'
 
 const workgroup = 256
@@ -23,7 +23,7 @@ export const embedding = (engine: Engine): KernelOf<EmbeddingAttrs> => ({
     const [weight, index] = inputs as readonly [View, View]
     const y = out as View
     const [v, d] = weight.shape as readonly [number, number]
-    const width = denseFrom(1, weight) ? widthOf(d, 1, [weight]) : 1
+    const width = denseFloats(1, weight) ? widthOf(d, 1, [weight]) : 1
     const nest = nestOf(index.shape, [index])
     const rank = nest.sizes.length
     const kernel = engine.kernel(`embedding:${width}:${rank}`, 'embedding', () => shader(width, rank))
@@ -69,7 +69,7 @@ export const embeddingBackward = (engine: Engine): KernelOf<GradientAttrs<Embedd
   adds: true,
   supports: ([weight, index, , dy], { needs }) =>
     needs[0] === true &&
-    denseFrom((dy as View).shape.length - 1, dy as View) &&
+    denseFloats((dy as View).shape.length - 1, dy as View) &&
     takes(weight as View, index as View),
   run([dweight], [, index, , dy, rest], { paddingIdx }) {
     sumRows(engine, dweight as View, index as View, dy as View, rest, paddingIdx ?? -1)

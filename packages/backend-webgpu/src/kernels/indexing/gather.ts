@@ -4,12 +4,13 @@
  * Reference: `gather` in core's reference/kernels.ts. Test: indexing.test.ts.
  */
 
-import type { Primitives, View } from '@tilegrad/core'
+import { layout, type Primitives, type View } from '@tilegrad/core'
+import { viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import type { GpuBuffer } from '../../device/buffers.ts'
 import { elementOf } from '../../wgsl/element.ts'
 import type { Shader } from '../../wgsl/shader.ts'
-import { grid, nestOf, numel, viewOf, walkFields, walkFunction, walkWords } from '../layout.ts'
+import { grid, nestOf, walkFields, walkFunction, walkWords } from '../layout.ts'
 
 const workgroup = 256
 
@@ -17,7 +18,7 @@ export function gather(engine: Engine): Primitives['gather'] {
   return {
     run([out], [x, index], { dim }) {
       const [y, source, at] = [out as View, x as View, index as View]
-      const count = numel(y.shape)
+      const count = layout.numel(y.shape)
       if (count === 0) return
       // x without the dim that is looked up.
       const rest = viewOf(

@@ -9,22 +9,13 @@
  * An index out of range adds nothing. Reference: `scatterAdd` in core's reference/kernels.ts. Test: indexing.test.ts.
  */
 
-import type { DType, Primitives, View } from '@tilegrad/core'
+import { type DType, layout, type Primitives, type View } from '@tilegrad/core'
+import { viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import type { GpuBuffer } from '../../device/buffers.ts'
 import { elementOf } from '../../wgsl/element.ts'
 import type { Binding, Shader } from '../../wgsl/shader.ts'
-import {
-  grid,
-  nestOf,
-  numel,
-  otherDims,
-  pickDims,
-  viewOf,
-  walkFields,
-  walkFunction,
-  walkWords,
-} from '../layout.ts'
+import { grid, nestOf, otherDims, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
 import { sortInto } from '../sort.ts'
 
 const workgroup = 256
@@ -62,8 +53,8 @@ export function scatterAdd(engine: Engine): Primitives['scatterAdd'] {
           )
         : y
       const length = at.shape[dim] ?? 1
-      if (numel(target.shape) === 0 || (narrow && length === 0)) return
-      const small = length <= shortIndex || numel(target.shape) * length <= fewSteps
+      if (layout.numel(target.shape) === 0 || (narrow && length === 0)) return
+      const small = length <= shortIndex || layout.numel(target.shape) * length <= fewSteps
       run(
         engine,
         target,
@@ -81,7 +72,7 @@ type How = 'none' | 'small' | 'sorted'
 
 /** `x` may be `y` itself. */
 function run(engine: Engine, y: View, x: View, index: View, source: View, dim: number, how: How): void {
-  const count = numel(y.shape)
+  const count = layout.numel(y.shape)
   if (count === 0) return
   const others = otherDims(y, dim)
   const size = y.shape[dim] ?? 1
@@ -89,7 +80,7 @@ function run(engine: Engine, y: View, x: View, index: View, source: View, dim: n
   // Dims along which the index repeats itself share one sorted copy of it.
   const own = how === 'sorted' ? others.filter((d) => index.strides[d] !== 0 && index.shape[d] !== 1) : []
   const group = own.map((d) => index.shape[d] as number)
-  const groups = numel(group)
+  const groups = layout.numel(group)
   const scratch: GpuBuffer[] = []
   const alloc = (n: number): GpuBuffer => {
     const buffer = engine.pool.alloc(n, 'int32')
@@ -159,7 +150,7 @@ function run(engine: Engine, y: View, x: View, index: View, source: View, dim: n
 }
 
 function dense(buffer: GpuBuffer | null, shape: readonly number[]): View {
-  const strides = shape.map((_, d) => numel(shape.slice(d + 1)))
+  const strides = shape.map((_, d) => layout.numel(shape.slice(d + 1)))
   return { buffer: buffer as GpuBuffer, dtype: 'int32', shape, strides, offset: 0 }
 }
 

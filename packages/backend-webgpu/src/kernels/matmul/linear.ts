@@ -4,6 +4,7 @@
  */
 
 import type { KernelOf, LinearAttrs, View } from '@tilegrad/core'
+import { viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import { multiply } from './matmul.ts'
 import { problemOf } from './problem.ts'
@@ -21,22 +22,14 @@ export function linear(engine: Engine): KernelOf<LinearAttrs> {
       const [x, weight, ...extras] = inputs as [View, View, ...View[]]
       const [n, k] = weight.shape as [number, number]
       const [sn, sk] = weight.strides as [number, number]
-      const turned = as(weight, [k, n], [sk, sn])
+      const turned = viewOf(weight, [k, n], [sk, sn])
       if (x.shape.length > 1) {
         multiply(engine, 'linear', problemOf(outputs, x, turned, extras), epilogue)
         return
       }
       // A vector is one row.
-      const row = (v: View): View => as(v, [1, ...v.shape], [0, ...v.strides])
+      const row = (v: View): View => viewOf(v, [1, ...v.shape], [0, ...v.strides])
       multiply(engine, 'linear', problemOf(outputs.map(row), row(x), turned, extras), epilogue)
     },
   }
 }
-
-const as = ({ buffer, dtype, offset }: View, shape: readonly number[], strides: readonly number[]): View => ({
-  buffer,
-  dtype,
-  offset,
-  shape,
-  strides,
-})

@@ -1,6 +1,7 @@
 /** The operands of a product as matrices: few sizes and strides, whatever the views were. */
 
 import type { View } from '@tilegrad/core'
+import { collapse, stridesOver } from '@tilegrad/core/kernel'
 import type { GpuBuffer } from '../../device/buffers.ts'
 import { type Stored, storedOf } from '../../wgsl/element.ts'
 
@@ -58,10 +59,7 @@ export function problemOf(outs: readonly View[], a: View, b: View, extras: reado
 
 /** A view as a matrix of `shape`; dims it broadcasts along, and those of size 1, have stride 0. */
 function matrix(v: View, shape: readonly number[]): Matrix {
-  const strides = shape.map((_, i) => {
-    const at = i - (shape.length - v.shape.length)
-    return at < 0 || v.shape[at] === 1 ? 0 : (v.strides[at] as number)
-  })
+  const strides = stridesOver(v, shape)
   const [row, column] = strides.slice(-2) as [number, number]
   return { buffer: v.buffer as GpuBuffer, offset: v.offset, row, column, batch: strides.slice(0, -2) }
 }
@@ -81,13 +79,12 @@ function merge(p: Problem): void {
     for (const x of [p.b, ...tall]) x.batch.pop()
   }
   const all = [p.b, ...tall]
-  for (let d = p.sizes.length - 1; d > 0; d--) {
-    const size = p.sizes[d] as number
-    const single = size === 1 || p.sizes[d - 1] === 1
-    if (!single && !all.every((x) => x.batch[d - 1] === size * (x.batch[d] as number))) continue
-    for (const x of all) x.batch.splice(size === 1 ? d : d - 1, 1)
-    p.sizes.splice(d - 1, 2, size * (p.sizes[d - 1] as number))
-  }
+  const nest = collapse(
+    p.sizes,
+    all.map((x) => x.batch),
+  )
+  p.sizes = [...nest.sizes]
+  for (const [i, x] of all.entries()) x.batch = [...(nest.strides[i] as readonly number[])]
 }
 
 /** Describes the transposed product, outᵀ = bᵀ · aᵀ. */

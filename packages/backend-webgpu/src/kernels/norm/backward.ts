@@ -13,6 +13,7 @@
  */
 
 import type { View } from '@tilegrad/core'
+import { leadOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import type { GpuBuffer } from '../../device/buffers.ts'
 import type { Binding, Shader } from '../../wgsl/shader.ts'
@@ -24,7 +25,6 @@ import {
   hold,
   itemOfWidth,
   laneCode,
-  leadOf,
   plus,
   type RowWalk,
   reduction,

@@ -9,18 +9,18 @@
  */
 
 import { type GradientAttrs, type KernelOf, type LayerNormAttrs, layout, type View } from '@tilegrad/core'
+import { leadOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import {
   block,
   bufferOf,
-  denseFrom,
+  denseFloats,
   each,
   enablesOf,
   hold,
   itemOfWidth,
   laneCode,
-  leadOf,
   plus,
   type RowWalk,
   reduction,
@@ -50,8 +50,8 @@ function takes(
   for (let i = 0; i < inputs.length; i++) {
     const v = inputs[i] as View
     if (i === 0 && layout.numel(v.shape) === 0) return false
-    if ((i === 0 || i >= grads) && !denseFrom(leadOf(v, size), v)) return false
-    if (i > 0 && i <= count && !denseFrom(0, v)) return false
+    if ((i === 0 || i >= grads) && !denseFloats(leadOf(v, size), v)) return false
+    if (i > 0 && i <= count && !denseFloats(0, v)) return false
   }
   return true
 }

@@ -5,20 +5,20 @@
  * Reference: `argReduce` in core's reference/kernels.ts. Test: reduce.test.ts.
  */
 
-import { type DType, isFloat, type Primitives, type View } from '@tilegrad/core'
+import { type DType, isFloat, layout, type Primitives, type View } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
 import type { GpuBuffer } from '../../device/buffers.ts'
 import { elementOf } from '../../wgsl/element.ts'
 import { mathCode } from '../../wgsl/math.ts'
 import { type Lanes, laneCode, neighbour, shareOut, workgroup } from '../lanes.ts'
-import { grid, nestOf, numel, otherDims, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
+import { grid, nestOf, otherDims, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
 
 export function argReduce(engine: Engine): Primitives['argReduce'] {
   return {
     run([out], [x], { kind, dim }) {
       const [y, source] = [out as View, x as View]
       const kept = pickDims(source, otherDims(source, dim))
-      const rows = numel(kept.shape)
+      const rows = layout.numel(kept.shape)
       const length = source.shape[dim] ?? 1
       const step = source.strides[dim] ?? 1
       if (rows === 0) return

@@ -9,13 +9,13 @@
  * Reference: `reduce` in core's reference/kernels.ts. Test: reduce.test.ts.
  */
 
-import { type DType, isFloat, type Primitives, type Reduction, type View } from '@tilegrad/core'
+import { type DType, isFloat, layout, type Primitives, type Reduction, type View } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
 import type { GpuBuffer } from '../../device/buffers.ts'
 import { elementOf, type Stored, storedOf } from '../../wgsl/element.ts'
 import { type MathName, mathCode } from '../../wgsl/math.ts'
 import { type Lanes, laneCode, neighbour, shareOut, workgroup } from '../lanes.ts'
-import { grid, nestOf, numel, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
+import { grid, nestOf, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
 
 /** The number of threads that keep a large GPU busy. */
 const enoughThreads = 2 ** 17
@@ -45,8 +45,8 @@ export function reduceInto(
     x,
     [...dims].sort((a, b) => Math.abs(x.strides[b] as number) - Math.abs(x.strides[a] as number)),
   )
-  const rows = numel(kept.shape)
-  const length = numel(along.shape)
+  const rows = layout.numel(kept.shape)
+  const length = layout.numel(along.shape)
   if (rows === 0) return
   const outer = nestOf(kept.shape, [kept])
   const inner = nestOf(along.shape, [along])
