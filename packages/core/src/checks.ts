@@ -1,7 +1,7 @@
 /** Words for wrong guesses: what was got, what was expected, and the name that was probably meant. */
 
 import { DTypeError, ShapeError, show, ValueError } from './errors.ts'
-import { type DType, info } from './tensor/dtype.ts'
+import { type DType, info, isFloat } from './tensor/dtype.ts'
 
 /** The names of the options O: one that is forgotten here does not compile. */
 export type Names<O> = { readonly [K in keyof Required<O>]: 1 }
@@ -172,4 +172,31 @@ export function expectFunction(op: string, fn: unknown): void {
 /** @throws ValueError where a number is due and something else came. @internal */
 export function expectNumber(op: string, value: unknown): void {
   if (typeof value !== 'number') throw new ValueError(`${op}: takes a number, got ${describe(value)}`)
+}
+
+/** @throws DTypeError where floats are due and other elements came. @internal */
+export function expectFloat(op: string, dtype: DType): void {
+  if (!isFloat(dtype))
+    throw new DTypeError(`${op}: takes floating tensors, not ${dtype}; convert with .to('float32')`)
+}
+
+/** @throws DTypeError where indices, classes or positions are due and other elements came. @internal */
+export function expectInt(op: string, what: string, dtype: DType): void {
+  if (dtype !== 'int32')
+    throw new DTypeError(`${op}: ${what} must be int32, not ${dtype}; convert with .to('int32')`)
+}
+
+/** @throws ValueError for what is no reduction of losses. @internal */
+export function expectReduction(op: string, reduction: string): void {
+  if (reduction !== 'mean' && reduction !== 'sum' && reduction !== 'none')
+    throw new ValueError(`${op}: reduction must be 'mean', 'sum' or 'none', not '${String(reduction)}'`)
+}
+
+/** @throws ValueError for a window or global tokens that attention cannot have; 0 stands for none. @internal */
+export function expectWindow(op: string, window: number, globalTokens: number): void {
+  for (const [name, value] of Object.entries({ window, globalTokens }))
+    if (!Number.isInteger(value) || value < 0)
+      throw new ValueError(`${op}: ${name} must be a whole number ≥ 0, got ${value}`)
+  if (globalTokens > 0 && window === 0)
+    throw new ValueError(`${op}: globalTokens are exceptions from a window; give one, such as window: 256`)
 }

@@ -1,6 +1,6 @@
-import { describe, expectOptions } from '../checks.ts'
+import { describe, expectInt, expectOptions } from '../checks.ts'
 import { apply, type Op } from '../dispatch/op.ts'
-import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
+import { ShapeError, show, ValueError } from '../errors.ts'
 import { fill } from '../primitives/elementwise.ts'
 import { gatherPrimitive, scatterAddPrimitive } from '../primitives/indexing.ts'
 import { expandView, reshapeView } from '../primitives/views.ts'
@@ -101,8 +101,7 @@ const EMBEDDING: Op<EmbeddingAttrs> = {
       throw new ShapeError(
         `embedding: weight must be [numEmbeddings, embeddingDim], got ${show(weight.shape)}`,
       )
-    if (index.dtype !== 'int32')
-      throw new DTypeError(`embedding: indices must be int32, not ${index.dtype}; convert with .to('int32')`)
+    expectInt('embedding', 'indices', index.dtype)
     const v = weight.shape[0]
     if (paddingIdx !== null && !(Number.isInteger(paddingIdx) && paddingIdx >= 0 && paddingIdx < v))
       throw new ValueError(`embedding: paddingIdx ${paddingIdx} must lie within −${v} … ${v - 1}`)
@@ -158,7 +157,7 @@ export function oneHot(at: Tensor | ArrayOperand, numClasses: number): Tensor {
   const index = asTensor('one_hot', at, undefined, 'int32')
   if (!Number.isInteger(numClasses) || numClasses < 0)
     throw new ValueError(`one_hot: numClasses must be a whole number ≥ 0, got ${describe(numClasses)}`)
-  if (index.dtype !== 'int32') throw new DTypeError(`one_hot: indices must be int32, not ${index.dtype}`)
+  expectInt('one_hot', 'indices', index.dtype)
   return apply(ONE_HOT, [index], { numClasses })[0]
 }
 

@@ -2,11 +2,10 @@ import { grad } from '../autograd/backward.ts'
 import { checkpoint } from '../autograd/checkpoint.ts'
 import { customFunction } from '../autograd/custom.ts'
 import { enableGrad, gradEnabled } from '../autograd/tape.ts'
-import { expectOptions } from '../checks.ts'
-import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
+import { expectFloat, expectInt, expectOptions, expectReduction } from '../checks.ts'
+import { ShapeError, show, ValueError } from '../errors.ts'
 import { copy } from '../primitives/elementwise.ts'
 import { alias, reshapeView } from '../primitives/views.ts'
-import { isFloat } from '../tensor/dtype.ts'
 import { sameShape } from '../tensor/layout.ts'
 import { scope } from '../tensor/memory.ts'
 import { allocate, type Tensor } from '../tensor/tensor.ts'
@@ -155,12 +154,8 @@ function check(
   targets: Tensor,
   { bias, reduction = 'mean', chunkSize }: LinearCrossEntropyOptions,
 ): void {
-  for (const t of [x, weight])
-    if (!isFloat(t.dtype)) throw new DTypeError(`${NAME}: takes floating tensors, not ${t.dtype}`)
-  if (targets.dtype !== 'int32')
-    throw new DTypeError(
-      `${NAME}: class targets must be int32, not ${targets.dtype}; convert with .to('int32')`,
-    )
+  for (const t of [x, weight]) expectFloat(NAME, t.dtype)
+  expectInt(NAME, 'class targets', targets.dtype)
   const k = x.shape[x.rank - 1]
   if (x.rank === 0 || weight.rank !== 2 || weight.shape[1] !== k)
     throw new ShapeError(
@@ -174,8 +169,7 @@ function check(
     throw new ShapeError(
       `${NAME}: bias ${show(bias.shape)} does not fit weight ${show(weight.shape)}; expected [${weight.shape[0]}]`,
     )
-  if (reduction !== 'mean' && reduction !== 'sum' && reduction !== 'none')
-    throw new ValueError(`${NAME}: reduction must be 'mean', 'sum' or 'none', not '${String(reduction)}'`)
+  expectReduction(NAME, reduction)
   if (chunkSize !== undefined && !(Number.isInteger(chunkSize) && chunkSize > 0))
     throw new ValueError(`${NAME}: chunkSize must be a positive whole number, got ${chunkSize}`)
 }

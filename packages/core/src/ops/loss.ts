@@ -1,5 +1,5 @@
 import { noGrad, record, shouldRecord } from '../autograd/tape.ts'
-import { expectOptions } from '../checks.ts'
+import { expectFloat, expectInt, expectOptions, expectReduction } from '../checks.ts'
 import { apply, type Op } from '../dispatch/op.ts'
 import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr/expr.ts'
@@ -19,10 +19,8 @@ import { movedim } from './shape.ts'
 export type LossReduction = 'mean' | 'sum' | 'none'
 
 function reduced(op: string, x: Tensor, reduction: LossReduction): Tensor {
-  if (reduction === 'none') return x
-  if (reduction === 'sum') return sum(x)
-  if (reduction === 'mean') return mean(x)
-  throw new ValueError(`${op}: reduction must be 'mean', 'sum' or 'none', not '${String(reduction)}'`)
+  expectReduction(op, reduction)
+  return reduction === 'none' ? x : reduction === 'sum' ? sum(x) : mean(x)
 }
 
 /** Options of all losses. */
@@ -231,20 +229,11 @@ function rows(op: string, input: Tensor, target: Tensor): { x: Tensor; t: Tensor
   return { x: reshapeView(last, [target.numel, c]), t: reshapeView(target, [target.numel]), shape: expected }
 }
 
-function checkReduction(op: string, reduction: LossReduction): void {
-  if (reduction !== 'mean' && reduction !== 'sum' && reduction !== 'none')
-    throw new ValueError(`${op}: reduction must be 'mean', 'sum' or 'none', not '${String(reduction)}'`)
-}
-
-function checkTarget(op: string, target: Tensor): void {
-  if (target.dtype !== 'int32')
-    throw new DTypeError(`${op}: class targets must be int32, not ${target.dtype}; convert with .to('int32')`)
-}
+const checkTarget = (op: string, { dtype }: Tensor): void => expectInt(op, 'class targets', dtype)
 
 /** Throws unless the weight has one factor per class, of the input's dtype. */
 function checkWeight(op: string, input: Tensor, weight: Tensor | null | undefined): void {
-  if (!isFloat(input.dtype))
-    throw new DTypeError(`${op}: takes floating tensors, not ${input.dtype}; convert with .to('float32')`)
+  expectFloat(op, input.dtype)
   const c = input.shape[input.rank === 1 ? 0 : 1]
   if (weight && !sameShape(weight.shape, [c]))
     throw new ShapeError(`${op}: weight ${show(weight.shape)} must have one factor per class, [${c}]`)
@@ -267,7 +256,7 @@ export function nllLoss(input: Tensor, classes: Tensor | ArrayOperand, options: 
     ignoreIndex = -100,
     reduction = 'mean',
   } = expectOptions('nll_loss', options, { reduction: 1, weight: 1, ignoreIndex: 1 })
-  checkReduction('nll_loss', reduction)
+  expectReduction('nll_loss', reduction)
   checkTarget('nll_loss', target)
   checkWeight('nll_loss', input, weight)
   const { x, t, shape } = rows('nll_loss', input, target)
@@ -367,7 +356,7 @@ export function crossEntropy(
     reduction = 'mean',
     labelSmoothing = 0,
   } = expectOptions('cross_entropy', options, { reduction: 1, weight: 1, ignoreIndex: 1, labelSmoothing: 1 })
-  checkReduction('cross_entropy', reduction)
+  expectReduction('cross_entropy', reduction)
   if (!(labelSmoothing >= 0 && labelSmoothing <= 1))
     throw new ValueError(`cross_entropy: labelSmoothing must lie within 0 … 1, got ${labelSmoothing}`)
   checkWeight('cross_entropy', input, weight)

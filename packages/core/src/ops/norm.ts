@@ -1,12 +1,11 @@
-import { expectOptions, sizesOf } from '../checks.ts'
+import { expectFloat, expectOptions, sizesOf } from '../checks.ts'
 import { apply, type Op } from '../dispatch/op.ts'
-import { DTypeError, ShapeError, show } from '../errors.ts'
+import { ShapeError, show } from '../errors.ts'
 import * as e from '../expr/expr.ts'
 import { program } from '../expr/program.ts'
 import { elementwise } from '../primitives/elementwise.ts'
 import { reduce } from '../primitives/reduce.ts'
 import { reshapeView } from '../primitives/views.ts'
-import { isFloat } from '../tensor/dtype.ts'
 import { numel, sameShape } from '../tensor/layout.ts'
 import { expectTensor } from '../tensor/operands.ts'
 import type { Tensor } from '../tensor/tensor.ts'
@@ -60,8 +59,7 @@ function normalised(
   expectTensor(op, x)
   const shape = sizesOf(op, sizes, [])
   for (const p of params) if (p) expectTensor(op, p)
-  if (!isFloat(x.dtype))
-    throw new DTypeError(`${op}: takes floating tensors, not ${x.dtype}; convert with .to('float32')`)
+  expectFloat(op, x.dtype)
   const tail = x.shape.slice(x.rank - shape.length)
   if (shape.length === 0 || !sameShape(tail, shape))
     throw new ShapeError(
@@ -197,7 +195,7 @@ export function groupNorm(
 ): Tensor {
   const eps = expectOptions('group_norm', options, EPS).eps ?? 1e-5
   expectTensor('group_norm', x)
-  if (!isFloat(x.dtype)) throw new DTypeError(`group_norm: takes floating tensors, not ${x.dtype}`)
+  expectFloat('group_norm', x.dtype)
   const c = x.shape[1]
   if (x.rank < 2 || !Number.isInteger(numGroups) || numGroups < 1 || c % numGroups !== 0) {
     throw new ShapeError(

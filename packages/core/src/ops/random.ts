@@ -1,11 +1,11 @@
-import { describe, expectOptions } from '../checks.ts'
+import { describe, expectFloat, expectOptions } from '../checks.ts'
 import { live } from '../dispatch/capturing.ts'
 import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr/expr.ts'
 import { program } from '../expr/program.ts'
 import { elementwise } from '../primitives/elementwise.ts'
 import { hostRandom, nextDraw, threefry, uniform01, uniformOpen } from '../random.ts'
-import { checkFits, isFloat } from '../tensor/dtype.ts'
+import { checkFits } from '../tensor/dtype.ts'
 import { asTensor } from '../tensor/operands.ts'
 import { Tensor } from '../tensor/tensor.ts'
 import { generated, shapeAndOptions, TENSOR, type TensorOptions, tensor } from './create.ts'
@@ -41,7 +41,7 @@ function drawn(numbers: (draw: readonly number[]) => readonly number[]): readonl
 }
 
 /** Refuses dtypes that cut off fractions, in which rand would be 0 everywhere. */
-function expectFloat(op: string, { dtype = 'float32' }: TensorOptions): void {
+function expectFractions(op: string, { dtype = 'float32' }: TensorOptions): void {
   if (dtype === 'int32' || dtype === 'bool')
     throw new DTypeError(`${op}: draws fractions, which ${dtype} cannot hold; use randint for whole numbers`)
 }
@@ -70,7 +70,7 @@ export function rand(...args: readonly unknown[]): Tensor {
   const { low = 0, high = 1, ...rest } = options
   if (!(low <= high && Number.isFinite(high - low)))
     throw new ValueError(`rand: needs finite low ≤ high, got ${low} and ${high}`)
-  expectFloat('rand', rest)
+  expectFractions('rand', rest)
   return generated(
     'rand',
     UNIFORM,
@@ -104,7 +104,7 @@ export function randn(...args: readonly unknown[]): Tensor {
   const { mean = 0, std = 1, ...rest } = options
   if (!(std >= 0 && Number.isFinite(std + mean)))
     throw new ValueError(`randn: needs a finite mean and std ≥ 0, got ${mean} and ${std}`)
-  expectFloat('randn', rest)
+  expectFractions('randn', rest)
   return generated(
     'randn',
     NORMAL,
@@ -249,7 +249,7 @@ export const dropWith = (x: Tensor, numbers: readonly number[]): Tensor =>
 export function dropout(x: Tensor, p = 0.5, training = true): Tensor {
   x = asTensor('dropout', x)
   if (!(p >= 0 && p <= 1)) throw new ValueError(`dropout: p must lie within 0 … 1, got ${describe(p)}`)
-  if (!isFloat(x.dtype)) throw new DTypeError(`dropout: takes floating tensors, not ${x.dtype}`)
+  expectFloat('dropout', x.dtype)
   if (!training || p === 0) return x
   return dropWith(x, drawDropout(p))
 }

@@ -1,6 +1,6 @@
-import { expectDType, expectOptions, type Names } from '../checks.ts'
+import { expectDType, expectFloat, expectOptions, type Names } from '../checks.ts'
 import { apply, type Op } from '../dispatch/op.ts'
-import { DTypeError, ShapeError, show, ValueError } from '../errors.ts'
+import { ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr/expr.ts'
 import { program } from '../expr/program.ts'
 import { copy, elementwise, fill } from '../primitives/elementwise.ts'
@@ -8,7 +8,7 @@ import { reduce } from '../primitives/reduce.ts'
 import { scan } from '../primitives/scan.ts'
 import { argReducePrimitive, sortPrimitive } from '../primitives/sort.ts'
 import { reshapeView } from '../primitives/views.ts'
-import { type DType, isFloat, toFloat, toSum } from '../tensor/dtype.ts'
+import { type DType, toFloat, toSum } from '../tensor/dtype.ts'
 import { wrapDim, wrapDims } from '../tensor/layout.ts'
 import { asTensor } from '../tensor/operands.ts'
 import type { Tensor } from '../tensor/tensor.ts'
@@ -88,8 +88,7 @@ export function mean(x: Tensor, dim?: Dims, options: SumOptions = {}): Tensor {
   x = asTensor('mean', x)
   const { keepdim = false, dtype } = expectOptions('mean', options, SUMMING)
   const from = as('mean', x, dtype)
-  if (!isFloat(from.dtype))
-    throw new DTypeError(`mean: takes floating tensors, not ${from.dtype}; convert with .to('float32')`)
+  expectFloat('mean', from.dtype)
   const dims = wrapDims('mean', dim, x.rank)
   return div(reduce('sum', from, dims, keepdim), count(x, dims))
 }
@@ -173,8 +172,7 @@ export interface VarOptions extends ReduceOptions {
 
 function variance(op: string, x: Tensor, dim: Dims, options: VarOptions): Tensor {
   const { keepdim = false, correction = 1 } = expectOptions(op, options, { keepdim: 1, correction: 1 })
-  if (!isFloat(x.dtype))
-    throw new DTypeError(`${op}: takes floating tensors, not ${x.dtype}; convert with .to('float32')`)
+  expectFloat(op, x.dtype)
   const dims = wrapDims(op, dim, x.rank)
   const squares = squaredDeviations(x, dims)
   // Too few elements for the correction: 0 / 0 = NaN, as PyTorch.
@@ -214,11 +212,6 @@ const STD: Op<{ dim: Dims; options: VarOptions }> = {
 export const std = (x: Tensor, dim?: Dims, options: VarOptions = {}): Tensor =>
   apply(STD, [x], { dim, options })[0]
 
-const checkFloat = (op: string, x: Tensor): void => {
-  if (!isFloat(x.dtype))
-    throw new DTypeError(`${op}: takes floating tensors, not ${x.dtype}; convert with .to('float32')`)
-}
-
 const SOFTMAX: Op<{ dim: number }> = {
   name: 'softmax',
   kernel: (kernels) => kernels.softmax,
@@ -243,7 +236,7 @@ const LOG_SOFTMAX: Op<{ dim: number }> = {
 
 function alongDim(op: Op<{ dim: number }>, input: Tensor, dim: number, dtype: DType | undefined): Tensor {
   const x = as(op.name, input, dtype)
-  checkFloat(op.name, x)
+  expectFloat(op.name, x.dtype)
   const d = wrapDim(op.name, dim, x.rank)
   if (x.rank > 0) return apply(op, [x], { dim: d })[0]
   return reshapeView(apply(op, [reshapeView(x, [1])], { dim: 0 })[0], [])

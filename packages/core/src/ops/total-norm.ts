@@ -1,7 +1,7 @@
-import { describe } from '../checks.ts'
+import { describe, expectFloat } from '../checks.ts'
 import { apply, type Op } from '../dispatch/op.ts'
-import { DTypeError, ValueError } from '../errors.ts'
-import { isFloat, promote } from '../tensor/dtype.ts'
+import { ValueError } from '../errors.ts'
+import { promote } from '../tensor/dtype.ts'
 import type { Tensor } from '../tensor/tensor.ts'
 import { rootOfSquares } from './centred.ts'
 import { add, square } from './pointwise.ts'
@@ -11,8 +11,7 @@ const TOTAL_NORM: Op<object> = {
   name: 'total_norm',
   kernel: (kernels) => kernels.total_norm,
   validate: (xs) => {
-    for (const x of xs)
-      if (!isFloat(x.dtype)) throw new DTypeError(`total_norm: takes floating tensors, not ${x.dtype}`)
+    for (const x of xs) expectFloat('total_norm', x.dtype)
   },
   flops: (xs) => xs.reduce((n, x) => n + 2 * x.shape.reduce((a, b) => a * b, 1), 0),
   infer: (xs) => [{ shape: [], dtype: xs.map((x) => x.dtype).reduce(promote) }],

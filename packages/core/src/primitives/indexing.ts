@@ -1,4 +1,5 @@
 import type { GradNode } from '../autograd/tape.ts'
+import { expectInt } from '../checks.ts'
 import type { DimAttrs } from '../dispatch/kernels.ts'
 import { type Primitive, perform } from '../dispatch/primitive.ts'
 import { DTypeError, ShapeError, show } from '../errors.ts'
@@ -8,8 +9,7 @@ import { copy, fill } from './elementwise.ts'
 import { embed } from './views.ts'
 
 function checkIndex(op: string, x: readonly number[], dim: number, index: Tensor): void {
-  if (index.dtype !== 'int32')
-    throw new DTypeError(`${op}: index must be int32, not ${index.dtype}; convert with .to('int32')`)
+  expectInt(op, 'index', index.dtype)
   if (index.rank !== x.length)
     throw new ShapeError(`${op}: index ${show(index.shape)} must have as many dims as the tensor ${show(x)}`)
   for (let i = 0; i < x.length; i++) {

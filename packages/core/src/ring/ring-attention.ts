@@ -1,6 +1,6 @@
 import { noGrad } from '../autograd/tape.ts'
 import { expectOptions } from '../checks.ts'
-import { ShapeError } from '../errors.ts'
+import { ShapeError, show } from '../errors.ts'
 import { zeros } from '../ops/create.ts'
 import { add_, copy_, fill_ } from '../ops/inplace.ts'
 import { cat, narrow } from '../ops/shape.ts'
@@ -207,7 +207,7 @@ export async function ringAttention(
     async backward(dout) {
       if (dout.shape.join() !== out.shape.join())
         throw new ShapeError(
-          `ringAttention: gradient [${dout.shape.join(', ')}] must have the output's shape [${out.shape.join(', ')}]`,
+          `ringAttention: gradient ${show(dout.shape)} must have the output's shape ${show(out.shape)}`,
         )
       const grads = await ringBackward(link, plan, saved, dout.detach())
       dispose()
@@ -308,9 +308,8 @@ async function agree(
     scale: scale ?? 1 / Math.sqrt(q.shape[3] ?? 1),
   }
   const calls = await allGather(link, 'ringAttention: shapes', call)
-  const list = (shape: readonly number[]): string => `[${shape.join(', ')}]`
   const told = ({ q, k, v, dtype, isCausal, scale }: Call): string =>
-    `q ${list(q)}, k ${list(k)}, v ${list(v)} ${dtype}${isCausal ? ', causal' : ''}, scale ${scale}`
+    `q ${show(q)}, k ${show(k)}, v ${show(v)} ${dtype}${isCausal ? ', causal' : ''}, scale ${scale}`
   const refuse = (rank: number, expected: string): never => {
     throw new ShapeError(
       `ringAttention: rank ${rank} has ${told(calls[rank])}${rank > 0 ? `, rank 0 ${told(calls[0])}` : ''}; expected ${expected}`,

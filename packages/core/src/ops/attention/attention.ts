@@ -1,4 +1,4 @@
-import { expectOptions, type Names } from '../../checks.ts'
+import { expectFloat, expectOptions, expectWindow, type Names } from '../../checks.ts'
 import { apply, type Op } from '../../dispatch/op.ts'
 import { DTypeError, ShapeError, show, ValueError } from '../../errors.ts'
 import * as e from '../../expr/expr.ts'
@@ -233,17 +233,12 @@ export function scaledDotProductAttention(
   } = expectOptions(op, options, KNOWN)
   for (const t of [q, k, v]) {
     expectTensor(op, t)
-    if (!isFloat(t.dtype)) throw new DTypeError(`${op}: takes floating tensors, not ${t.dtype}`)
+    expectFloat(op, t.dtype)
     if (t.rank < 2) throw new ShapeError(`${op}: takes (…, H, T, D), got ${show(t.shape)}`)
   }
   if (!(dropoutP >= 0 && dropoutP <= 1))
     throw new ValueError(`${op}: dropoutP must lie within 0 … 1, got ${dropoutP}`)
-  if (!Number.isInteger(window) || window < 0)
-    throw new ValueError(`${op}: window must be a whole number ≥ 0, got ${window}`)
-  if (!Number.isInteger(globalTokens) || globalTokens < 0)
-    throw new ValueError(`${op}: globalTokens must be a whole number ≥ 0, got ${globalTokens}`)
-  if (globalTokens > 0 && window === 0)
-    throw new ValueError(`${op}: globalTokens are exceptions from a window; give one, such as window: 256`)
+  expectWindow(op, window, globalTokens)
   const [d, s, dv] = [q.shape[q.rank - 1], k.shape[k.rank - 2], v.shape[v.rank - 1]]
   if (k.shape[k.rank - 1] !== d || v.shape[v.rank - 2] !== s) {
     throw new ShapeError(

@@ -1,12 +1,11 @@
 import { noGrad } from '../../autograd/tape.ts'
-import { expectOptions } from '../../checks.ts'
+import { expectFloat, expectOptions } from '../../checks.ts'
 import type { Backend } from '../../dispatch/backend.ts'
 import { DTypeError, ShapeError, show, ValueError } from '../../errors.ts'
 import * as e from '../../expr/expr.ts'
 import { program } from '../../expr/program.ts'
 import { elementwise } from '../../primitives/elementwise.ts'
 import { expandView, reshapeView, transposeView } from '../../primitives/views.ts'
-import { isFloat } from '../../tensor/dtype.ts'
 import type { Nested } from '../../tensor/from-arrays.ts'
 import { scope } from '../../tensor/memory.ts'
 import { Printable } from '../../tensor/printing.ts'
@@ -251,8 +250,7 @@ export function topkBlocks(q: Tensor, k: Tensor, options: TopkBlocksOptions): Bl
   const op = 'topk_blocks'
   checkSize(op, blockSize)
   if (!Number.isInteger(keep) || keep < 1) throw new ValueError(`${op}: keep must be at least 1, got ${keep}`)
-  if (!isFloat(q.dtype) || !isFloat(k.dtype))
-    throw new DTypeError(`${op}: takes floating tensors, not ${q.dtype} and ${k.dtype}`)
+  for (const t of [q, k]) expectFloat(op, t.dtype)
   if (
     q.rank !== 4 ||
     k.rank !== 4 ||

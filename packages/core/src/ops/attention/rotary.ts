@@ -1,13 +1,13 @@
 import { noGrad } from '../../autograd/tape.ts'
-import { expectOptions } from '../../checks.ts'
+import { expectFloat, expectInt, expectOptions } from '../../checks.ts'
 import type { Backend } from '../../dispatch/backend.ts'
 import { apply, type Op } from '../../dispatch/op.ts'
-import { DTypeError, ShapeError, show, ValueError } from '../../errors.ts'
+import { ShapeError, show, ValueError } from '../../errors.ts'
 import * as e from '../../expr/expr.ts'
 import { program } from '../../expr/program.ts'
 import { elementwise, elementwiseAll } from '../../primitives/elementwise.ts'
 import { reshapeView } from '../../primitives/views.ts'
-import { type DType, isFloat } from '../../tensor/dtype.ts'
+import type { DType } from '../../tensor/dtype.ts'
 import { broadcastShapes, sameShape } from '../../tensor/layout.ts'
 import { scope } from '../../tensor/memory.ts'
 import { expectTensor } from '../../tensor/operands.ts'
@@ -183,7 +183,7 @@ export function rotaryEmbedding(x: Tensor, options: RotaryOptions = {}): Tensor 
     rotaryDim: 1,
   })
   expectTensor(name, x)
-  if (!isFloat(x.dtype)) throw new DTypeError(`${name}: takes floating tensors, not ${x.dtype}`)
+  expectFloat(name, x.dtype)
   if (x.rank < 2) throw new ShapeError(`${name}: takes (…, T, D), got ${show(x.shape)}`)
   const [t, d] = x.shape.slice(-2)
   const r = options.rotaryDim ?? d
@@ -198,8 +198,7 @@ export function rotaryEmbedding(x: Tensor, options: RotaryOptions = {}): Tensor 
   const [cos, sin] = noGrad((): Table => {
     if (!positions) return tableFrom(x.backend, offset, t, frequencies, x.dtype)
     if (offset !== 0) throw new ValueError(`${name}: takes an offset or positions, not both`)
-    if (positions.dtype !== 'int32')
-      throw new DTypeError(`${name}: positions must be int32, not ${positions.dtype}`)
+    expectInt(name, 'positions', positions.dtype)
     const rows = x.shape.slice(0, -1)
     if (!sameShape(broadcastShapes(name, [positions.shape, rows]), rows))
       throw new ShapeError(

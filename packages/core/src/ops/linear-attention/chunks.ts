@@ -1,12 +1,12 @@
 import type { Names } from '../../checks.ts'
-import { DTypeError, ShapeError, show, ValueError } from '../../errors.ts'
+import { expectFloat } from '../../checks.ts'
+import { ShapeError, show, ValueError } from '../../errors.ts'
 import * as e from '../../expr/expr.ts'
 import { program } from '../../expr/program.ts'
 import { elementwise, fill } from '../../primitives/elementwise.ts'
 import { matmulPrimitive } from '../../primitives/matmul.ts'
 import { scan } from '../../primitives/scan.ts'
 import { contiguous, expandView, reshapeView, transposeView } from '../../primitives/views.ts'
-import { isFloat } from '../../tensor/dtype.ts'
 import { sameShape } from '../../tensor/layout.ts'
 import { expectTensor } from '../../tensor/operands.ts'
 import type { Tensor } from '../../tensor/tensor.ts'
@@ -68,7 +68,7 @@ export function chunkSteps(
 export function checkOperands(op: string, q: Tensor, k: Tensor, v: Tensor, causal: boolean): void {
   for (const t of [q, k, v]) {
     expectTensor(op, t)
-    if (!isFloat(t.dtype)) throw new DTypeError(`${op}: takes floating tensors, not ${t.dtype}`)
+    expectFloat(op, t.dtype)
     if (t.rank !== 4) throw new ShapeError(`${op}: takes (B, H, T, D), got ${show(t.shape)}`)
   }
   const [b, h, t, d] = q.shape
