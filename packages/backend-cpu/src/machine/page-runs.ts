@@ -18,9 +18,9 @@ export class PageRuns {
   pages = 0
   /** Pages in free runs. */
   #free = 0
-  /** For each page the length of the taken run that starts there, or −length of the free run that starts or ends there. */
+  /** The length of the taken run that starts at each page, or −length of the free run that starts or ends there. */
   #runs = new Int32Array(0)
-  /** For the first page of each free run its neighbours in its list, −1 for none. */
+  /** The neighbours of each free run in its list, by the run's first page; −1 for none. */
   #next = new Int32Array(0)
   #previous = new Int32Array(0)
   readonly #heads = new Int32Array(rows * steps).fill(-1)

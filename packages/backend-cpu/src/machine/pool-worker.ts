@@ -193,7 +193,7 @@ function startInNode(
   return helper
 }
 
-/** In a browser a worker ends only with its page, or by `terminate`: it counts as alive. */
+/** Starts a worker of a browser, which ends only with its page, or by `terminate`: it counts as alive. */
 function startInBrowser(data: StartData): Helper {
   const url = URL.createObjectURL(new Blob([workerSource], { type: 'text/javascript' }))
   const worker = new Worker(url)

@@ -46,7 +46,7 @@ export interface Kernel {
   readonly name: string
   /** The kernel itself, on the calling thread. */
   readonly fn: KernelFunction
-  /** Where workers find the module's bytes and the name; 0 without workers. */
+  /** The address at which workers find the module's bytes and the name; 0 without workers. */
   readonly entry: number
 }
 

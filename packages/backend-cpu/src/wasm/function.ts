@@ -43,7 +43,7 @@ export interface Func<
   readonly result: R
 }
 
-/** Where a branch goes: past the end of a block, or to the start of a loop. */
+/** The place that a branch goes to: past the end of a block, or the start of a loop. */
 export interface Label {
   /** Branches. What follows in the same block is never run. */
   br(): void

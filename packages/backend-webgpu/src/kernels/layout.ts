@@ -1,4 +1,4 @@
-/** From the shapes and strides of operands to as few dims as possible. */
+/** Loops over operands, of as few dims as possible, as parameters and code of kernels. */
 
 import type { View } from '@tilegrad/core'
 import { collapse, type Nest, stridesOver, viewOf } from '@tilegrad/core/kernel'

@@ -32,7 +32,7 @@ export type Arithmetic = 'add' | 'sub' | 'mul' | 'div' | 'pow' | 'max' | 'min'
 
 /** The comparisons of two numbers, which give bools. */
 export type Compare = 'lt' | 'le' | 'gt' | 'ge' | 'eq' | 'ne'
-/** On bools `and`, `or`, `xor` are logical, on int32 bitwise; `shl` and `shr` (logical, zeros shifted in) are int32 only. */
+/** Operators of bits: `and`, `or`, `xor` are logical on bools, bitwise on int32; `shl` and `shr` (zeros in) int32 only. */
 export type Bits = 'and' | 'or' | 'xor' | 'shl' | 'shr'
 
 /** The scalar functions of two arguments. */

@@ -97,9 +97,9 @@ export interface Program {
   readonly params: number
   /** What it computes, one expression for each output. */
   readonly exprs: readonly Expr[]
-  /** Its typed forms, made so far. */
+  /** The program's typed forms, made so far. */
   readonly kernels: Map<string, Kernel>
-  /** Its gradients, made so far. */
+  /** The program's gradients, made so far. */
   readonly gradients: Map<string, Gradient>
   /** The kernel that was asked for last, and for what. */
   latest: Request | null
@@ -161,9 +161,9 @@ class BuiltLater implements Program {
 export interface Gradient {
   /** The program that computes them. */
   readonly program: Program
-  /** For each input of the gradient's program, where it comes from. */
+  /** The origin of each input of the gradient's program. */
   readonly sources: readonly { readonly from: 'input' | 'output' | 'dout'; readonly index: number }[]
-  /** For each output of the gradient's program, the input whose gradient it is; inputs without one are absent. */
+  /** The input whose gradient each output of the gradient's program is; inputs without one are absent. */
   readonly targets: readonly number[]
   /** Inputs whose gradient is an output's gradient as it stands, so that nothing needs computing. */
   readonly direct: readonly { readonly target: number; readonly dout: number }[]

@@ -63,7 +63,7 @@ interface Waiting {
   reject(error: unknown): void
 }
 
-/** Where one rank's messages arrive: a queue per sender. Transports fill it. */
+/** The place where one rank's messages arrive, with a queue per sender. Transports fill it. */
 export class Mailbox {
   readonly #queues = new Map<number, Message[]>()
   readonly #waiting = new Map<number, Waiting[]>()

@@ -10,7 +10,7 @@ import type { Tensor } from '../tensor/tensor.ts'
 import { attentionBlock, attentionBlockBackward, mergeAttention } from './attention-block.ts'
 import { allGather, expectMessage, fromHost, type HostTensor, type Link, toHost } from './link.ts'
 
-/** Where parts of a sequence lie: equal pieces in order, or two pieces each, so that causal attention is shared evenly. */
+/** The layout of a sequence's parts: equal pieces in order, or two pieces each, which share causal attention evenly. */
 export type RingOrder = 'contiguous' | 'zigzag'
 
 /** First position and number of positions of piece `i` of `pieces`: as equal as whole numbers allow. */

@@ -20,7 +20,7 @@ export interface Leak {
   readonly device: string
   /** The bytes that its elements take; views share them with others. */
   readonly bytes: number
-  /** Where it was made: lines of a stack, the innermost first, without those of this library's core. */
+  /** The place where the tensor was made: lines of a stack, the innermost first, without those of this library's core. */
   readonly origin: string
   /** The tensor that was left behind. */
   readonly tensor: Tensor

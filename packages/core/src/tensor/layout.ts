@@ -2,15 +2,15 @@ import { describe } from '../checks.ts'
 import { ShapeError, show } from '../errors.ts'
 
 /**
- * Where the elements of a view lie in its storage. Strides and offset count elements, never bytes; strides may be 0
- * or negative.
+ * The places of a view's elements in its storage. Strides and offset count elements, never bytes; strides may be 0 or
+ * negative.
  */
 export interface Layout {
   /** The size of each dim. */
   readonly shape: readonly number[]
   /** How many elements lie between two neighbours along each dim. */
   readonly strides: readonly number[]
-  /** Where the first element lies, in elements. */
+  /** The place of the first element in the storage, in elements. */
   readonly offset: number
 }
 
@@ -249,7 +249,7 @@ export function expandLayout(op: string, layout: Layout, to: readonly number[]):
   return { shape: out, strides: broadcastStrides(layout, out), offset: layout.offset }
 }
 
-/** Does `list.with(at, value)`, which V8 is slow at. */
+/** A copy of `list` with another value at a place, as `list.with(at, value)`, which V8 is slow at. */
 function withAt(list: readonly number[], at: number, value: number): number[] {
   const copy = list.slice()
   copy[at] = value

@@ -237,7 +237,7 @@ export function inspectTensor(
   return tensorText(x, freedBy, undefined, { lineWidth, ...color })
 }
 
-/** Where Node (also Bun and Deno) asks objects how to show them, in `console.log` and in what it prints of errors. */
+/** The key by which Node, Bun and Deno ask objects how to show them, in `console.log` and in what they print of errors. */
 export const inspectSymbol = Symbol.for('nodejs.util.inspect.custom')
 
 /** The key by which VS Code's debugger asks objects how to show them. */

@@ -48,7 +48,7 @@ export class Tensor implements View, Scoped {
   readonly shape: readonly number[]
   /** How many elements of the storage lie between two neighbours along each dim. */
   readonly strides: readonly number[]
-  /** Where in the storage the first element lies, counted in elements. */
+  /** The place of the first element in the storage, counted in elements. */
   readonly offset: number
   /** The number of elements, the product of all sizes. */
   readonly numel: number
@@ -118,7 +118,7 @@ export class Tensor implements View, Scoped {
     this.#kept = value
   }
 
-  /** @internal Does `backward()` store a gradient here although this is no leaf? See `retainGrad()`. */
+  /** @internal Whether `backward()` stores a gradient here although this is no leaf: see `retainGrad()`. */
   get retainsGrad(): boolean {
     return this.#retainsGrad
   }

@@ -13,7 +13,7 @@ interface Dim {
 }
 
 export interface Nest {
-  /** From the outermost dim to the innermost; at least one. */
+  /** The dims, from the outermost to the innermost; at least one. */
   readonly dims: readonly Dim[]
   readonly access: readonly Access[]
   /** Whether the last two dims are walked in tiles, as in `Variant`. */
@@ -87,7 +87,7 @@ function lengthen(dims: Dim[]): void {
   if ((dims[longest] as Dim).size >= 16) swap(dims, longest, last)
 }
 
-/** Where an input strides widely along the innermost dim and is denser along another, moves that one next to it. */
+/** Moves a dim next to the innermost one if an input strides widely along that and is denser along the other. */
 function tile(dims: Dim[], outputs: number): boolean {
   const last = dims.length - 1
   const inner = dims[last]

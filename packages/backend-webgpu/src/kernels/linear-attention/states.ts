@@ -207,7 +207,7 @@ fade[p.chunkFadeAt + id] = vec4f(1.0, exp(high + low), 0.0, 0.0);`,
   }
 }
 
-/** For every chunk what fades a state between it and its segment's edge, first; for every segment the product of all. */
+/** Computes for every chunk what fades a state between it and its segment's edge, and for every segment the product. */
 export function chunkFadesShader(reach: Reach): Shader {
   return {
     params: planParams,

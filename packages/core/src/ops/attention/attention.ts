@@ -21,7 +21,7 @@ export type Causal = 'none' | 'top-left' | 'bottom-right'
 
 /** What decides how attention is computed, beside its tensors. */
 export interface AttentionAttrs {
-  /** Where causality begins: nowhere, or at a corner of queries × keys. */
+  /** The corner of queries × keys at which causality begins; 'none' without causality. */
   causal: Causal
   /** Query i sees key j only if i − window < j (with the causal offset); 0: no window. */
   window: number

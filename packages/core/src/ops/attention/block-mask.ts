@@ -78,7 +78,7 @@ export class BlockMask extends Printable {
   }
 }
 
-/** Where the last dim is true: how often, and a list of the positions, upwards, filled up with the last position. */
+/** Lists where the last dim is true: how often, and the positions, upwards, filled up with the last position. */
 function lists(visible: Tensor, most: number): [counts: Tensor, positions: Tensor] {
   const n = visible.shape[visible.rank - 1]
   const device = visible.backend
