@@ -403,6 +403,7 @@ function single(t: Typed, kernel: Kernel): Kernel {
     program: kernel.program,
     exprs: [{ ...t, args } as Typed],
     inputs: args.map((a) => a.dtype),
+    numbers: kernel.numbers,
     params: kernel.params,
     usesIndex,
     whole: false,

@@ -66,7 +66,7 @@ describe('compile', () => {
     // Left there, they add up.
     w.grad = null
     for (let i = 0; i < 6; i++) f(tensor([1, 1]))
-    expect(await w.grad?.toArray()).toEqual([6, 6])
+    expect(await (w.grad as Tensor | null)?.toArray()).toEqual([6, 6])
   })
 
   it('names what differs', () => {
