@@ -2,10 +2,11 @@
 import { spawnSync } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import { createCpuBackend } from '@tilegrad/backend-cpu'
-import { type ProfileRow, profile, scope, withBackend } from '@tilegrad/core'
+import { type ProfileRow, profile, scope, tensor, withBackend } from '@tilegrad/core'
+import { GPT, generate } from '@tilegrad/nn'
 import { gpts } from '../peers/inputs.ts'
 import { type Figure, median, ms } from './harness.ts'
-import { attention, gemm, gptStep } from './workloads.ts'
+import { attention, compiledStep, gemm, gptStep } from './workloads.ts'
 
 const speedUp: Figure = {
   name: 'gemm 1024, times faster than 1 thread',
@@ -66,6 +67,40 @@ const stepMemory = (name: 'training step A' | 'training step B'): Figure => ({
   },
 })
 
+/** The same for a compiled step: what it holds besides parameters, state and its own input. */
+const compiledMemory = (name: 'training step A' | 'training step B'): Figure => ({
+  name: `${name}, compiled, memory`,
+  measure({ backend }) {
+    const before = backend.stats().liveBytes
+    const bytes = scope(() => {
+      const step = compiledStep(gpts[name])
+      for (let i = 0; i < 3; i++) step().dispose()
+      backend.resetPeak()
+      step().dispose()
+      return backend.stats().peakBytes - before
+    })
+    return { value: bytes / 2 ** 20, unit: 'MiB', target: '', met: null }
+  },
+})
+
+/** Tokens per second of a model of 4 layers of width 128, one after another. */
+const decoding: Figure = {
+  name: 'decoding 4 × 128, batch 1',
+  async measure({ runs }) {
+    const model = new GPT({ vocabSize: 65, blockSize: 256, numLayers: 4, numHeads: 4, embedDim: 128 })
+    const start = tensor([[1, 2, 3, 4]], { dtype: 'int32' })
+    const rates: number[] = []
+    for (let i = 0; i <= runs; i++) {
+      const begin = performance.now()
+      const tokens = await generate(model, start, { maxNewTokens: 240 }).tensor()
+      rates.push(240000 / (performance.now() - begin))
+      tokens.dispose()
+    }
+    start.dispose()
+    return { value: median(rates.slice(1)), unit: 'tokens/s', target: '', met: null }
+  },
+}
+
 /** What of a training step is not spent in kernels: tape, shapes, memory, and JavaScript at large. */
 const overhead: Figure = {
   name: 'training step A, outside of kernels',
@@ -116,5 +151,8 @@ export const figures: readonly Figure[] = [
   linearTime,
   stepMemory('training step A'),
   stepMemory('training step B'),
+  compiledMemory('training step A'),
+  compiledMemory('training step B'),
+  decoding,
   overhead,
 ]

@@ -1,5 +1,6 @@
 /** Our side of every workload; the peers' sides, with the same names and inputs, are in ../peers. */
 import {
+  compile,
   gelu,
   grad,
   layerNorm,
@@ -159,7 +160,11 @@ function adamw(): Prepared {
 }
 
 /** A training step from the peers' initial values; it returns the loss. On the default backend. */
-export function gptStep(size: GPTSize, dtype: 'float32' | 'float64' = 'float32'): () => Tensor {
+export function gptStep(
+  size: GPTSize,
+  dtype: 'float32' | 'float64' = 'float32',
+  wrap = <F extends (...args: Tensor[]) => Tensor>(fn: F): F => fn,
+): () => Tensor {
   const { layers, heads, width, block, vocab, batch } = size
   const { lr, beta1, beta2, eps, decay, clip } = training
   const sizes = { numLayers: layers, numHeads: heads, embedDim: width, blockSize: block, vocabSize: vocab }
@@ -172,28 +177,35 @@ export function gptStep(size: GPTSize, dtype: 'float32' | 'float64' = 'float32')
   const parameters = model.parameters()
   const data = gptBatch(size)
   const [tokens, targets] = [data.tokens, data.targets].map((ids) => tensor(ids, [batch, block]))
-  return () =>
-    scope(() => {
-      const { loss } = model.forward(tokens, targets)
-      loss.backward()
-      clipGradNorm(parameters, clip)
-      optimizer.step()
-      optimizer.zeroGrad()
-      return loss
-    })
+  const step = wrap((x: Tensor, y: Tensor) => {
+    const { loss } = model.forward(x, y)
+    loss.backward()
+    clipGradNorm(parameters, clip)
+    optimizer.step()
+    optimizer.zeroGrad()
+    return loss
+  })
+  return () => scope(() => step(tokens, targets))
 }
 
-function training3(name: 'training step A' | 'training step B'): Prepared {
+/** The same step, recorded and replayed. */
+export const compiledStep = (size: GPTSize): (() => Tensor) =>
+  gptStep(size, 'float32', (fn) => compile(fn) as unknown as typeof fn)
+
+function training3(
+  name: 'training step A' | 'training step B',
+  make: (size: GPTSize) => () => Tensor = gptStep,
+): Prepared {
   const losses = (step: () => Tensor): number[] => [1, 2, 3].map(() => scope(() => step().itemSync()))
   agree(
-    losses(gptStep(gpts.tiny)),
+    losses(make(gpts.tiny)),
     withBackend(reference, () => losses(gptStep(gpts.tiny, 'float64'))),
   )
   const { layers, width: c, block: t, vocab, batch } = gpts[name]
   // Per token: 12 C² multiply-adds in a block's projections, attention over half of T keys, the head. The backward
   // pass has twice as many, in attention five products for two.
   const projections = 2 * (12 * c * c * layers + c * vocab)
-  const step = gptStep(gpts[name])
+  const step = make(gpts[name])
   const work = { flops: batch * t * (3 * projections + 7 * t * c * layers) }
   return { run: () => step().dispose(), values: () => losses(step), work }
 }
@@ -245,6 +257,16 @@ export const workloads: readonly Workload[] = [
     'training step B',
     (wide) => ({ ms: (wide ? 1.1 : 1.9) * 1480, peers: { torch: wide ? 1.1 : 1.9 } }),
     () => training3('training step B'),
+  ],
+  [
+    'training step A, compiled',
+    () => ({ peers: { torch: 1 } }),
+    () => training3('training step A', compiledStep),
+  ],
+  [
+    'training step B, compiled',
+    () => ({ peers: { torch: 1 } }),
+    () => training3('training step B', compiledStep),
   ],
   ['tiny add', () => ({ ms: 0.003 }), () => tiny([[16], [16]], (a, b) => a.add(b))],
   ['tiny matmul', () => ({ ms: 0.003 }), () => tiny([square, square], matmul)],

@@ -18,7 +18,7 @@ import {
 } from '@tilegrad/core'
 import { AdamW, parameter } from '@tilegrad/nn'
 import { agree, type Target, type Work } from '../cpu/harness.ts'
-import { gptStep } from '../cpu/workloads.ts'
+import { compiledStep, gptStep } from '../cpu/workloads.ts'
 import { type GPTSize, gpts, training } from '../peers/inputs.ts'
 import { check, type Prepared, type Workload } from './harness.ts'
 
@@ -205,9 +205,12 @@ async function adamw(): Promise<Prepared> {
   }
 }
 
+/** GPT-2's small model. */
+export const gpt2: GPTSize = { layers: 12, heads: 12, width: 768, batch: 8, block: 1024, vocab: 50257 }
+
 export const wideStep: GPTSize = { layers: 6, heads: 6, width: 384, batch: 64, block: 256, vocab: 65 }
 
-async function step(size: GPTSize): Promise<Prepared> {
+async function step(size: GPTSize, make: (size: GPTSize) => () => Tensor = gptStep): Promise<Prepared> {
   const losses = async (make: () => Tensor): Promise<number[]> => {
     const list: number[] = []
     for (let i = 0; i < 3; i++) {
@@ -218,10 +221,11 @@ async function step(size: GPTSize): Promise<Prepared> {
     return list
   }
   const truth = await losses(withBackend(reference, () => gptStep(gpts.tiny, 'float64')))
-  agree(await losses(gptStep(gpts.tiny)), truth)
+  // Of a compiled step the third is a replay.
+  agree(await losses(make(gpts.tiny)), truth)
   const { layers, width: c, block: t, vocab, batch } = size
   const projections = 2 * (12 * c * c * layers + c * vocab)
-  const once = gptStep(size)
+  const once = make(size)
   return {
     run: () => once().dispose(),
     work: { flops: batch * t * (3 * projections + 7 * t * c * layers) },
@@ -283,4 +287,8 @@ export const workloads: readonly Workload[] = [
   ['AdamW 64M', ofCopy, adamw],
   ['training step A', { ms: 3 }, () => step(gpts['training step A'])],
   ['training step 384', { ms: 33 }, () => step(wideStep)],
+  ['GPT-2 124M', {}, () => step(gpt2)],
+  ['training step A, compiled', { ms: 0.6 }, () => step(gpts['training step A'], compiledStep)],
+  ['training step 384, compiled', { ms: 28 }, () => step(wideStep, compiledStep)],
+  ['GPT-2 124M, compiled', { ms: 160 }, () => step(gpt2, compiledStep)],
 ]

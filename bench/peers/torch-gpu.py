@@ -74,6 +74,20 @@ def step(layers, heads, c, b, t, vocab, graph=False):
     return once
 
 
+def captured(once):
+    """The step as a CUDA graph: what compiled steps stand beside."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            once()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        once()
+    return graph.replay
+
+
 layers = {"qkv": (384, 1152), "proj": (384, 384), "up": (384, 1536), "down": (1536, 384), "head": (384, 65)}
 
 
@@ -94,6 +108,14 @@ def workload(name):
         return step(4, 4, 128, 12, 64, 65)
     if name == "training step 384":
         return step(6, 6, 384, 64, 256, 65)
+    if name == "training step A, compiled":
+        return captured(step(4, 4, 128, 12, 64, 65, graph=True))
+    if name == "training step 384, compiled":
+        return captured(step(6, 6, 384, 64, 256, 65, graph=True))
+    if name == "GPT-2 124M":
+        return step(12, 12, 768, 8, 1024, 50257)
+    if name == "GPT-2 124M, compiled":
+        return captured(step(12, 12, 768, 8, 1024, 50257, graph=True))
     rows, columns = 65536, 1024
     if name.startswith("AdamW"):
         p = noise(rows * columns).requires_grad_()

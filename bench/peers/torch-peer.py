@@ -191,6 +191,8 @@ workloads = {
     "AdamW 10M": adamw,
     "training step A": lambda: gpt_step(4, 4, 128, 12, 64, 65),
     "training step B": lambda: gpt_step(6, 6, 384, 16, 256, 65),
+    "training step A, compiled": lambda: gpt_step(4, 4, 128, 12, 64, 65),
+    "training step B, compiled": lambda: gpt_step(6, 6, 384, 16, 256, 65),
     "tiny": lambda: gpt_step(2, 2, 32, 2, 16, 65),
     "tiny add": tiny_add,
 }
