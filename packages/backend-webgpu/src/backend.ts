@@ -14,6 +14,7 @@ import {
   type View,
 } from '@tilegrad/core'
 import { operandLimit } from '@tilegrad/core/kernel'
+import { prepare } from './commands/prepared.ts'
 import { Engine } from './commands/queue.ts'
 import { type BufferStats, GpuBuffer, sizeClass } from './device/buffers.ts'
 import { GPU, type Gpu, type GpuOptions, openGpu } from './device/gpu.ts'
@@ -79,6 +80,7 @@ export function backendOn(gpu: Gpu, maxPooledBytes?: number): WebGpuBackend {
     gpu,
     engine,
     kernels: kernelTable(engine),
+    prepare: (calls) => prepare(engine, calls),
     ...(gpu.timestamps && {
       timer: {
         start: () => engine.startTiming(),

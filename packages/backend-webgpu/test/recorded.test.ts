@@ -14,7 +14,7 @@ import {
 } from '@tilegrad/core'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { collected } from '../../core/test/support/collected.ts'
-import { recorded } from '../src/commands/replay.ts'
+import { Memory } from '../src/commands/replay.ts'
 import type { GpuBuffer } from '../src/device/buffers.ts'
 import { createWebGpuBackend, type WebGpuBackend } from '../src/index.ts'
 
@@ -132,7 +132,7 @@ describe('what a kernel does beyond its operands', () => {
     const own = engine.pool.alloc(4, 'float32')
     const fill = (value: number): void => engine.write(own, 0, new Float32Array(4).fill(value))
     let runs = 0
-    const copying = recorded(engine, 'test', {
+    const copying = new Memory(engine).recorded('test', {
       run([out]) {
         fill(++runs)
         engine.copy(own, 0, (out as Tensor).buffer as GpuBuffer, 0, 16)
@@ -148,7 +148,7 @@ describe('what a kernel does beyond its operands', () => {
 
   test('a kernel that threw is not remembered', () => {
     let runs = 0
-    const failing = recorded(engine, 'test', {
+    const failing = new Memory(engine).recorded('test', {
       run() {
         runs++
         throw new Error('no')
@@ -158,13 +158,13 @@ describe('what a kernel does beyond its operands', () => {
       expect(() => failing.run([x], [], {}, [])).toThrow('no')
       expect(runs).toBe(n)
     }
-    expect(engine.recorder).toBeNull()
+    expect(engine.listener).toBeNull()
   })
 
   test('a workspace that no buffer has room for is told with its operator, and nothing stays taken', async () => {
     await collected()
     const before = engine.pool.stats()
-    const greedy = recorded(engine, 'greedy', {
+    const greedy = new Memory(engine).recorded('greedy', {
       run() {
         engine.pool.alloc(1000, 'float32')
         engine.pool.alloc(2 ** 40, 'float32')
@@ -175,7 +175,7 @@ describe('what a kernel does beyond its operands', () => {
         /^greedy: its workspace of 1099511627776 elements takes 4398046511104 bytes; .* per buffer/,
       )
     expect(engine.pool.stats().usedBuffers).toBe(before.usedBuffers)
-    expect(engine.recorder).toBeNull()
+    expect(engine.listener).toBeNull()
   })
 
   test('what fails when done again leaves nothing taken either', async () => {
@@ -199,7 +199,7 @@ describe('what a kernel does beyond its operands', () => {
 
   test('numbers in attributes: NaN is one, and −0 is not 0', () => {
     const seen: number[] = []
-    const noting = recorded(engine, 'test', {
+    const noting = new Memory(engine).recorded('test', {
       run: (_, __, attrs) => void seen.push((attrs as { value: number }).value),
     })
     for (const value of [Number.NaN, Number.NaN, 0, -0, 0, 1e-5, 1e-5]) noting.run([x], [], { value }, [])
@@ -208,7 +208,7 @@ describe('what a kernel does beyond its operands', () => {
 
   test('attributes of other names or kinds', () => {
     let runs = 0
-    const noting = recorded(engine, 'test', { run: () => void runs++ })
+    const noting = new Memory(engine).recorded('test', { run: () => void runs++ })
     const all = [{}, { a: 1 }, { b: 1 }, { a: true }, { a: '1' }, { a: [1] }, { a: null }, { a: undefined }]
     for (const attrs of [...all, ...all]) noting.run([x], [], { ...attrs }, [])
     expect(runs).toBe(all.length)

@@ -8,20 +8,15 @@
  */
 
 import { usage } from '../device/buffers.ts'
+import type { Repeated } from './dispatch.ts'
 
 /** What uniform buffers are aligned to on every GPU. */
 const unit = 256
+/** The first multiple of that after `bytes` bytes at `at`. */
+export const after = (at: number, bytes: number): number => at + Math.ceil(bytes / unit) * unit
 /** Of a batch: as many slots as it has dispatches at most. */
 const passing = 65536
 const lasting = 2 ** 20
-
-/** A dispatch that is repeated: its words, and where they lie, which is for `Params` to know. */
-export interface LastingWords {
-  readonly words: Uint32Array
-  /** Offset of its slot, in bytes, if `era` is the current one. */
-  at: number
-  era: number
-}
 
 export class Params {
   readonly buffer: GPUBuffer
@@ -55,7 +50,7 @@ export class Params {
   }
 
   /** The slot that these words have or get, or −1 where there is no room for it until `startOver`. */
-  lasting(step: LastingWords, bytes: number): number {
+  lasting(step: Repeated, bytes: number): number {
     if (step.era === this.#era) return step.at
     const at = this.#lastingEnd
     if (at + bytes > passing + lasting) return -1
@@ -81,5 +76,3 @@ export class Params {
     this.#written = to
   }
 }
-
-const after = (at: number, bytes: number): number => at + Math.ceil(bytes / unit) * unit

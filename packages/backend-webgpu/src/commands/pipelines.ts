@@ -4,7 +4,7 @@ import { DeviceError } from '@tilegrad/core'
 import type { GpuBuffer } from '../device/buffers.ts'
 import type { Gpu } from '../device/gpu.ts'
 import { type Binding, type Shader, shaderCode } from '../wgsl/shader.ts'
-import { canJoin, joinedCode } from './joined.ts'
+import { canJoin, independent, joinedCode } from './joined.ts'
 
 export interface GpuKernel {
   readonly label: string
@@ -32,15 +32,20 @@ interface Layout {
   readonly secondBytes: number
 }
 
-/** What a dispatch binds, which it is found by, and the bind group once there is one. */
-export interface Bound {
-  group: GPUBindGroup | null
+/** What a dispatch binds. */
+export interface Binds {
   readonly label: string
   readonly layout: Layout
+  /** Where its parameters lie, in bytes. */
   readonly slot: number
   /** Where a second kernel's parameters lie, or −1. */
   readonly second: number
   readonly buffers: readonly GpuBuffer[]
+}
+
+/** What a dispatch binds, which it is found by, and the bind group once there is one. */
+export interface Bound extends Binds {
+  group: GPUBindGroup | null
   /** Another one of the same hash. */
   readonly next: Bound | undefined
   /** What was asked for after it last time, and is likely to be again. */
@@ -48,6 +53,8 @@ export interface Bound {
 }
 
 const maxBindGroups = 4096
+/** Workgroups of two dispatches that become one; with more, their calls are not what takes the time. */
+const mostJoined = 512
 
 export class Pipelines {
   readonly #gpu: Gpu
@@ -77,10 +84,18 @@ export class Pipelines {
     return kernel
   }
 
-  /** Two kernels as one, or null where that cannot be. */
-  joined(first: GpuKernel, second: GpuKernel): GpuKernel | null {
-    const known = first.joins?.with.get(second)
-    if (known !== undefined || !first.joins || !second.joins) return known ?? null
+  /** Two kernels on some buffers as one with so many workgroups, or null where they cannot go side by side. */
+  joined(
+    first: GpuKernel,
+    itsBuffers: readonly GpuBuffer[],
+    second: GpuKernel,
+    buffers: readonly GpuBuffer[],
+    groups: number,
+  ): GpuKernel | null {
+    if (!first.joins || !second.joins || groups > mostJoined) return null
+    if (!independent(first.joins.shader, itsBuffers, second.joins.shader, buffers)) return null
+    const known = first.joins.with.get(second)
+    if (known !== undefined) return known
     const kernel = this.#join(first, first.joins.shader, second, second.joins.shader)
     first.joins.with.set(second, kernel)
     return kernel
@@ -140,10 +155,15 @@ export class Pipelines {
 
   /** Makes the bind group, before it is used first: what is joined with another needs none of its own. */
   group(bound: Bound): GPUBindGroup {
-    const { label, layout, slot, second, buffers } = bound
+    bound.group = this.bindGroup(bound, this.#params)
+    return bound.group
+  }
+
+  /** Makes a bind group with parameters in `memory`. */
+  bindGroup({ label, layout, slot, second, buffers }: Binds, memory: GPUBuffer): GPUBindGroup {
     const params = (binding: number, offset: number, size: number): GPUBindGroupEntry => ({
       binding,
-      resource: { buffer: this.#params, offset, size },
+      resource: { buffer: memory, offset, size },
     })
     const entries = [
       params(0, slot, layout.paramBytes),
@@ -151,10 +171,10 @@ export class Pipelines {
     ]
     if (second >= 0) entries.push(params(entries.length, second, layout.secondBytes))
     this.#gpu.device.pushErrorScope('validation')
-    bound.group = this.#gpu.device.createBindGroup({ label, layout: layout.group, entries })
+    const group = this.#gpu.device.createBindGroup({ label, layout: layout.group, entries })
     this.#popErrors((message) => `${label}: its buffers are invalid: ${message}`)
     this.bindGroups++
-    return bound.group
+    return group
   }
 
   #evict(): void {

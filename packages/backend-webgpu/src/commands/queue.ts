@@ -11,33 +11,35 @@
  */
 
 import { DeviceError, type DeviceSpan } from '@tilegrad/core'
-import { BufferPool, type GpuBuffer, usage } from '../device/buffers.ts'
+import { BufferPool, type GpuBuffer } from '../device/buffers.ts'
 import type { Gpu } from '../device/gpu.ts'
 import { type Tuning, untuned } from '../device/tuning.ts'
 import { elementOf } from '../wgsl/element.ts'
 import type { Shader } from '../wgsl/shader.ts'
-import { independent } from './joined.ts'
+import type { KernelListener, Ready, Repeated, Scalar, Used } from './dispatch.ts'
 import { Params } from './params.ts'
 import { type Bound, type GpuKernel, Pipelines } from './pipelines.ts'
-import type { Dispatch, Recorder, Scalar } from './replay.ts'
+import { Staging } from './staging.ts'
+import { Timing } from './timing.ts'
 
 const firstBatch = 16
+/** The same where dispatches were made ready before, and take a quarter of the time. */
+const firstReady = 32
 const largestBatch = 256
-const queries = 2 * largestBatch
-/** Workgroups of two dispatches that become one; with more, their calls are not what takes the time. */
-const mostJoined = 512
 
 export class Engine {
   readonly gpu: Gpu
   readonly device: GPUDevice
   readonly pool: BufferPool
+  readonly pipelines: Pipelines
   /** What plans go by; it must not change once something has run, as calls are remembered. */
   tuning: Tuning = untuned
   /** Dispatches and submissions so far. */
   readonly counts = { dispatches: 0, submits: 0 }
 
-  readonly #pipelines: Pipelines
   readonly #params: Params
+  readonly #staging: Staging
+  #listener: KernelListener | null = null
   #encoder: GPUCommandEncoder | null = null
   #batch = 0
   #inBatch = 0
@@ -50,17 +52,15 @@ export class Engine {
   #batchSize = firstBatch
   #scheduled = false
   /** To be destroyed when the batch has been submitted. */
-  #retired: GpuBuffer[] = []
+  #retired: Used[] = []
+  /** Kernels that were made ready and are in the batch, for errors. */
+  #ready: (readonly GpuKernel[])[] = []
   #failure: Error | null = null
   /** Up to this batch, commands use a buffer that there was no memory for: they are invalid, and that is known. */
   #brokenUntil = -1
   readonly #maxGroups: number
 
-  #spans: DeviceSpan[] | null = null
-  /** When the first dispatch that was timed began, by the GPU's clock, in nanoseconds. */
-  #origin: bigint | null = null
-  #timing: { set: GPUQuerySet; resolve: GPUBuffer; labels: string[] } | null = null
-  readonly #timed: Promise<void>[] = []
+  #timing: Timing | null = null
 
   /** `holders` says who holds the memory when there is no more. */
   constructor(gpu: Gpu, maxPooledBytes: number | undefined, holders: () => string) {
@@ -68,10 +68,7 @@ export class Engine {
     this.device = gpu.device
     this.#maxGroups = gpu.limits.maxComputeWorkgroupsPerDimension
     this.pool = new BufferPool(gpu, maxPooledBytes, {
-      retire: (buffer) => {
-        if (buffer.batch === this.#batch) this.#retired.push(buffer)
-        else this.#destroy(buffer)
-      },
+      retire: (buffer) => this.retire(buffer),
       exhausted: (error) => {
         // What is kept for later may be all that is missing.
         this.pool.trim()
@@ -81,26 +78,27 @@ export class Engine {
       holders,
     })
     this.#params = new Params(this.device)
-    this.#pipelines = new Pipelines(gpu, this.#params.buffer, (describe) => this.#popErrors(describe))
+    this.#staging = new Staging(gpu)
+    this.pipelines = new Pipelines(gpu, this.#params.buffer, (describe) => this.#popErrors(describe))
   }
 
   /** The compiled kernel for `key`; `build` says on first use what it is. `label` names the operator in errors. */
   kernel(key: string, label: string, build: () => Shader): GpuKernel {
-    return this.#pipelines.kernel(key, label, build)
+    return this.pipelines.kernel(key, label, build)
   }
 
-  /** Listens to a kernel; see commands/replay.ts. */
-  get recorder(): Recorder | null {
-    return this.pool.recorder
+  /** Who hears of what a kernel does, if anyone. */
+  get listener(): KernelListener | null {
+    return this.#listener
   }
 
-  set recorder(recorder: Recorder | null) {
-    this.pool.recorder = recorder
+  set listener(listener: KernelListener | null) {
+    this.#listener = this.pool.listener = listener
   }
 
   /** Bind groups made so far: flat in a loop that repeats itself. */
   get bindGroups(): number {
-    return this.#pipelines.bindGroups
+    return this.pipelines.bindGroups
   }
 
   /**
@@ -120,22 +118,27 @@ export class Engine {
     values: readonly number[] = [],
   ): void {
     if (x === 0 || y === 0 || z === 0) return
-    this.#makeRoom(kernel, x, y, z)
-    const { u32, f32 } = this.#params
+    const words = new Uint32Array(params.length)
+    for (let i = 0; i < params.length; i++) words[i] = params[i] as number
+    if (floats) {
+      const f32 = new Float32Array(words.buffer)
+      for (const [i, value] of floats) f32[i] = value
+    }
+    this.#allow(kernel, x, y, z)
+    if (this.#listener?.run(kernel, buffers, words, [x, y, z], scalars, values)) return
+    this.#makeRoom(kernel)
     const at = this.#params.next(kernel.paramBytes)
-    const word = at >>> 2
-    for (let i = 0; i < params.length; i++) u32[word + i] = params[i] as number
-    if (floats) for (const [i, value] of floats) f32[word + i] = value
-    this.recorder?.run(kernel, buffers, u32.slice(word, word + params.length), [x, y, z], scalars)
+    this.#params.u32.set(words, at >>> 2)
     this.#writeScalars(at, scalars, values)
     this.#add(kernel, buffers, at, x, y, z)
   }
 
-  /** The same again, as recorded. */
-  runAgain(step: Dispatch, buffers: readonly GpuBuffer[], values: readonly number[]): void {
+  /** Records a dispatch that has been there before. */
+  runAgain(step: Repeated, buffers: readonly GpuBuffer[], values: readonly number[]): void {
     const { kernel, words, grid, scalars } = step
     const [x, y, z] = grid
-    this.#makeRoom(kernel, x, y, z)
+    this.check(kernel.label)
+    this.#makeRoom(kernel)
     let at: number
     if (scalars.length > 0) {
       at = this.#params.next(kernel.paramBytes)
@@ -161,17 +164,23 @@ export class Engine {
     }
   }
 
-  /** Ends the batch if a dispatch does not fit any more. */
-  #makeRoom(kernel: GpuKernel, x: number, y: number, z: number): void {
+  #allow(kernel: GpuKernel, x: number, y: number, z: number): void {
     this.check(kernel.label)
     if (x > this.#maxGroups || y > this.#maxGroups || z > this.#maxGroups)
       throw new DeviceError(
         `${kernel.label}: needs ${x} × ${y} × ${z} workgroups; ${this.gpu.adapterName} allows ${this.#maxGroups} along each dim. Split its input`,
       )
-    if (this.#inBatch >= this.#batchSize || !this.#params.fits(kernel.paramBytes)) {
-      this.flush()
-      this.#batchSize = Math.min(largestBatch, 2 * this.#batchSize)
-    }
+  }
+
+  /** Ends the batch if a dispatch does not fit any more. */
+  #makeRoom(kernel: GpuKernel): void {
+    if (this.#inBatch >= this.#batchSize || !this.#params.fits(kernel.paramBytes)) this.#next()
+  }
+
+  /** Ends a batch that is full: the next one may be larger. */
+  #next(): void {
+    this.flush()
+    this.#batchSize = Math.min(largestBatch, 2 * this.#batchSize)
   }
 
   /** A dispatch whose parameters lie at `slot`. */
@@ -185,7 +194,7 @@ export class Engine {
   ): void {
     if (kernel.joins && y === 1 && z === 1 && this.#join(kernel, buffers, slot, x)) return
     const i = this.#kernels.length
-    this.#bound[i] = this.#pipelines.bind(kernel, buffers, slot, -1)
+    this.#bound[i] = this.pipelines.bind(kernel, buffers, slot, -1)
     this.#kernels.push(kernel)
     this.#grids[3 * i] = x
     this.#grids[3 * i + 1] = y
@@ -193,14 +202,16 @@ export class Engine {
     for (let j = 0; j < buffers.length; j++) (buffers[j] as GpuBuffer).batch = this.#batch
     this.#inBatch++
     this.counts.dispatches++
-    this.#timing?.labels.push(kernel.label)
-    if (!this.#scheduled) {
-      this.#scheduled = true
-      queueMicrotask(() => {
-        this.#scheduled = false
-        if (!this.gpu.lostInfo) this.flush()
-      })
-    }
+    if (!this.#scheduled) this.#schedule()
+  }
+
+  /** Ends the batch when the program gives its event loop a turn. */
+  #schedule(): void {
+    this.#scheduled = true
+    queueMicrotask(() => {
+      this.#scheduled = false
+      if (!this.gpu.lostInfo) this.flush()
+    })
   }
 
   /** Makes a dispatch a part of the one before, where they can go side by side: see joined.ts. */
@@ -211,14 +222,13 @@ export class Engine {
     const first = this.#kernels[i] as GpuKernel
     if (!first.joins || !kernel.joins) return false
     const grids = this.#grids
+    if (grids[3 * i + 1] !== 1 || grids[3 * i + 2] !== 1) return false
     const all = (grids[3 * i] as number) + x
-    if (all > mostJoined || grids[3 * i + 1] !== 1 || grids[3 * i + 2] !== 1) return false
     const bound = this.#bound[i] as Bound
-    if (!independent(first.joins.shader, bound.buffers, kernel.joins.shader, buffers)) return false
-    const joined = this.#pipelines.joined(first, kernel)
+    const joined = this.pipelines.joined(first, bound.buffers, kernel, buffers, all)
     if (!joined) return false
     this.#kernels[i] = joined
-    this.#bound[i] = this.#pipelines.bind(joined, [...bound.buffers, ...buffers], bound.slot, slot)
+    this.#bound[i] = this.pipelines.bind(joined, [...bound.buffers, ...buffers], bound.slot, slot)
     grids[3 * i] = all
     for (let j = 0; j < buffers.length; j++) (buffers[j] as GpuBuffer).batch = this.#batch
     return true
@@ -227,16 +237,16 @@ export class Engine {
   /** Copies bytes between buffers; offsets and size are multiples of 4. */
   copy(from: GpuBuffer, fromByte: number, to: GpuBuffer, toByte: number, bytes: number): void {
     this.check('copy')
-    if (this.recorder) this.recorder.complete = false
+    this.#listener?.other('copies bytes')
     this.#encode().copyBufferToBuffer(from.gpu, fromByte, to.gpu, toByte, bytes)
     from.batch = to.batch = this.#batch
     this.#inBatch++
   }
 
   /** Host to GPU, in order with what is recorded. */
-  write(buffer: GpuBuffer, byte: number, data: ArrayBufferView): void {
+  write(buffer: Used, byte: number, data: ArrayBufferView): void {
     this.check('write')
-    if (this.recorder) this.recorder.complete = false
+    this.#listener?.other('writes bytes of the host')
     if (buffer.batch === this.#batch) this.flush()
     const memory = data.buffer as ArrayBuffer
     this.device.queue.writeBuffer(buffer.gpu, byte, memory, data.byteOffset, data.byteLength)
@@ -245,59 +255,45 @@ export class Engine {
   /** GPU to host: a copy of `bytes` bytes, when all that was recorded before is done. */
   async read(buffer: GpuBuffer, byte: number, bytes: number): Promise<ArrayBuffer> {
     this.check('read')
-    const size = Math.max(16, 2 ** Math.ceil(Math.log2(bytes)))
-    const staging = this.#staging.get(size)?.pop() ?? this.#newStaging(size)
+    const staging = this.#staging.take(bytes)
     this.#encode().copyBufferToBuffer(buffer.gpu, byte, staging, 0, bytes)
     this.flush()
     this.#batchSize = firstBatch
-    await this.gpu.answer('read', staging.mapAsync(1, 0, bytes))
-    const data = staging.getMappedRange(0, bytes).slice(0)
-    staging.unmap()
-    const list = this.#staging.get(size)
-    if (!list) this.#staging.set(size, [staging])
-    else if (list.length < 4) list.push(staging)
-    else staging.destroy()
+    const data = await this.#staging.read(staging, bytes)
     this.check('read')
     return data
-  }
-
-  readonly #staging = new Map<number, GPUBuffer[]>()
-
-  #newStaging(size: number): GPUBuffer {
-    return this.device.createBuffer({ size, usage: usage.MAP_READ | usage.COPY_DST })
   }
 
   /** Submits what was recorded. */
   flush(): void {
     if (!this.#encoder && this.#kernels.length === 0) return
     const encoder = this.#encode()
-    const timing = this.#timing
-    let pending: { buffer: GPUBuffer; labels: string[] } | null = null
-    if (timing && timing.labels.length > 0) {
-      const bytes = 16 * timing.labels.length
-      const staging = this.#newStaging(bytes)
-      encoder.resolveQuerySet(timing.set, 0, 2 * timing.labels.length, timing.resolve, 0)
-      encoder.copyBufferToBuffer(timing.resolve, 0, staging, 0, bytes)
-      pending = { buffer: staging, labels: timing.labels }
-      timing.labels = []
-    }
+    const submitted = this.#timing?.resolve(encoder)
     this.#params.flush()
     this.device.pushErrorScope('validation')
     this.device.queue.submit([encoder.finish()])
     const kernels = this.#kernels
+    const ready = this.#ready
     this.#kernels = []
     this.#encoded = 0
+    if (ready.length > 0) this.#ready = []
     this.#popErrors((message) => {
-      const labels = new Set(kernels.map(({ label }) => label))
+      const labels = new Set([kernels, ...ready].flat().map(({ label }) => label))
       return `${[...labels].join(' or ')}: invalid on ${this.gpu.adapterName}: ${message}`
     })
     this.#encoder = null
     this.#inBatch = 0
     this.#batch++
     this.counts.submits++
-    for (const buffer of this.#retired) this.#destroy(buffer)
+    for (const { gpu } of this.#retired) gpu.destroy()
     this.#retired = []
-    if (pending) this.#timed.push(this.#collect(pending.buffer, pending.labels))
+    submitted?.()
+  }
+
+  /** Destroys a buffer once nothing recorded uses it any more. */
+  retire(buffer: Used): void {
+    if (buffer.batch === this.#batch) this.#retired.push(buffer)
+    else buffer.gpu.destroy()
   }
 
   /** Resolves when the GPU has done all that was recorded. */
@@ -326,19 +322,13 @@ export class Engine {
   startTiming(): boolean {
     if (!this.gpu.timestamps || this.#timing) return false
     this.flush()
-    this.#spans = []
-    this.#origin = null
-    this.#timing = {
-      set: this.device.createQuerySet({ type: 'timestamp', count: queries }),
-      resolve: this.device.createBuffer({ size: 8 * queries, usage: usage.QUERY_RESOLVE | usage.COPY_SRC }),
-      labels: [],
-    }
+    this.#timing = new Timing(this.gpu, largestBatch)
     return true
   }
 
   /** Dispatches since `startTiming`. */
   timed(): number {
-    return (this.#spans?.length ?? 0) + (this.#timing?.labels.length ?? 0)
+    return (this.#timing?.count ?? 0) + this.#kernels.length - this.#encoded
   }
 
   /** Every dispatch since `startTiming`, in order. */
@@ -346,27 +336,7 @@ export class Engine {
     this.flush()
     const timing = this.#timing
     this.#timing = null
-    await Promise.all(this.#timed.splice(0))
-    timing?.set.destroy()
-    timing?.resolve.destroy()
-    const spans = this.#spans ?? []
-    this.#spans = null
-    return spans
-  }
-
-  async #collect(buffer: GPUBuffer, labels: readonly string[]): Promise<void> {
-    const spans = this.#spans
-    const first = spans?.length ?? 0
-    for (const label of labels) spans?.push({ label, start: 0, ms: 0 })
-    await this.gpu.answer('profile', buffer.mapAsync(1))
-    const ns = new BigInt64Array(buffer.getMappedRange())
-    labels.forEach((label, i) => {
-      const [from, to] = [ns[2 * i] as bigint, ns[2 * i + 1] as bigint]
-      this.#origin ??= from
-      if (spans)
-        spans[first + i] = { label, start: Number(from - this.#origin) / 1e6, ms: Number(to - from) / 1e6 }
-    })
-    buffer.destroy()
+    return timing ? timing.stop() : []
   }
 
   /** Ends an error scope: what it caught is told to whoever comes next. */
@@ -383,33 +353,57 @@ export class Engine {
   /** The batch's encoder, with all dispatches so far. */
   #encode(): GPUCommandEncoder {
     this.#encoder ??= this.device.createCommandEncoder()
-    const encoder = this.#encoder
+    const end = this.#kernels.length
+    if (this.#encoded < end) {
+      this.#pass(this.#encoder, this.#kernels, this.#bound, this.#grids, this.#encoded, end)
+      this.#encoded = end
+    }
+    return this.#encoder
+  }
+
+  /** Encodes dispatches that were made ready, after all that was recorded. */
+  encode({ kernels, bound, grids, uses }: Ready): void {
+    const count = kernels.length
+    this.#batchSize = Math.max(firstReady, this.#batchSize)
+    for (let i = 0; i < count; ) {
+      if (this.#inBatch >= this.#batchSize) this.#next()
+      const end = Math.min(count, i + this.#batchSize - this.#inBatch)
+      this.#pass(this.#encode(), kernels, bound, grids, i, end)
+      this.#inBatch += end - i
+      this.#ready.push(kernels)
+      i = end
+    }
+    for (let i = 0; i < uses.length; i++) (uses[i] as Used).batch = this.#batch
+    this.counts.dispatches += count
+    if (!this.#scheduled) this.#schedule()
+  }
+
+  #pass(
+    encoder: GPUCommandEncoder,
+    kernels: readonly GpuKernel[],
+    bound: readonly Bound[],
+    grids: Uint32Array,
+    from: number,
+    end: number,
+  ): void {
     const timing = this.#timing
-    const grids = this.#grids
     let pass: GPUComputePassEncoder | null = null
     let pipeline: GPUComputePipeline | null = null
-    for (let i = this.#encoded; i < this.#kernels.length; i++) {
-      const kernel = this.#kernels[i] as GpuKernel
+    for (let i = from; i < end; i++) {
+      const kernel = kernels[i] as GpuKernel
       if (timing) {
         pass?.end()
-        pass = encoder.beginComputePass({
-          label: kernel.label,
-          timestampWrites: {
-            querySet: timing.set,
-            beginningOfPassWriteIndex: 2 * i,
-            endOfPassWriteIndex: 2 * i + 1,
-          },
-        })
+        pass = timing.pass(encoder, kernel.label)
         pipeline = null
       }
       pass ??= encoder.beginComputePass()
-      const own = kernel.pipeline ?? this.#pipelines.pipeline(kernel)
+      const own = kernel.pipeline ?? this.pipelines.pipeline(kernel)
       if (own !== pipeline) {
         pipeline = own
         pass.setPipeline(pipeline)
       }
-      const bound = this.#bound[i] as Bound
-      pass.setBindGroup(0, bound.group ?? this.#pipelines.group(bound))
+      const binds = bound[i] as Bound
+      pass.setBindGroup(0, binds.group ?? this.pipelines.group(binds))
       const x = grids[3 * i] as number
       const y = grids[3 * i + 1] as number
       const z = grids[3 * i + 2] as number
@@ -418,11 +412,5 @@ export class Engine {
       else pass.dispatchWorkgroups(x, y, z)
     }
     pass?.end()
-    this.#encoded = this.#kernels.length
-    return encoder
-  }
-
-  #destroy(buffer: GpuBuffer): void {
-    buffer.gpu.destroy()
   }
 }

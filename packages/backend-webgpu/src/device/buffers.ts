@@ -1,7 +1,6 @@
 /** GPU memory: one buffer per storage, recycled by size. */
 
 import { type DType, OutOfMemoryError } from '@tilegrad/core'
-import type { Recorder } from '../commands/replay.ts'
 import { elementOf } from '../wgsl/element.ts'
 import type { Gpu } from './gpu.ts'
 
@@ -17,9 +16,6 @@ export class GpuBuffer {
   dtype: DType = 'float32'
   /** The batch of commands that last used it; see `Engine`. */
   batch = -1
-  /** Which operand of which call it was last; see commands/replay.ts. */
-  call = 0
-  number = 0
 
   constructor(gpu: GPUBuffer, id: number, shelf: Shelf) {
     this.gpu = gpu
@@ -88,6 +84,17 @@ export interface PoolOwner {
   holders(): string
 }
 
+/** Hears of the buffers that a kernel takes and gives back while it runs. */
+export interface BufferListener {
+  /** Whose kernel it is. */
+  readonly name: string
+  /** A buffer of at least so many bytes to hand out in place of one of the pool's. */
+  lend(bytes: number): GpuBuffer | undefined
+  alloc(buffer: GpuBuffer, count: number, dtype: DType): void
+  /** True: the buffer stays taken. */
+  free(buffer: GpuBuffer): boolean
+}
+
 /** Hands out buffers, and keeps those that come back for the next ones of their size. */
 export class BufferPool {
   readonly #gpu: Gpu
@@ -103,8 +110,7 @@ export class BufferPool {
   #pooledCount = 0
   #peak = 0
   #created = 0
-  /** Listens to a kernel's temporaries. */
-  recorder: Recorder | null = null
+  listener: BufferListener | null = null
 
   constructor(gpu: Gpu, maxPooledBytes: number | undefined, owner: PoolOwner) {
     this.#gpu = gpu
@@ -119,11 +125,18 @@ export class BufferPool {
     const wanted = elementOf(dtype).bytes * count
     if (wanted > most) {
       const error = new OutOfMemoryError(wanted, this.#used, most)
-      const what = this.recorder ? `${this.recorder.name}: its workspace` : 'webgpu: a tensor'
+      const what = this.listener ? `${this.listener.name}: its workspace` : 'webgpu: a tensor'
       error.message = `${what} of ${count} elements takes ${wanted} bytes; ${this.#gpu.adapterName} allows ${most} per buffer. Split it`
       throw error
     }
     const bytes = Math.min(sizeClass(wanted), most - (most % 4))
+    const buffer = this.listener?.lend(bytes) ?? this.#take(bytes)
+    buffer.dtype = dtype
+    this.listener?.alloc(buffer, count, dtype)
+    return buffer
+  }
+
+  #take(bytes: number): GpuBuffer {
     let shelf = this.#shelves.get(bytes)
     if (!shelf) {
       shelf = { bytes, free: [], used: 0 }
@@ -135,16 +148,14 @@ export class BufferPool {
       this.#pooledCount--
     }
     const buffer = known ?? this.#create(shelf)
-    buffer.dtype = dtype
     this.#used += bytes
     this.#usedCount++
     this.#peak = Math.max(this.#peak, this.#used)
-    this.recorder?.alloc(buffer, count, dtype)
     return buffer
   }
 
   free(buffer: GpuBuffer): void {
-    this.recorder?.free(buffer)
+    if (this.listener?.free(buffer)) return
     this.#used -= buffer.bytes
     this.#usedCount--
     const { shelf } = buffer

@@ -2,7 +2,7 @@
 
 import { type KernelTable, type Primitives, wrapKernels } from '@tilegrad/core'
 import type { Engine } from '../commands/queue.ts'
-import { recorded } from '../commands/replay.ts'
+import { Memory } from '../commands/replay.ts'
 import { attention, attentionBackward } from './attention/attention.ts'
 import { crossEntropy, crossEntropyBackward } from './cross-entropy.ts'
 import { elementwise } from './elementwise/elementwise.ts'
@@ -61,5 +61,6 @@ export function kernelTable(engine: Engine): KernelTable {
     cat: cat(engine),
     total_norm: totalNorm(engine),
   }
-  return wrapKernels(table, (kernel, name) => recorded(engine, name, kernel))
+  const memory = new Memory(engine)
+  return wrapKernels(table, (kernel, name) => memory.recorded(name, kernel))
 }

@@ -9,7 +9,7 @@ export async function observed({ anew = false } = {}) {
   const backend = await createWebGpuBackend({ backend: 'null' })
   const { engine } = backend
   // Within another's recording nothing is recorded or done again.
-  if (anew) engine.recorder = new Recorder('all', [])
+  if (anew) engine.listener = new Recorder('all', [])
   const dispatches: string[] = []
   const seen = { dispatches, again: 0 }
   const [run, runAgain] = [engine.run.bind(engine), engine.runAgain.bind(engine)]

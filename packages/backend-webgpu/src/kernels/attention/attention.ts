@@ -29,8 +29,8 @@ import {
   specialize,
   type View,
 } from '@tilegrad/core'
+import type { Scalar } from '../../commands/dispatch.ts'
 import type { Engine } from '../../commands/queue.ts'
-import type { Scalar } from '../../commands/replay.ts'
 import type { GpuBuffer } from '../../device/buffers.ts'
 import { grid } from '../layout.ts'
 import { backwardBytes, backwardShader, type Gradients, statRows, statShader } from './backward.ts'

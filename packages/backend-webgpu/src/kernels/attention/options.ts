@@ -1,7 +1,7 @@
 /** What kernels read for the options of attention beside q, k, v and their gradients: parameters and buffers in order. */
 
 import { type AttentionAttrs, attentionOperands, type View } from '@tilegrad/core'
-import type { Scalar } from '../../commands/replay.ts'
+import type { Scalar } from '../../commands/dispatch.ts'
 import type { GpuBuffer } from '../../device/buffers.ts'
 import { elementOf } from '../../wgsl/element.ts'
 import type { Binding } from '../../wgsl/shader.ts'

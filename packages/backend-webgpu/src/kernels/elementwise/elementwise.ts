@@ -12,8 +12,8 @@
 
 import { type Kernel, type Primitives, typedPostOrder, type View } from '@tilegrad/core'
 import type { Nest } from '@tilegrad/core/kernel'
+import type { Scalar } from '../../commands/dispatch.ts'
 import type { Engine } from '../../commands/queue.ts'
-import type { Scalar } from '../../commands/replay.ts'
 import type { GpuBuffer } from '../../device/buffers.ts'
 import { elementOf } from '../../wgsl/element.ts'
 import { lower } from '../../wgsl/lowering.ts'

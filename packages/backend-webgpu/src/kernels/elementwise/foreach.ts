@@ -18,8 +18,8 @@ import {
   UnsupportedOpError,
   type View,
 } from '@tilegrad/core'
+import type { Scalar } from '../../commands/dispatch.ts'
 import type { Engine } from '../../commands/queue.ts'
-import type { Scalar } from '../../commands/replay.ts'
 import type { GpuBuffer } from '../../device/buffers.ts'
 import { type Lowered, lower } from '../../wgsl/lowering.ts'
 import { mathCode } from '../../wgsl/math.ts'
