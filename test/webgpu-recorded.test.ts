@@ -3,7 +3,8 @@
  * they do when asked anew: the same shaders on the same grids and buffers with the same parameters. On Dawn's backend 'null', as
  * nothing needs to be computed.
  */
-import { backward, isFloat, scope, sum, type Tensor, withBackend } from 'tilegrad'
+import { listen } from '@tilegrad/core/kernel'
+import { backward, type Call, isFloat, scope, sum, type Tensor, type View, withBackend } from 'tilegrad'
 import { expect, test } from 'vitest'
 import { observed } from '../packages/backend-webgpu/test/support/observed.ts'
 import { type Row, table } from './op-table.ts'
@@ -53,4 +54,58 @@ test('every operator does again what it would do anew', async () => {
   // All but those with bytes from the host and with numbers drawn anew.
   expect(again / all).toBeGreaterThan(0.9)
   for (const { backend } of [first, second]) backend.close()
+})
+
+const viewOf = ({ buffer, dtype, shape, strides, offset }: View): View => ({
+  buffer,
+  dtype,
+  shape,
+  strides,
+  offset,
+})
+
+test('every operator can be made ready to run again, in as many dispatches', async () => {
+  const seen = await observed()
+  const { backend } = seen
+  const { engine } = backend
+  let all = 0
+  for (const row of table)
+    for (const sample of row.samples) {
+      const name = `${row.name}(${JSON.stringify(sample)})`
+      // The memory of the calls stays taken.
+      const { free } = backend
+      const held: object[] = []
+      backend.free = (buffer) => void held.push(buffer)
+      const calls: Call[] = []
+      const before = listen({
+        call(made, go) {
+          const [outputs, inputs] = [made.outputs.map(viewOf), made.inputs.map(viewOf)]
+          if (made.backend === backend) calls.push({ ...made, outputs, inputs })
+          go()
+        },
+        begin() {},
+        composed() {},
+      })
+      try {
+        await call(seen, row, sample, 'dense', 6)
+      } finally {
+        listen(before)
+      }
+      const { usedBuffers } = backend.stats()
+      const prepared = backend.prepare?.(calls)
+      const { dispatches } = engine.counts
+      for (const { kernel, outputs, inputs, attrs, numbers } of calls)
+        kernel.run(outputs, inputs, attrs, numbers)
+      const count = engine.counts.dispatches - dispatches
+      expect(prepared?.launches, name).toBe(count)
+      all += count
+      prepared?.run()
+      await backend.finished()
+      prepared?.release()
+      expect(backend.stats().usedBuffers, name).toBe(usedBuffers)
+      backend.free = free
+      for (const buffer of held) free(buffer)
+    }
+  expect(all).toBeGreaterThan(table.length)
+  backend.close()
 })
