@@ -54,8 +54,8 @@ async function engine(entry, outfile) {
     if (path !== outfile) return { path, text }
     const body = text
       .replaceAll(
-        /^import \{(.*)\} from "@tilegrad\/core";$/gm,
-        (_, names) => `const {${names.replaceAll(' as ', ': ')}} = core;`,
+        /^import \{(.*)\} from "@tilegrad\/core(\/kernel)?";$/gm,
+        (_, names, kernel) => `const {${names.replaceAll(' as ', ': ')}} = ${kernel ? 'kernel' : 'core'};`,
       )
       .replace(
         /^import \{ WorkerDiedError \} from "\.{1,2}\/errors\.js";$/m,
@@ -65,7 +65,7 @@ async function engine(entry, outfile) {
     if (/^(import|export)\b/m.test(body))
       throw new Error(`${outfile}: imports or exports what is not known here`)
     // In brackets, V8 compiles a function at once instead of looking through it twice. Lines stay: the map counts them.
-    return { path, text: `module.exports = (function (core, errors) { 'use strict'; ${body}` }
+    return { path, text: `module.exports = (function (core, kernel, errors) { 'use strict'; ${body}` }
   })
 }
 

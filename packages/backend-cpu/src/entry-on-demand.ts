@@ -3,17 +3,18 @@
  * a program that computes on a GPU never needs it. `require` is what Node has for loading without waiting.
  */
 import * as core from '@tilegrad/core'
+import * as kernel from '@tilegrad/core/kernel'
 import type * as entry from './entry.ts'
 import * as errors from './errors.ts'
 
-type Engine = (shared: typeof core, errorClasses: typeof errors) => typeof entry
+type Engine = (shared: typeof core, forKernels: typeof kernel, errorClasses: typeof errors) => typeof entry
 
 let engine: typeof entry | undefined
 
 function load(): typeof entry {
   const { createRequire } = process.getBuiltinModule('node:module')
   const make: Engine = createRequire(import.meta.url)('./engine.cjs')
-  engine = make(core, errors)
+  engine = make(core, kernel, errors)
   return engine
 }
 
