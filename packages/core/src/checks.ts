@@ -192,11 +192,15 @@ export function expectReduction(op: string, reduction: string): void {
     throw new ValueError(`${op}: reduction must be 'mean', 'sum' or 'none', not '${String(reduction)}'`)
 }
 
+function expectWhole(op: string, name: string, value: number): void {
+  if (!Number.isInteger(value) || value < 0)
+    throw new ValueError(`${op}: ${name} must be a whole number ≥ 0, got ${value}`)
+}
+
 /** @throws ValueError for a window or global tokens that attention cannot have; 0 stands for none. @internal */
 export function expectWindow(op: string, window: number, globalTokens: number): void {
-  for (const [name, value] of Object.entries({ window, globalTokens }))
-    if (!Number.isInteger(value) || value < 0)
-      throw new ValueError(`${op}: ${name} must be a whole number ≥ 0, got ${value}`)
+  expectWhole(op, 'window', window)
+  expectWhole(op, 'globalTokens', globalTokens)
   if (globalTokens > 0 && window === 0)
     throw new ValueError(`${op}: globalTokens are exceptions from a window; give one, such as window: 256`)
 }

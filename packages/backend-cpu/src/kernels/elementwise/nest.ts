@@ -36,23 +36,18 @@ export function nestOf(
 ): Nest {
   const views = [...outputs, ...inputs]
   const { shape } = outputs[0] as View
-  const over = views.map((v) => stridesOver(v, shape))
-  let dims = dimsOf({ sizes: shape, strides: over })
-  let tiled = false
+  let loops: Loops = { sizes: shape, strides: views.map((v) => stridesOver(v, shape)) }
   if (!asIs) {
-    // Large strides of the first output outside.
-    const step = (d: Dim): number => Math.abs(d.strides[0] as number)
-    if (!inOrder) dims.sort((a, b) => step(b) - step(a))
-    dims = dimsOf(
-      collapse(
-        dims.map((d) => d.size),
-        views.map((_, o) => dims.map((d) => d.strides[o] as number)),
-      ),
-    )
-    if (!inOrder) {
-      lengthen(dims)
-      tiled = tile(dims, outputs.length)
-    }
+    if (!inOrder) loops = outsideIn(loops)
+    loops = collapse(loops.sizes, loops.strides)
+  }
+  const dims = loops.sizes.map(
+    (size, d): Dim => ({ size, strides: loops.strides.map((own) => own[d] as number) }),
+  )
+  let tiled = false
+  if (!asIs && !inOrder) {
+    lengthen(dims)
+    tiled = tile(dims, outputs.length)
   }
   if (dims.length === 0) dims.push({ size: 1, strides: views.map(() => 0) })
 
@@ -75,9 +70,14 @@ export function nestOf(
   return { dims, access, tiled, words: [...dims.map((d) => d.size), ...strides], units }
 }
 
-/** Turns strides by operand into strides by dim, which can be moved around. */
-const dimsOf = ({ sizes, strides }: Loops): Dim[] =>
-  sizes.map((size, d) => ({ size, strides: strides.map((own) => own[d] as number) }))
+/** Puts dims along which the first output has large strides outside. */
+function outsideIn({ sizes, strides }: Loops): Loops {
+  const step = (strides[0] as readonly number[]).map(Math.abs)
+  if (step.every((s, d) => d === 0 || s <= (step[d - 1] as number))) return { sizes, strides }
+  const order = sizes.map((_, d) => d).sort((a, b) => (step[b] as number) - (step[a] as number))
+  const sorted = (list: readonly number[]): number[] => order.map((d) => list[d] as number)
+  return { sizes: sorted(sizes), strides: strides.map(sorted) }
+}
 
 /** Puts a long dim innermost in place of one of 2 or 3 elements, which would be all overhead. */
 function lengthen(dims: Dim[]): void {

@@ -22,7 +22,7 @@ import {
   typedPostOrder,
   type View,
 } from '@tilegrad/core'
-import { collapse, stridesOver, viewOf } from '@tilegrad/core/kernel'
+import { viewOf } from '@tilegrad/core/kernel'
 import { wordOf } from '../../element.ts'
 import type { Engine } from '../../engine.ts'
 import { isLowerable } from '../../lowering/expressions.ts'
@@ -93,14 +93,23 @@ interface Rows {
   readonly stride: number
 }
 
-/** An operand that broadcasts to `shape`, as a matrix of the last dim by all others; undefined if it is none. */
+/**
+ * An operand that broadcasts to `shape`, as a matrix of the last dim by all others; undefined if it is none. Every call
+ * asks it twice for each extra: the strides that `collapse` would need are not made.
+ */
 function rowsOf(v: View, shape: readonly number[]): Rows | undefined {
-  if (shape.length < v.shape.length) return undefined
-  const strides = stridesOver(v, shape)
-  const last = strides.length - 1
-  const inner = strides[last]
-  if (inner !== 0 && inner !== 1) return undefined
-  const rows = collapse(shape.slice(0, last), [strides.slice(0, last)])
-  if (rows.sizes.length > 1) return undefined
-  return { access: inner === 1 ? 'unit' : 'zero', stride: rows.strides[0][0] ?? 0 }
+  const missing = shape.length - v.shape.length
+  if (missing < 0) return undefined
+  const stride = (d: number): number =>
+    d < missing || v.shape[d - missing] === 1 ? 0 : v.strides[d - missing]
+  const last = shape.length - 1
+  if (stride(last) !== 0 && stride(last) !== 1) return undefined
+  let [rows, step] = [1, 0]
+  for (let d = last - 1; d >= 0; d--) {
+    if (shape[d] === 1) continue
+    if (rows === 1) step = stride(d)
+    else if (stride(d) !== step * rows) return undefined
+    rows *= shape[d]
+  }
+  return { access: stride(last) === 1 ? 'unit' : 'zero', stride: step }
 }
