@@ -17,6 +17,7 @@ import type { WebGpuBackend } from '../src/index.ts'
 import { multiply } from '../src/kernels/matmul/matmul.ts'
 import { type Plan, planOf } from '../src/kernels/matmul/plan.ts'
 import { type Problem, problemOf } from '../src/kernels/matmul/problem.ts'
+import { skinnyOf } from '../src/kernels/matmul/skinny.ts'
 import { sharedGpu } from './support/shared-gpu.ts'
 
 const shared = await sharedGpu()
@@ -148,6 +149,62 @@ describe.each([
       ]
     }
     expect(await differs(gpu, build)).toBeLessThan(1e-3)
+  })
+})
+
+describe.each([
+  ['all limits', full],
+  ['default limits', plain],
+])('few rows, %s', (_, gpu) => {
+  it.each([
+    [1, 128, 37],
+    [3, 260, 70],
+    [8, 1100, 9],
+    [1, 2056, 3],
+  ])('(%i × %i) · (… × %i), alone and in a layer', async (m, k, n) => {
+    const build = (): readonly Tensor[] => {
+      const next = numbers(m + k + n)
+      const [x, w] = [filled([m, k], next), filled([n, k], next)]
+      const [bias, residual] = [filled([n], next), filled([m, n], next)]
+      const wide = filled([m + 1, k + 8], next)
+        .narrow(1, 4, k)
+        .narrow(0, 1, m)
+      if (x.device !== 'reference') expect(skinnyOf(problemOf([zeros([m, n])], x, w.T))).not.toBeNull()
+      return [
+        matmul(x, w.T),
+        matmul(w, x.T),
+        linear(wide, w, bias, { activation: 'gelu', residual }),
+        linear(x.reshape([m, 1, k]), w, bias),
+        linear(x.select(0, m - 1), w, bias),
+      ]
+    }
+    expect(await differs(gpu, build)).toBeLessThan(tolerance(k))
+  })
+
+  it('keeps NaN and infinity in their row and column', async () => {
+    const build = (): readonly Tensor[] => {
+      const next = numbers(3)
+      const hole = (rows: number, at: number, what: number): Tensor =>
+        tensor(Float32Array.from({ length: rows * 128 }, (_, i) => (i === at ? what : next(9) + 1))).reshape([
+          rows,
+          128,
+        ])
+      return [matmul(hole(3, 130, Number.NaN), hole(10, 700, Infinity).T)]
+    }
+    expect(await differs(gpu, build)).toBeLessThan(1e-2)
+  })
+
+  it('leaves to tiles what it cannot read in vectors along k', () => {
+    const next = numbers(4)
+    withBackend(gpu, () => {
+      const of = (a: Tensor, b: Tensor): unknown =>
+        skinnyOf(problemOf([zeros([...a.shape.slice(0, -1), b.shape.at(-1) as number])], a, b))
+      expect(of(filled([2, 128], next), filled([128, 16], next))).toBeNull()
+      expect(of(filled([2, 130], next), filled([16, 130], next).T)).toBeNull()
+      expect(of(filled([9, 128], next), filled([16, 128], next).T)).toBeNull()
+      expect(of(filled([2, 64], next), filled([16, 64], next).T)).toBeNull()
+      expect(of(filled([2, 132], next).narrow(1, 2, 128), filled([16, 128], next).T)).toBeNull()
+    })
   })
 })
 

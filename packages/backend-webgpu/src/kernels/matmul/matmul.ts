@@ -1,7 +1,7 @@
 /**
  * Matrix product, out[…, M, N] = Σₖ a[…, M, k] · b[…, k, N], of float32 or int32 (which wraps), with any strides.
  *
- * `matmul/problem.ts` says what the operands are, `matmul/plan.ts` how to cut, `matmul/tiles.ts` computes; where k is
+ * Few rows, as decoding has, are read along k (`matmul/skinny.ts`). For all else `matmul/problem.ts` says what the operands are, `matmul/plan.ts` how to cut, `matmul/tiles.ts` computes; where k is
  * split because the output has few tiles, `matmul/reduce.ts` adds up. The order of additions depends on sizes and
  * strides only. NaN and infinities spread as in plain sums.
  *
@@ -15,6 +15,7 @@ import { epilogueKey, epilogueOf, type Program, values } from './epilogue.ts'
 import { type Plan, planOf } from './plan.ts'
 import { accessA, accessB, type Matrix, type Problem, problemOf, transposed } from './problem.ts'
 import { reduceShader, reduceThreads, reduceWidth } from './reduce.ts'
+import { skinny, skinnyOf } from './skinny.ts'
 import type { Tile } from './stages.ts'
 import { tileShader } from './tiles.ts'
 
@@ -36,6 +37,8 @@ export function multiply(
   choose: typeof planOf = planOf,
 ): void {
   if (p.items * p.m * p.n === 0) return
+  const few = choose === planOf ? skinnyOf(p) : null
+  if (few) return skinny(engine, label, few, program)
   if (p.outs[0]?.column !== 1 && p.outs[0]?.row === 1) p = transposed(p)
   const plan = choose(engine, p, program === undefined)
   if (plan.flip) p = transposed(p)
