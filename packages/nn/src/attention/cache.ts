@@ -1,5 +1,5 @@
 import {
-  applyProgramIntoEach,
+  applyProgramInto,
   type Backend,
   cat,
   type DType,
@@ -20,10 +20,12 @@ import { eachRun } from '@tilegrad/core/kernel'
 import { positive } from '../linear.ts'
 import type { Place } from './place.ts'
 
-/** A row of the store where it stands at the place, else what is there. */
-const ROW = program('cache_row', 3, ([store, row, at]) =>
-  e.select(e.eq(e.coord(-2), at as Expr), row as Expr, store as Expr),
-)
+/** Keys and values with a row of theirs where it stands at the place. */
+const ROW = program('cache_row', 5, (inputs) => {
+  const [keys, key, values, value, at] = inputs as readonly [Expr, Expr, Expr, Expr, Expr]
+  const here = e.eq(e.coord(-2), at)
+  return [e.select(here, key, keys), e.select(here, value, values)]
+})
 
 /**
  * What an attention layer remembers of B sequences that grow together, so that the next tokens need not compute the
@@ -213,12 +215,7 @@ export class KVCache extends AttentionCache {
   #write(k: Tensor, v: Tensor, place: Place): { keys: Tensor; values: Tensor } {
     const { rows } = place
     const [keys, values] = [this.keys.narrow(2, 0, rows), this.values.narrow(2, 0, rows)]
-    noGrad(() =>
-      applyProgramIntoEach(ROW, [
-        { outputs: [keys], inputs: [keys, k, place.position] },
-        { outputs: [values], inputs: [values, v, place.position] },
-      ]),
-    )
+    noGrad(() => applyProgramInto([keys, values], ROW, [keys, k, values, v, place.position]))
     eachRun(() => void this.#held++)
     return { keys, values }
   }
