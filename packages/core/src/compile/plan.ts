@@ -2,10 +2,11 @@ import type { Backend, Prepared, View } from '../dispatch/backend.ts'
 import { type Call, listening, run } from '../dispatch/call.ts'
 import { show } from '../errors.ts'
 import { info } from '../tensor/dtype.ts'
-import { isContiguous, numel, sameLayout } from '../tensor/layout.ts'
+import { numel } from '../tensor/layout.ts'
 import { showBytes } from '../tensor/show-bytes.ts'
 import { Storage } from '../tensor/storage.ts'
 import { Tensor } from '../tensor/tensor.ts'
+import { arrange, type Interval, type Place } from './arrange.ts'
 import type { Capture, LeafGrad, Ref, Step } from './capture.ts'
 import { fuse } from './fuse.ts'
 
@@ -21,20 +22,6 @@ export interface PlanInfo {
   readonly bytes: number
   /** Bytes that would be needed if nothing shared memory. */
   readonly unsharedBytes: number
-}
-
-/** When a piece of memory is in use, in steps, both included. */
-interface Interval {
-  readonly slot: number
-  readonly bytes: number
-  readonly from: number
-  readonly to: number
-}
-
-interface Place {
-  readonly bytes: number
-  readonly dtype: string
-  readonly taken: Interval[]
 }
 
 /** A recorded function, ready to run again. */
@@ -65,11 +52,11 @@ export class Plan implements PlanInfo {
     const { steps, fused } = fusing ? fuse({ backend, capture }, needed, wanted) : { steps: needed, fused: 0 }
     const once = constants(capture, steps)
     const used = intervals(capture, steps, once, new Set(results.map(({ slot }) => slot)), new Set(lasting))
-    const places = arrange(capture, steps, used)
+    const places = arrange(backend, capture, steps, used, fusing)
     const storages = new Map<Place, Storage>()
     const bufferOf = new Map<number, Storage>()
     let bytes = 0
-    for (const [slot, place] of places) {
+    for (const [slot, { place }] of places) {
       let storage = storages.get(place)
       if (!storage) {
         storage = new Storage(backend, place.bytes, capture.slots[slot].dtype)
@@ -79,12 +66,13 @@ export class Plan implements PlanInfo {
       bufferOf.set(slot, storage)
     }
     const storageOf = (slot: number): Storage => bufferOf.get(slot) ?? capture.slots[slot].storage
+    const firstOf = (slot: number): number => places.get(slot)?.first ?? 0
     const viewOf = ({ slot, dtype, shape, strides, offset }: Ref): View => ({
       buffer: storageOf(slot).buffer as object,
       dtype,
       shape,
       strides,
-      offset,
+      offset: firstOf(slot) + offset,
     })
     const calls: Call[] = []
     for (const step of steps) {
@@ -97,7 +85,7 @@ export class Plan implements PlanInfo {
       else calls.push(call)
     }
     const own = ({ slot, dtype, shape, strides, offset }: Ref): Tensor =>
-      new Tensor(storageOf(slot), dtype, shape, strides, offset).keep()
+      new Tensor(storageOf(slot), dtype, shape, strides, firstOf(slot) + offset).keep()
     this.recorded = capture.steps.filter(({ kind }) => kind === 'call').length
     this.fused = fused
     this.bytes = bytes
@@ -121,7 +109,7 @@ export class Plan implements PlanInfo {
     }
     this.#written = [...written]
     this.#outer = [...outer].map((storage) => ({ storage, buffer: storage.buffer as object }))
-    this.#lines = steps.map((step) => line(step, (slot) => places.get(slot), [...storages.keys()]))
+    this.#lines = steps.map((step) => line(step, (slot) => places.get(slot)?.place, [...storages.keys()]))
     this.#prepared = backend.prepare?.(calls) ?? null
   }
 
@@ -264,53 +252,6 @@ function intervals(
     from: first,
     to: to.get(slot) as number,
   }))
-}
-
-/**
- * Where each slot lies: memory that is never in use at the same time is shared. The largest are placed first, each in the
- * smallest place that is free for it (Pisarchyk & Lee 2020, greedy by size).
- */
-function arrange(capture: Capture, steps: readonly Step[], used: readonly Interval[]): Map<number, Place> {
-  const places: Place[] = []
-  const found = new Map<number, Place>()
-  for (const interval of [...used].sort((a, b) => b.bytes - a.bytes || a.from - b.from)) {
-    const { dtype } = capture.slots[interval.slot]
-    let best: Place | null = null
-    for (const place of places) {
-      if (place.dtype !== dtype || place.bytes < interval.bytes || (best && best.bytes <= place.bytes))
-        continue
-      if (place.taken.every((other) => apart(capture, steps, interval, other))) best = place
-    }
-    if (best === null) {
-      best = { bytes: interval.bytes, dtype, taken: [] }
-      places.push(best)
-    }
-    best.taken.push(interval)
-    found.set(interval.slot, best)
-  }
-  return found
-}
-
-/** Can two slots share memory? An elementwise call may write its result over an input of the same layout. */
-function apart(capture: Capture, steps: readonly Step[], a: Interval, b: Interval): boolean {
-  if (a.to < b.from || b.to < a.from) return true
-  const [first, second] = a.from < b.from ? [a, b] : [b, a]
-  if (first.to !== second.from || first.from === second.from) return false
-  const step = steps[first.to]
-  if (step?.kind !== 'call' || capture.backend === null) return false
-  const { call, outputs, inputs } = step
-  if (call.kernel !== (capture.backend.kernels.elementwise as unknown) || outputs.length !== 1) return false
-  const whole = (r: Ref, { bytes }: Interval): boolean =>
-    r.offset === 0 && isContiguous(r) && numel(r.shape) * info[r.dtype].bytes === bytes
-  return (
-    first.bytes === second.bytes &&
-    outputs.every((r) => r.slot !== second.slot || whole(r, second)) &&
-    inputs.every(
-      (r) =>
-        r.slot !== first.slot ||
-        (whole(r, first) && sameLayout(r, outputs[0]) && r.dtype === outputs[0].dtype),
-    )
-  )
 }
 
 function line(step: Step, placeOf: (slot: number) => Place | undefined, places: readonly Place[]): string {
