@@ -27,7 +27,7 @@ export const gpus: [string, WebGpuBackend][] = [
 const inPlace = shared.full()
 const small = { ty: 16, rm: 1, tx: 4, kn: 4 }
 Object.assign(inPlace.kernels, {
-  scaled_dot_product_attention: attention(inPlace.engine, [{ ...small, inPlace: 'rows and values' }]),
+  scaled_dot_product_attention: attention(inPlace.engine, [{ ...small, inPlace: 'rows and values' }], null),
   scaled_dot_product_attentionBackward: attentionBackward(inPlace.engine, [{ ...small, inPlace: 'rows' }]),
 })
 gpus.push(['in place', inPlace])

@@ -12,6 +12,7 @@
  * Σ e^(score − largest); −∞ and 0 where no key is visible.
  *
  * Where all keys fit one block, one kernel makes all gradients (`attention/short.ts`): small models wait for dispatches.
+ * Up to four queries of a head, as decoding has, are not worth a block (`attention/single.ts`).
  *
  * LADDER.md beside this file has the steps on the way here and their reasons. Today on one H100, float32, causal, B4 H12
  * T2048 D64: forward 0.86 ms (floor 0.44), forward and backward 3.4 ms with dS stored (`attention/stored.ts`).
@@ -50,6 +51,7 @@ import {
 import { forwardBytes, forwardShader } from './forward.ts'
 import { addOptions, optionBuffers } from './options.ts'
 import { shortTiles } from './short.ts'
+import { type Few, few, single, singleTile, takesSingle } from './single.ts'
 import { type Allowance, allowance, type Chunk, chunksOf, storedOf } from './stored.ts'
 
 /** The largest head: its blocks must fit in workgroup memory. */
@@ -139,7 +141,12 @@ const NO_DRAW = [0, 0, 0]
 
 const buffer = (view: View): GpuBuffer => view.buffer as GpuBuffer
 
-export function attention(engine: Engine, tiles = usable(engine, forwardTiles)): KernelOf<AttentionAttrs> {
+/** `apart`: where queries are so few, keys are shared out instead; null: never. */
+export function attention(
+  engine: Engine,
+  tiles = usable(engine, forwardTiles),
+  apart: Few | null = few,
+): KernelOf<AttentionAttrs> {
   return {
     supports: (inputs, attrs) => takes(engine, inputs, attrs, forwardBuffers),
     run(outputs, inputs, attrs, numbers) {
@@ -147,6 +154,11 @@ export function attention(engine: Engine, tiles = usable(engine, forwardTiles)):
       const { q, k, v } = attentionOperands(inputs, attrs)
       const [b, h, t] = q.shape as [number, number, number]
       if (b * h * t === 0) return
+      if (apart && takesSingle(q, attrs, apart)) {
+        const form = chooseForm(engine, [singleTile], () => 0, inputs, attrs, [out])
+        single(engine, form, outputs, inputs, attrs, apart)
+        return
+      }
       const form = chooseForm(engine, tiles, forwardBytes, inputs, attrs, [out])
       const kernel = engine.kernel(`attention:${formName(form)}`, 'scaled_dot_product_attention', () =>
         forwardShader(form),

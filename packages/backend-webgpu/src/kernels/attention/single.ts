@@ -1,0 +1,283 @@
+/**
+ * Forward attention of few queries, as decoding has: a workgroup of 256 threads per query and head. A thread scores a key
+ * at a time, with all of the query in sight; the softmax is taken over scores in workgroup memory; then v4 × ways threads
+ * add values up, each a vector of four columns of every `ways`-th key, eight of them under way at a time.
+ *
+ * Where one workgroup would take long over its keys, they are shared out: each part leaves its sums, its largest score
+ * and its total, and a second kernel puts them together (flash-decoding, Dao et al. 2023). All is in an order that
+ * depends on sizes only. A score has the bits that the kernels of blocks give it, whose gradients take its row's
+ * statistics off. What is hidden has weight −1 here, and is left out of every sum: it may be NaN or infinite.
+ *
+ * Takes what `attention.ts` takes but global tokens, masks of blocks and dropout.
+ *
+ * Reference: `ATTENTION` in core's ops/attention/attention.ts. Test: attention-single.test.ts.
+ */
+
+import { type AttentionAttrs, attentionOperands, type View } from '@tilegrad/core'
+import type { Scalar } from '../../commands/dispatch.ts'
+import type { Engine } from '../../commands/queue.ts'
+import type { Shader } from '../../wgsl/shader.ts'
+import { grid } from '../layout.ts'
+import { bufferOf } from '../rows.ts'
+import {
+  commonParams,
+  commonWords,
+  each,
+  type Form,
+  formName,
+  operandParams,
+  operandWords,
+  power,
+  type Tile,
+} from './blocks.ts'
+import { addOptions, optionBindings, optionParams } from './options.ts'
+import { headOptions, hide, scaled } from './scores.ts'
+
+/** When queries are few, and how their keys are shared out. */
+export interface Few {
+  /** The queries of a head, at most. */
+  readonly queries: number
+  /** The keys that a workgroup goes through alone. */
+  readonly alone: number
+  /** The keys that a part has at least. */
+  readonly part: number
+  /** The workgroups that fill the GPU: there are no more parts than it takes. */
+  readonly enough: number
+}
+export const few: Few = { queries: 4, alone: 512, part: 128, enough: 128 }
+
+/** A thread has a key at a time. */
+export const singleTile: Tile = { ty: 1, rm: 1, tx: 1, kn: 1 }
+
+const threads = 256
+/** The keys whose scores fit the array for them. */
+const most = 1024
+/** Threads in a column that share out keys, at most. */
+const mostWays = 32
+
+export const takesSingle = (q: View, attrs: AttentionAttrs, { queries }: Few): boolean =>
+  (q.shape[2] as number) <= queries &&
+  attrs.globalTokens === 0 &&
+  attrs.blockSize === 0 &&
+  attrs.dropout === 0
+
+function partsOf(rows: number, keys: number, { alone, part, enough }: Few): number {
+  if (keys <= Math.min(alone, most)) return 1
+  return Math.max(Math.ceil(keys / most), Math.min(Math.floor(keys / part), Math.ceil(enough / rows)))
+}
+
+/** Runs it; `form` has `singleTile`. */
+export function single(
+  engine: Engine,
+  padded: Form,
+  outputs: readonly View[],
+  inputs: readonly View[],
+  attrs: AttentionAttrs,
+  how: Few,
+): void {
+  const name = 'scaled_dot_product_attention'
+  const [out, stats] = outputs as [View, View]
+  const { q, k, v } = attentionOperands(inputs, attrs)
+  const [b, h, t, dq] = q.shape as [number, number, number, number]
+  const [, , s, dv] = v.shape as [number, number, number, number]
+  const form = { ...padded, dq, dv }
+  const rows = b * h * t
+  const span = Math.max(1, Math.ceil(s / partsOf(rows, s, how)))
+  const parts = Math.max(1, Math.ceil(s / span))
+  const v4 = Math.ceil(dv / 4)
+
+  const key = `attentionSingle:${formName(form)}:${parts > 1}`
+  const kernel = engine.kernel(key, name, () => singleShader(form, parts > 1))
+  const { words, floats } = commonWords([q, k, v], attrs, b * h, t)
+  for (const x of [q, k, v]) words.push(...operandWords(x, form.vectors))
+  const buffers = [q, k, v].map(bufferOf)
+  const scalars: Scalar[] = []
+  addOptions({ words, scalars, buffers }, form, 'keys', inputs, attrs)
+  words.push(span, parts)
+  const result = [...operandWords(out, form.vectors), stats.offset]
+  if (parts === 1) {
+    words.push(...result)
+    buffers.push(...[out, stats].map(bufferOf))
+    engine.run(kernel, buffers, words, ...grid(rows), 1, floats)
+    return
+  }
+  const apart = engine.pool.alloc(4 * rows * parts * (v4 + 1), 'float32')
+  engine.run(kernel, [...buffers, apart], words, ...grid(rows), parts, floats)
+  const merge = engine.kernel(`attentionMerge:${form.vectors}:${dv}`, name, () => mergeShader(form))
+  engine.run(
+    merge,
+    [apart, ...[out, stats].map(bufferOf)],
+    [rows, parts, h, t, 0, ...result],
+    ...grid(Math.ceil((rows * v4) / mergeThreads)),
+    1,
+    [[4, -Infinity]],
+  )
+  engine.pool.free(apart)
+}
+
+/** The vector of four columns at `c` of the row at `base`; what lies beyond the last column is 0. */
+function columns({ vectors }: Form, name: string, base: string, c: number, width: number): string {
+  if (vectors) return `${name}[u32(${base} + ${c})]`
+  const part = (e: number): string => (e < width ? `${name}[u32(${base} + ${e} * p.${name}Step)]` : '0.0')
+  return `vec4f(${[0, 1, 2, 3].map((e) => part(4 * c + e)).join(', ')})`
+}
+
+/** The same where the column is an expression. */
+function columnsAt({ vectors }: Form, name: string, base: string, c: string, width: number): string {
+  if (vectors) return `${name}[u32(${base} + ${c})]`
+  const at = (e: number): string =>
+    `${name}[u32(${base} + min(4 * ${c} + ${e}, ${width - 1}) * p.${name}Step)]`
+  return `vec4f(${[0, 1, 2, 3].map(at).join(', ')})`
+}
+
+/** Writes vector `c` of a result's row, and with it the row's statistics. Needs `sum`, `largest`, `total` and `row`. */
+function storeRow({ vectors, dv }: Form, c: string, queries: string, plane: string): string {
+  const put = vectors
+    ? `o[u32(at + ${c})] = value;`
+    : each(4, (e) => `if (4 * ${c} + ${e} < ${dv}) { o[u32(at + 4 * ${c} + ${e})] = value[${e}]; }`)
+  return `let value = sum * select(1.0 / total, 0.0, total == 0.0);
+let at = p.oAt + i32(row / ${queries} / p.heads) * p.oBatch + i32(row / ${queries} % p.heads) * p.oHead + i32(row % ${queries}) * p.oRow;
+${put}
+if (${c} == 0) { stats[u32(p.statsAt) + row] = largest; stats[u32(p.statsAt) + ${plane} + row] = total; }`
+}
+
+const resultParams = [...operandParams('o'), 'statsAt: i32']
+const resultBindings = ({ vectors }: Form): Shader['bindings'] => [
+  { name: 'o', item: vectors ? 'vec4<f32>' : 'f32', write: true },
+  { name: 'stats', item: 'f32', write: true },
+]
+
+/** `apart`: the workgroups of a row have a part of the keys each. */
+function singleShader(form: Form, apart: boolean): Shader {
+  const { dq, dv, vectors, mask } = form
+  const item = vectors ? 'vec4<f32>' : 'f32'
+  const [q4, v4] = [Math.ceil(dq / 4), Math.ceil(dv / 4)]
+  const ways = Math.min(mostWays, Math.floor(threads / v4))
+  /** Loads of so many vectors are under way together. */
+  const ahead = 8
+  const product = each(Math.ceil(q4 / ahead), (block) => {
+    const count = Math.min(ahead, q4 - block * ahead)
+    const load = (i: number): string =>
+      `let a${i} = ${columns(form, 'q', 'qBase', block * ahead + i, dq)}; let b${i} = ${columns(form, 'k', 'row', block * ahead + i, dq)};`
+    const add = (i: number): string =>
+      ['x', 'y', 'z', 'w'].map((e) => `s0_0 = fma(a${i}.${e}, b${i}.${e}, s0_0);`).join(' ')
+    return `{\n${each(count, load)}\n${each(count, add)}\n}`
+  })
+  const body = `let row = wg.x + wg.y * groups.x;
+if (row >= p.count) { return; }
+let head = row / p.blocks; let q0 = i32(row % p.blocks);
+let b = i32(head / p.heads); let h = i32(head % p.heads); let hk = i32(head % p.heads / p.group);
+let qBase = p.qAt + b * p.qBatch + h * p.qHead + q0 * p.qRow;
+let kBase = p.kAt + b * p.kBatch + hk * p.kHead;
+let vBase = p.vAt + b * p.vBatch + hk * p.vHead;
+${headOptions(form)}
+// What causality and a window hide is not looked at.
+let begin = max(i32(wg.z) * p.span, q0 + p.low + 1);
+let end = min(min(i32(wg.z + 1u) * p.span, p.keys), q0 + p.high + 1);
+let tx = 0u; let ty = 0u;
+var top = p.ninf;
+for (var k0 = begin + i32(li); k0 < end; k0 += ${threads}) {
+let row = kBase + k0 * p.kRow;
+var s0_0 = 0.0;
+${product}
+${scaled(form, 's', 'keys')}
+${mask === 'none' ? '' : hide(form, 's', 'keys')}
+ts[k0 - begin] = s0_0;
+top = max(top, s0_0);
+}
+tr[li] = top;
+workgroupBarrier();
+if (li < 16u) {
+for (var i = 1u; i < 16u; i++) { top = max(top, tr[li + 16u * i]); }
+tops[li] = top;
+}
+workgroupBarrier();
+var largest = tops[0];
+for (var i = 1u; i < 16u; i++) { largest = max(largest, tops[i]); }
+let level = select(largest, 0.0, largest == p.ninf);
+for (var j = i32(li); j < end - begin; j += ${threads}) {
+let s = ts[j];
+ts[j] = select(${power('s - level')}, -1.0, s == p.ninf);
+}
+workgroupBarrier();
+let c = i32(li % ${v4}u); let way = i32(li / ${v4}u);
+if (way < ${ways}) {
+var sum = vec4f(); var total = 0.0;
+for (var j = begin + way; j < end; j += ${ahead * ways}) {
+${each(
+  ahead,
+  (i) => `let j${i} = min(j + ${i * ways}, end - 1); let base${i} = vBase + j${i} * p.vRow;
+let v${i} = ${columnsAt(form, 'v', `base${i}`, 'c', dv)};`,
+)}
+${each(
+  ahead,
+  (i) => `{ let w = select(ts[j${i} - begin], -1.0, j + ${i * ways} >= end);
+sum = select(fma(vec4f(w), v${i}, sum), sum, w < 0.0); total = select(total + w, total, w < 0.0); }`,
+)}
+}
+to[li] = sum;
+if (c == 0) { tr[way] = total; }
+}
+workgroupBarrier();
+if (li >= ${v4}u) { return; }
+var sum = to[li]; var total = tr[0];
+for (var i = 1u; i < ${ways}u; i++) { sum += to[i * ${v4}u + li]; total += tr[i]; }
+${
+  apart
+    ? `let at = (row * p.parts + wg.z) * ${v4 + 1}u;
+parts[at + li] = sum;
+if (li == 0u) { parts[at + ${v4}u] = vec4f(largest, total, 0.0, 0.0); }`
+    : storeRow(form, 'c', 'p.blocks', 'p.count')
+}`
+  return {
+    params: [
+      ...commonParams,
+      ...['q', 'k', 'v'].flatMap(operandParams),
+      ...optionParams(form),
+      'span: i32',
+      'parts: u32',
+      ...(apart ? [] : resultParams),
+    ],
+    bindings: [
+      { name: 'q', item },
+      { name: 'k', item },
+      { name: 'v', item },
+      ...optionBindings(form),
+      ...(apart ? [{ name: 'parts', item: 'vec4<f32>', write: true } as const] : resultBindings(form)),
+    ],
+    workgroup: [threads],
+    declarations: `var<workgroup> ts: array<f32, ${most}>;
+var<workgroup> tr: array<f32, ${threads}>;
+var<workgroup> tops: array<f32, 16>;
+var<workgroup> to: array<vec4f, ${ways * v4}>;`,
+    body,
+  }
+}
+
+const mergeThreads = 64
+
+/** Puts parts together: a thread has a vector of a row. */
+function mergeShader(form: Form): Shader {
+  const v4 = Math.ceil(form.dv / 4)
+  return {
+    params: ['count: u32', 'parts: u32', 'heads: u32', 'queries: u32', 'ninf: f32', ...resultParams],
+    bindings: [{ name: 'parts', item: 'vec4<f32>' }, ...resultBindings(form)],
+    workgroup: [mergeThreads],
+    body: `let index = (wg.x + wg.y * groups.x) * ${mergeThreads}u + li;
+let row = index / ${v4}u; let c = i32(index % ${v4}u);
+if (row >= p.count) { return; }
+let first = row * p.parts * ${v4 + 1}u;
+var largest = p.ninf;
+for (var i = 0u; i < p.parts; i++) { largest = max(largest, parts[first + i * ${v4 + 1}u + ${v4}u].x); }
+let level = select(largest, 0.0, largest == p.ninf);
+var sum = vec4f(); var total = 0.0;
+for (var i = 0u; i < p.parts; i++) {
+let at = first + i * ${v4 + 1}u;
+let part = parts[at + ${v4}u];
+let share = ${power('part.x - level')};
+total += part.y * share;
+sum += parts[at + u32(c)] * share;
+}
+${storeRow(form, 'c', 'p.queries', 'p.count')}`,
+  }
+}
