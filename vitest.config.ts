@@ -12,7 +12,7 @@ export const shared = {
   resolve: {
     // Tests run on the sources, so that they need no build.
     alias: [
-      { find: /^@tilegrad\/core\/(formula|kernel)$/, replacement: source('core/src/$1.ts') },
+      { find: /^@tilegrad\/core\/(formula|kernel|operands)$/, replacement: source('core/src/$1.ts') },
       { find: /^@tilegrad\/([\w-]+)$/, replacement: source('$1/src/index.ts') },
       { find: /^tilegrad\/matchers$/, replacement: source('tilegrad/src/matchers.ts') },
       { find: /^tilegrad\/workers$/, replacement: source('tilegrad/src/workers.ts') },

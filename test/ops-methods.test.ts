@@ -46,7 +46,7 @@ const others = new Set(
   multinomial noGrad ones onesLike profile profileAsync program promote reportPath rand randint randn randperm referenceKernels registerBackend
   openDevice registerAsyncBackend resetPeakMemory scope setDefaultBackend setDevice setRngState show specialize tensor to toArray toFloat typedPostOrder withBackend
   zeros zerosLike
-  allGather allReduce checkpoint Mailbox retentionDecays ringAttention ringLinearAttention ringPieces ringShard
+  allGather allReduce checkpoint compile Mailbox retentionDecays ringAttention ringLinearAttention ringPieces ringShard
   ringUnshard runRanks attentionOperands dropoutParams asTensor describeValue expectOptions expectTensor
   Printable checkLeaks expectActivation flatOf reclaim setPrintOptions shownAs text wrapKernels`.split(/\s+/),
 )

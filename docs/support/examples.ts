@@ -121,6 +121,7 @@ export function typeErrors(all: readonly Example[]): Map<string, string[]> {
       'tilegrad/*': [join(root, 'packages/tilegrad/src/*.ts')],
       '@tilegrad/core/formula': [join(root, 'packages/core/src/formula.ts')],
       '@tilegrad/core/kernel': [join(root, 'packages/core/src/kernel.ts')],
+      '@tilegrad/core/operands': [join(root, 'packages/core/src/operands.ts')],
       '@tilegrad/*': [join(root, 'packages/*/src/index.ts')],
     },
   }

@@ -13,7 +13,7 @@ import {
   type TypedArray,
   type View,
 } from '@tilegrad/core'
-import { operandLimit } from '@tilegrad/core/kernel'
+import { operandLimit } from '@tilegrad/core/operands'
 import { prepare } from './commands/prepared.ts'
 import { Engine } from './commands/queue.ts'
 import { type BufferStats, GpuBuffer, sizeClass } from './device/buffers.ts'

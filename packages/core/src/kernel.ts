@@ -6,5 +6,4 @@
 
 export { type Listener, listen } from './dispatch/call.ts'
 export { eachRun, expected, live } from './dispatch/capturing.ts'
-export { operandLimit } from './primitives/parts.ts'
 export { collapse, denseFrom, leadOf, type Nest, stridesOver, viewOf } from './tensor/nest.ts'

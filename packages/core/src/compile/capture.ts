@@ -49,6 +49,8 @@ export class Capture implements Capturing {
   readonly effects: (() => void)[] = []
   readonly expectations: { readonly read: () => unknown; readonly value: unknown }[] = []
   readonly grads = new Map<Tensor, LeafGrad>()
+  /** Memory of gradients, also of those that were replaced: the garbage collector may not have been there yet. */
+  readonly wereGrads = new Set<Storage>()
   backend: Backend | null = null
   /** Numbers that are filled before each replay, in the order in which they were asked for. */
   readonly #live = new Map<readonly number[], number>()
@@ -117,6 +119,7 @@ export class Capture implements Capturing {
   }
 
   touched(leaf: Tensor, grad: Tensor | null): void {
+    if (grad) this.wereGrads.add(grad.storage)
     if (!leaf.requiresGrad || this.grads.has(leaf)) return
     const before = grad?.storage ?? null
     this.grads.set(leaf, { leaf, before, after: before })

@@ -229,8 +229,8 @@ const sameExpectations = (a: Capture, b: Capture): boolean =>
   a.expectations.every(({ value }, i) => Object.is(value, b.expectations[i].value))
 
 /** Memory that the function made and that outlives it, other than its results and gradients: a replay would not make it. */
-function leftBehind({ slots, grads, steps }: Capture, results: readonly Ref[]): string | null {
-  const known = new Set([...grads.values()].map(({ after }) => after))
+function leftBehind({ slots, grads, steps, wereGrads }: Capture, results: readonly Ref[]): string | null {
+  const known = new Set([...wereGrads, ...[...grads.values()].map(({ after }) => after)])
   for (const { slot } of results) known.add(slots[slot].storage)
   for (const [i, { storage, outer }] of slots.entries()) {
     if (outer !== null || storage.buffer === null || known.has(storage)) continue

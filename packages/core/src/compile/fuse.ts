@@ -1,15 +1,8 @@
 import type { Backend, View } from '../dispatch/backend.ts'
 import type { Call } from '../dispatch/call.ts'
 import type { ElementwiseAttrs } from '../dispatch/kernels.ts'
-import {
-  expressionWork,
-  type Kernel,
-  partOf,
-  program,
-  rebuild,
-  specialize,
-  typedPostOrder,
-} from '../expr/program.ts'
+import { expressionWork, type Kernel, program, specialize, typedPostOrder } from '../expr/program.ts'
+import { partOf, rebuild } from '../expr/rebuild.ts'
 import type { LinearAttrs } from '../ops/linear.ts'
 import { isContiguous, numel, sameShape } from '../tensor/layout.ts'
 import type { Capture, Ref, Step } from './capture.ts'

@@ -232,6 +232,9 @@ export function gradient(p: Program, wanted: readonly number[], douts: readonly 
 
 let kernelCount = 0
 
+/** A number for a kernel that no other one has. @internal */
+export const nextKernel = (): number => kernelCount++
+
 /**
  * Types a program for input dtypes. A whole-valued param counts as an integer, a fraction as a float; both are weak:
  * they take the dtype of what they meet where that loses nothing. `outputs` forces the outputs' dtypes.
@@ -469,17 +472,8 @@ function typeProgram(
   return { id: kernelCount++, name: p.name, program: p, ...slotted }
 }
 
-/** @internal A kernel of expressions over other inputs, with the numbers that another one takes. */
-export const partOf = (whole: Kernel, exprs: readonly Typed[], inputs: readonly DType[]): Kernel => ({
-  ...whole,
-  id: kernelCount++,
-  exprs,
-  inputs,
-  usesIndex: usesIndex(exprs),
-  lost: null,
-})
-
-const usesIndex = (exprs: readonly Typed[]): boolean =>
+/** Does an element depend on where it stands? @internal */
+export const usesIndex = (exprs: readonly Typed[]): boolean =>
   typedPostOrder(exprs).some((t) => t.kind === 'index' || t.kind === 'coord')
 
 /** Every node of some typed expressions once, operands before their users: the order to emit code in. */
@@ -494,18 +488,4 @@ export function typedPostOrder(roots: readonly Typed[]): Typed[] {
   }
   roots.forEach(visit)
   return out
-}
-
-/**
- * @internal Makes expressions anew, with some nodes replaced. What they share they go on sharing, and each node gets an `id`
- * that no other one of them has.
- */
-export function rebuild(roots: readonly Typed[], replace: (t: Typed) => Typed): Typed[] {
-  const out = new Map<Typed, Typed>()
-  for (const t of typedPostOrder(roots)) {
-    const made = replace(t)
-    const args = made === t ? t.args.map((arg) => out.get(arg) as Typed) : made.args
-    out.set(t, { ...made, id: out.size, args })
-  }
-  return roots.map((root) => out.get(root) as Typed)
 }

@@ -1,13 +1,6 @@
 import type { OperandLimit, View } from '../dispatch/backend.ts'
-import {
-  type Kernel,
-  partOf,
-  program,
-  rebuild,
-  specialize,
-  type Typed,
-  typedPostOrder,
-} from '../expr/program.ts'
+import { type Kernel, program, specialize, type Typed, typedPostOrder } from '../expr/program.ts'
+import { partOf, rebuild } from '../expr/rebuild.ts'
 import type { DType } from '../tensor/dtype.ts'
 import { broadcastShapes, mayOverlap } from '../tensor/layout.ts'
 import { allocate, type Tensor } from '../tensor/tensor.ts'
@@ -26,7 +19,7 @@ export interface Part {
  * elementwise programs with more, and their gradients, are computed in several calls.
  *
  * @example
- * import { operandLimit } from '@tilegrad/core/kernel'
+ * import { operandLimit } from '@tilegrad/core/operands'
  * import { reference } from 'tilegrad'
  *
  * const few = { ...reference, name: 'few', operands: operandLimit(8) }

@@ -1,0 +1,26 @@
+import type { DType } from '../tensor/dtype.ts'
+import { type Kernel, nextKernel, type Typed, typedPostOrder, usesIndex } from './program.ts'
+
+/** @internal A kernel of expressions over other inputs, with the numbers that another one takes. */
+export const partOf = (whole: Kernel, exprs: readonly Typed[], inputs: readonly DType[]): Kernel => ({
+  ...whole,
+  id: nextKernel(),
+  exprs,
+  inputs,
+  usesIndex: usesIndex(exprs),
+  lost: null,
+})
+
+/**
+ * @internal Makes expressions anew, with some nodes replaced. What they share they go on sharing, and each node gets an `id`
+ * that no other one of them has.
+ */
+export function rebuild(roots: readonly Typed[], replace: (t: Typed) => Typed): Typed[] {
+  const out = new Map<Typed, Typed>()
+  for (const t of typedPostOrder(roots)) {
+    const made = replace(t)
+    const args = made === t ? t.args.map((arg) => out.get(arg) as Typed) : made.args
+    out.set(t, { ...made, id: out.size, args })
+  }
+  return roots.map((root) => out.get(root) as Typed)
+}
