@@ -130,6 +130,62 @@ describe.each(gpus)('$name', ({ gpu }) => {
     }
   })
 
+  test('a few long rows take several workgroups, and a second pass', async () => {
+    const rnd = random(11)
+    const grids: string[] = []
+    const { run, runAgain } = gpu.engine
+    gpu.engine.run = (kernel, buffers, words, x, y = 1, z = 1, ...rest) => {
+      grids.push(`${kernel.label} ${x}×${y}×${z}`)
+      run.call(gpu.engine, kernel, buffers, words, x, y, z, ...rest)
+    }
+    gpu.engine.runAgain = (step, ...rest) => {
+      grids.push(`${step.kernel.label} ${step.grid.join('×')}`)
+      runAgain.call(gpu.engine, step, ...rest)
+    }
+    const last = [50_257, 50_257, 50_256, 0, NaN]
+    try {
+      for (const kind of ['max', 'min'] as const)
+        for (const [n, at] of last.entries()) {
+          // Equal values everywhere, the extreme twice, or NaN twice: the first one counts.
+          const sign = kind === 'max' ? 1 : -1
+          const where = Number.isNaN(at) ? 40_000 : at
+          let i = 0
+          const draw = (): number => {
+            const here = i++
+            if (here !== where && here !== 50_255) return n === 0 ? 0 : sign * Math.fround(rnd())
+            return n === 0 ? 0 : Number.isNaN(at) ? NaN : sign * 2
+          }
+          const x = operand(layout.contiguous([1, 50_257]), 'float32', draw)
+          grids.length = 0
+          await agreeKernel(gpu, 'argReduce', [output([1, 1], 'int32')], [x], { kind, dim: 1 })
+          expect(grids).toEqual([`arg${kind} 1×1×16`, `arg${kind} 1×1×1`])
+          grids.length = 0
+          await agreeKernel(gpu, 'reduce', [output([1, 1], 'float32')], [x], { kind, dims: [1] })
+          expect(grids).toEqual([`${kind} 1×1×16`, `${kind} 1×1×1`])
+        }
+    } finally {
+      Object.assign(gpu.engine, { run, runAgain })
+    }
+  })
+
+  test('argReduce: rows in parts, also columns and views', async () => {
+    const rnd = random(12)
+    for (const [shape, dim] of [
+      [[3, 9001], 1],
+      [[9000, 9], 0],
+      [[2, 8192, 2], 1],
+    ] as const)
+      for (const dtype of ['float32', 'int32'] as const)
+        for (const draw of [() => integer(rnd, -2, 2), value(rnd, dtype, 0.0002)])
+          await agreeKernel(
+            gpu,
+            'argReduce',
+            [output((shape as readonly number[]).with(dim, 1), 'int32')],
+            [operand(randomLayout(rnd, shape), dtype, draw)],
+            { kind: 'max', dim },
+          )
+  })
+
   test('scan: any layout', async () => {
     const rnd = random(7)
     for (let i = 0; i < 150; i++) {

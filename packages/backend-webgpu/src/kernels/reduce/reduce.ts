@@ -21,8 +21,8 @@ import { grid, nestOf, pickDims, walkFields, walkFunction, walkWords } from '../
 const enoughThreads = 2 ** 17
 /** Elements that a running result of a thread takes before it is added to those before. */
 const run = 32
-/** The elements below which no thread is worth starting. */
-const fewestEach = 32
+/** The elements below which no thread is worth starting; fewer once there is a second pass and most of a large GPU idles. */
+const fewestEach = (parts: number, threads: number): number => (parts > 1 && threads < 2 ** 14 ? 8 : 32)
 
 export function reduce(engine: Engine): Primitives['reduce'] {
   return { run: ([out], [x], { kind, dims }) => reduceInto(engine, out as View, x as View, kind, dims) }
@@ -60,7 +60,7 @@ export function reduceInto(
   while (
     parts < 1024 &&
     parts * rows * how.lanes < enoughThreads &&
-    length > 2 * parts * how.lanes * fewestEach
+    length > 2 * parts * how.lanes * fewestEach(parts, parts * rows * how.lanes)
   )
     parts *= 2
   const chunk = how.lanes * Math.ceil(length / (parts * how.lanes))
