@@ -4,6 +4,7 @@
  * @module kernel
  */
 
+export { expectWindow } from './checks.ts'
 export { type Listener, listen } from './dispatch/call.ts'
 export { eachRun, expected, live } from './dispatch/capturing.ts'
 export { collapse, denseFrom, leadOf, type Nest, stridesOver, viewOf } from './tensor/nest.ts'

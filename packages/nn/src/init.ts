@@ -12,6 +12,7 @@ import {
   randn,
   ShapeError,
   scope,
+  show,
   type Tensor,
   tensor,
   ValueError,
@@ -142,7 +143,7 @@ export function truncNormal_(t: Tensor, mean = 0, std = 1, a = -2, b = 2): Tenso
 function fans(op: string, t: Tensor): { fanIn: number; fanOut: number } {
   const [out, inputs, ...field] = t.shape
   if (out === undefined || inputs === undefined) {
-    throw new ShapeError(`${op}: fan-in and fan-out need at least two dims, got [${t.shape.join(', ')}]`)
+    throw new ShapeError(`${op}: fan-in and fan-out need at least two dims, got ${show(t.shape)}`)
   }
   const size = field.reduce((p, n) => p * n, 1)
   return { fanIn: inputs * size, fanOut: out * size }

@@ -11,6 +11,7 @@ import {
   Printable,
   ShapeError,
   scope,
+  show,
   Tensor,
   ValueError,
 } from '@tilegrad/core'
@@ -355,9 +356,7 @@ export abstract class Module extends Printable {
     for (const [name, target] of Object.entries(own)) {
       const source = dict[name]
       if (source && source.shape.join() !== target.shape.join()) {
-        shapes.push(
-          `${name} is [${target.shape.join(', ')}] in the module, [${source.shape.join(', ')}] in the dict`,
-        )
+        shapes.push(`${name} is ${show(target.shape)} in the module, ${show(source.shape)} in the dict`)
       }
     }
     const problems = [

@@ -5,6 +5,7 @@ import {
   layerNorm,
   ones,
   rmsNorm,
+  show,
   type Tensor,
   ValueError,
   zeros,
@@ -76,7 +77,7 @@ export class LayerNorm extends Module {
   }
 
   override extraRepr(): string {
-    return `[${this.normalizedShape.join(', ')}], eps=${this.eps}${this.weight ? (this.bias ? '' : ', bias=false') : ', elementwiseAffine=false'}`
+    return `${show(this.normalizedShape)}, eps=${this.eps}${this.weight ? (this.bias ? '' : ', bias=false') : ', elementwiseAffine=false'}`
   }
 }
 
@@ -121,7 +122,7 @@ export class RMSNorm extends Module {
   }
 
   override extraRepr(): string {
-    return `[${this.normalizedShape.join(', ')}]${this.eps === null ? '' : `, eps=${this.eps}`}${this.weight ? '' : ', elementwiseAffine=false'}`
+    return `${show(this.normalizedShape)}${this.eps === null ? '' : `, eps=${this.eps}`}${this.weight ? '' : ', elementwiseAffine=false'}`
   }
 }
 

@@ -12,6 +12,7 @@ import {
   Printable,
   program,
   ShapeError,
+  show,
   type Tensor,
   ValueError,
   zeros,
@@ -40,11 +41,11 @@ export abstract class AttentionCache extends Printable {
   /** How many tokens of each sequence it can take in; Infinity where its size does not depend on it. */
   readonly maxLength: number
   /**
-   * Does it take in one token after another by the same calls, where the device knows their place? Not with masks or
-   * biases that depend on how many tokens came before.
+   * Says whether the cache takes in one token after another by the same calls, where the device knows their place: not with
+   * masks or biases that depend on how many tokens came before.
    */
   steady = false
-  /** Where the next token stands, for caches that are asked for one token after another. @internal */
+  /** The place of the next token, for caches that are asked for one token after another. @internal */
   place: Place | null = null
   #length = 0
 
@@ -184,7 +185,7 @@ export class KVCache extends AttentionCache {
     for (const x of [k, v]) {
       if (x.shape.join() !== [b, h, t, d].join()) {
         throw new ShapeError(
-          `KVCache: got keys [${k.shape.join(', ')}] and values [${v.shape.join(', ')}]; expected [${b}, ${h}, T, ${d}] both`,
+          `KVCache: got keys ${show(k.shape)} and values ${show(v.shape)}; expected [${b}, ${h}, T, ${d}] both`,
         )
       }
     }

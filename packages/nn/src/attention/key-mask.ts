@@ -1,4 +1,4 @@
-import { DTypeError, ShapeError, type Tensor, ValueError } from '@tilegrad/core'
+import { DTypeError, ShapeError, show, type Tensor, ValueError } from '@tilegrad/core'
 
 /** What masks used to be called where true meant hidden, here and in PyTorch: a wrong guess must not pass in silence. */
 const old = 'keyPaddingMask'
@@ -26,7 +26,7 @@ export function keyMaskOf(
     )
   if (keyMask.shape.join() !== shape.join())
     throw new ShapeError(
-      `${op}: keyMask must be (B, S) = [${shape.join(', ')}], got [${keyMask.shape.join(', ')}]`,
+      `${op}: keyMask must be (B, S) = ${show(shape as readonly number[])}, got ${show(keyMask.shape)}`,
     )
   return keyMask
 }

@@ -10,6 +10,7 @@ import {
   tensor,
   ValueError,
 } from '@tilegrad/core'
+import { expectWindow } from '@tilegrad/core/kernel'
 import { probability } from '../dropout.ts'
 import { Linear, positive } from '../linear.ts'
 import { buffer, Module } from '../module.ts'
@@ -311,14 +312,9 @@ export class MultiHeadAttention extends SelfAttention<KVCache> {
     const { dropout = 0, window = 0, globalTokens = 0, blocks, alibi = false } = options
     const { scale = 1 / Math.sqrt(this.headDim) } = options
     this.dropout = probability('MultiHeadAttention', dropout)
-    if (!Number.isInteger(window) || window < 0)
-      throw new ValueError(`MultiHeadAttention: window must be a whole number ≥ 0, got ${window}`)
+    expectWindow('MultiHeadAttention', window, globalTokens)
     if (window > 0 && !this.isCausal)
       throw new ValueError('MultiHeadAttention: a window needs isCausal: true; it ends at each position')
-    if (!Number.isInteger(globalTokens) || globalTokens < 0 || (globalTokens > 0 && window === 0))
-      throw new ValueError(
-        `MultiHeadAttention: globalTokens must be a whole number ≥ 0, of attention with a window, got ${globalTokens}`,
-      )
     if (!Number.isFinite(scale))
       throw new ValueError(`MultiHeadAttention: scale must be finite, got ${scale}`)
     this.window = window

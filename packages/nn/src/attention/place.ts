@@ -1,11 +1,11 @@
 import { arange, type Backend, noGrad, type Tensor, tensor } from '@tilegrad/core'
 import { eachRun, expected } from '@tilegrad/core/kernel'
 
-/** Rows that are seen at least: of every size that occurs there is a recording. */
+/** The fewest rows that are seen: for every size that occurs there is a recording. */
 const least = 64
 
 /**
- * Where in their sequences the next tokens stand, known to the device: one token after another is then taken in by the
+ * A place in sequences where the next tokens stand, known to the device: one token after another is then taken in by the
  * very same calls, which can be recorded (see `compile`). Caches show so many rows as the next power of two, and those
  * that hold nothing yet are hidden.
  *

@@ -4,6 +4,7 @@ import {
   checkpoint,
   crossEntropy,
   ShapeError,
+  show,
   type Tensor,
 } from '@tilegrad/core'
 import { type AttentionCache, KVCache } from '../attention/cache.ts'
@@ -89,7 +90,7 @@ export abstract class CausalLM extends Module implements LanguageModel {
     const before = caches?.[0]?.length ?? 0
     if (t === undefined || idx.rank !== 2 || before + t > this.maxLength) {
       throw new ShapeError(
-        `${name}: idx must be (B, T) with T ≤ blockSize = ${this.maxLength}, got [${idx.shape.join(', ')}]${before ? ` after ${before} tokens` : ''}`,
+        `${name}: idx must be (B, T) with T ≤ blockSize = ${this.maxLength}, got ${show(idx.shape)}${before ? ` after ${before} tokens` : ''}`,
       )
     }
     const place = t === 1 ? (caches?.[0]?.place ?? null) : null
@@ -135,7 +136,7 @@ export abstract class CausalLM extends Module implements LanguageModel {
     const targets = asTensor(name, next, weight, 'int32')
     if (targets.shape.join() !== idx.shape.join()) {
       throw new ShapeError(
-        `${name}: targets [${targets.shape.join(', ')}] must have the shape of idx, [${idx.shape.join(', ')}]`,
+        `${name}: targets ${show(targets.shape)} must have the shape of idx, ${show(idx.shape)}`,
       )
     }
     const loss = crossEntropy(

@@ -20,6 +20,7 @@ import {
   rand,
   ShapeError,
   scope,
+  show,
   softmax,
   type Tensor,
   tensor,
@@ -98,7 +99,7 @@ export class Generation extends Printable implements AsyncIterable<Int32Array> {
   /** Says what is generated, and how to get it. */
   toString(): string {
     const { maxNewTokens } = this.#options
-    return `Generation(${maxNewTokens} tokens after [${this.#idx.shape.join(', ')}]: for await, or await tensor())`
+    return `Generation(${maxNewTokens} tokens after ${show(this.#idx.shape)}: for await, or await tensor())`
   }
 
   /** Yields the next token of each sequence, (B), as soon as it is known. Throws as `tensor()` does. */
@@ -202,9 +203,7 @@ function check(idx: Tensor, options: GenerateOptions): void {
     if (!Number.isInteger(token)) throw new ValueError(`generate: stop must list tokens, got ${token}`)
   }
   if (idx.rank !== 2 || idx.shape[0] === 0 || idx.shape[1] === 0) {
-    throw new ShapeError(
-      `generate: idx must be (B, T) with at least one token, got [${idx.shape.join(', ')}]`,
-    )
+    throw new ShapeError(`generate: idx must be (B, T) with at least one token, got ${show(idx.shape)}`)
   }
 }
 

@@ -14,6 +14,7 @@ import {
   program,
   ShapeError,
   scope,
+  show,
   Tensor,
   ValueError,
   zerosLike,
@@ -99,7 +100,7 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
     for (const p of all) {
       if (!p.isLeaf)
         throw new ValueError(
-          `${name}: a parameter [${p.shape.join(', ')}] is the result of an operator; only leaves can be optimised`,
+          `${name}: a parameter ${show(p.shape)} is the result of an operator; only leaves can be optimised`,
         )
     }
     for (const p of all) list(p)
@@ -142,7 +143,7 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
     const lost = takeUnlisted()
     if (lost) {
       console.warn(
-        `tilegrad: ${this.constructor.name}: a parameter [${lost.shape.join(', ')}] has a gradient but is in no optimiser, and no module lists it: modules and parameters in objects of other classes or in #private fields are not found; use public properties, arrays or plain objects`,
+        `tilegrad: ${this.constructor.name}: a parameter ${show(lost.shape)} has a gradient but is in no optimiser, and no module lists it: modules and parameters in objects of other classes or in #private fields are not found; use public properties, arrays or plain objects`,
       )
     }
     // Options may be set between steps: a schedule given for a rate, or its NaN, would make every weight NaN.
@@ -264,7 +265,7 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
         expectEntry(`${name}: ${slot} of parameter ${i}`, t)
         if (t.shape.join() !== p.shape.join()) {
           throw new ShapeError(
-            `${name}: ${slot} of parameter ${i} is [${t.shape.join(', ')}], the parameter [${p.shape.join(', ')}]`,
+            `${name}: ${slot} of parameter ${i} is ${show(t.shape)}, the parameter ${show(p.shape)}`,
           )
         }
       }

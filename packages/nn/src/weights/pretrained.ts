@@ -1,4 +1,4 @@
-import { DTypeError, noGrad, ShapeError, scope, type Tensor, tensor, ValueError } from '@tilegrad/core'
+import { DTypeError, noGrad, ShapeError, scope, show, type Tensor, tensor, ValueError } from '@tilegrad/core'
 import { brief, quoted } from '../brief.ts'
 import { GPT } from '../models/gpt.ts'
 import { Llama } from '../models/llama.ts'
@@ -120,7 +120,7 @@ function check(
     const found = stored.get(name)
     const expected = transposed ? [...target.shape].reverse() : target.shape
     if (found && !sameSizes(found.shape, expected))
-      shapes.push(`${name} is ${brief(found.shape)}, expected [${expected.join(', ')}]`)
+      shapes.push(`${name} is ${brief(found.shape)}, expected ${show(expected)}`)
     if (found && !/^B?F\d/.test(found.dtype))
       throw new DTypeError(`loadPretrained: ${name} is ${found.dtype}, no floating dtype`)
   }
