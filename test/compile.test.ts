@@ -142,6 +142,29 @@ describe('a compiled function', () => {
     })
   })
 
+  it('joins elementwise chains, what follows a product, and many updates', () => {
+    withBackend(cpu, () => {
+      const model = new GPT({ ...sizes, hiddenDim: 32, dropout: 0.2 })
+      const optimizer = new AdamW(model.parameters())
+      const step = compile((x: Tensor) => {
+        const { loss } = model.forward(x, x)
+        loss.backward()
+        clipGradNorm(model.parameters(), 1)
+        optimizer.step()
+        optimizer.zeroGrad()
+        return loss
+      })
+      const x = randint(0, 13, [2, 12])
+      for (let i = 0; i < 4; i++) step(x).dispose()
+      const text = String(step)
+      expect(text).toMatch(/linear\+linear\.grad/)
+      expect(text).toMatch(/clip_grad_norm\+adamw/)
+      expect(text).toMatch(/dropout\+add/)
+      expect(step.plans[0]?.fused).toBeGreaterThan(3)
+      step.dispose()
+    })
+  })
+
   it('holds no more from step to step, and nothing when disposed of', () => {
     withBackend(cpu, () => {
       const model = new GPT(sizes)

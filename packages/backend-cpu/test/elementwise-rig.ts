@@ -4,10 +4,10 @@ import {
   type Backend,
   type DType,
   dtypeInfo,
-  type Kernel,
   type Layout,
   layout,
   type TypedArray,
+  type TypedProgram,
   type View,
 } from '@tilegrad/core'
 import { extent, integer, pick, randomLayout } from './row-rig.ts'
@@ -73,7 +73,7 @@ const whole = (buffer: object, { dtype, data }: Operand): View => ({
  */
 export function runOn(
   backend: Backend,
-  kernel: Kernel,
+  kernel: TypedProgram,
   outputs: readonly Operand[],
   inputs: readonly Operand[],
   params: readonly number[] = [],

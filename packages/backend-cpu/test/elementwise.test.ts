@@ -11,7 +11,6 @@ import {
   type DType,
   DTypeError,
   expr as e,
-  type Kernel,
   type Layout,
   layout,
   type Program,
@@ -19,6 +18,7 @@ import {
   reference,
   specialize,
   type Typed,
+  type TypedProgram,
   typedPostOrder,
 } from '@tilegrad/core'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
@@ -98,7 +98,7 @@ const binaries: Record<Binary, number> = {
 
 /** All instruction sets against the reference, on one layout. */
 function check(
-  kernel: Kernel,
+  kernel: TypedProgram,
   outputs: readonly Operand[],
   inputs: readonly Operand[],
   ulp = 0,
@@ -392,7 +392,7 @@ function randomExpr(rnd: () => number, depth: number): e.Expr {
 
 let steps = 0
 /** The node alone, over inputs for its operands: a kernel as `specialize` would make it. */
-function single(t: Typed, kernel: Kernel): Kernel {
+function single(t: Typed, kernel: TypedProgram): TypedProgram {
   const args = t.args.map(
     (arg, index): Typed => ({ id: index, kind: 'input', dtype: arg.dtype, index, args: [] }),
   )
@@ -440,7 +440,7 @@ describe('random programs', () => {
         }
         kernel.exprs.forEach((t, i) => {
           const step = done.get(t) as Operand
-          const copy: Kernel = {
+          const copy: TypedProgram = {
             ...single(t, kernel),
             exprs: [{ id: 0, kind: 'input', dtype: t.dtype, index: 0, args: [] }],
             inputs: [t.dtype],

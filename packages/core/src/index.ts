@@ -49,11 +49,11 @@ export * as expr from './expr/expr.ts'
 export {
   type Gradient,
   gradient,
-  type Kernel,
   type Program,
   program,
   specialize,
   type Typed,
+  type TypedProgram,
   typedPostOrder,
 } from './expr/program.ts'
 export { type Activation, expectActivation } from './ops/activations.ts'

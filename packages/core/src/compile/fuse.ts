@@ -1,7 +1,7 @@
 import type { Backend, View } from '../dispatch/backend.ts'
 import type { Call } from '../dispatch/call.ts'
 import type { ElementwiseAttrs } from '../dispatch/kernels.ts'
-import { expressionWork, type Kernel, program, specialize, typedPostOrder } from '../expr/program.ts'
+import { expressionWork, program, specialize, type TypedProgram, typedPostOrder } from '../expr/program.ts'
 import { partOf, rebuild } from '../expr/rebuild.ts'
 import type { LinearAttrs } from '../ops/linear.ts'
 import { isContiguous, numel, sameShape } from '../tensor/layout.ts'
@@ -9,8 +9,8 @@ import type { Capture, Ref, Step } from './capture.ts'
 
 type CallStep = Step & { kind: 'call' }
 
-/** Longer expressions than this gain nothing any more, and take registers. */
-const mostNodes = 64
+/** The nodes of an expression from which on registers run out. A draw of dropout has about a hundred. */
+const mostNodes = 192
 
 /** Two calls as one, at the place of the second; null where they do not go together. */
 type Rule = (first: CallStep, second: CallStep, context: Context) => CallStep | null
@@ -111,7 +111,7 @@ const isSame = (r: Ref, s: Ref): boolean =>
 const spoil = (outputs: readonly Ref[], inputs: readonly Ref[]): boolean =>
   outputs.some((o) => inputs.some((r) => r.slot === o.slot && !isSame(r, o)))
 
-const isTooLong = (a: Kernel, b: Kernel): boolean =>
+const isTooLong = (a: TypedProgram, b: TypedProgram): boolean =>
   typedPostOrder(a.exprs).length + typedPostOrder(b.exprs).length > mostNodes
 
 /** An elementwise call in the place of an input of another one of the same shape. */
@@ -228,7 +228,7 @@ const epilogue: Rule = (first, second, { backend, capture }) => {
   return { kind: 'call', call, outputs: second.outputs.map(laid), inputs }
 }
 
-const programOf = ({ call }: CallStep): Kernel => (call.attrs as ElementwiseAttrs).kernel
+const programOf = ({ call }: CallStep): TypedProgram => (call.attrs as ElementwiseAttrs).kernel
 
 const nameOf = (first: CallStep, second: CallStep): string => `${first.call.op}+${second.call.op}`
 
@@ -255,13 +255,18 @@ function merged(
   return numbers
 }
 
-const known = new Map<string, Kernel>()
+const known = new Map<string, TypedProgram>()
 
 /**
  * The second expression with the first in the place of some of its inputs. The inputs of the first come after the others of
  * the second, or with `leads` before them.
  */
-function joined(first: Kernel, second: Kernel, place: readonly boolean[], leads = false): Kernel {
+function joined(
+  first: TypedProgram,
+  second: TypedProgram,
+  place: readonly boolean[],
+  leads = false,
+): TypedProgram {
   const key = `${first.id} ${second.id} ${place.join()} ${leads}`
   const found = known.get(key)
   if (found) return found
@@ -280,7 +285,7 @@ function joined(first: Kernel, second: Kernel, place: readonly boolean[], leads 
     t.kind !== 'input' ? t : place[t.index] ? root : { ...t, index: index[t.index] },
   )
   const rest = second.inputs.filter((_, i) => !place[i])
-  const kernel: Kernel = {
+  const kernel: TypedProgram = {
     // Once more, so that numbers of nodes are unique.
     ...partOf(
       second,

@@ -1,4 +1,4 @@
-import type { Kernel as TypedProgram } from '../expr/program.ts'
+import type { TypedProgram } from '../expr/program.ts'
 import type { DType, TypedArray } from '../tensor/dtype.ts'
 import type { Layout } from '../tensor/layout.ts'
 import type { Call } from './call.ts'

@@ -3,7 +3,7 @@
  * A backend that lacks a primitive, misspells a kernel or reads an attribute that does not exist does not compile.
  */
 
-import type { Kernel as ElementwiseKernel } from '../expr/program.ts'
+import type { TypedProgram } from '../expr/program.ts'
 import type { AttentionAttrs } from '../ops/attention/attention.ts'
 import type { RotaryAttrs } from '../ops/attention/rotary.ts'
 import type { EmbeddingAttrs } from '../ops/indexing.ts'
@@ -39,7 +39,7 @@ export type Reduction = 'sum' | 'prod' | 'max' | 'min'
 /** Attributes of `elementwise` and `foreach`. */
 export interface ElementwiseAttrs {
   /** What is computed of each element. */
-  readonly kernel: ElementwiseKernel
+  readonly kernel: TypedProgram
 }
 
 /** Attributes of `reduce`. */

@@ -57,11 +57,11 @@ export type Typed =
   | { readonly id: number; readonly kind: 'cast'; readonly dtype: DType; readonly args: readonly Typed[] }
 
 /** Counts the arithmetic nodes of an expression: its operations per element. */
-export const expressionWork = ({ exprs }: Kernel): number =>
+export const expressionWork = ({ exprs }: TypedProgram): number =>
   typedPostOrder(exprs).filter((t) => t.kind === 'unary' || t.kind === 'binary').length
 
 /** A program typed for given input dtypes. `id` is unique per process: backends cache their kernels by it. */
-export interface Kernel {
+export interface TypedProgram {
   /** A number that no other kernel has, by which backends keep compiled code. */
   readonly id: number
   /** What profiles and errors call it. */
@@ -98,7 +98,7 @@ export interface Program {
   /** What it computes, one expression for each output. */
   readonly exprs: readonly Expr[]
   /** The program's typed forms, made so far. */
-  readonly kernels: Map<string, Kernel>
+  readonly kernels: Map<string, TypedProgram>
   /** The program's gradients, made so far. */
   readonly gradients: Map<string, Gradient>
   /** The kernel that was asked for last, and for what. */
@@ -106,7 +106,7 @@ export interface Program {
 }
 
 interface Request {
-  readonly kernel: Kernel
+  readonly kernel: TypedProgram
   readonly inputs: readonly DType[]
   readonly params: readonly number[]
   readonly outputs: readonly DType[] | undefined
@@ -134,7 +134,7 @@ class BuiltLater implements Program {
   readonly name: string
   readonly inputs: number
   readonly params: number
-  readonly kernels = new Map<string, Kernel>()
+  readonly kernels = new Map<string, TypedProgram>()
   readonly gradients = new Map<string, Gradient>()
   latest: Request | null = null
   #exprs: readonly Expr[] | null = null
@@ -246,7 +246,7 @@ export function specialize(
   inputs: readonly DType[],
   params: readonly number[],
   outputs?: readonly DType[],
-): Kernel {
+): TypedProgram {
   const { latest } = p
   if (latest && asks(latest, inputs, params, outputs)) {
     if (latest.kernel.whole) checkNumbers(latest.kernel, params)
@@ -266,7 +266,7 @@ export function specialize(
   return kernel
 }
 
-function checkNumbers({ name, params: slots }: Kernel, params: readonly number[]): void {
+function checkNumbers({ name, params: slots }: TypedProgram, params: readonly number[]): void {
   for (const { source, dtype } of slots) checkFits(name, params[source], dtype)
 }
 
@@ -300,7 +300,7 @@ function typeProgram(
   inputs: readonly DType[],
   params: readonly number[],
   outputs?: readonly DType[],
-): Kernel {
+): TypedProgram {
   const built = new Map<string, Typed>()
   let ids = 0
   const node = (key: string, make: (id: number) => Typed): Typed => {

@@ -1,8 +1,12 @@
 import type { DType } from '../tensor/dtype.ts'
-import { type Kernel, nextKernel, type Typed, typedPostOrder, usesIndex } from './program.ts'
+import { nextKernel, type Typed, type TypedProgram, typedPostOrder, usesIndex } from './program.ts'
 
 /** @internal A kernel of expressions over other inputs, with the numbers that another one takes. */
-export const partOf = (whole: Kernel, exprs: readonly Typed[], inputs: readonly DType[]): Kernel => ({
+export const partOf = (
+  whole: TypedProgram,
+  exprs: readonly Typed[],
+  inputs: readonly DType[],
+): TypedProgram => ({
   ...whole,
   id: nextKernel(),
   exprs,

@@ -5,7 +5,7 @@ import { ShapeError, show } from '../errors.ts'
 import { derive } from '../expr/derive.ts'
 import type { Expr } from '../expr/expr.ts'
 import * as e from '../expr/expr.ts'
-import { type Kernel, type Program, program, specialize } from '../expr/program.ts'
+import { type Program, program, specialize, type TypedProgram } from '../expr/program.ts'
 import { elementwise, elementwiseAll } from '../primitives/elementwise.ts'
 import { matmulPrimitive } from '../primitives/matmul.ts'
 import { reshapeView, transposeView } from '../primitives/views.ts'
@@ -54,7 +54,7 @@ export function linear(
 /** Attributes of the fused kernel. The program's input 0 is the product's element, the next are the inputs after weight. */
 export interface LinearAttrs {
   /** What is computed of each element of the product. */
-  readonly epilogue: Kernel
+  readonly epilogue: TypedProgram
 }
 
 interface Form {

@@ -6,7 +6,14 @@ import type { ElementwiseAttrs } from '../dispatch/kernels.ts'
 import { type Primitive, tape } from '../dispatch/primitive.ts'
 import { DTypeError, GradError, ShapeError, show } from '../errors.ts'
 import { add as addExpr } from '../expr/expr.ts'
-import { expressionWork, gradient, type Kernel, type Program, program, specialize } from '../expr/program.ts'
+import {
+  expressionWork,
+  gradient,
+  type Program,
+  program,
+  specialize,
+  type TypedProgram,
+} from '../expr/program.ts'
 import type { DType } from '../tensor/dtype.ts'
 import { broadcastShapes, mayOverlap, numel, sameLayout, sameShape } from '../tensor/layout.ts'
 import { type ArrayOperand, tensorsOf } from '../tensor/operands.ts'
@@ -98,7 +105,7 @@ export function generate(
 /** Runs a typed program: in one launch, or in as many as a backend needs that binds fewer operands than it has. */
 export function compute(
   backend: Backend,
-  kernel: Kernel,
+  kernel: TypedProgram,
   outputs: readonly Tensor[],
   inputs: readonly Tensor[],
   params: readonly number[],
@@ -113,7 +120,7 @@ export function compute(
 
 function launch(
   backend: Backend,
-  program: Kernel,
+  program: TypedProgram,
   outputs: readonly View[],
   inputs: readonly View[],
   numbers: readonly number[],
@@ -160,7 +167,7 @@ export function checkInto(name: string, outputs: readonly Tensor[], inputs: read
 }
 
 /** Throws where results cannot be stored: a float in int32 or bool, an int32 in bool. Copying and filling convert. */
-export function checkStored(p: Program, { lost }: Kernel): void {
+export function checkStored(p: Program, { lost }: TypedProgram): void {
   if (lost && p.inputs > 0 && p !== COPY)
     throw new DTypeError(
       `${p.name}: result type ${lost[0]} cannot be stored in ${lost[1]}; use the operator that returns a new tensor`,
@@ -219,7 +226,7 @@ export function elementwiseInto(
 function apart(
   outputs: readonly Tensor[],
   inputs: readonly Tensor[],
-  kernel: Kernel,
+  kernel: TypedProgram,
   params: readonly number[],
 ): void {
   const { backend } = outputs[0]

@@ -2,7 +2,7 @@ import type { Backend } from '../dispatch/backend.ts'
 import { run } from '../dispatch/call.ts'
 import { capturing, live, type Numbers, numbersOf } from '../dispatch/capturing.ts'
 import type { ElementwiseAttrs, KernelOf } from '../dispatch/kernels.ts'
-import { expressionWork, type Kernel, type Program, specialize } from '../expr/program.ts'
+import { expressionWork, type Program, specialize, type TypedProgram } from '../expr/program.ts'
 import { type DType, isFloat } from '../tensor/dtype.ts'
 import type { Storage } from '../tensor/storage.ts'
 import type { Tensor } from '../tensor/tensor.ts'
@@ -54,7 +54,7 @@ export function elementwiseIntoEach(p: Program, list: readonly InPlaceCall[]): v
     }
     const all = [...call.outputs, ...call.inputs]
     const backend = backendOf(p.name, all)
-    const kernel: Kernel = batch?.kernelFor(all) ?? typed(p, call)
+    const kernel: TypedProgram = batch?.kernelFor(all) ?? typed(p, call)
     if (batch && !(batch.backend === backend && batch.kernel === kernel && batch.admits(call))) {
       batch.run()
       batch = null
@@ -73,7 +73,7 @@ export function elementwiseIntoEach(p: Program, list: readonly InPlaceCall[]): v
 }
 
 /** The kernel that a call needs. Among floats whole params and fractions are the same, and have to share a kernel. */
-function typed(p: Program, { outputs, inputs, params = NONE }: Now): Kernel {
+function typed(p: Program, { outputs, inputs, params = NONE }: Now): TypedProgram {
   const floats = outputs.every((t) => isFloat(t.dtype)) && inputs.every((t) => isFloat(t.dtype))
   return specialize(
     p,
@@ -83,7 +83,7 @@ function typed(p: Program, { outputs, inputs, params = NONE }: Now): Kernel {
   )
 }
 
-function single(kernel: Kernel, backend: Backend, call: Now): void {
+function single(kernel: TypedProgram, backend: Backend, call: Now): void {
   const { outputs, inputs, params = NONE } = call
   compute(backend, kernel, outputs, inputs, params)
   for (const t of outputs) t.storage.version++
@@ -103,7 +103,7 @@ const endOf = (t: Tensor): number =>
  * told apart if they come in their order in memory.
  */
 class Batch {
-  readonly kernel: Kernel
+  readonly kernel: TypedProgram
   readonly backend: Backend
   readonly #foreach: KernelOf<ElementwiseAttrs>
   /** The dtypes of outputs and inputs, if all of them are floats. */
@@ -113,7 +113,7 @@ class Batch {
   readonly #read = 2 * ++batches
   readonly #written = this.#read + 1
 
-  constructor(kernel: Kernel, backend: Backend, foreach: KernelOf<ElementwiseAttrs>) {
+  constructor(kernel: TypedProgram, backend: Backend, foreach: KernelOf<ElementwiseAttrs>) {
     const dtypes = [...kernel.exprs.map((x) => x.dtype), ...kernel.inputs]
     this.kernel = kernel
     this.backend = backend
@@ -122,7 +122,7 @@ class Batch {
   }
 
   /** This batch's kernel if a call with these operands obviously needs that one; otherwise null. */
-  kernelFor(all: readonly Tensor[]): Kernel | null {
+  kernelFor(all: readonly Tensor[]): TypedProgram | null {
     const dtypes = this.#dtypes
     if (dtypes?.length !== all.length) return null
     for (let i = 0; i < all.length; i++) if (all[i].dtype !== dtypes[i]) return null

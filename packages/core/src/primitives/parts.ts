@@ -1,5 +1,5 @@
 import type { OperandLimit, View } from '../dispatch/backend.ts'
-import { type Kernel, program, specialize, type Typed, typedPostOrder } from '../expr/program.ts'
+import { program, specialize, type Typed, type TypedProgram, typedPostOrder } from '../expr/program.ts'
 import { partOf, rebuild } from '../expr/rebuild.ts'
 import type { DType } from '../tensor/dtype.ts'
 import { broadcastShapes, mayOverlap } from '../tensor/layout.ts'
@@ -7,7 +7,7 @@ import { allocate, type Tensor } from '../tensor/tensor.ts'
 
 /** One launch of an expression that is computed in several, as it has more operands than a backend binds. */
 export interface Part {
-  readonly kernel: Kernel
+  readonly kernel: TypedProgram
   /** What the launch reads: inputs of the whole by their number, and from there on temporaries by theirs. */
   readonly reads: readonly number[]
   /** What the launch writes: outputs of the whole by their number, and from there on temporaries by theirs. */
@@ -75,14 +75,14 @@ export const operandLimit = (most: number): OperandLimit => ({
 
 const COPY = program('copy', 1, ([x]) => x)
 
-const known = new WeakMap<Kernel, Map<number, readonly Part[]>>()
+const known = new WeakMap<TypedProgram, Map<number, readonly Part[]>>()
 
 /**
  * Splits an expression into parts that bind `most` operands each, 4 or more: outputs are grouped by the inputs they have
  * in common, and where one needs too many alone, parts of it become temporaries. In the order to run them; values are
  * those of the whole, as temporaries have the dtypes that the nodes have.
  */
-export function partsOf(kernel: Kernel, most: number): readonly Part[] {
+export function partsOf(kernel: TypedProgram, most: number): readonly Part[] {
   const plans = known.get(kernel) ?? new Map<number, readonly Part[]>()
   known.set(kernel, plans)
   const parts = plans.get(most) ?? split(kernel, most)
@@ -90,7 +90,7 @@ export function partsOf(kernel: Kernel, most: number): readonly Part[] {
   return parts
 }
 
-function split(kernel: Kernel, most: number): Part[] {
+function split(kernel: TypedProgram, most: number): Part[] {
   const parts: Part[] = []
   const dtypes: DType[] = [...kernel.inputs]
   const part = (exprs: readonly Typed[], reads: ReadonlySet<number>, writes: readonly number[]): void => {

@@ -8,7 +8,7 @@
  * vertical, without a single shuffle; and only the panel of queries is transposed, once.
  */
 
-import type { Kernel } from '@tilegrad/core'
+import type { TypedProgram } from '@tilegrad/core'
 import {
   type Func,
   type FunctionBuilder,
@@ -39,7 +39,7 @@ export interface Form {
   readonly blocks: boolean
   readonly alibi: boolean
   /** Dropout's expression for its params. */
-  readonly dropout: Kernel | null
+  readonly dropout: TypedProgram | null
   /**
    * Keeps hidden keys out of products even where they or their values are not finite, as 0 · NaN is NaN: slowly, for a
    * second run where the first one's results are not all finite. Weights of hidden keys, and their gradients, are −0

@@ -2,7 +2,7 @@
  * What happens to a panel of scores beside the softmax: ALiBi, a mask, what queries do not see, and dropout.
  */
 
-import type { Kernel } from '@tilegrad/core'
+import type { TypedProgram } from '@tilegrad/core'
 import { lowerTyped } from '../../lowering/expressions.ts'
 import { hoistConstants } from '../../lowering/math.ts'
 import {
@@ -135,7 +135,7 @@ export function weightNumber(word: ReturnType<typeof reader>, b: I32, h: I32, qu
  */
 export function keepFactors(
   f: FunctionBuilder,
-  { exprs, params }: Kernel,
+  { exprs, params }: TypedProgram,
   vectors: number,
   word: ReturnType<typeof reader>,
   first: I32,
@@ -165,7 +165,7 @@ const dropParams = ['i32', 'i32', 'i32', 'i32'] as const
 /** Drops weights in place. Parameters: parameter block, weights, number of keys, number of the first weight. */
 export function dropFunc(
   m: ModuleBuilder,
-  kernel: Kernel,
+  kernel: TypedProgram,
   vectors: number,
   step: number,
 ): Func<typeof dropParams, null> {

@@ -13,7 +13,7 @@
  * Reference: `elementwise` in core's reference/kernels.ts. Test: elementwise.test.ts.
  */
 
-import { type DType, dtypeInfo, type Kernel, type Typed, typedPostOrder } from '@tilegrad/core'
+import { type DType, dtypeInfo, type Typed, type TypedProgram, typedPostOrder } from '@tilegrad/core'
 import { costOf, type Leaf, lowerNodes, type Powers, type Values } from '../../lowering/expressions.ts'
 import { hoistConstants } from '../../lowering/math.ts'
 import {
@@ -49,7 +49,7 @@ const tileColumns = 8
  * unless the layout is flat (one dim, no strides): sizes from the outermost dim to the innermost; strides in bytes of
  * every operand in the same order.
  */
-export const wordsOf = (kernel: Kernel, outer: number) => {
+export const wordsOf = (kernel: TypedProgram, outer: number) => {
   const operands = kernel.exprs.length + kernel.inputs.length
   const params = operands
   const sizes = params + kernel.params.length
@@ -59,7 +59,11 @@ export const wordsOf = (kernel: Kernel, outer: number) => {
 }
 
 /** Finds how often nodes are computed: 0 once per call, 1 once per row, 2 for every element. */
-function levels(kernel: Kernel, order: readonly Typed[], { access, outer }: Variant): Map<Typed, number> {
+function levels(
+  kernel: TypedProgram,
+  order: readonly Typed[],
+  { access, outer }: Variant,
+): Map<Typed, number> {
   const level = new Map<Typed, number>()
   for (const t of order) {
     let n = 0
@@ -82,7 +86,7 @@ interface Place {
 }
 
 /** Adds the kernel to a module, as `main`. */
-export function buildElementwise(m: ModuleBuilder, kernel: Kernel, variant: Variant): Func {
+export function buildElementwise(m: ModuleBuilder, kernel: TypedProgram, variant: Variant): Func {
   return m.kernel('main', (f, start, end, params) => {
     const word = (i: number): Var<'i32'> => f.let(i32.load(params, 4 * i))
     const body = new Body(f, params, kernel, variant, word)
@@ -191,7 +195,7 @@ class Body {
   readonly operands: readonly Operand[]
   readonly #f: FunctionBuilder
   readonly #k
-  readonly #kernel: Kernel
+  readonly #kernel: TypedProgram
   readonly #variant: Variant
   readonly #params: I32
   /** Nodes by level. */
@@ -201,7 +205,13 @@ class Body {
   readonly #iota: readonly V128[]
   readonly #widths: readonly number[]
 
-  constructor(f: FunctionBuilder, params: I32, kernel: Kernel, variant: Variant, word: (i: number) => I32) {
+  constructor(
+    f: FunctionBuilder,
+    params: I32,
+    kernel: TypedProgram,
+    variant: Variant,
+    word: (i: number) => I32,
+  ) {
     const { access, outer, tiled, powers } = variant
     this.#f = f
     this.#params = params

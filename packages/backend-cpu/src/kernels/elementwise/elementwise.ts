@@ -11,10 +11,10 @@
 
 import {
   type ElementwiseAttrs,
-  type Kernel as Expression,
   type KernelOf,
   reportPath,
   type Typed,
+  type TypedProgram,
   typedPostOrder,
   type View,
 } from '@tilegrad/core'
@@ -65,7 +65,7 @@ export const elementwise = (engine: Engine, js: KernelOf<ElementwiseAttrs>): Ker
   const plans: (Plan | undefined)[] = []
   const block = engine.params >>> 2
 
-  const compile = (expression: Expression, variant: Variant): Kernel => {
+  const compile = (expression: TypedProgram, variant: Variant): Kernel => {
     const { access, outer, tiled, powers } = variant
     const fixed = [...powers].map(([node, y]) => `${node.id}^${y}`)
     const key = [expression.name, expression.id, outer, access, tiled, fixed].join(' ')
@@ -77,7 +77,7 @@ export const elementwise = (engine: Engine, js: KernelOf<ElementwiseAttrs>): Ker
     variants: Variants,
     mask: number,
     total: number,
-    expression: Expression,
+    expression: TypedProgram,
   ): void => {
     let kernel = variants.flat.get(mask)
     if (kernel === undefined) {
@@ -101,7 +101,7 @@ export const elementwise = (engine: Engine, js: KernelOf<ElementwiseAttrs>): Ker
     variants: Variants,
     outputs: readonly View[],
     inputs: readonly View[],
-    expression: Expression,
+    expression: TypedProgram,
   ): Layouts => {
     const { recent, strided, powers } = variants
     for (let i = 0; i < recent.length; i++) {
@@ -148,7 +148,7 @@ export const elementwise = (engine: Engine, js: KernelOf<ElementwiseAttrs>): Ker
       for (let n = 0; n < inputs.length; n++) i32[at++] = engine.address(inputs[n] as View)
       const slots = expression.params
       for (let s = 0; s < slots.length; s++) {
-        const { source, dtype } = slots[s] as Expression['params'][number]
+        const { source, dtype } = slots[s] as TypedProgram['params'][number]
         i32[at++] = wordOf(dtype, numbers[source] as number)
       }
 
@@ -181,7 +181,7 @@ const variantsFor = (powers: ReadonlyMap<Typed, number>): Variants => ({
   powers,
 })
 
-function planOf(expression: Expression): Plan {
+function planOf(expression: TypedProgram): Plan {
   const order = typedPostOrder(expression.exprs)
   const cost = order.reduce(
     (sum, t) => sum + costOf(t),
@@ -214,16 +214,16 @@ function isUniform(t: Typed): boolean {
   )
 }
 
-function uniform(t: Typed, expression: Expression, params: readonly number[]): number {
+function uniform(t: Typed, expression: TypedProgram, params: readonly number[]): number {
   if (t.kind === 'const') return Math.fround(t.value)
   if (t.kind === 'param')
-    return Math.fround(params[(expression.params[t.slot] as Expression['params'][number]).source] as number)
+    return Math.fround(params[(expression.params[t.slot] as TypedProgram['params'][number]).source] as number)
   const [a = 0, b = 0] = t.args.map((arg) => uniform(arg, expression, params))
   return t.kind === 'unary' ? -a : Math.fround(t.kind === 'binary' && t.op === 'sub' ? a - b : a + b)
 }
 
 /** Exponents such as 2 or −½ have code of their own. */
-function powerVariants(plan: Plan, expression: Expression, params: readonly number[]): Variants {
+function powerVariants(plan: Plan, expression: TypedProgram, params: readonly number[]): Variants {
   let key = ''
   const powers = new Map<Typed, number>()
   for (const { node, exponent } of plan.pows) {

@@ -12,9 +12,9 @@
 
 import {
   type ElementwiseAttrs,
-  type Kernel as Expression,
   type KernelOf,
   layout,
+  type TypedProgram,
   typedPostOrder,
   type View,
 } from '@tilegrad/core'
@@ -46,7 +46,7 @@ export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
   let table = 0
   let capacity = 0
 
-  const planOf = (expression: Expression): Plan => {
+  const planOf = (expression: TypedProgram): Plan => {
     let plan = plans[expression.id]
     if (plan === undefined) {
       plan = makePlan(expression)
@@ -68,7 +68,7 @@ export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
   /** Runs the calls in `which`, whose inputs are one element for all where the bit of `mask` is set. */
   const launch = (
     plan: Plan,
-    expression: Expression,
+    expression: TypedProgram,
     which: readonly number[],
     mask: number,
     outputs: readonly View[],
@@ -93,7 +93,7 @@ export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
       for (let n = 0; n < ins; n++) i32[at++] = engine.address(inputs[c * ins + n] as View)
       const from = c * expression.numbers
       for (let s = 0; s < slots.length; s++)
-        f32[at++] = numbers[from + (slots[s] as Expression['params'][number]).source] as number
+        f32[at++] = numbers[from + (slots[s] as TypedProgram['params'][number]).source] as number
       first += aligned(size)
     }
     engine.run(kernel, first, plan.grain, [table, which.length])
@@ -142,7 +142,7 @@ export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
   }
 }
 
-function makePlan(expression: Expression): Plan {
+function makePlan(expression: TypedProgram): Plan {
   const order = typedPostOrder(expression.exprs)
   const operands = expression.inputs.length + expression.exprs.length
   const cost = order.reduce((sum, t) => sum + costOf(t), 2 * operands)
@@ -159,7 +159,7 @@ function makePlan(expression: Expression): Plan {
   }
 }
 
-function compile(engine: Engine, expression: Expression, plan: Plan, mask: number): Kernel {
+function compile(engine: Engine, expression: TypedProgram, plan: Plan, mask: number): Kernel {
   const access = [
     ...expression.exprs.map((): Access => 'unit'),
     ...expression.inputs.map((_, n): Access => (Math.floor(mask / 2 ** n) % 2 === 1 ? 'zero' : 'unit')),

@@ -4,7 +4,7 @@
  * are read back from the first-level cache, one load and store more per vector: the registers of a tile are all taken.
  */
 
-import { type Kernel as Expression, type Typed, typedPostOrder } from '@tilegrad/core'
+import { type Typed, type TypedProgram, typedPostOrder } from '@tilegrad/core'
 import { costOf, lowerNodes, type Values } from '../../lowering/expressions.ts'
 import { hoistConstants } from '../../lowering/math.ts'
 import type { Heap } from '../../machine/heap.ts'
@@ -29,7 +29,11 @@ export interface Epilogue {
  * row. Parameters, from `at.batch` on: addresses of the outputs but the first; address and bytes from row to row of
  * each input but the first; the program's params.
  */
-export function epilogueFunc(m: ModuleBuilder, program: Expression, access: readonly Access[]): EpilogueFunc {
+export function epilogueFunc(
+  m: ModuleBuilder,
+  program: TypedProgram,
+  access: readonly Access[],
+): EpilogueFunc {
   const order = typedPostOrder(program.exprs)
   const varying = new Set<Typed>()
   for (const t of order) if (t.kind === 'input' || t.args.some((arg) => varying.has(arg))) varying.add(t)

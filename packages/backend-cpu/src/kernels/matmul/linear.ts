@@ -15,10 +15,10 @@
  */
 
 import {
-  type Kernel as Expression,
   type KernelOf,
   type LinearAttrs,
   type Primitives,
+  type TypedProgram,
   typedPostOrder,
   type View,
 } from '@tilegrad/core'
@@ -78,7 +78,7 @@ export const linear = (
 const matrix = (v: View): View => viewOf(v, [1, v.shape[0]], [v.shape[0], v.strides[0]])
 
 /** Whether a program can be lowered where neither an index nor coordinates are known. */
-function fits({ exprs, inputs }: Expression): boolean {
+function fits({ exprs, inputs }: TypedProgram): boolean {
   const order = typedPostOrder(exprs)
   return (
     isLowerable(order) &&

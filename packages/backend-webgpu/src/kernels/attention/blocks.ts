@@ -13,7 +13,7 @@
  * hit eight different banks.
  */
 
-import type { AttentionAttrs, Kernel, View } from '@tilegrad/core'
+import type { AttentionAttrs, TypedProgram, View } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
 
 /**
@@ -70,7 +70,7 @@ export interface Form {
   /** The result by whose binding each result is written: a buffer in which several lie can be bound only once. */
   readonly sharing: readonly number[]
   /** The expression of dropout's factors. */
-  readonly dropout: Kernel | null
+  readonly dropout: TypedProgram | null
 }
 
 /** Forms of the same name have the same code. */

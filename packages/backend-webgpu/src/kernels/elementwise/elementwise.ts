@@ -10,7 +10,7 @@
  * Reference: `elementwise` in core's reference/kernels.ts. Test: elementwise.test.ts.
  */
 
-import { type Kernel, type Primitives, typedPostOrder, type View } from '@tilegrad/core'
+import { type Primitives, type TypedProgram, typedPostOrder, type View } from '@tilegrad/core'
 import type { Nest } from '@tilegrad/core/kernel'
 import type { Scalar } from '../../commands/dispatch.ts'
 import type { Engine } from '../../commands/queue.ts'
@@ -72,8 +72,8 @@ interface Traits {
   /** Whether the expression uses coordinates. */
   readonly coords: boolean
 }
-const known = new WeakMap<Kernel, Traits>()
-function traitsOf(kernel: Kernel): Traits {
+const known = new WeakMap<TypedProgram, Traits>()
+function traitsOf(kernel: TypedProgram): Traits {
   let traits = known.get(kernel)
   if (!traits) {
     const nodes = typedPostOrder(kernel.exprs)
@@ -105,7 +105,7 @@ function haveVectors(views: readonly View[], outputs: number, { sizes, strides }
 const bytesOf = (v: View): number => (v.buffer as GpuBuffer).bytes
 
 function shader(
-  kernel: Kernel,
+  kernel: TypedProgram,
   views: readonly View[],
   outputs: number,
   place: readonly number[],

@@ -11,9 +11,9 @@
 
 import {
   type ElementwiseAttrs,
-  type Kernel as Expression,
   type KernelOf,
   layout,
+  type TypedProgram,
   typedPostOrder,
   UnsupportedOpError,
   type View,
@@ -46,7 +46,7 @@ interface Call {
 export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
   const most = engine.gpu.limits.maxStorageBuffersPerShaderStage
   const known: (Lowered | null | undefined)[] = []
-  const loweredOf = (expression: Expression): Lowered | null => {
+  const loweredOf = (expression: TypedProgram): Lowered | null => {
     let lowered = known[expression.id]
     if (lowered === undefined) {
       lowered = tryLower(expression)
@@ -56,7 +56,7 @@ export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
   }
 
   const launch = (
-    expression: Expression,
+    expression: TypedProgram,
     calls: readonly Call[],
     buffers: readonly GpuBuffer[],
     values: readonly number[],
@@ -125,7 +125,7 @@ export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
   }
 }
 
-function tryLower(expression: Expression): Lowered | null {
+function tryLower(expression: TypedProgram): Lowered | null {
   const { exprs, inputs, params } = expression
   const floats = [...exprs.map((t) => t.dtype), ...inputs, ...params.map((p) => p.dtype)]
   if (floats.some((d) => d !== 'float32') || typedPostOrder(exprs).some((t) => t.kind === 'coord'))
@@ -141,7 +141,7 @@ function tryLower(expression: Expression): Lowered | null {
 }
 
 function shader(
-  expression: Expression,
+  expression: TypedProgram,
   { code, values, functions }: Lowered,
   calls: readonly Call[],
   places: readonly (readonly number[])[],
@@ -188,7 +188,7 @@ ${branches.join('\n')}`,
 }
 
 /** Four elements from `first` on of call `c`. */
-function callCode(expression: Expression, { access }: Call, place: readonly number[], c: number): string {
+function callCode(expression: TypedProgram, { access }: Call, place: readonly number[], c: number): string {
   const outs = expression.exprs.length
   const lines: string[] = []
   expression.inputs.forEach((_, k) => {

@@ -1,13 +1,10 @@
 /** What products have in common: parameters, places of matrices, and what happens to an element before it is stored. */
 
-import type { KernelOf, Primitives } from '@tilegrad/core'
+import type { TypedProgram } from '@tilegrad/core'
 import { lower } from '../../wgsl/lowering.ts'
 import { mathCode } from '../../wgsl/math.ts'
 import type { Binding, Item } from '../../wgsl/shader.ts'
 import { aligned, type Matrix, type Problem } from './problem.ts'
-
-type Attrs = Primitives['elementwise'] extends KernelOf<infer A> ? A : never
-export type Program = Attrs['kernel']
 
 /** How elements are stored and the program's extras are read: all that the code of an epilogue depends on. */
 export interface Epilogue {
@@ -18,10 +15,10 @@ export interface Epilogue {
   /** How each extra is read: 'r' one per row, 'v' in vectors, 's' one by one; '1' after that if all rows have the same. */
   readonly extras: readonly string[]
   /** The program of the product and the extras; without one the product itself is stored. */
-  readonly program: Program | undefined
+  readonly program: TypedProgram | undefined
 }
 
-export function epilogueOf(p: Problem, program: Program | undefined): Epilogue {
+export function epilogueOf(p: Problem, program: TypedProgram | undefined): Epilogue {
   return {
     type: p.type,
     outs: p.outs.length,

@@ -8,10 +8,10 @@
  * Reference: `matmul` in core's reference/kernels.ts. Test: matmul.test.ts.
  */
 
-import type { KernelOf, Primitives, View } from '@tilegrad/core'
+import type { KernelOf, Primitives, TypedProgram, View } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
 import { grid } from '../layout.ts'
-import { epilogueKey, epilogueOf, type Program, values } from './epilogue.ts'
+import { epilogueKey, epilogueOf, values } from './epilogue.ts'
 import { type Plan, planOf } from './plan.ts'
 import { accessA, accessB, type Matrix, type Problem, problemOf, transposed } from './problem.ts'
 import { reduceShader, reduceThreads, reduceWidth } from './reduce.ts'
@@ -33,7 +33,7 @@ export function multiply(
   engine: Engine,
   label: string,
   p: Problem,
-  program: Program | undefined,
+  program: TypedProgram | undefined,
   choose: typeof planOf = planOf,
 ): void {
   if (p.items * p.m * p.n === 0) return
@@ -46,7 +46,13 @@ export function multiply(
   else split(engine, label, p, program, plan)
 }
 
-function tiles(engine: Engine, label: string, p: Problem, program: Program | undefined, plan: Plan): void {
+function tiles(
+  engine: Engine,
+  label: string,
+  p: Problem,
+  program: TypedProgram | undefined,
+  plan: Plan,
+): void {
   const { tile, splits } = plan
   const [a, b] = [accessA(p), accessB(p)]
   const dims = p.sizes.length
@@ -78,7 +84,13 @@ const tileKey = (t: Tile): string =>
   `${t.bm},${t.bn},${t.bk},${t.tm},${t.tn},${t.slices}${t.plus ? 'p' : ''}${t.compact ? 'c' : ''}${t.order ?? ''}`
 
 /** Computes the parts of k apart, into memory of their own, and then their sum. */
-function split(engine: Engine, label: string, p: Problem, program: Program | undefined, plan: Plan): void {
+function split(
+  engine: Engine,
+  label: string,
+  p: Problem,
+  program: TypedProgram | undefined,
+  plan: Plan,
+): void {
   // Parts end with a stage, and the last ones may be empty then.
   const splits = Math.ceil(p.k / stepOf(p, plan))
   const part = p.items * p.m * p.n

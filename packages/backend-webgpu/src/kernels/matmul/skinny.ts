@@ -8,6 +8,7 @@
  * Reference: `matmul` in core's reference/kernels.ts. Test: matmul.test.ts, linear.test.ts.
  */
 
+import type { TypedProgram } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { grid } from '../layout.ts'
@@ -20,7 +21,6 @@ import {
   epilogueOf,
   fields,
   loadExtras,
-  type Program,
   places,
   store,
   values,
@@ -46,7 +46,7 @@ export function skinnyOf(p: Problem): Problem | null {
 }
 
 /** Computes a product that `skinnyOf` gave. */
-export function skinny(engine: Engine, label: string, p: Problem, program: Program | undefined): void {
+export function skinny(engine: Engine, label: string, p: Problem, program: TypedProgram | undefined): void {
   // Elements are stored one by one.
   const epilogue: Epilogue = { ...epilogueOf(p, program), vectors: false }
   const lanes = lanesOf(engine, p)
