@@ -37,6 +37,12 @@ import {
 } from '../rows.ts'
 import { runBackward } from './backward.ts'
 
+/**
+ * So few rows leave a GPU idle, as one token that is decoded does: their parameters are under way while the statistics are
+ * computed. With many rows it would only take registers.
+ */
+const fewRows = 64
+
 type Affine = 'none' | 'weight' | 'both'
 const parameters = { none: 0, weight: 1, both: 2 } as const
 
@@ -67,9 +73,9 @@ const forward =
       const t = tilingOf(engine, size, width, 8)
       const walk = rowWalk(lead, views)
       const name = centred ? 'layer_norm' : 'rms_norm'
-      const kernel = engine.kernel(`${name}:${tilingKey(t)}:${walk.rank}:${affine}`, name, () =>
-        forwardShader(t, walk, centred, affine),
-      )
+      const early = affine !== 'none' && t.held > 0 && walk.rows <= fewRows
+      const key = `${name}:${tilingKey(t)}:${walk.rank}:${affine}${early ? ':early' : ''}`
+      const kernel = engine.kernel(key, name, () => forwardShader(t, walk, centred, affine, early))
       const offsets = [0, 1].map((i) => (weights[i]?.offset ?? 0) / width)
       const words = [walk.rows, size / width, ...offsets, 1 / size, eps, ...walk.words]
       const floats = [4, 5].map((i) => [i, words[i] as number] as const)
@@ -103,9 +109,13 @@ export const layerNormBackward = backward(true)
 export const rmsNorm = forward(false)
 export const rmsNormBackward = backward(false)
 
-function forwardShader(t: Tiling, walk: RowWalk, centred: boolean, affine: Affine): Shader {
+/** `early`: parameters are read before they are needed. */
+function forwardShader(t: Tiling, walk: RowWalk, centred: boolean, affine: Affine, early: boolean): Shader {
   const item = itemOfWidth(t.width)
   const x: Stream = { name: 'x', binding: 'x', base: startOf(t.width, 0) }
+  const w: Stream = { name: 'w', binding: 'w', base: 'p.ow' }
+  const b: Stream = { name: 'b', binding: 'b', base: 'p.ob' }
+  const used = affine === 'none' ? [] : affine === 'weight' ? [w] : [w, b]
   const squares = `var squares = V();
 ${centred ? 'var rest = V();' : ''}
 ${block(
@@ -145,13 +155,14 @@ ${centred ? reduction(t, 'group_pair', 'vec2f', plus) : ''}`,
     body: `${laneCode(t)}
 ${rowCode(t)}
 ${walk.code('row')}
-${hold(t, [x])}
+${hold(t, early ? [x, ...used] : [x])}
 ${statistics}
 if (!live) { return; }
 ${each(t, [x], ({ of, j }) => {
+  const parameter = ({ name, base }: Stream): string => (early ? of(name) : `${name}[${base} + ${j}]`)
   const normal = centred ? `((${of('x')} - rough) - moments.y) * rstd` : `${of('x')} * rstd`
-  const weighted = affine === 'none' ? normal : `${normal} * w[p.ow + ${j}]`
-  return `y[${startOf(t.width, 1)} + ${j}] = ${affine === 'both' ? `${weighted} + b[p.ob + ${j}]` : weighted};`
+  const weighted = affine === 'none' ? normal : `${normal} * ${parameter(w)}`
+  return `y[${startOf(t.width, 1)} + ${j}] = ${affine === 'both' ? `${weighted} + ${parameter(b)}` : weighted};`
 })}`,
   }
 }
