@@ -10,7 +10,7 @@ export default defineConfig({
     include: [
       'packages/backend-cpu/test/**/*.test.ts',
       'test/conformance/cpu.test.ts',
-      'test/{decoding,fused-backward,gated-linear-attention,ops-agreement-cpu,optimizers,training}.test.ts',
+      'test/{compile,decoding,fused-backward,gated-linear-attention,ops-agreement-cpu,optimizers,training}.test.ts',
     ],
     env: { TILEGRAD_TESTS: 'cpu' },
   },

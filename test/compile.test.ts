@@ -142,6 +142,26 @@ describe('a compiled function', () => {
     })
   })
 
+  it('may be the first that an engine computes, whose checks of itself are no part of it', async () => {
+    const fresh = createCpuBackend({ threads: 1 })
+    await fresh.ready()
+    const { level } = fresh
+    withBackend(fresh, () => {
+      const model = new GPT(sizes)
+      const step = compile((x: Tensor) => {
+        const { loss } = model.forward(x, x)
+        loss.backward()
+        for (const p of model.parameters()) p.grad = null
+        return loss
+      })
+      const x = randint(0, 13, [2, 12])
+      for (let i = 0; i < 4; i++) step(x).dispose()
+      expect(step.plans.length).toBe(1)
+    })
+    expect(fresh.level).toBe(level)
+    await fresh.close()
+  })
+
   it('joins elementwise chains, what follows a product, and many updates', () => {
     withBackend(cpu, () => {
       const model = new GPT({ ...sizes, hiddenDim: 32, dropout: 0.2 })

@@ -42,6 +42,7 @@ import {
   totalNorm,
   wrapKernels,
 } from '@tilegrad/core'
+import { uncaptured } from '@tilegrad/core/kernel'
 import { optimizedAtOnce } from './machine/features.ts'
 
 /** Pairs of instructions can be checked: `guard-none.ts`, which bundles for browsers get, says no. */
@@ -185,8 +186,11 @@ function compute(name: string, backend: Backend): TypedArray[] {
 /** Whether two engines agree bit by bit on a family; `other` is optimised at once. */
 function agrees(name: string, plain: Backend, other: Backend): boolean {
   const run = (backend: Backend): TypedArray[] =>
-    // Nobody's tape and nobody's profile.
-    profile(() => (name.endsWith('Backward') ? enableGrad : noGrad)(() => compute(name, backend))).result
+    // Nobody's tape, nobody's profile, and no part of what is recorded.
+    uncaptured(
+      () =>
+        profile(() => (name.endsWith('Backward') ? enableGrad : noGrad)(() => compute(name, backend))).result,
+    )
   try {
     const want = run(plain)
     const got = optimizedAtOnce(() => {

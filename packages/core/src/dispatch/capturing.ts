@@ -8,6 +8,7 @@ import type { DType, TypedArray } from '../tensor/dtype.ts'
 import type { Storage } from '../tensor/storage.ts'
 import type { Tensor } from '../tensor/tensor.ts'
 import type { View } from './backend.ts'
+import { listen } from './call.ts'
 
 /** Who records. */
 export interface Capturing {
@@ -41,6 +42,26 @@ export function setCapturing(next: Capturing | null): Capturing | null {
   const before = capture
   capture = next
   return before
+}
+
+/**
+ * Runs what is no part of the function that is recorded, although it runs meanwhile: a backend that checks itself at the
+ * first use of a kernel.
+ *
+ * @example
+ * import { uncaptured } from '@tilegrad/core/kernel'
+ *
+ * uncaptured(() => 1) // → 1
+ */
+export function uncaptured<T>(fn: () => T): T {
+  const before = setCapturing(null)
+  const heard = listen(null)
+  try {
+    return fn()
+  } finally {
+    listen(heard)
+    setCapturing(before)
+  }
 }
 
 /**
