@@ -37,14 +37,18 @@ describe.each(gpus)('$name', ({ gpu }) => {
     }
   })
 
-  test('sort: long rows', async () => {
+  test('sort: long rows, by ranks in two dispatches, or where there is much by the whole network', async () => {
     const rnd = random(2)
-    for (const [shape, dim] of [
-      [[10_000], 0],
-      [[3, 2049], 1],
-      [[5000, 2], 0],
+    for (const [shape, dim, dispatches] of [
+      [[10_000], 0, 2],
+      [[3, 2049], 1, 2],
+      [[5000, 2], 0, 2],
+      [[1, 50_257], 1, 2],
+      // A row is 2¹⁸ pairs, 2⁸ blocks: 36 steps that reach beyond a block, 8 merges, the blocks before and writing after.
+      [[190_000], 0, 46],
     ] as const)
-      for (const descending of [false, true])
+      for (const descending of dispatches === 46 ? [true] : [false, true]) {
+        const before = gpu.engine.counts.dispatches
         await agreeKernel(
           gpu,
           'sort',
@@ -56,6 +60,8 @@ describe.each(gpus)('$name', ({ gpu }) => {
           ],
           { dim, descending },
         )
+        expect(gpu.engine.counts.dispatches - before).toBe(dispatches)
+      }
   })
 
   test('gather: any layout', async () => {

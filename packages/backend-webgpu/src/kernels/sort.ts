@@ -6,7 +6,11 @@
  * blocks of 1,024 pairs in workgroup memory (several short rows at once), and for longer rows the steps of the
  * network that reach further in memory, one dispatch each: (log₂ n − 10)(log₂ n − 9) / 2 of them.
  *
- * Reference: `sort` in core's reference/kernels.ts. Test: sort.test.ts.
+ * Where rows are few and not too long, as the logits of one token, so many dispatches take far longer than the work. Then
+ * a second dispatch looks every element up in all blocks of its row, which gives its place (merging by ranks, Satish,
+ * Harris and Garland 2009): 11 steps a block, eight blocks at a time.
+ *
+ * Reference: `sort` in core's reference/kernels.ts. Test: indexing.test.ts.
  */
 
 import { type DType, isFloat, layout, type Primitives, type View } from '@tilegrad/core'
@@ -20,6 +24,10 @@ import { grid, nestOf, otherDims, pickDims, walkFields, walkFunction, walkWords 
 /** Pairs of a block, four to a thread: 8 KiB of workgroup memory. */
 const block = 1024
 const workgroup = 256
+/** Elements times blocks in which each is looked up: up to here that takes less time than the network's dispatches. */
+const mostRanked = 2 ** 25
+/** Blocks in which an element is looked up at a time. */
+const abreast = 8
 
 export function sort(engine: Engine): Primitives['sort'] {
   return {
@@ -42,7 +50,10 @@ export function sortInto(
   const rows = layout.numel(sizes)
   const length = x.shape[dim] ?? 1
   if (rows === 0 || length === 0) return
-  const padded = 2 ** Math.ceil(Math.log2(length))
+  const blocks = Math.ceil(length / block)
+  const ranked = rows * length * blocks <= mostRanked
+  const power = 2 ** Math.ceil(Math.log2(length))
+  const padded = ranked && power > block ? blocks * block : power
   const [from, to] = [nestOf(sizes, [pickDims(x, others)]), nestOf(sizes, [pickDims(values, others)])]
   const [inRank, outRank] = [from.sizes.length, to.sizes.length]
   const read = [x.offset, x.strides[dim] ?? 0, ...walkWords(from, 0)]
@@ -66,7 +77,19 @@ export function sortInto(
   const first = engine.kernel(`sort blocks ${dtype} ${descending} ${inRank}`, 'sort', () =>
     firstBlocks(dtype, descending, inRank),
   )
-  engine.run(first, [keys, places, source], [rows * padded, length, padded, rows, ...read], gx, gy)
+  const turn = (ranked ? block : padded) - 1
+  engine.run(first, [keys, places, source], [rows * padded, length, padded, turn, rows, ...read], gx, gy)
+  const [x3, y3] = grid(Math.ceil((rows * length) / workgroup))
+  if (ranked) {
+    const merge = engine.kernel(`sort ranks ${dtype} ${inRank} ${outRank}`, 'sort', () =>
+      rankRows(dtype, inRank, outRank),
+    )
+    const words = [rows * length, length, padded, rows * padded, blocks, ...read, ...write]
+    engine.run(merge, [...results, source, keys, places], words, x3, y3)
+    engine.pool.free(keys)
+    engine.pool.free(places)
+    return
+  }
   const far = engine.kernel('sort far', 'sort', farStep)
   const near = engine.kernel('sort near', 'sort', nearSteps)
   for (let size = 2 * block; size <= padded; size *= 2) {
@@ -79,7 +102,6 @@ export function sortInto(
   const last = engine.kernel(`sort write ${dtype} ${inRank} ${outRank}`, 'sort', () =>
     writeRows(dtype, inRank, outRank),
   )
-  const [x3, y3] = grid(Math.ceil((rows * length) / workgroup))
   engine.run(last, [...results, source, places], [rows * length, length, padded, ...read, ...write], x3, y3)
   engine.pool.free(keys)
   engine.pool.free(places)
@@ -143,10 +165,10 @@ const steps = (
   }
 }`
 
-/** The whole network for rows of `most` pairs; `start` is the block's place in its row. */
-const network = (most: string, start: string): string =>
+/** The whole network for runs of `most` pairs, up and down by `turn`; `start` is the block's place. */
+const network = (most: string, start: string, turn: string): string =>
   `for (var size = 2u; size <= ${most}; size <<= 1u) {
-${steps('size >> 1u', `((${start}a) & (p.padded - 1u) & size) != 0u`)}
+${steps('size >> 1u', `((${start}a) & ${turn} & size) != 0u`)}
 }`
 
 function shortRows(dtype: DType, descending: boolean, inRank: number, outRank: number): Shader {
@@ -169,7 +191,7 @@ for (var t = li; t < ${block}u; t += ${workgroup}u) {
   keys[t] = k;
   places[t] = place;
 }
-${network('p.padded', '')}
+${network('p.padded', '', '(p.padded - 1u)')}
 workgroupBarrier();
 for (var t = li; t < ${block}u; t += ${workgroup}u) {
   let row = first + t / p.padded;
@@ -183,10 +205,10 @@ for (var t = li; t < ${block}u; t += ${workgroup}u) {
   }
 }
 
-/** Sorts blocks of 1,024, up and down in turn. */
+/** Sorts blocks of 1,024, up and down in turn, or with `turn` of 1,023 all up. */
 function firstBlocks(dtype: DType, descending: boolean, rank: number): Shader {
   return {
-    params: ['count: u32', 'length: u32', 'padded: u32', 'rows: u32', ...readFields(rank)],
+    params: ['count: u32', 'length: u32', 'padded: u32', 'turn: u32', 'rows: u32', ...readFields(rank)],
     bindings: [
       { name: 'all_keys', item: 'u32', write: true },
       { name: 'all_places', item: 'u32', write: true },
@@ -202,7 +224,7 @@ for (var t = li; t < ${block}u; t += ${workgroup}u) {
   keys[t] = k;
   places[t] = place;
 }
-${network(`${block}u`, 'first + ')}
+${network(`${block}u`, 'first + ', 'p.turn')}
 ${storeBlock}`,
   }
 }
@@ -250,6 +272,57 @@ for (var t = li; t < ${block}u; t += ${workgroup}u) {
 }
 ${steps(`${block / 2}u`, '((first + a) & (p.padded - 1u) & p.size) != 0u')}
 ${storeBlock}`,
+  }
+}
+
+/** Puts the elements of sorted blocks where they belong: after all that is less, and what is equal and comes before. */
+function rankRows(dtype: DType, inRank: number, outRank: number): Shader {
+  const { item } = elementOf(dtype)
+  const each = (line: (i: number) => string): string =>
+    Array.from({ length: abreast }, (_, i) => line(i)).join('\n')
+  return {
+    params: [
+      ...['count: u32', 'length: u32', 'padded: u32', 'end: u32', 'blocks: u32'],
+      ...readFields(inRank),
+      ...writeFields(outRank),
+    ],
+    bindings: [
+      { name: 'values', item, write: true },
+      { name: 'indices', item: 'i32', write: true },
+      { name: 'x', item },
+      { name: 'keys', item: 'u32' },
+      { name: 'places', item: 'u32' },
+    ],
+    workgroup: [workgroup],
+    declarations: `${walkFunction('x_at', inRank)}\n${walkFunction('y_at', outRank)}`,
+    body: `let t = (wg.x + wg.y * groups.x) * ${workgroup}u + li;
+if (t >= p.count) { return; }
+let row = t / p.length;
+let e = t % p.length;
+let first = row * p.padded;
+let own = e / ${block}u;
+let k = keys[first + e];
+var rank = e % ${block}u;
+for (var next = 0u; next < p.blocks; next += ${abreast}u) {
+${each(
+  (i) => `let b${i} = next + ${i}u;
+let n${i} = select(min(${block}u, p.length - min(b${i} * ${block}u, p.length)), 0u, b${i} == own);
+let at${i} = first + b${i} * ${block}u;
+var c${i} = 0u;`,
+)}
+for (var reach = ${block}u; reach >= 1u; reach >>= 1u) {
+${each(
+  (i) => `{ let v = keys[min(at${i} + c${i} + reach, p.end) - 1u];
+let before = select(v < k, v <= k, b${i} < own);
+c${i} += select(0u, reach, before && c${i} + reach <= n${i}); }`,
+)}
+}
+${each((i) => `rank += c${i};`)}
+}
+let place = i32(places[first + e]);
+let y = y_at(row) + i32(rank) * p.y_step;
+values[p.values0 + y] = x[p.x0 + x_at(row) + place * p.x_step];
+indices[p.indices0 + y] = place;`,
   }
 }
 
