@@ -354,21 +354,23 @@ const isOneOf = (x: Tensor, tokens: Tensor): Tensor => x.eq(tokens).any(1, { kee
 
 /** Draws a token per row of logits (B, V), int32 (B, 1); -1 where a row has no finite maximum. */
 function sample(logits: Tensor, options: GenerateOptions): Tensor {
-  const top = amax(logits, 1, { keepdim: true })
-  return applyProgram(FINITE, [top, choose(logits, top, options)])
+  const { temperature = 1 } = options
+  const top = temperature > 0 && temperature < 1 ? amax(logits, 1, { keepdim: true }) : null
+  const token = choose(logits, top, options)
+  // NaN and ∞ are chosen wherever they are, −∞ where there is nothing else; but for what the largest is taken from.
+  return applyProgram(FINITE, [top ?? logits.gather(1, token), token])
 }
 
-const FINITE = program('finite_choice', 2, ([top, token]) =>
-  e.select(e.lt(e.abs(top as Expr), Infinity), token as Expr, NONE),
+const FINITE = program('finite_choice', 2, ([logit, token]) =>
+  e.select(e.lt(e.abs(logit as Expr), Infinity), token as Expr, NONE),
 )
 
-function choose(logits: Tensor, top: Tensor, options: GenerateOptions): Tensor {
+function choose(logits: Tensor, top: Tensor | null, options: GenerateOptions): Tensor {
   const { temperature = 1, topK, topP = 1, minP = 0 } = options
   if (temperature === 0) return argmax(logits, 1, { keepdim: true })
   const size = logits.shape[1] as number
   // Counted from the largest, scores cannot leave float32's range at the upper end, however cold it is.
-  let scores =
-    temperature < 1 ? logits.sub(top).div(Math.max(temperature, 2 ** -100)) : logits.div(temperature)
+  let scores = top === null ? logits.div(temperature) : logits.sub(top).div(Math.max(temperature, 2 ** -100))
   let tokens: Tensor | null = null
   if ((topK ?? size) < size || topP < 1) {
     ;[scores, tokens] = topk(scores, Math.min(topK ?? size, size), 1)
