@@ -1,7 +1,8 @@
 /**
  * Products with few rows, as a step of decoding has: out[m, n] = Σₖ x[m, k] · w[n, k], m ≤ 8, where both are read along k in
  * vectors of four. All that takes time is to read w once. A tile of a matrix would have a core read 32 columns from one
- * end of k to the other; here 32 to 256 threads share the k of one column, and their sums are folded.
+ * end of k to the other; here 32 to 256 threads share the k of one column, and their sums are folded. A thread that has
+ * only some vectors of w asks for all of them at once, and for what its epilogue needs: it waits for memory once.
  *
  * On one H200, 1 × 768 → 3,072 with a bias and GELU: in tiles 53 µs, with what measuring a dispatch adds; reading w takes 2.
  *
@@ -31,8 +32,9 @@ import { accessA, accessB, type Problem, transposed } from './problem.ts'
 const mostRows = 8
 /** With fewer steps there is little to share. */
 const leastSteps = 128
-/** Vectors that a thread has under way. */
+/** Vectors that a thread has under way in a loop; with fewer than `straight` of its own, by so many rows, there is none. */
 const unroll = 4
+const straight = { vectors: 8, byRows: 16 }
 
 /** The product in the form that the kernel takes, as it is or transposed; null for any other. */
 export function skinnyOf(p: Problem): Problem | null {
@@ -51,8 +53,11 @@ export function skinny(engine: Engine, label: string, p: Problem, program: Typed
   const epilogue: Epilogue = { ...epilogueOf(p, program), vectors: false }
   const lanes = lanesOf(engine, p)
   const subgroup = subgroupOf(engine)
-  const key = `ms${p.m},${lanes}${epilogueKey(epilogue)}`
-  const kernel = engine.kernel(key, label, () => shader(p.m, lanes, subgroup, epilogue))
+  const share = Math.ceil(p.k / 4 / lanes)
+  const held = share <= straight.vectors && share * p.m <= straight.byRows ? share : 0
+  const exact = held * lanes * 4 === p.k
+  const key = `ms${p.m},${lanes},${held}${exact ? 'x' : ''}${epilogueKey(epilogue)}`
+  const kernel = engine.kernel(key, label, () => shader(p.m, lanes, held, exact, subgroup, epilogue))
   const columns = workgroup / lanes
   const matrices = [p.a, p.b, ...p.outs, ...p.extras]
   engine.run(
@@ -70,13 +75,41 @@ function lanesOf({ tuning }: Engine, { n, k }: Problem): number {
   return lanes
 }
 
-function shader(rows: number, lanes: number, subgroup: number, epilogue: Epilogue): Shader {
+/** `held`: the vectors of w of a thread, 0 if there may be more; `exact` if all threads have so many. */
+function shader(
+  rows: number,
+  lanes: number,
+  held: number,
+  exact: boolean,
+  subgroup: number,
+  epilogue: Epilogue,
+): Shader {
   const all = Array.from({ length: rows }, (_, m) => m)
   const ks = Array.from({ length: unroll }, (_, k) => k)
   const at = (k: number): string => (k === 0 ? 'j' : `j + ${k * lanes}`)
   const load = (k: number): string => `let w${k} = x1[base + ${at(k)}];`
   const add = (k: number): string => all.map((m) => `s${m} += dot(x0[row${m} + ${at(k)}], w${k});`).join(' ')
-  const extras = epilogue.extras.length > 0
+  const last = exact ? -1 : held - 1
+  const place = (k: number): string =>
+    k === last ? `min(lane + ${k * lanes}, vectors - 1)` : `lane + ${k * lanes}`
+  const own = Array.from({ length: held }, (_, k) => k)
+  const addOwn = (k: number): string =>
+    all
+      .map((m) => {
+        const sum = `s${m} + dot(x0[row${m} + ${place(k)}], w${k})`
+        return `s${m} = ${k === last ? `select(s${m}, ${sum}, lane + ${k * lanes} < vectors)` : sum};`
+      })
+      .join(' ')
+  const products =
+    held > 0
+      ? `${own.map((k) => `let w${k} = x1[base + ${place(k)}];`).join(' ')}
+${own.map(addOwn).join('\n')}`
+      : `var j = lane;
+for (; j + ${(unroll - 1) * lanes} < vectors; j += ${unroll * lanes}) {
+${ks.map(load).join(' ')}
+${ks.map(add).join('\n')}
+}
+for (; j < vectors; j += ${lanes}) { ${load(0)} ${add(0)} }`
   const folded = { lanes, subgroup }
   return {
     params: fields(2 + epilogue.outs + epilogue.extras.length, 0),
@@ -96,19 +129,14 @@ ${places(2 + epilogue.outs + epilogue.extras.length, 0)}
 let base = (q1 + n * p.c1) >> 2u;
 ${all.map((m) => `let row${m} = (q0 + ${m} * p.r0) >> 2u; var s${m} = 0.0;`).join('\n')}
 let vectors = p.k >> 2u;
-var j = lane;
-for (; j + ${(unroll - 1) * lanes} < vectors; j += ${unroll * lanes}) {
-${ks.map(load).join(' ')}
-${ks.map(add).join('\n')}
-}
-for (; j < vectors; j += ${lanes}) { ${load(0)} ${add(0)} }
+${loadExtras(epilogue, 2, '0', 'n', 'a', true, 1)}
+${all.map((m) => loadExtras(epilogue, 2, `${m}`, 'n', `r${m}`, false, 1)).join('\n')}
+${products}
 ${all.map((m) => `let t${m} = total(s${m}, li);`).join('\n')}
 if (lane == 0 && column < p.n) {
-${extras ? loadExtras(epilogue, 2, '0', 'n', 'a', true, 1) : ''}
 ${all
   .map(
     (m) => `{
-${extras ? loadExtras(epilogue, 2, `${m}`, 'n', `r${m}`, false, 1) : ''}
 ${store(epilogue, 2, `${m}`, 'n', `t${m}`, [`r${m}`, 'a'], 1)}
 }`,
   )
