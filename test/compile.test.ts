@@ -18,6 +18,7 @@ import {
   withBackend,
 } from 'tilegrad'
 import { afterAll, describe, expect, it } from 'vitest'
+import { collected } from '../packages/core/test/support/collected.ts'
 
 // Compiled training beside the same training without: bit for bit where nothing is fused.
 
@@ -140,6 +141,38 @@ describe('a compiled function', () => {
       expect(values[0]).toBe(scope(() => model.forward(x).logits.sum().itemSync()))
       expect(forward.plans.length).toBe(2)
     })
+  })
+
+  it('may switch modules itself', () => {
+    withBackend(cpu, () => {
+      const model = new GPT({ ...sizes, dropout: 0.5 })
+      const evaluate = compile((x: Tensor) => {
+        model.eval()
+        const sum = model.forward(x).logits.sum()
+        model.train()
+        return sum
+      })
+      const x = randint(0, 13, [2, 12])
+      const values = Array.from({ length: 8 }, () => evaluate(x).itemSync())
+      expect(new Set(values).size).toBe(1)
+      expect(evaluate.plans.length).toBe(1)
+      expect(model.training).toBe(true)
+      evaluate.dispose()
+    })
+  })
+
+  it('is freed with the function, if nobody says so', async () => {
+    const before = memory().bytes
+    withBackend(cpu, () => {
+      const f = compile((x: Tensor) => x.exp().matmul(x).sum())
+      scope(() => {
+        const x = randint(0, 13, [64, 64]).to('float32')
+        for (let i = 0; i < 4; i++) f(x)
+      })
+    })
+    expect(memory().bytes).toBeGreaterThan(before)
+    await collected()
+    expect(memory().bytes).toBeLessThanOrEqual(before)
   })
 
   it('may be the first that an engine computes, whose checks of itself are no part of it', async () => {

@@ -6,5 +6,5 @@
 
 export { expectWindow } from './checks.ts'
 export { type Listener, listen } from './dispatch/call.ts'
-export { eachRun, expected, live, uncaptured } from './dispatch/capturing.ts'
+export { assigned, eachRun, expected, live, uncaptured } from './dispatch/capturing.ts'
 export { collapse, denseFrom, leadOf, type Nest, stridesOver, viewOf } from './tensor/nest.ts'

@@ -15,7 +15,7 @@ import {
   Tensor,
   ValueError,
 } from '@tilegrad/core'
-import { expected } from '@tilegrad/core/kernel'
+import { assigned, expected } from '@tilegrad/core/kernel'
 
 /** What a tensor is to the module that holds it. Transient buffers are not part of the state dict. */
 type Role = 'parameter' | 'buffer' | 'transient'
@@ -207,11 +207,13 @@ function* walk(
 export abstract class Module extends Printable {
   /** Whether this module is being trained, which dropout looks at; set by `train()` and `eval()`. */
   get training(): boolean {
-    return expected(() => this.#training)
+    return expected(this, () => this.#training)
   }
 
   set training(value: boolean) {
-    this.#training = value
+    assigned(this, () => {
+      this.#training = value
+    })
   }
 
   #training = true

@@ -54,6 +54,7 @@ export class Capture implements Capturing {
   backend: Backend | null = null
   /** Numbers that are filled before each replay, in the order in which they were asked for. */
   readonly #live = new Map<readonly number[], number>()
+  readonly #assigned = new Set<object>()
   readonly #draws = new Map<string, readonly number[]>()
   readonly #slotOf = new Map<BackendBuffer, number>()
 
@@ -156,8 +157,12 @@ export class Capture implements Capturing {
     return numbers
   }
 
-  expects(read: () => unknown): void {
-    this.expectations.push({ read, value: read() })
+  expects(owner: object, read: () => unknown): void {
+    if (!this.#assigned.has(owner)) this.expectations.push({ read, value: read() })
+  }
+
+  assigned(owner: object): void {
+    this.#assigned.add(owner)
   }
 }
 

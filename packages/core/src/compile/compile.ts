@@ -80,7 +80,7 @@ export function compile<A extends readonly unknown[], R>(
     const key = `${textOf(tree)} ${given.map(kindOf).join()} ${gradEnabled()} ${idOf(defaultBackend())}`
     let found = recordings.get(key)
     recordings.delete(key)
-    found ??= new Recordings(tree, given, fuse)
+    found ??= new Recordings(tree, given, fuse, maxPlans)
     recordings.set(key, found)
     for (const [old, other] of recordings) {
       if (recordings.size <= maxPlans) break
@@ -127,6 +127,7 @@ interface Ready {
 class Recordings {
   readonly #tree: Tree
   readonly #fuse: boolean
+  readonly #most: number
   /** What the function is given: copies of the arguments, always in the same memory; leaves as they are. */
   readonly #inputs: readonly Tensor[]
   readonly #ready: Ready[] = []
@@ -134,8 +135,9 @@ class Recordings {
   #attempts = 0
   #why = ''
 
-  constructor(tree: Tree, given: readonly Tensor[], fuse: boolean) {
+  constructor(tree: Tree, given: readonly Tensor[], fuse: boolean, most: number) {
     this.#tree = tree
+    this.#most = most
     this.#fuse = fuse
     this.#inputs = given.map((t) => (t.requiresGrad ? t : allocate(t.backend, t.shape, t.dtype).keep()))
   }
@@ -209,6 +211,7 @@ class Recordings {
     }
     this.#attempts = 0
     this.#last = null
+    if (this.#ready.length >= this.#most) this.#ready.shift()?.plan.release()
     if (capture.backend)
       this.#ready.push({ plan: new Plan(capture.backend, capture, refs, this.#fuse), tree })
     return { value }

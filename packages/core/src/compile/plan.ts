@@ -24,6 +24,9 @@ export interface PlanInfo {
   readonly unsharedBytes: number
 }
 
+/** Gives back what was prepared for plans that nobody can reach any more. */
+const dropped = new FinalizationRegistry<Prepared>((prepared) => prepared.release())
+
 /** A recorded function, ready to run again. */
 export class Plan implements PlanInfo {
   readonly recorded: number
@@ -99,6 +102,8 @@ export class Plan implements PlanInfo {
       tensor: lasting[i] >= 0 ? own(gradOf(grad, lasting[i])) : null,
     }))
     this.#storages = [...storages.values()]
+    // Who drops the function without a word leaves them to the garbage collector.
+    for (const storage of this.#storages) storage.adopt()
     const outer = new Set<Storage>()
     const written = new Set<Storage>()
     for (const step of steps) {
@@ -111,6 +116,7 @@ export class Plan implements PlanInfo {
     this.#outer = [...outer].map((storage) => ({ storage, buffer: storage.buffer as object }))
     this.#lines = steps.map((step) => line(step, (slot) => places.get(slot)?.place, [...storages.keys()]))
     this.#prepared = backend.prepare?.(calls) ?? null
+    if (this.#prepared) dropped.register(this, this.#prepared, this)
   }
 
   /** Is everything as it was when the function was recorded? */
@@ -152,6 +158,7 @@ export class Plan implements PlanInfo {
   }
 
   release(): void {
+    dropped.unregister(this)
     this.#prepared?.release()
     for (const t of this.#results) t.dispose()
     for (const { tensor } of this.#grads) tensor?.dispose()

@@ -28,8 +28,10 @@ export interface Capturing {
   isLive(numbers: readonly number[]): boolean
   /** The numbers of a draw: the very same array for the same draw. */
   draw<N extends readonly number[]>(numbers: N, again: () => N): N
-  /** What the function does depends on this value: a replay is for the same value only. */
-  expects(read: () => unknown): void
+  /** What the function does depends on a value of `owner`: a replay is for the same value only. */
+  expects(owner: object, read: () => unknown): void
+  /** The function itself sets what `owner` says from here on. */
+  assigned(owner: object): void
 }
 
 let capture: Capturing | null = null
@@ -103,16 +105,33 @@ export function eachRun(effect: () => void): void {
 }
 
 /**
- * Reads a value on which it depends what is computed, such as whether a module trains: a compiled function is recorded
- * anew where the value is another one.
+ * Reads a value of `owner` on which it depends what is computed, such as whether a module trains: a compiled function is
+ * recorded anew where the value is another one.
  *
  * @example
  * import { expected } from '@tilegrad/core/kernel'
  *
  * const module = { training: true }
- * expected(() => module.training) // → true
+ * expected(module, () => module.training) // → true
  */
-export function expected<T>(read: () => T): T {
-  capture?.expects(read)
+export function expected<T>(owner: object, read: () => T): T {
+  capture?.expects(owner, read)
   return read()
+}
+
+/**
+ * Sets what `expected` reads of `owner`: a compiled function that does so does it again each time.
+ *
+ * @example
+ * import { assigned } from '@tilegrad/core/kernel'
+ *
+ * const module = { training: true }
+ * assigned(module, () => {
+ *   module.training = false
+ * })
+ * module.training // → false
+ */
+export function assigned(owner: object, set: () => void): void {
+  capture?.assigned(owner)
+  eachRun(set)
 }

@@ -28,7 +28,7 @@ export class Place {
 
   /** How many rows of a cache are in sight of the next token. */
   get rows(): number {
-    return expected(() =>
+    return expected(this, () =>
       Math.min(this.#capacity, Math.max(least, 2 ** Math.ceil(Math.log2(this.#length + 1)))),
     )
   }
