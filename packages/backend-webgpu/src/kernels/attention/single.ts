@@ -52,6 +52,9 @@ export const singleTile: Tile = { ty: 1, rm: 1, tx: 1, kn: 1 }
 const threads = 256
 /** The keys whose scores fit the array for them. */
 const most = 1024
+/** Vectors of a key, and vectors of a column's values, that a thread has under way together. */
+const wide = 16
+const ahead = 8
 /** Threads in a column that share out keys, at most. */
 const mostWays = 32
 
@@ -153,16 +156,26 @@ function singleShader(form: Form, apart: boolean): Shader {
   const item = vectors ? 'vec4<f32>' : 'f32'
   const [q4, v4] = [Math.ceil(dq / 4), Math.ceil(dv / 4)]
   const ways = Math.min(mostWays, Math.floor(threads / v4))
-  /** Loads of so many vectors are under way together. */
-  const ahead = 8
-  const product = each(Math.ceil(q4 / ahead), (block) => {
-    const count = Math.min(ahead, q4 - block * ahead)
+  const product = each(Math.ceil(q4 / wide), (block) => {
+    const count = Math.min(wide, q4 - block * wide)
     const load = (i: number): string =>
-      `let a${i} = ${columns(form, 'q', 'qBase', block * ahead + i, dq)}; let b${i} = ${columns(form, 'k', 'row', block * ahead + i, dq)};`
+      `let a${i} = ${columns(form, 'q', 'qBase', block * wide + i, dq)}; let b${i} = ${columns(form, 'k', 'row', block * wide + i, dq)};`
     const add = (i: number): string =>
       ['x', 'y', 'z', 'w'].map((e) => `s0_0 = fma(a${i}.${e}, b${i}.${e}, s0_0);`).join(' ')
     return `{\n${each(count, load)}\n${each(count, add)}\n}`
   })
+  const loadValues = (at: string): string =>
+    each(
+      ahead,
+      (i) => `let j${i} = min(${at} + ${i * ways}, last); let base${i} = vBase + j${i} * p.vRow;
+let v${i} = ${columnsAt(form, 'v', `base${i}`, 'c', dv)};`,
+    )
+  const addValues = (at: string): string =>
+    each(
+      ahead,
+      (i) => `{ let w = select(ts[max(j${i} - begin, 0)], -1.0, ${at} + ${i * ways} >= end);
+sum = select(fma(vec4f(w), v${i}, sum), sum, w < 0.0); total = select(total + w, total, w < 0.0); }`,
+    )
   const body = `let row = wg.x + wg.y * groups.x;
 if (row >= p.count) { return; }
 let head = row / p.blocks; let q0 = i32(row % p.blocks);
@@ -174,6 +187,10 @@ ${headOptions(form)}
 // What causality and a window hide is not looked at.
 let begin = max(i32(wg.z) * p.span, q0 + p.low + 1);
 let end = min(min(i32(wg.z + 1u) * p.span, p.keys), q0 + p.high + 1);
+let c = i32(li % ${v4}u); let way = i32(li / ${v4}u);
+// The first values are under way while scores are computed.
+let first = begin + way; let last = max(end, 1) - 1;
+${loadValues('first')}
 let tx = 0u; let ty = 0u;
 var top = p.ninf;
 for (var k0 = begin + i32(li); k0 < end; k0 += ${threads}) {
@@ -200,20 +217,12 @@ let s = ts[j];
 ts[j] = select(${power('s - level')}, -1.0, s == p.ninf);
 }
 workgroupBarrier();
-let c = i32(li % ${v4}u); let way = i32(li / ${v4}u);
 if (way < ${ways}) {
 var sum = vec4f(); var total = 0.0;
-for (var j = begin + way; j < end; j += ${ahead * ways}) {
-${each(
-  ahead,
-  (i) => `let j${i} = min(j + ${i * ways}, end - 1); let base${i} = vBase + j${i} * p.vRow;
-let v${i} = ${columnsAt(form, 'v', `base${i}`, 'c', dv)};`,
-)}
-${each(
-  ahead,
-  (i) => `{ let w = select(ts[j${i} - begin], -1.0, j + ${i * ways} >= end);
-sum = select(fma(vec4f(w), v${i}, sum), sum, w < 0.0); total = select(total + w, total, w < 0.0); }`,
-)}
+${addValues('first')}
+for (var j = first + ${ahead * ways}; j < end; j += ${ahead * ways}) {
+${loadValues('j')}
+${addValues('j')}
 }
 to[li] = sum;
 if (c == 0) { tr[way] = total; }
