@@ -248,7 +248,7 @@ export const kaimingNormal_ = (t: Tensor, options: KaimingOptions = {}): Tensor 
 export function orthogonal_(t: Tensor, factor = 1): Tensor {
   numbers('orthogonal_', { factor })
   fans('orthogonal_', t)
-  const rows = t.shape[0] as number
+  const rows = t.shape[0]
   const columns = rows === 0 ? 0 : t.numel / rows
   const [count, length] = rows <= columns ? [rows, columns] : [columns, rows]
   const vectors: Float64Array[] = []
@@ -261,7 +261,7 @@ export function orthogonal_(t: Tensor, factor = 1): Tensor {
   }
   const at = (i: number): number => {
     const [r, c] = [Math.floor(i / columns), i % columns]
-    return factor * ((rows <= columns ? vectors[r]?.[c] : vectors[c]?.[r]) as number)
+    return factor * (rows <= columns ? vectors[r][c] : vectors[c][r])
   }
   const values = Float64Array.from({ length: t.numel }, (_, i) => at(i))
   return write(t, () => void t.copy_(tensor(values, t.shape, like(t))))
@@ -270,10 +270,10 @@ export function orthogonal_(t: Tensor, factor = 1): Tensor {
 /** A normal number on the host (Box & Muller 1958); 1 − u keeps the logarithm finite. */
 const normal = (): number => Math.sqrt(-2 * Math.log(1 - hostRandom())) * Math.cos(2 * Math.PI * hostRandom())
 
-const dot = (a: Float64Array, b: Float64Array): number => a.reduce((s, v, i) => s + v * (b[i] as number), 0)
+const dot = (a: Float64Array, b: Float64Array): number => a.reduce((s, v, i) => s + v * b[i], 0)
 
 function axpy(y: Float64Array, alpha: number, x: Float64Array): void {
-  for (let i = 0; i < y.length; i++) y[i] = (y[i] as number) + alpha * (x[i] as number)
+  for (let i = 0; i < y.length; i++) y[i] = y[i] + alpha * x[i]
 }
 
 /** Zeros along one index of the first dim: a padding row. @internal */

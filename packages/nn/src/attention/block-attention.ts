@@ -55,7 +55,7 @@ export class BlockChooser {
   mask(q: Tensor, k: Tensor, isCausal: boolean): BlockMask {
     const blockSize = this.#size
     if ('keep' in this.#blocks) return topkBlocks(q, k, { blockSize, keep: this.#blocks.keep, isCausal })
-    const [t, s] = [q.shape[2] as number, k.shape[2] as number]
+    const [t, s] = [q.shape[2], k.shape[2]]
     const last = this.#last
     if (last && last.t === t && last.s === s && last.mask.visible.backend === q.backend) return last.mask
     const { visible } = this.#blocks

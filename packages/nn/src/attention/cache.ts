@@ -226,7 +226,7 @@ export class KVCache extends AttentionCache {
     const joined = (store: Tensor, x: Tensor): Tensor =>
       past === 0 ? x : cat([store.narrow(2, this.#held - past, past), x], 2)
     const all = { keys: joined(this.keys, k), values: joined(this.values, v) }
-    const rows = all.keys.shape[2] as number
+    const rows = all.keys.shape[2]
     const kept = Math.min(rows, this.window - 1)
     this.keys.narrow(2, 0, kept).copy_(all.keys.narrow(2, rows - kept, kept))
     this.values.narrow(2, 0, kept).copy_(all.values.narrow(2, rows - kept, kept))

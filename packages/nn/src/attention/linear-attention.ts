@@ -42,7 +42,7 @@ export abstract class StateAttention extends SelfAttention<StateCache> {
     if (attnMask || keyMask) throw new ValueError(`${name}: takes no masks`)
     const [keys, values] = [this.#served(k), this.#served(v)]
     if (!cache) return this.finish(this.recur(q, keys, values, call.x, null)[0], call.x)
-    const heads = cache.advance(q.shape[2] as number, [q, k, v], (memory) =>
+    const heads = cache.advance(q.shape[2], [q, k, v], (memory) =>
       this.recur(q, keys, values, call.x, memory),
     )
     return this.finish(heads, call.x)

@@ -354,14 +354,14 @@ export class MultiHeadAttention extends SelfAttention<KVCache> {
   protected attend(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall<KVCache>): Tensor {
     const { cache } = call
     const { keys, values } = cache ? cache.append(k, v) : { keys: k, values: v }
-    const rows = keys.shape[keys.rank - 2] as number
+    const rows = keys.shape[keys.rank - 2]
     // With a window the cache may hold the last keys only.
     const length = cache?.length ?? rows
     const last = (mask: Tensor): Tensor =>
       length > rows && mask.shape[mask.rank - 1] === length ? mask.narrow(-1, length - rows, rows) : mask
     let mask = this.#mask(call, last)
     if (cache && this.#blocks) {
-      const queries = q.shape[q.rank - 2] as number
+      const queries = q.shape[q.rank - 2]
       const places = { firstQuery: length - queries, queries, firstKey: length - rows, keys: rows }
       const seen = this.#blocks.rows(places, q)
       mask = mask ? both(mask, seen) : seen

@@ -198,5 +198,5 @@ function counted(mask: Tensor, t: number): Tensor {
     .cumsum(1)
     .sub(1)
     .clamp(0)
-    .narrow(1, (mask.shape[1] as number) - t, t)
+    .narrow(1, mask.shape[1] - t, t)
 }

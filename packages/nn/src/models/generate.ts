@@ -301,7 +301,7 @@ class Run {
         const grow = (x: Tensor | null, by: Tensor): Tensor | null => {
           if (!x) return null
           const all = cat([x, by], 1)
-          const length = all.shape[1] as number
+          const length = all.shape[1]
           return length > maxLength ? all.narrow(1, length - maxLength, maxLength).clone() : all
         }
         return { next, seen: grow(this.#seen, next), mask: grow(this.#mask, next.eq(next)) }
@@ -368,7 +368,7 @@ const FINITE = program('finite_choice', 2, ([logit, token]) =>
 function choose(logits: Tensor, top: Tensor | null, options: GenerateOptions): Tensor {
   const { temperature = 1, topK, topP = 1, minP = 0 } = options
   if (temperature === 0) return argmax(logits, 1, { keepdim: true })
-  const size = logits.shape[1] as number
+  const size = logits.shape[1]
   // Counted from the largest, scores cannot leave float32's range at the upper end, however cold it is.
   let scores = top === null ? logits.div(temperature) : logits.sub(top).div(Math.max(temperature, 2 ** -100))
   let tokens: Tensor | null = null

@@ -174,7 +174,7 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
       for (const [name, list] of missing) {
         const made = packedZeros(list.map(([p]) => p))
         for (const [i, [, state]] of list.entries())
-          reserved.set(state, { ...reserved.get(state), [name]: made[i] as Tensor })
+          reserved.set(state, { ...reserved.get(state), [name]: made[i] })
       }
       const updates = new Map<Program, Update[]>()
       eachRun(() => {
@@ -259,7 +259,7 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
     const keys = dict.paramGroups.flatMap((group) => group.params)
     const all = this.#all()
     const loaded = all.map((p, i): ParamState | null => {
-      const saved = dict.state[keys[i] as number]
+      const saved = dict.state[keys[i]]
       if (!saved) return null
       for (const [slot, t] of Object.entries(saved.tensors)) {
         expectEntry(`${name}: ${slot} of parameter ${i}`, t)
@@ -274,7 +274,7 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
     const copies = noGrad(() => copiesOf(loaded, all))
     this.#forget()
     copies.forEach((copy, i) => {
-      if (copy) this.#state.set(all[i] as Tensor, copy)
+      if (copy) this.#state.set(all[i], copy)
     })
     dict.paramGroups.forEach((saved, i) => {
       const group = this.paramGroups[i] as ParamGroup<O>
@@ -346,7 +346,7 @@ function copiesOf(
   const copies = states.map((state) => state && { step: state.step, tensors: {} as Record<string, Tensor> })
   for (const name of new Set(states.flatMap((state) => (state ? Object.keys(state.tensors) : [])))) {
     const which = [...states.keys()].filter((i) => states[i]?.tensors[name])
-    const made = packedZeros(which.map((i) => params[i] as Tensor))
+    const made = packedZeros(which.map((i) => params[i]))
     for (const [k, i] of which.entries()) {
       const [state, copy, p, to] = [states[i], copies[i], params[i], made[k]] as [
         ParamState,
@@ -354,7 +354,7 @@ function copiesOf(
         Tensor,
         Tensor,
       ]
-      const from = state.tensors[name] as Tensor
+      const from = state.tensors[name]
       scope(() => void copy_(to, moveTensor(moveTensor(from.detach(), p.dtype), p.backend)))
       copy.tensors[name] = to
     }

@@ -18,26 +18,23 @@ export function packedZeros(like: readonly Tensor[]): Tensor[] {
   const made = new Array<Tensor>(like.length)
   const left = new Set(like.keys())
   for (const first of left) {
-    const { backend, dtype } = like[first] as Tensor
+    const { backend, dtype } = like[first]
     const same = [...left].filter((i) => like[i]?.backend === backend && like[i]?.dtype === dtype)
     for (const i of same) left.delete(i)
     let from = 0
     while (from < same.length) {
-      const piece = same.slice(from, from + lengthOfPiece(same.slice(from).map((i) => like[i] as Tensor)))
+      const piece = same.slice(from, from + lengthOfPiece(same.slice(from).map((i) => like[i])))
       const starts: number[] = []
       let size = 0
       for (const i of piece) {
         starts.push(size)
-        size += aligned((like[i] as Tensor).numel)
+        size += aligned(like[i].numel)
       }
       scope(() => {
         const whole = zeros([size], { device: backend, dtype })
         piece.forEach((i, k) => {
-          const { shape, numel } = like[i] as Tensor
-          made[i] = whole
-            .narrow(0, starts[k] as number, numel)
-            .reshape(shape)
-            .keep()
+          const { shape, numel } = like[i]
+          made[i] = whole.narrow(0, starts[k], numel).reshape(shape).keep()
         })
       })
       from += piece.length

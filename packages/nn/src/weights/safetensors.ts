@@ -122,13 +122,13 @@ function entryOf(name: string, value: unknown): { dtype: StoredDType; shape: num
     )
   if (!isSizes(shape)) throw wrong(`${what} has shape ${brief(shape)}; expected whole numbers`)
   if (shape.length > MOST_DIMS) throw wrong(`${what} has ${shape.length} dims; at most ${MOST_DIMS} are read`)
-  if (!isSizes(range) || range.length !== 2 || (range[0] as number) > (range[1] as number))
+  if (!isSizes(range) || range.length !== 2 || range[0] > range[1])
     throw wrong(
       `${what} has data_offsets ${brief(range)}; expected its first byte and the one after its last`,
     )
   const known = dtype as StoredDType
   const expected = shape.reduce((n, d) => n * d, SIZES[known])
-  const given = (range[1] as number) - (range[0] as number)
+  const given = range[1] - range[0]
   if (expected !== given)
     throw wrong(`${what}, ${known} ${brief(shape)}, takes ${expected} bytes; data_offsets hold ${given}`)
   return { dtype: known, shape, range }
