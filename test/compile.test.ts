@@ -5,11 +5,16 @@ import {
   compile,
   createCpuBackend,
   decayGroups,
+  full,
   GPT,
   type GPTConfig,
   manualSeed,
   memory,
+  noGrad,
   type Optimizer,
+  ones,
+  RandomGenerator,
+  rand,
   randint,
   SGD,
   schedule,
@@ -140,6 +145,86 @@ describe('a compiled function', () => {
       expect(new Set(values).size).toBe(1)
       expect(values[0]).toBe(scope(() => model.forward(x).logits.sum().itemSync()))
       expect(forward.plans.length).toBe(2)
+    })
+  })
+
+  it('finds gradients that others have put there, and adds to them', () => {
+    withBackend(cpu, () => {
+      const sums = (wrap: Wrap): number[] => {
+        const w = ones([3], { requiresGrad: true })
+        const step = wrap((x: Tensor) => {
+          const loss = w.mul(x).sum()
+          loss.backward()
+          return loss
+        })
+        return Array.from({ length: 12 }, (_, i) => {
+          if (i % 4 === 0) w.grad = null
+          if (i % 5 === 2) w.grad = full([3], i)
+          step(full([3], i + 1))
+          return (w.grad as Tensor).sum().itemSync()
+        })
+      }
+      expect(sums((fn) => compile(fn))).toEqual(sums((fn) => fn))
+    })
+  })
+
+  it('tells who sets options inside', () => {
+    withBackend(cpu, () => {
+      const w = ones([3], { requiresGrad: true })
+      const optimizer = new SGD([w], { lr: 0.1 })
+      const step = compile((rate: number) => {
+        const [group] = optimizer.paramGroups
+        if (group) group.lr = rate * optimizer.lr
+        w.square().sum().backward()
+        optimizer.step()
+        optimizer.zeroGrad()
+      })
+      const call = (): void => {
+        for (let i = 0; i < 4; i++) step(0.5)
+      }
+      expect(call).toThrow(/setting options of SGD cannot be a part of a compiled function; do it outside/)
+    })
+  })
+
+  it('sees when a weight is frozen, a hook is added, or another generator draws', () => {
+    withBackend(cpu, () => {
+      const run = (wrap: Wrap): number[] => {
+        manualSeed(4)
+        const [w, v] = [ones([3], { requiresGrad: true }), ones([3], { requiresGrad: true })]
+        const step = wrap((x: Tensor) => {
+          const loss = w
+            .mul(v)
+            .mul(x)
+            .add(rand([3]))
+            .square()
+            .sum()
+          loss.backward()
+          noGrad(() => {
+            for (const p of [w, v]) if (p.grad) p.sub_(p.grad.mul(0.01))
+          })
+          for (const p of [w, v]) p.grad = null
+          return loss
+        })
+        return Array.from({ length: 16 }, (_, i) => {
+          if (i === 6) v.requiresGrad = false
+          if (i === 9) w.registerHook((g) => g.mul(2))
+          const call = (): Tensor => step(full([3], 1))
+          return (i % 3 === 2 ? new RandomGenerator(i).run(call) : call()).itemSync()
+        })
+      }
+      expect(run((fn) => compile(fn, { fuse: false }))).toEqual(run((fn) => fn))
+    })
+  })
+
+  it('gives results of its own, and refuses arguments that are in use otherwise', () => {
+    withBackend(cpu, () => {
+      const same = compile((x: Tensor) => [x, x.reshape([3, 1])])
+      const kept = Array.from({ length: 5 }, (_, i) => same(full([3], i)))
+      expect(kept.map(([a]) => (a as Tensor).dataSync()[0])).toEqual([0, 1, 2, 3, 4])
+      expect(kept.map(([, b]) => (b as Tensor).dataSync()[0])).toEqual([0, 1, 2, 3, 4])
+      const buffer = ones([3])
+      const uses = compile((x: Tensor) => buffer.add(x))
+      expect(() => uses(buffer.narrow(0, 0, 3))).toThrow(/shares memory with a tensor that the function uses/)
     })
   })
 

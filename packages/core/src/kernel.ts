@@ -6,5 +6,13 @@
 
 export { expectWindow } from './checks.ts'
 export { type Listener, listen } from './dispatch/call.ts'
-export { assigned, eachRun, expected, live, uncaptured } from './dispatch/capturing.ts'
+export {
+  assigned,
+  eachRun,
+  expected,
+  live,
+  outsideOnly,
+  uncaptured,
+  unchanged,
+} from './dispatch/capturing.ts'
 export { collapse, denseFrom, leadOf, type Nest, stridesOver, viewOf } from './tensor/nest.ts'

@@ -112,14 +112,16 @@ export class RandomGenerator extends Printable {
 
 /** The parameters of the next draw: key and draw number, as a random program expects them. @internal */
 export function nextDraw(): readonly [number, number, number] {
-  const source = from
-  const next = (): readonly [number, number, number] => {
-    const { state } = source
+  const take = (source: object | null): readonly [number, number, number] => {
+    const { state } = (source ?? from) as typeof from
     return [state.key[0], state.key[1], state.draw++ | 0]
   }
-  const draw = next()
-  return capturing()?.draw(draw, next) ?? draw
+  const draw = take(from)
+  return capturing()?.draw(draw, from, take) ?? draw
 }
+
+/** Whose random numbers are drawn now. @internal */
+export const generatorNow = (): object => from
 
 /**
  * Draws a number from [0, 1) on the host, from the stream that `manualSeed` sets.

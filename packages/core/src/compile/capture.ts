@@ -2,10 +2,12 @@ import type { Backend, BackendBuffer, View } from '../dispatch/backend.ts'
 import { type Call, listen, listening } from '../dispatch/call.ts'
 import { type Capturing, setCapturing } from '../dispatch/capturing.ts'
 import { CompileError, DeviceError, show } from '../errors.ts'
+import { generatorNow } from '../random.ts'
 import type { DType, TypedArray } from '../tensor/dtype.ts'
-import { sameShape } from '../tensor/layout.ts'
+import { type Layout, sameShape } from '../tensor/layout.ts'
 import type { Storage } from '../tensor/storage.ts'
-import { Tensor } from '../tensor/tensor.ts'
+import { newestId, Tensor } from '../tensor/tensor.ts'
+import { textOf } from './tree.ts'
 
 /** A piece of memory of a recorded function: made while it ran, or there before. */
 export interface Slot {
@@ -38,6 +40,9 @@ export type Step =
 export interface LeafGrad {
   readonly leaf: Tensor
   readonly before: Storage | null
+  /** Where the gradient lay in it. */
+  readonly layout: Layout
+  readonly dtype: DType
   after: Storage | null
 }
 
@@ -52,11 +57,24 @@ export class Capture implements Capturing {
   /** Memory of gradients, also of those that were replaced: the garbage collector may not have been there yet. */
   readonly wereGrads = new Set<Storage>()
   backend: Backend | null = null
+  /** Generators of its own that the function draws from, null for that of the caller, in order. */
+  readonly sources: (object | null)[] = []
+  readonly #generator = generatorNow()
+  readonly #newest = newestId()
+  readonly #leaves = new Map<Tensor, boolean>()
+  readonly #watched: Map<object, () => string>
+  readonly #before: ReadonlyMap<object, string>
   /** Numbers that are filled before each replay, in the order in which they were asked for. */
   readonly #live = new Map<readonly number[], number>()
   readonly #assigned = new Set<object>()
   readonly #draws = new Map<string, readonly number[]>()
   readonly #slotOf = new Map<BackendBuffer, number>()
+
+  /** `watched`: whose state the function must leave alone, as far as earlier recordings have shown. */
+  constructor(watched: Map<object, () => string>) {
+    this.#watched = watched
+    this.#before = new Map([...watched].map(([owner, read]) => [owner, read()]))
+  }
 
   /** Runs `fn` and records it. */
   run<T>(fn: () => T): T {
@@ -77,7 +95,35 @@ export class Capture implements Capturing {
       setCapturing(null)
       listen(outer)
       for (const grad of this.grads.values()) grad.after = grad.leaf.grad?.storage ?? null
+      for (const [leaf, value] of this.#leaves) {
+        this.expectations.push({ read: () => leaf.requiresGrad, value })
+        const { hooks } = leaf
+        if (value) this.expectations.push({ read: () => leaf.hooks, value: hooks })
+      }
     }
+  }
+
+  /** What modules and gradients were like before, as far as it matters, as a text. */
+  circumstances(): string {
+    const values = this.expectations.map(({ value }) => textOf({ kind: 'value', value }))
+    const grads = [...this.grads.values()].map(({ leaf, before }) => `${leaf.id}${before ? '+' : '-'}`)
+    return `${values.join()} ${grads.sort().join()}`
+  }
+
+  /** The gradient, there before, that lies in a slot; null for none. */
+  gradIn(slot: number): LeafGrad | null {
+    const { outer, storage } = this.slots[slot]
+    if (outer === null) return null
+    for (const grad of this.grads.values()) if (grad.before === storage) return grad
+    return null
+  }
+
+  /** Are modules and gradients as they were? */
+  isAsNow(): boolean {
+    return (
+      this.expectations.every(({ read, value }) => Object.is(read(), value)) &&
+      [...this.grads.values()].every(({ leaf, before }) => (leaf.grad === null) === (before === null))
+    )
   }
 
   /** A view that a step or a result names. */
@@ -123,7 +169,23 @@ export class Capture implements Capturing {
     if (grad) this.wereGrads.add(grad.storage)
     if (!leaf.requiresGrad || this.grads.has(leaf)) return
     const before = grad?.storage ?? null
-    this.grads.set(leaf, { leaf, before, after: before })
+    const { dtype } = leaf
+    const { shape, strides, offset } = grad ?? leaf
+    this.grads.set(leaf, { leaf, before, layout: { shape, strides, offset }, dtype, after: before })
+  }
+
+  leaf(t: Tensor, requiresGrad: boolean): void {
+    if (t.id <= this.#newest && !this.#leaves.has(t)) this.#leaves.set(t, requiresGrad)
+  }
+
+  switched(t: Tensor): void {
+    if (t.id <= this.#newest) this.refuses('switching requiresGrad', 'switch it outside, before the call')
+  }
+
+  unchanged(owner: object, what: string, read: () => string): void {
+    const before = this.#before.get(owner)
+    if (before !== undefined && before !== read()) this.refuses(what, 'do it outside, before each call')
+    this.#watched.set(owner, read)
   }
 
   refuses(op: string, fix: string): never {
@@ -148,12 +210,15 @@ export class Capture implements Capturing {
     return this.#live.has(numbers)
   }
 
-  draw<N extends readonly number[]>(numbers: N, again: () => N): N {
+  draw<N extends readonly number[]>(numbers: N, source: object, again: (from: object | null) => N): N {
     const key = numbers.join()
     const known = this.#draws.get(key)
     if (known) return known as N
     this.#draws.set(key, numbers)
-    this.live(numbers, again)
+    // Of the generator that runs when the function is called, or of one that runs within it.
+    const own = source === this.#generator ? null : source
+    this.sources.push(own)
+    this.live(numbers, () => again(own))
     return numbers
   }
 
@@ -176,6 +241,8 @@ export function difference(a: Capture, b: Capture): string | null {
     if (found === '') return `step ${i} was ${describe(x)}, then ${describe(y)}`
     if (found) return `step ${i}, ${describe(x)}: ${found}`
   }
+  if (a.sources.length !== b.sources.length || a.sources.some((s, i) => s !== b.sources[i]))
+    return 'it draws from another generator each time; make it outside'
   if (a.effects.length !== b.effects.length) return `it asked for other numbers of the host`
   for (const [leaf, { before, after }] of a.grads) {
     const other = b.grads.get(leaf)
@@ -204,7 +271,10 @@ function stepDifference(a: Capture, b: Capture, x: Step, y: Step): string | null
     if (!sameRef(r, s))
       return sameShape(r.shape, s.shape) ? 'other tensors, or tensors made in another order' : ''
     const [from, to] = [a.slots[r.slot], b.slots[s.slot]]
-    if (from.outer !== to.outer || (from.outer && from.storage !== to.storage))
+    const another = from.outer !== to.outer || (from.outer !== null && from.storage !== to.storage)
+    // Gradients that add up are new ones each time until they are replayed.
+    const leaf = another ? a.gradIn(r.slot)?.leaf : undefined
+    if (another && (leaf === undefined || leaf !== b.gradIn(s.slot)?.leaf))
       return `a tensor ${show(r.shape)} that it uses was another one; what changes must be an argument`
   }
   const [n, m] = [x.call.numbers, y.call.numbers]

@@ -1,12 +1,12 @@
 import { gradEnabled, noGrad } from '../autograd/tape.ts'
-import { expectFunction, expectOptions } from '../checks.ts'
+import { expectFunction, expectOptions, describe as showValue } from '../checks.ts'
 import { capturing } from '../dispatch/capturing.ts'
 import { defaultBackend } from '../dispatch/device.ts'
-import { CompileError } from '../errors.ts'
+import { CompileError, show, ValueError } from '../errors.ts'
 import { copy, copyInto } from '../primitives/elementwise.ts'
-import { scope } from '../tensor/memory.ts'
+import { live } from '../tensor/memory.ts'
 import { shownAs } from '../tensor/printing.ts'
-import { refuseAsync } from '../tensor/scope.ts'
+import { refuseAsync, runScope } from '../tensor/scope.ts'
 import { allocate, type Tensor } from '../tensor/tensor.ts'
 import { Capture, describe, difference, type Ref } from './capture.ts'
 import { Plan, type PlanInfo } from './plan.ts'
@@ -32,6 +32,7 @@ export interface Compiled<A extends readonly unknown[], R> {
   toString(): string
   /** Frees all plans and their memory; the next call records anew. */
   dispose(): void
+  [Symbol.dispose](): void
 }
 
 /** How often the function may do something else each time. */
@@ -68,6 +69,10 @@ export function compile<A extends readonly unknown[], R>(
 ): Compiled<A, R> {
   expectFunction('compile', fn)
   const { maxPlans = 8, fuse = true } = expectOptions('compile', options, { maxPlans: 1, fuse: 1 })
+  if (!Number.isInteger(maxPlans) || maxPlans < 1)
+    throw new ValueError(`compile: maxPlans must be a whole number ≥ 1, got ${showValue(maxPlans)}`)
+  /** What went before it was ever replayed. */
+  let inVain = 0
   const recordings = new Map<string, Recordings>()
   const call = (...args: A): R => {
     // Within another one it is a part of that.
@@ -84,6 +89,10 @@ export function compile<A extends readonly unknown[], R>(
     recordings.set(key, found)
     for (const [old, other] of recordings) {
       if (recordings.size <= maxPlans) break
+      if (other.plans.length === 0 && ++inVain === 2 * maxPlans)
+        console.warn(
+          `tilegrad: compile: arguments of more than maxPlans = ${maxPlans} kinds come in turns, so that nothing is replayed; raise it, or pass numbers that change as tensors`,
+        )
       other.release()
       recordings.delete(old)
     }
@@ -94,17 +103,17 @@ export function compile<A extends readonly unknown[], R>(
     plans()
       .map((plan) => String(plan))
       .join('\n\n') || 'compile: nothing is recorded yet'
+  const dispose = (): void => {
+    for (const r of recordings.values()) r.release()
+    recordings.clear()
+  }
   const compiled = Object.defineProperties(
     shownAs(call, () => `Compiled(${fn.name || 'function'}, plans=${plans().length})`),
     {
-      plans: { get: plans },
+      plans: { get: () => plans().map((plan) => plan.info) },
+      [Symbol.dispose]: { value: () => dispose() },
       toString: { value: text },
-      dispose: {
-        value: () => {
-          for (const r of recordings.values()) r.release()
-          recordings.clear()
-        },
-      },
+      dispose: { value: () => dispose() },
     },
   )
   return compiled as unknown as Compiled<A, R>
@@ -123,6 +132,14 @@ interface Ready {
   readonly tree: Tree
 }
 
+/** A run that was recorded, and how many before it, in the same circumstances, did something else. */
+interface Recorded {
+  readonly capture: Capture
+  readonly tree: Tree
+  readonly attempts: number
+  readonly why: string
+}
+
 /** What was recorded for arguments of one kind. */
 class Recordings {
   readonly #tree: Tree
@@ -131,9 +148,9 @@ class Recordings {
   /** What the function is given: copies of the arguments, always in the same memory; leaves as they are. */
   readonly #inputs: readonly Tensor[]
   readonly #ready: Ready[] = []
-  #last: { readonly capture: Capture; readonly tree: Tree } | null = null
-  #attempts = 0
-  #why = ''
+  /** The latest run of each kind of circumstances: modules that train or not, gradients that are there or not. */
+  readonly #latest = new Map<string, Recorded>()
+  readonly #watched = new Map<object, () => string>()
 
   constructor(tree: Tree, given: readonly Tensor[], fuse: boolean, most: number) {
     this.#tree = tree
@@ -147,20 +164,26 @@ class Recordings {
   }
 
   call(fn: (...args: readonly unknown[]) => unknown, given: readonly Tensor[]): unknown {
-    if (this.#attempts >= mostAttempts)
-      throw new CompileError(
-        `compile: the function did something else in each of ${mostAttempts + 1} runs: ${this.#why}`,
-      )
+    for (const { capture, attempts, why } of this.#latest.values())
+      if (attempts >= mostAttempts && capture.isAsNow())
+        throw new CompileError(
+          `compile: the function did something else in each of ${mostAttempts + 1} runs: ${why}. It is tried again after dispose()`,
+        )
     noGrad(() => {
       for (let i = 0; i < given.length; i++)
         if (given[i] !== this.#inputs[i]) copyInto(this.#inputs[i], given[i])
     })
     const versions = this.#inputs.map((t) => t.storage.version)
-    const result = this.#replay() ?? this.#record(fn)
+    const result = this.#replay() ?? this.#record(fn, given)
     noGrad(() => {
       for (let i = 0; i < given.length; i++)
-        if (given[i] !== this.#inputs[i] && this.#inputs[i].storage.version !== versions[i])
+        if (given[i] !== this.#inputs[i] && this.#inputs[i].storage.version !== versions[i]) {
+          if (given.some((t, j) => j !== i && t.storage === given[i].storage))
+            throw new CompileError(
+              `compile: the function changes an argument ${show(given[i].shape)} that shares memory with another one, and arguments are copied; pass one of them as a clone()`,
+            )
           copyInto(given[i], this.#inputs[i])
+        }
     })
     return result.value
   }
@@ -179,57 +202,78 @@ class Recordings {
     return null
   }
 
-  #record(fn: (...args: readonly unknown[]) => unknown): { value: unknown } {
-    const capture = new Capture()
+  #record(fn: (...args: readonly unknown[]) => unknown, given: readonly Tensor[]): { value: unknown } {
+    const capture = new Capture(this.#watched)
     const refs: Ref[] = []
     let tree: Tree = { kind: 'value', value: undefined }
-    const value = scope(() =>
-      capture.run(() => {
-        const args = restored(this.#tree, (index) => this.#inputs[index]) as readonly unknown[]
-        const result = fn(...args)
-        refuseAsync('compile', result, 'a compiled function is synchronous. Await outside')
+    const value = runScope(
+      () => {
         const found: Tensor[] = []
-        tree = treeOf('the result', result, (t) => {
-          refs.push(capture.ref(t))
-          return found.push(t.detach()) - 1
+        capture.run(() => {
+          const args = restored(this.#tree, (index) => this.#inputs[index]) as readonly unknown[]
+          const result = fn(...args)
+          refuseAsync('compile', result, 'a compiled function is synchronous. Await outside')
+          tree = treeOf('the result', result, (t) => {
+            const at = found.indexOf(t)
+            if (at >= 0) return at
+            refs.push(capture.ref(t))
+            return found.push(t) - 1
+          })
         })
-        return restored(tree, (index) => found[index])
-      }),
+        // The function's own may be arguments, or parameters.
+        const copies = noGrad(() => found.map((t) => copy(t)))
+        return restored(tree, (index) => copies[index])
+      },
+      live,
+      'compile()',
     )
-    const last = this.#last
-    this.#last = { capture, tree }
+    this.#refuseShared(capture, given)
+    const circumstances = capture.circumstances()
+    const last = this.#latest.get(circumstances)
     const why =
-      last === null
+      last === undefined
         ? 'it ran once'
         : (difference(last.capture, capture) ??
           resultDifference(last.tree, tree) ??
           leftBehind(capture, refs))
+    this.#latest.delete(circumstances)
     if (why !== null) {
-      if (last !== null && sameExpectations(last.capture, capture)) this.#attempts++
-      this.#why = why
+      const attempts = last === undefined ? 0 : last.attempts + 1
+      this.#latest.set(circumstances, { capture, tree, attempts, why })
+      const [oldest] = this.#latest.keys()
+      if (this.#latest.size > this.#most) this.#latest.delete(oldest)
       return { value }
     }
-    this.#attempts = 0
-    this.#last = null
     if (this.#ready.length >= this.#most) this.#ready.shift()?.plan.release()
     if (capture.backend)
       this.#ready.push({ plan: new Plan(capture.backend, capture, refs, this.#fuse), tree })
     return { value }
   }
 
+  /** Throws where an argument, of which the function gets a copy, lies in memory that it uses by itself as well. */
+  #refuseShared({ slots }: Capture, given: readonly Tensor[]): void {
+    for (const [i, t] of given.entries()) {
+      if (
+        t === this.#inputs[i] ||
+        !slots.some(({ outer, storage }) => outer !== null && storage === t.storage)
+      )
+        continue
+      throw new CompileError(
+        `compile: an argument ${show(t.shape)} shares memory with a tensor that the function uses by itself, and arguments are copied; leave it out of the arguments, or pass a clone()`,
+      )
+    }
+  }
+
   release(): void {
     for (const { plan } of this.#ready) plan.release()
     this.#ready.length = 0
+    this.#latest.clear()
     for (const t of this.#inputs) if (!t.requiresGrad) t.dispose()
   }
 }
 
 const resultDifference = (a: Tree, b: Tree): string | null =>
   textOf(a) === textOf(b) ? null : `it returned ${textOf(a)}, then ${textOf(b)}, where each # is a tensor`
-
-const sameExpectations = (a: Capture, b: Capture): boolean =>
-  a.expectations.length === b.expectations.length &&
-  a.expectations.every(({ value }, i) => Object.is(value, b.expectations[i].value))
 
 /** Memory that the function made and that outlives it, other than its results and gradients: a replay would not make it. */
 function leftBehind({ slots, grads, steps, wereGrads }: Capture, results: readonly Ref[]): string | null {

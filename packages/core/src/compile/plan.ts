@@ -1,6 +1,8 @@
+import { noGrad } from '../autograd/tape.ts'
 import type { Backend, Prepared, View } from '../dispatch/backend.ts'
 import { type Call, listening, run } from '../dispatch/call.ts'
 import { show } from '../errors.ts'
+import { copyInto } from '../primitives/elementwise.ts'
 import { info } from '../tensor/dtype.ts'
 import { numel } from '../tensor/layout.ts'
 import { showBytes } from '../tensor/show-bytes.ts'
@@ -39,6 +41,8 @@ export class Plan implements PlanInfo {
   readonly #prepared: Prepared | null
   readonly #results: readonly Tensor[]
   readonly #grads: readonly { readonly grad: LeafGrad; readonly tensor: Tensor | null }[]
+  /** Gradients that are added to: before each run they come into the plan's own memory, if they are not there. */
+  readonly #fed: readonly { readonly leaf: Tensor; readonly tensor: Tensor }[]
   readonly #storages: readonly Storage[]
   /** What it writes of what was there before, and what it reads of it. */
   readonly #written: readonly Storage[]
@@ -54,7 +58,15 @@ export class Plan implements PlanInfo {
     const needed = neededSteps(capture, wanted)
     const { steps, fused } = fusing ? fuse({ backend, capture }, needed, wanted) : { steps: needed, fused: 0 }
     const once = constants(capture, steps)
-    const used = intervals(capture, steps, once, new Set(results.map(({ slot }) => slot)), new Set(lasting))
+    const fed = new Set([...capture.slots.keys()].filter((slot) => capture.gradIn(slot) !== null))
+    const used = intervals(
+      capture,
+      steps,
+      once,
+      new Set(results.map(({ slot }) => slot)),
+      new Set(lasting),
+      fed,
+    )
     const places = arrange(backend, capture, steps, used, fusing)
     const storages = new Map<Place, Storage>()
     const bufferOf = new Map<number, Storage>()
@@ -101,6 +113,12 @@ export class Plan implements PlanInfo {
       grad,
       tensor: lasting[i] >= 0 ? own(gradOf(grad, lasting[i])) : null,
     }))
+    this.#fed = [...fed].flatMap((slot) => {
+      const grad = capture.gradIn(slot)
+      return grad && bufferOf.has(slot)
+        ? [{ leaf: grad.leaf, tensor: own({ slot, dtype: grad.dtype, ...grad.layout }) }]
+        : []
+    })
     this.#storages = [...storages.values()]
     // Who drops the function without a word leaves them to the garbage collector.
     for (const storage of this.#storages) storage.adopt()
@@ -124,11 +142,7 @@ export class Plan implements PlanInfo {
     return (
       this.#outer.every(({ storage, buffer }) => storage.buffer === buffer) &&
       this.#capture.expectations.every(({ read, value }) => Object.is(read(), value)) &&
-      this.#grads.every(({ grad: { leaf, before } }) => {
-        const now = leaf.grad?.storage ?? null
-        if (now === null || before === null) return now === before
-        return now === before || !this.#outer.some(({ storage }) => storage === before)
-      })
+      this.#grads.every(({ grad: { leaf, before } }) => (leaf.grad === null) === (before === null))
     )
   }
 
@@ -140,6 +154,12 @@ export class Plan implements PlanInfo {
   /** Runs it. The results are the plan's own, overwritten by the next run. */
   run(): readonly Tensor[] {
     for (const effect of this.#capture.effects) effect()
+    for (const { leaf, tensor } of this.#fed) {
+      const { grad } = leaf
+      if (grad === null || grad.storage === tensor.storage) continue
+      noGrad(() => copyInto(tensor, grad))
+      leaf.grad = tensor.viewAs(tensor).keep()
+    }
     // Who listens wants to hear of every call.
     if (this.#prepared && listening() === null) this.#prepared.run()
     else for (const call of this.#calls) run(call)
@@ -153,6 +173,11 @@ export class Plan implements PlanInfo {
     return this.#results
   }
 
+  get info(): PlanInfo {
+    const { launches, recorded, fused, bytes, unsharedBytes } = this
+    return { launches, recorded, fused, bytes, unsharedBytes }
+  }
+
   get launches(): number {
     return this.#prepared?.launches ?? this.#calls.length
   }
@@ -161,7 +186,7 @@ export class Plan implements PlanInfo {
     dropped.unregister(this)
     this.#prepared?.release()
     for (const t of this.#results) t.dispose()
-    for (const { tensor } of this.#grads) tensor?.dispose()
+    for (const { tensor } of [...this.#grads, ...this.#fed]) tensor?.dispose()
     for (const storage of this.#storages) if (storage.tensors.count === 0) storage.free()
   }
 
@@ -227,13 +252,14 @@ function intervals(
   once: ReadonlySet<Step>,
   results: ReadonlySet<number>,
   lasting: ReadonlySet<number>,
+  fed: ReadonlySet<number>,
 ): Interval[] {
   const from = new Map<number, number>()
   const to = new Map<number, number>()
   steps.forEach((step, i) => {
     const outputs = step.kind === 'call' ? step.outputs : [step.to]
     for (const { slot } of [...outputs, ...(step.kind === 'call' ? step.inputs : [])]) {
-      if (slots[slot].outer !== null) continue
+      if (slots[slot].outer !== null && !fed.has(slot)) continue
       // What is written once stays.
       const stays = step.kind === 'write' || once.has(step)
       if (stays) to.set(slot, steps.length)
@@ -242,7 +268,7 @@ function intervals(
     }
   })
   for (const slot of results) if (from.has(slot)) to.set(slot, steps.length)
-  for (const slot of lasting)
+  for (const slot of [...lasting, ...fed])
     if (from.has(slot)) {
       from.set(slot, -1)
       to.set(slot, steps.length)

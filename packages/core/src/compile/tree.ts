@@ -9,15 +9,22 @@ export type Tree =
   | { readonly kind: 'object'; readonly entries: readonly (readonly [name: string, value: Tree])[] }
 
 /** Takes a value apart. Tensors are numbered by `number`, which may refuse one. */
-export function treeOf(what: string, value: unknown, number: (t: Tensor) => number): Tree {
+export function treeOf(
+  what: string,
+  value: unknown,
+  number: (t: Tensor) => number,
+  within: readonly unknown[] = [],
+): Tree {
+  if (within.includes(value)) throw new ValueError(`compile: ${what} contains itself`)
+  const inside = typeof value === 'object' && value !== null ? [...within, value] : within
   if (value instanceof Tensor) return { kind: 'tensor', index: number(value) }
-  if (Array.isArray(value)) return { kind: 'array', items: value.map((v) => treeOf(what, v, number)) }
+  if (Array.isArray(value)) return { kind: 'array', items: value.map((v) => treeOf(what, v, number, inside)) }
   if (typeof value !== 'object' || value === null) return { kind: 'value', value }
   if (Object.getPrototypeOf(value) !== Object.prototype && Object.getPrototypeOf(value) !== null)
     throw new ValueError(
-      `compile: ${what} holds an object of class ${value.constructor?.name}; it takes and returns tensors, plain values, and arrays and plain objects of them`,
+      `compile: ${what} holds an object of class ${value.constructor?.name || 'without a name'}; it takes and returns tensors, plain values, and arrays and plain objects of them`,
     )
-  const entries = Object.entries(value).map(([name, v]) => [name, treeOf(what, v, number)] as const)
+  const entries = Object.entries(value).map(([name, v]) => [name, treeOf(what, v, number, inside)] as const)
   return { kind: 'object', entries }
 }
 

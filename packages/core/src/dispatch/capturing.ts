@@ -18,6 +18,12 @@ export interface Capturing {
   wrote(view: View, data: TypedArray): void
   /** The gradient of a tensor is about to be looked at or replaced. */
   touched(leaf: Tensor, grad: Tensor | null): void
+  /** Somebody looks whether a leaf requires a gradient. */
+  leaf(t: Tensor, requiresGrad: boolean): void
+  /** A tensor begins or ceases to require a gradient. */
+  switched(t: Tensor): void
+  /** What `read` tells of `owner` must be the same as before the function: nobody would set it again in a replay. */
+  unchanged(owner: object, what: string, read: () => string): void
   /** What cannot be recorded happens. Throws. */
   refuses(op: string, fix: string): never
   /** A function of the host that belongs to the step: it runs before each replay. */
@@ -26,8 +32,8 @@ export interface Capturing {
   live(numbers: readonly number[], again: () => readonly number[]): void
   /** Are these numbers filled again? */
   isLive(numbers: readonly number[]): boolean
-  /** The numbers of a draw: the very same array for the same draw. */
-  draw<N extends readonly number[]>(numbers: N, again: () => N): N
+  /** The numbers of a draw from `source`: the very same array for the same draw. */
+  draw<N extends readonly number[]>(numbers: N, source: object, again: (from: object | null) => N): N
   /** What the function does depends on a value of `owner`: a replay is for the same value only. */
   expects(owner: object, read: () => unknown): void
   /** The function itself sets what `owner` says from here on. */
@@ -134,4 +140,30 @@ export function expected<T>(owner: object, read: () => T): T {
 export function assigned(owner: object, set: () => void): void {
   capture?.assigned(owner)
   eachRun(set)
+}
+
+/**
+ * Makes sure that what `read` tells of `owner` was not set by the function that is recorded: a replay would not set it.
+ *
+ * @example
+ * import { unchanged } from '@tilegrad/core/kernel'
+ *
+ * const optimizer = { lr: 0.1 }
+ * unchanged(optimizer, 'setting lr', () => String(optimizer.lr))
+ */
+export function unchanged(owner: object, what: string, read: () => string): void {
+  capture?.unchanged(owner, what, read)
+}
+
+/**
+ * Refuses what belongs outside of a function that is recorded.
+ *
+ * @throws CompileError while one is.
+ * @example
+ * import { outsideOnly } from '@tilegrad/core/kernel'
+ *
+ * outsideOnly('setting lr', 'set it before each call')
+ */
+export function outsideOnly(what: string, fix: string): void {
+  capture?.refuses(what, fix)
 }

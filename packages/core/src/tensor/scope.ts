@@ -99,7 +99,7 @@ export function refuseAsync(op: string, result: unknown, fix: string): void {
  * Frees every temporary made inside `fn` but those in `live` of its result (and kept ones); survivors move to the
  * enclosing scope.
  */
-export function runScope<T>(fn: () => T, live: (result: T) => Set<Scoped>): T {
+export function runScope<T>(fn: () => T, live: (result: T) => Set<Scoped>, by = 'scope()'): T {
   const { result, made } = collect(fn)
   const alive = settled(made, () => {
     refuseAsync('scope', result, 'a scope is synchronous. Compute inside it and await the reads outside')
@@ -108,7 +108,7 @@ export function runScope<T>(fn: () => T, live: (result: T) => Set<Scoped>): T {
   for (const t of made) {
     if (t.disposed) continue
     if (t.kept || alive.has(t)) track(t)
-    else t.release('scope()')
+    else t.release(by)
   }
   return result
 }

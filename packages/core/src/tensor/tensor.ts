@@ -30,6 +30,9 @@ export type Hook = (grad: Tensor) => Tensor | undefined | void
 /** How many tensors there have been. */
 let made = 0
 
+/** The serial number of the newest tensor. @internal */
+export const newestId = (): number => made
+
 /**
  * A strided view of a storage, with its place on the tape. Make one with `tensor`, `zeros`, `randn` …; operators are
  * both functions (`add(a, b)`) and methods (`a.add(b)`).
@@ -208,7 +211,9 @@ export class Tensor implements View, Scoped {
         ? 'backward() frees the intermediates of its graph (all but scalars); call .keep() on what you still need before it, or pass { retainGraph: true }'
         : by === 'scope()'
           ? 'return it from the scope, or call .keep() on it inside'
-          : 'use it before it is disposed'
+          : by === 'compile()'
+            ? 'what a compiled function makes ends with it; return it, or change a tensor from outside in place'
+            : 'use it before it is disposed'
     return new DisposedError(`tensor ${show(this.shape)} was freed by ${by}; ${fix}`)
   }
 
@@ -244,6 +249,7 @@ export class Tensor implements View, Scoped {
    * w.mul(2).requiresGrad // → true
    */
   get requiresGrad(): boolean {
+    if (this.#gradFn === null) capturing()?.leaf(this, this.#leafGrad)
     return this.#leafGrad || this.#gradFn !== null
   }
 
@@ -255,6 +261,7 @@ export class Tensor implements View, Scoped {
       )
     if (value && !info[this.dtype].float)
       throw new DTypeError(`requiresGrad: only floating tensors have gradients, this one is ${this.dtype}`)
+    capturing()?.switched(this)
     this.#leafGrad = value
   }
 

@@ -19,7 +19,7 @@ import {
   ValueError,
   zerosLike,
 } from '@tilegrad/core'
-import { eachRun, live } from '@tilegrad/core/kernel'
+import { eachRun, live, outsideOnly, unchanged } from '@tilegrad/core/kernel'
 import { expectEntry, list, takeUnlisted } from '../module.ts'
 import { packedZeros } from './packed.ts'
 
@@ -131,6 +131,7 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
   }
 
   set lr(value: number) {
+    outsideOnly('setting lr', 'set it outside, before each call')
     for (const group of this.paramGroups) group.lr = value
   }
 
@@ -147,6 +148,9 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
       )
     }
     // Options may be set between steps: a schedule given for a rate, or its NaN, would make every weight NaN.
+    unchanged(this, `setting options of ${this.constructor.name}`, () =>
+      this.paramGroups.map(({ params, ...options }) => Object.values(options).join()).join('; '),
+    )
     eachRun(() => {
       for (const group of this.paramGroups) this.validate(group)
     })
