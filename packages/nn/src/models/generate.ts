@@ -222,7 +222,9 @@ class Run {
   /** The tokens that the model has not taken in yet. */
   #next: Tensor
   #stopped = false
-  #compiled: Compiled<[Tensor], Tensor> | null = null
+  #compiled: Compiled<[], Tensor> | null = null
+  /** The newest token of each sequence, in memory that the recorded step reads and writes. */
+  #token: Tensor | null = null
   #place: Place | null = null
   /** The newest token of each sequence, (B, 1). */
   last: Tensor | null = null
@@ -265,7 +267,7 @@ class Run {
   }
 
   /** The step after the first, where it is the same for each token: recorded, and then replayed. */
-  #steady(): Compiled<[Tensor], Tensor> | null {
+  #steady(): Compiled<[], Tensor> | null {
     const caches = this.#cache
     if (this.#compiled || !caches || this.#seen || this.#mask || this.tokens === 0) return this.#compiled
     if (!caches.every((cache) => cache.steady && cache.length === caches[0]?.length)) return null
@@ -273,7 +275,9 @@ class Run {
     const capacity = Math.min(...caches.map((cache) => cache.maxLength))
     this.#place = new Place(length, Math.max(1, capacity === Infinity ? 1 : capacity), this.#next.backend)
     for (const cache of caches) cache.place = this.#place
-    this.#compiled = compile((last: Tensor) => noGrad(() => this.#draw(last, last, null)))
+    const token = scope(() => this.#next.clone())
+    this.#token = token
+    this.#compiled = compile(() => noGrad(() => token.copy_(this.#draw(token, token, null))))
     return this.#compiled
   }
 
@@ -287,7 +291,7 @@ class Run {
     const { maxLength } = this.#model
     const steady = this.#steady()
     if (steady) {
-      const next = steady(this.#next)
+      const next = steady()
       this.#next.dispose()
       this.#next = this.last = next
       return
@@ -328,8 +332,9 @@ class Run {
   #forget(): void {
     this.#compiled?.dispose()
     this.#place?.dispose()
+    this.#token?.dispose()
     for (const cache of this.#cache ?? []) cache.dispose()
-    this.#cache = this.#compiled = this.#place = null
+    this.#cache = this.#compiled = this.#place = this.#token = null
   }
 
   dispose(): void {
