@@ -15,9 +15,9 @@ beforeAll(async () => {
   const result = await build({
     stdin: {
       contents: `
-        export * from './features.ts'
-        export * from './memory.ts'
-        export * from './pool.ts'
+        export * from './machine/features.ts'
+        export * from './machine/heap.ts'
+        export * from './machine/pool.ts'
         export * from './wasm/index.ts'`,
       resolveDir: here('../src'),
     },

@@ -139,7 +139,7 @@ test.runIf(process.platform === 'linux')('without any adapter the error says wha
 
 test('bundles for browsers do not contain Dawn', () => {
   const inputs = Object.keys(bundle.metafile.inputs)
-  expect(inputs.some((file) => file.endsWith('src/gpu.ts'))).toBe(true)
+  expect(inputs.some((file) => file.endsWith('src/device/gpu.ts'))).toBe(true)
   expect(inputs.filter((file) => file.includes('node_modules'))).toEqual([])
   expect(bundle.warnings).toEqual([])
 })

@@ -39,6 +39,7 @@ export interface Listener {
   call(call: Call, go: () => void): void
   /** A composed operator begins; what it returns is handed to `composed` when the operator ends. */
   begin(backend: Backend): unknown
+  /** A composed operator has ended, which began with `begun`. */
   composed(op: string, backend: Backend, begun: unknown): void
 }
 
@@ -47,7 +48,26 @@ let listener: Listener | null = null
 /** Who listens, or null. */
 export const listening = (): Listener | null => listener
 
-/** Installs a listener, or none; who listened until now. */
+/**
+ * Installs a listener, or none with null.
+ *
+ * @returns who listened until now.
+ * @example
+ * import { listen } from '@tilegrad/core/kernel'
+ *
+ * const ops: string[] = []
+ * const before = listen({
+ *   call(call, go) {
+ *     ops.push(call.op)
+ *     go()
+ *   },
+ *   begin: () => null,
+ *   composed: () => {},
+ * })
+ * ones([2]).exp()
+ * listen(before)
+ * ops.includes('exp') // → true
+ */
 export function listen(next: Listener | null): Listener | null {
   const before = listener
   listener = next

@@ -14,13 +14,27 @@ export interface Nest {
   readonly strides: readonly (readonly number[])[]
 }
 
-/** The strides of a layout that broadcasts to `shape`; 0 along dims that are new, or of size 1 in the layout. */
+/**
+ * Gives the strides of a layout that broadcasts to `shape`: 0 along dims that are new, or of size 1 in the layout.
+ *
+ * @example
+ * import { stridesOver } from '@tilegrad/core/kernel'
+ *
+ * stridesOver(ones([3, 1]), [2, 3, 4]) // → [0, 1, 0]
+ */
 export function stridesOver({ shape: own, strides }: Layout, shape: readonly number[]): number[] {
   const missing = shape.length - own.length
   return shape.map((_, d) => (d < missing || own[d - missing] === 1 ? 0 : strides[d - missing]))
 }
 
-/** Merges dims that all operands walk as one, in the same order, and drops those of size 1; none may be left. */
+/**
+ * Merges dims that all operands walk as one, in the same order, and drops those of size 1; none may be left.
+ *
+ * @example
+ * import { collapse } from '@tilegrad/core/kernel'
+ *
+ * collapse([2, 3, 1], [[3, 1, 1], [6, 2, 0]]).sizes // → [6]
+ */
 export function collapse(sizes: readonly number[], strides: readonly (readonly number[])[]): Nest {
   const merged: number[] = []
   const out: number[][] = strides.map(() => [])
@@ -37,7 +51,14 @@ export function collapse(sizes: readonly number[], strides: readonly (readonly n
   return { sizes: merged, strides: out }
 }
 
-/** Whether the dims of a layout from `lead` on are one dense, row-major run. Strides of size-1 dims do not matter. */
+/**
+ * Says whether the dims of a layout from `lead` on are one dense, row-major run. Strides of dims of size 1 do not matter.
+ *
+ * @example
+ * import { denseFrom } from '@tilegrad/core/kernel'
+ *
+ * denseFrom(1, ones([2, 3, 4]).narrow(0, 0, 1)) // → true
+ */
 export function denseFrom(lead: number, { shape, strides }: Layout): boolean {
   let step = 1
   for (let d = shape.length - 1; d >= lead; d--) {
@@ -48,14 +69,28 @@ export function denseFrom(lead: number, { shape, strides }: Layout): boolean {
   return true
 }
 
-/** Counts the leading dims before the trailing ones whose sizes multiply to `size`. */
+/**
+ * Counts the leading dims before the trailing ones whose sizes multiply to `size`.
+ *
+ * @example
+ * import { leadOf } from '@tilegrad/core/kernel'
+ *
+ * leadOf(ones([2, 3, 4]), 12) // → 1
+ */
 export function leadOf({ shape }: Layout, size: number): number {
   let lead = shape.length
   for (let n = 1; n < size && lead > 0; ) n *= shape[--lead]
   return lead
 }
 
-/** Makes a view of another layout on a view's memory. Tensors are views with getters, which `{ ...view }` would lose. */
+/**
+ * Makes a view of another layout on a view's memory. Tensors are views with getters, which `{ ...view }` would lose.
+ *
+ * @example
+ * import { viewOf } from '@tilegrad/core/kernel'
+ *
+ * viewOf(ones([2, 3]), [6], [1]).shape // → [6]
+ */
 export const viewOf = (
   { buffer, dtype, offset: start }: View,
   shape: readonly number[],
