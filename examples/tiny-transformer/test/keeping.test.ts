@@ -92,8 +92,11 @@ describe('a signal', () => {
     child.kill('SIGINT')
     const { code, stdout } = await ended
     expect(code).toBe(0)
-    expect(stdout).toMatch(/What it writes now[\s\S]*Written:/)
-    expect(readFileSync(join(out, 'sample.txt'), 'utf8').length).toBeLessThan(9_000_000)
+    expect(stdout).toMatch(/Written:/)
+    const sample = readFileSync(join(out, 'sample.txt'), 'utf8')
+    expect(sample.length).toBeLessThan(9_000_000)
+    // The signal may come before the first character: then there is nothing to show.
+    expect(stdout.includes('What it writes now')).toBe(sample !== '\n')
   })
 
   it('in an endless first step ends the run at once: there is nothing to keep', async () => {
