@@ -49,7 +49,7 @@ class Trace implements KernelListener {
   readonly asked: Asked[] = []
   readonly temporaries: GpuBuffer[] = []
   readonly #engine: Engine
-  /** Those of the temporaries that have been given back. */
+  /** Temporaries that kernels have given back, for kernels that come later. */
   readonly #free: GpuBuffer[] = []
   #numbers: readonly number[] = []
 

@@ -22,8 +22,9 @@ import { type Bound, type GpuKernel, Pipelines } from './pipelines.ts'
 import { Staging } from './staging.ts'
 import { Timing } from './timing.ts'
 
+/** Dispatches of the first batch after a read: few, so that the GPU soon has work. */
 const firstBatch = 16
-/** The same where dispatches were made ready before, and take a quarter of the time. */
+/** Dispatches of the first batch of a prepared run: more, as they take a quarter of the host's time. */
 const firstReady = 32
 const largestBatch = 256
 

@@ -125,7 +125,7 @@ function columns({ vectors }: Form, name: string, base: string, c: number, width
   return `vec4f(${[0, 1, 2, 3].map((e) => part(4 * c + e)).join(', ')})`
 }
 
-/** The same where the column is an expression. */
+/** The vector of four columns at an expression `c` of the row at `base`; past the last column it repeats that one. */
 function columnsAt({ vectors }: Form, name: string, base: string, c: string, width: number): string {
   if (vectors) return `${name}[u32(${base} + ${c})]`
   const at = (e: number): string =>

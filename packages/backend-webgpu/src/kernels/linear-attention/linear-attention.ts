@@ -19,7 +19,7 @@
  * row for the states and 2 n D for the scores, and moves a state of D² twice for n rows of 4 D: wider heads get longer
  * chunks.
  *
- * The same product without a normaliser, and with decays, is gated linear attention (`linear-attention/gated.ts`).
+ * Gated linear attention (`linear-attention/gated.ts`) is this product without a normaliser, and with decays.
  *
  * Takes float32 operands with any strides, D and Dv up to 128. 131,072 tokens, H 8, D 64, causal, forward: 2.1 ms on one H100, where
  * its multiply-adds take 1.7.
