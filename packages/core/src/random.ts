@@ -129,7 +129,10 @@ export const generatorNow = (): object => from
  * @example
  * hostRandom() < 1 // → true
  */
-export const hostRandom = (): number => from.state.host.double()
+export function hostRandom(): number {
+  capturing()?.refuses('drawing a number on the host', 'draw it outside, and pass it as an argument')
+  return from.state.host.double()
+}
 
 /**
  * Draws a whole number from 0 … n − 1 on the host, from the stream that `manualSeed` sets.
@@ -137,7 +140,7 @@ export const hostRandom = (): number => from.state.host.double()
  * @example
  * hostRandint(1) // → 0
  */
-export const hostRandint = (n: number): number => Math.floor(from.state.host.double() * n)
+export const hostRandint = (n: number): number => Math.floor(hostRandom() * n)
 
 /** What `setRngState` needs to continue exactly here. Plain data: it can be written to a file. */
 export interface RngState {

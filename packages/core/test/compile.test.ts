@@ -3,6 +3,8 @@ import {
   CompileError,
   compile,
   dropout,
+  hostRandint,
+  hostRandom,
   manualSeed,
   memory,
   noGrad,
@@ -85,6 +87,13 @@ describe('compile', () => {
     expect(() => {
       for (let i = 0; i < 9; i++) h(tensor([1]))
     }).toThrow(/exp of \[1\], then log of \[1\]|log of \[1\], then exp of \[1\]/)
+  })
+
+  it('refuses numbers that are drawn on the host: a replay would not draw them', () => {
+    for (const draw of [hostRandom, () => hostRandint(3)])
+      expect(() => compile((x: Tensor) => x.mul(draw()))(tensor([1]))).toThrow(
+        /drawing a number on the host cannot be a part of a compiled function; draw it outside/,
+      )
   })
 
   it('refuses reads', () => {
