@@ -4,7 +4,7 @@
  */
 
 import type { View } from '@tilegrad/core'
-import type { GpuBuffer } from '../device/buffers.ts'
+import { bufferOf, type GpuBuffer } from '../device/buffers.ts'
 
 /** The description of one call at a time. */
 export class Key {
@@ -35,8 +35,8 @@ export class Key {
     this.#put(outputs.length)
     this.#put(inputs.length)
     this.#put(numbers)
-    for (let i = 0; i < outputs.length; i++) this.#putView(outputs[i] as View)
-    for (let i = 0; i < inputs.length; i++) this.#putView(inputs[i] as View)
+    for (let i = 0; i < outputs.length; i++) this.#putView(outputs[i])
+    for (let i = 0; i < inputs.length; i++) this.#putView(inputs[i])
     for (const name in attrs) {
       const value = (attrs as Record<string, unknown>)[name]
       this.#put(this.#identityOf(name))
@@ -53,7 +53,7 @@ export class Key {
     const end = this.#end
     let hash = end
     for (let i = 0; i < end; i++) {
-      hash = Math.imul(hash ^ (words[i] as number), 0x9e3779b1)
+      hash = Math.imul(hash ^ words[i], 0x9e3779b1)
       hash ^= hash >>> 15
     }
     return hash
@@ -79,7 +79,7 @@ export class Key {
 
   #putView(view: View): void {
     const { dtype, shape, strides, offset } = view
-    const buffer = view.buffer as GpuBuffer
+    const buffer = bufferOf(view)
     const rank = shape.length
     if (this.#end + 5 + 2 * rank > this.#words.length) this.#makeRoom(5 + 2 * rank)
     const to = this.#words
@@ -91,8 +91,8 @@ export class Key {
     to[at++] = offset
     to[at++] = rank
     for (let d = 0; d < rank; d++) {
-      to[at++] = shape[d] as number
-      to[at++] = strides[d] as number
+      to[at++] = shape[d]
+      to[at++] = strides[d]
     }
     this.#end = at
   }
@@ -105,7 +105,7 @@ export class Key {
     const mask = marks.length - 1
     let slot = buffer.id & mask
     for (; marks[slot] === call; slot = (slot + 1) & mask) {
-      const place = this.#places[slot] as number
+      const place = this.#places[slot]
       if (operands[place] === buffer) return place
     }
     marks[slot] = call
@@ -129,8 +129,8 @@ export class Key {
     if (typeof value === 'number') {
       float[0] = value
       this.#put(-2)
-      this.#put(halves[0] as number)
-      this.#put(halves[1] as number)
+      this.#put(halves[0])
+      this.#put(halves[1])
     } else if (Array.isArray(value)) {
       this.#put(-3)
       this.#put(value.length)

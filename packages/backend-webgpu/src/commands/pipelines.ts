@@ -130,7 +130,7 @@ export class Pipelines {
   #find({ label, layout }: GpuKernel, buffers: readonly GpuBuffer[], slot: number, second: number): Bound {
     let hash = Math.imul(layout.id ^ slot, 0x9e3779b1) ^ second
     for (let i = 0; i < buffers.length; i++) {
-      hash = Math.imul(hash ^ (buffers[i] as GpuBuffer).id, 0x9e3779b1)
+      hash = Math.imul(hash ^ buffers[i].id, 0x9e3779b1)
       hash ^= hash >>> 15
     }
     const first = this.#bound.get(hash)

@@ -97,8 +97,8 @@ class Trace implements KernelListener {
     const free = this.#free
     let best = -1
     for (let i = 0; i < free.length; i++) {
-      const size = (free[i] as GpuBuffer).bytes
-      if (size >= bytes && (best < 0 || size < (free[best] as GpuBuffer).bytes)) best = i
+      const size = free[i].bytes
+      if (size >= bytes && (best < 0 || size < free[best].bytes)) best = i
     }
     return best < 0 ? undefined : free.splice(best, 1)[0]
   }
@@ -191,12 +191,12 @@ class Numbers {
     const last = this.#last
     let changed = false
     for (let i = 0; i < last.length; i++) {
-      const list = this.#lists[i] as readonly number[]
-      const value = list[this.#sources[i] as number] as number
+      const list = this.#lists[i]
+      const value = list[this.#sources[i]]
       if (Object.is(value, last[i])) continue
       last[i] = value
       changed = true
-      elementOf(this.#dtypes[i] as DType).put(value, this.#places[i] as number, this.#floats, this.words)
+      elementOf(this.#dtypes[i]).put(value, this.#places[i], this.#floats, this.words)
     }
     return changed
   }

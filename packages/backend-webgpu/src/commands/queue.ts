@@ -120,7 +120,7 @@ export class Engine {
   ): void {
     if (x === 0 || y === 0 || z === 0) return
     const words = new Uint32Array(params.length)
-    for (let i = 0; i < params.length; i++) words[i] = params[i] as number
+    for (let i = 0; i < params.length; i++) words[i] = params[i]
     if (floats) {
       const f32 = new Float32Array(words.buffer)
       for (const [i, value] of floats) f32[i] = value
@@ -160,8 +160,8 @@ export class Engine {
     const { u32, f32 } = this.#params
     const word = slot >>> 2
     for (let i = 0; i < scalars.length; i++) {
-      const { at, source, dtype } = scalars[i] as Scalar
-      elementOf(dtype).put(values[source] as number, word + at, f32, u32)
+      const { at, source, dtype } = scalars[i]
+      elementOf(dtype).put(values[source], word + at, f32, u32)
     }
   }
 
@@ -200,7 +200,7 @@ export class Engine {
     this.#grids[3 * i] = x
     this.#grids[3 * i + 1] = y
     this.#grids[3 * i + 2] = z
-    for (let j = 0; j < buffers.length; j++) (buffers[j] as GpuBuffer).batch = this.#batch
+    for (let j = 0; j < buffers.length; j++) buffers[j].batch = this.#batch
     this.#inBatch++
     this.counts.dispatches++
     if (!this.#scheduled) this.#schedule()
@@ -220,18 +220,18 @@ export class Engine {
     const i = this.#kernels.length - 1
     // What is timed is timed by itself.
     if (i < this.#encoded || this.#timing) return false
-    const first = this.#kernels[i] as GpuKernel
+    const first = this.#kernels[i]
     if (!first.joins || !kernel.joins) return false
     const grids = this.#grids
     if (grids[3 * i + 1] !== 1 || grids[3 * i + 2] !== 1) return false
-    const all = (grids[3 * i] as number) + x
-    const bound = this.#bound[i] as Bound
+    const all = grids[3 * i] + x
+    const bound = this.#bound[i]
     const joined = this.pipelines.joined(first, bound.buffers, kernel, buffers, all)
     if (!joined) return false
     this.#kernels[i] = joined
     this.#bound[i] = this.pipelines.bind(joined, [...bound.buffers, ...buffers], bound.slot, slot)
     grids[3 * i] = all
-    for (let j = 0; j < buffers.length; j++) (buffers[j] as GpuBuffer).batch = this.#batch
+    for (let j = 0; j < buffers.length; j++) buffers[j].batch = this.#batch
     return true
   }
 
@@ -374,7 +374,7 @@ export class Engine {
       this.#ready.push(kernels)
       i = end
     }
-    for (let i = 0; i < uses.length; i++) (uses[i] as Used).batch = this.#batch
+    for (let i = 0; i < uses.length; i++) uses[i].batch = this.#batch
     this.counts.dispatches += count
     if (!this.#scheduled) this.#schedule()
   }
@@ -391,7 +391,7 @@ export class Engine {
     let pass: GPUComputePassEncoder | null = null
     let pipeline: GPUComputePipeline | null = null
     for (let i = from; i < end; i++) {
-      const kernel = kernels[i] as GpuKernel
+      const kernel = kernels[i]
       if (timing) {
         pass?.end()
         pass = timing.pass(encoder, kernel.label)
@@ -403,11 +403,11 @@ export class Engine {
         pipeline = own
         pass.setPipeline(pipeline)
       }
-      const binds = bound[i] as Bound
+      const binds = bound[i]
       pass.setBindGroup(0, binds.group ?? this.pipelines.group(binds))
-      const x = grids[3 * i] as number
-      const y = grids[3 * i + 1] as number
-      const z = grids[3 * i + 2] as number
+      const x = grids[3 * i]
+      const y = grids[3 * i + 1]
+      const z = grids[3 * i + 2]
       // Every argument costs.
       if (y === 1 && z === 1) pass.dispatchWorkgroups(x)
       else pass.dispatchWorkgroups(x, y, z)

@@ -170,17 +170,17 @@ export class Memory {
     let s = 0
     try {
       for (; s < steps.length; s++) {
-        const step = steps[s] as Step
+        const step = steps[s]
         if (step.kind === 'run') {
           const { buffers, bound } = step
-          for (let i = 0; i < buffers.length; i++) bound[i] = operands[buffers[i] as number] as GpuBuffer
+          for (let i = 0; i < buffers.length; i++) bound[i] = operands[buffers[i]]
           engine.runAgain(step, bound, values)
         } else if (step.kind === 'alloc') operands[count++] = engine.pool.alloc(step.count, step.dtype)
-        else engine.pool.free(operands[step.buffer] as GpuBuffer)
+        else engine.pool.free(operands[step.buffer])
       }
     } catch (error) {
       const freed = new Set(steps.slice(0, s).map((step) => (step.kind === 'free' ? step.buffer : -1)))
-      for (let i = given; i < count; i++) if (!freed.has(i)) engine.pool.free(operands[i] as GpuBuffer)
+      for (let i = given; i < count; i++) if (!freed.has(i)) engine.pool.free(operands[i])
       throw error
     }
   }

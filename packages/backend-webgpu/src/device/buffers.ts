@@ -1,6 +1,6 @@
 /** GPU memory: one buffer per storage, recycled by size. */
 
-import { type DType, OutOfMemoryError } from '@tilegrad/core'
+import { type DType, OutOfMemoryError, type View } from '@tilegrad/core'
 import { elementOf } from '../wgsl/element.ts'
 import type { Gpu } from './gpu.ts'
 
@@ -24,6 +24,9 @@ export class GpuBuffer {
     this.shelf = shelf
   }
 }
+
+/** The memory of a view; of another backend's view it is none, which `write` and `read` say. */
+export const bufferOf = (view: View): GpuBuffer => view.buffer as GpuBuffer
 
 /** The free buffers of a size. */
 interface Shelf {
@@ -70,7 +73,7 @@ export function sizeClass(bytes: number): number {
 function insert(list: GpuBuffer[], buffer: GpuBuffer): void {
   let i = list.length
   list.push(buffer)
-  for (; i > 0 && (list[i - 1] as GpuBuffer).id < buffer.id; i--) list[i] = list[i - 1] as GpuBuffer
+  for (; i > 0 && list[i - 1].id < buffer.id; i--) list[i] = list[i - 1]
   list[i] = buffer
 }
 

@@ -12,11 +12,11 @@
 import type { CrossEntropyAttrs, GradientAttrs, KernelOf, View } from '@tilegrad/core'
 import { viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../commands/queue.ts'
+import { bufferOf } from '../device/buffers.ts'
 import { mathCode } from '../wgsl/math.ts'
 import type { Shader } from '../wgsl/shader.ts'
 
 import {
-  bufferOf,
   denseFloats,
   each,
   enablesOf,
@@ -41,7 +41,7 @@ import {
 import { ifValid, statistics, statisticsCode } from './softmax.ts'
 
 const takes = (inputs: readonly View[], { labelSmoothing }: CrossEntropyAttrs): boolean => {
-  const [logits, target] = inputs as readonly [View, View]
+  const [logits, target] = inputs
   return (
     labelSmoothing === 0 &&
     denseFloats(1, logits) &&
@@ -54,9 +54,9 @@ const takes = (inputs: readonly View[], { labelSmoothing }: CrossEntropyAttrs): 
 export const crossEntropy = (engine: Engine): KernelOf<CrossEntropyAttrs> => ({
   supports: (inputs, attrs) => inputs.length === 2 && takes(inputs, attrs),
   run(outputs, inputs, { ignoreIndex, reduction }) {
-    const [loss, stats, count] = outputs as readonly [View, View, View]
-    const [logits, target] = inputs as readonly [View, View]
-    const [rows, n] = logits.shape as readonly [number, number]
+    const [loss, stats, count] = outputs
+    const [logits, target] = inputs
+    const [rows, n] = logits.shape
     const t = tilingOf(engine, n, widthOf(n, 1, [logits]), 8)
     const walk = rowWalk(1, [logits, target])
     const each = reduction === 'none' ? bufferOf(loss) : engine.pool.alloc(rows, 'float32')
@@ -71,7 +71,7 @@ export const crossEntropy = (engine: Engine): KernelOf<CrossEntropyAttrs> => ({
     const finish = engine.kernel(`cross_entropy.finish:${mean}`, 'cross_entropy', () =>
       finishShader(mean, subgroupOf(engine)),
     )
-    const more = [rows, ignoreIndex, target.offset, target.strides[0] as number]
+    const more = [rows, ignoreIndex, target.offset, target.strides[0]]
     engine.run(finish, [bufferOf(target), each, bufferOf(loss), bufferOf(count)], more, 1)
     engine.pool.free(each)
   },
@@ -146,9 +146,9 @@ if (li == 0u) {
 export const crossEntropyBackward = (engine: Engine): KernelOf<GradientAttrs<CrossEntropyAttrs>> => ({
   supports: (inputs, attrs) => inputs.length === 6 && takes(inputs, attrs) && attrs.needs[0] === true,
   run(outputs, inputs, { ignoreIndex, reduction }) {
-    const [dlogits] = outputs as readonly [View]
-    const [logits, target, , stats, count, dloss] = inputs as readonly [View, View, View, View, View, View]
-    const [rows, n] = logits.shape as readonly [number, number]
+    const [dlogits] = outputs
+    const [logits, target, , stats, count, dloss] = inputs
+    const [rows, n] = logits.shape
     const grads = reduction === 'none' ? dloss : viewOf(dloss, [rows], [0])
     const t = tilingOf(engine, n, widthOf(n, 1, [logits]), 8)
     const walk = rowWalk(1, [logits, target, grads, dlogits])

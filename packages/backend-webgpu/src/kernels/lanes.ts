@@ -24,10 +24,10 @@ export function shareOut(
   each: number,
   most = workgroup,
 ): Lanes {
-  const inner = rowDims.strides.findLastIndex((_, d) => (rowDims.shape[d] as number) > 1)
+  const inner = rowDims.strides.findLastIndex((_, d) => rowDims.shape[d] > 1)
   const nextRow = Math.abs(rowDims.strides[inner] ?? Infinity)
   const nextElement = Math.abs(along.at(-1) ?? 1)
-  const across = nextRow < nextElement && (rowDims.shape[inner] as number) >= 8
+  const across = nextRow < nextElement && rowDims.shape[inner] >= 8
   const lanes = Math.min(powerAtLeast(length / each), across ? Math.min(most, 16) : most)
   return { lanes, across }
 }

@@ -24,7 +24,7 @@ export const walkFields = (name: string, rank: number): string[] => [
 ]
 export const walkWords = ({ sizes, strides }: Nest, operand: number): number[] => [
   ...sizes,
-  ...(strides[operand] as readonly number[]),
+  ...strides[operand],
 ]
 
 /** `fn name(i: u32) -> i32`: how far from its first element the operand's i-th one lies, in row-major order. */
@@ -40,8 +40,8 @@ export function walkFunction(name: string, rank: number): string {
 export const pickDims = (v: View, dims: readonly number[]): View =>
   viewOf(
     v,
-    dims.map((d) => v.shape[d] as number),
-    dims.map((d) => v.strides[d] as number),
+    dims.map((d) => v.shape[d]),
+    dims.map((d) => v.strides[d]),
   )
 
 /** All dims but one. */

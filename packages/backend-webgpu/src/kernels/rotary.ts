@@ -9,9 +9,10 @@
 import { type KernelOf, layout, type RotaryAttrs, type View } from '@tilegrad/core'
 import { viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../commands/queue.ts'
+import { bufferOf } from '../device/buffers.ts'
 import type { Shader } from '../wgsl/shader.ts'
 import { grid } from './layout.ts'
-import { bufferOf, denseFloats, itemOfWidth, type RowWalk, rowWalk, startOf, widthOf } from './rows.ts'
+import { denseFloats, itemOfWidth, type RowWalk, rowWalk, startOf, widthOf } from './rows.ts'
 
 const workgroup = 256
 
@@ -28,15 +29,15 @@ const denseRow = (v: View): boolean => denseFloats(v.shape.length - 1, v)
 
 export const rotaryEmbedding = (engine: Engine): KernelOf<RotaryAttrs> => ({
   supports: (inputs) => {
-    const [x, cos] = inputs as readonly [View, View]
+    const [x, cos] = inputs
     return inputs.every(denseRow) && cos.shape.at(-1) !== 0 && layout.numel(x.shape) > 0
   },
   run([out], inputs, { interleaved, inverse }) {
-    const [x, cos, sin] = inputs as readonly [View, View, View]
-    const y = out as View
+    const [x, cos, sin] = inputs
+    const y = out
     const lead = x.shape.length - 1
     const rows = x.shape.slice(0, lead)
-    const [d, half] = [x.shape[lead] as number, cos.shape.at(-1) as number]
+    const [d, half] = [x.shape[lead], cos.shape.at(-1) as number]
     const views = [x, spread(cos, rows), spread(sin, rows), y] as const
     const width = Math.min(widthOf(d, lead, [x, y]), widthOf(half, lead, views.slice(1, 3))) as 4 | 1
     const walk = rowWalk(lead, views)

@@ -12,7 +12,6 @@
 import type { View } from '@tilegrad/core'
 import { denseFrom, type Nest, viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../commands/queue.ts'
-import type { GpuBuffer } from '../device/buffers.ts'
 import { mathCode } from '../wgsl/math.ts'
 import type { Item } from '../wgsl/shader.ts'
 import { grid, nestOf } from './layout.ts'
@@ -78,7 +77,6 @@ export function widthOf(n: number, lead: number, views: readonly View[]): 4 | 1 
 export const startOf = (width: 4 | 1, i: number): string => (width === 4 ? `(at${i} >> 2u)` : `at${i}`)
 
 export const itemOfWidth = (width: 4 | 1): Item => (width === 4 ? 'vec4<f32>' : 'f32')
-export const bufferOf = (view: View): GpuBuffer => view.buffer as GpuBuffer
 
 /** The walk over the rows of several views of equal leading sizes: parameters, and where each row begins. */
 export interface RowWalk {
@@ -91,7 +89,7 @@ export interface RowWalk {
 }
 
 export function rowWalk(lead: number, views: readonly View[]): RowWalk {
-  const [first] = views as readonly [View]
+  const [first] = views
   const cut = views.map((v) => viewOf(v, v.shape.slice(0, lead), v.strides.slice(0, lead)))
   const shape = first.shape.slice(0, lead)
   const nest = nestOf(shape, cut)

@@ -11,7 +11,7 @@
 
 import { type DType, layout, type Primitives, type ScanAttrs, type View } from '@tilegrad/core'
 import type { Engine } from '../commands/queue.ts'
-import type { GpuBuffer } from '../device/buffers.ts'
+import { bufferOf, type GpuBuffer } from '../device/buffers.ts'
 import { elementOf } from '../wgsl/element.ts'
 import type { Binding, Shader } from '../wgsl/shader.ts'
 import { type Lanes, laneCode, neighbour, shareOut, workgroup } from './lanes.ts'
@@ -23,14 +23,14 @@ const run = 4
 const enoughThreads = 2 ** 16
 
 export function scan(engine: Engine): Primitives['scan'] {
-  return { run: ([out], inputs, attrs) => scanInto(engine, out as View, inputs, attrs) }
+  return { run: ([out], inputs, attrs) => scanInto(engine, out, inputs, attrs) }
 }
 
 function scanInto(engine: Engine, out: View, inputs: readonly View[], attrs: ScanAttrs): void {
   const { kind, dim } = attrs
-  const x = inputs[0] as View
+  const x = inputs[0]
   const others = otherDims(out, dim)
-  const rows = layout.numel(others.map((d) => out.shape[d] as number))
+  const rows = layout.numel(others.map((d) => out.shape[d]))
   const length = out.shape[dim] ?? 1
   if (rows === 0 || length === 0) return
   const kept = pickDims(x, others)
@@ -52,7 +52,7 @@ function scanInto(engine: Engine, out: View, inputs: readonly View[], attrs: Sca
   pass(engine, maps, inputs, attrs, how, chunk, count, 'totals')
   scanInto(engine, carries, maps, { kind, dim: 1, reverse: false })
   pass(engine, [out], [...inputs, carries], attrs, how, chunk, count, 'carried')
-  for (const v of [...maps, carries]) engine.pool.free(v.buffer as GpuBuffer)
+  for (const v of [...maps, carries]) engine.pool.free(bufferOf(v))
 }
 
 const scratch = (engine: Engine, rows: number, count: number, dtype: DType): View => ({
@@ -78,20 +78,20 @@ function pass(
 ): void {
   const terms = what === 'carried' ? inputs.slice(0, -1) : inputs
   const walked = what === 'totals' ? terms : [...outputs, ...terms]
-  const [x] = terms as [View]
+  const [x] = terms
   const others = otherDims(x, dim)
-  const rows = layout.numel(others.map((d) => x.shape[d] as number))
+  const rows = layout.numel(others.map((d) => x.shape[d]))
   const length = x.shape[dim] ?? 1
   const nest = nestOf(
-    others.map((d) => x.shape[d] as number),
+    others.map((d) => x.shape[d]),
     walked.map((v) => pickDims(v, others)),
   )
   const rank = nest.sizes.length
   // The same tensor may be both inputs of an affine scan.
   const buffers: GpuBuffer[] = []
   const place = [...outputs, ...inputs].map((v) => {
-    const at = buffers.indexOf(v.buffer as GpuBuffer)
-    return at >= 0 ? at : buffers.push(v.buffer as GpuBuffer) - 1
+    const at = buffers.indexOf(bufferOf(v))
+    return at >= 0 ? at : buffers.push(bufferOf(v)) - 1
   })
   const key = `scan ${kind} ${x.dtype} ${what} ${how.lanes} ${how.across} ${rank} ${place}`
   const kernel = engine.kernel(key, kind === 'affine' ? 'scan' : `cum${kind}`, () =>
@@ -100,7 +100,7 @@ function pass(
   const steps = walked.map((v) => v.strides[dim] ?? 0)
   const words = [rows, length, chunk, chunks]
   walked.forEach((v, i) => {
-    const step = steps[i] as number
+    const step = steps[i]
     words.push(v.offset + (reverse ? (length - 1) * step : 0), reverse ? -step : step, ...walkWords(nest, i))
   })
   const [gx, gy] = grid(Math.ceil(rows / (workgroup / how.lanes)))

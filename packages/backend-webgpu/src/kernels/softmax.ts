@@ -12,10 +12,10 @@
 
 import type { DimAttrs, GradientAttrs, KernelOf, View } from '@tilegrad/core'
 import type { Engine } from '../commands/queue.ts'
+import { bufferOf } from '../device/buffers.ts'
 import type { Shader } from '../wgsl/shader.ts'
 import {
   block,
-  bufferOf,
   denseFloats,
   each,
   enablesOf,
@@ -47,21 +47,17 @@ const forward =
   (engine: Engine): KernelOf<DimAttrs> => ({
     supports: (inputs, { dim }) => takes(inputs, dim),
     run([y], [x], { dim }) {
-      run(engine, log ? 'log_softmax' : 'softmax', dim, [x as View], y as View, 8, (t, walk) =>
-        forwardShader(t, walk, log),
-      )
+      run(engine, log ? 'log_softmax' : 'softmax', dim, [x], y, 8, (t, walk) => forwardShader(t, walk, log))
     },
   })
 
 const backward =
   (log: boolean) =>
   (engine: Engine): KernelOf<GradientAttrs<DimAttrs>> => ({
-    supports: ([, y, dy], { dim }) => takes([y as View, dy as View], dim),
+    supports: ([, y, dy], { dim }) => takes([y, dy], dim),
     run([dx], [, y, dy], { dim }) {
       const name = log ? 'log_softmaxBackward' : 'softmaxBackward'
-      run(engine, name, dim, [y as View, dy as View], dx as View, 4, (t, walk) =>
-        backwardShader(t, walk, log),
-      )
+      run(engine, name, dim, [y, dy], dx, 4, (t, walk) => backwardShader(t, walk, log))
     },
   })
 
@@ -80,7 +76,7 @@ function run(
   shader: (t: Tiling, walk: RowWalk) => Shader,
 ): void {
   const views = [...inputs, output]
-  const n = output.shape[dim] as number
+  const n = output.shape[dim]
   const t = tilingOf(engine, n, widthOf(n, dim, views), most)
   const walk = rowWalk(dim, views)
   const kernel = engine.kernel(`${name}:${tilingKey(t)}:${walk.rank}`, name, () => shader(t, walk))

@@ -15,7 +15,7 @@
 
 import { type DType, isFloat, layout, type Primitives, type View } from '@tilegrad/core'
 import type { Engine } from '../commands/queue.ts'
-import type { GpuBuffer } from '../device/buffers.ts'
+import { bufferOf } from '../device/buffers.ts'
 import { elementOf, type Stored, storedOf } from '../wgsl/element.ts'
 import { mathCode } from '../wgsl/math.ts'
 import type { Shader } from '../wgsl/shader.ts'
@@ -32,7 +32,7 @@ const abreast = 8
 export function sort(engine: Engine): Primitives['sort'] {
   return {
     run: ([values, indices], [x], { dim, descending }) =>
-      sortInto(engine, values as View, indices as View, x as View, dim, descending),
+      sortInto(engine, values, indices, x, dim, descending),
   }
 }
 
@@ -46,7 +46,7 @@ export function sortInto(
   descending: boolean,
 ): void {
   const others = otherDims(x, dim)
-  const sizes = others.map((d) => x.shape[d] as number)
+  const sizes = others.map((d) => x.shape[d])
   const rows = layout.numel(sizes)
   const length = x.shape[dim] ?? 1
   if (rows === 0 || length === 0) return
@@ -58,8 +58,8 @@ export function sortInto(
   const [inRank, outRank] = [from.sizes.length, to.sizes.length]
   const read = [x.offset, x.strides[dim] ?? 0, ...walkWords(from, 0)]
   const write = [values.offset, indices.offset, values.strides[dim] ?? 0, ...walkWords(to, 0)]
-  const results = [values.buffer, indices.buffer] as GpuBuffer[]
-  const source = x.buffer as GpuBuffer
+  const results = [values, indices].map(bufferOf)
+  const source = bufferOf(x)
   const groups = (count: number) => grid(Math.ceil(count / block))
   const { dtype } = x
 

@@ -7,10 +7,10 @@
 
 import { type KernelOf, layout, type View } from '@tilegrad/core'
 import type { Engine } from '../commands/queue.ts'
-import type { GpuBuffer } from '../device/buffers.ts'
+import { bufferOf } from '../device/buffers.ts'
 import type { Shader } from '../wgsl/shader.ts'
 import { grid } from './layout.ts'
-import { bufferOf, enablesOf, plus, reduction, subgroupOf } from './rows.ts'
+import { enablesOf, plus, reduction, subgroupOf } from './rows.ts'
 
 const workgroup = 256
 /** Vectors of a block: 16 for every thread. */
@@ -47,7 +47,7 @@ export const totalNorm = (engine: Engine): KernelOf<object> => {
         base += end
       }
       const kernel = engine.kernel('total_norm.finish', 'total_norm', () => finishShader(subgroup))
-      engine.run(kernel, [(out as View).buffer as GpuBuffer, sums], [blocks], 1)
+      engine.run(kernel, [bufferOf(out), sums], [blocks], 1)
       engine.pool.free(sums)
     },
   }

@@ -27,7 +27,7 @@ export function lower(exprs: readonly Typed[], leaf: (node: Leaf) => string): Lo
   }
   const lines: string[] = []
   for (const t of typedPostOrder(exprs)) {
-    const [a, b, c] = t.args.map((arg) => names.get(arg) as string) as [string, string, string]
+    const [a, b, c] = t.args.map((arg) => names.get(arg) as string)
     const value = emit(t, a, b, c, leaf, call)
     if (t.kind === 'const' || t.kind === 'input') names.set(t, value)
     else {
@@ -49,7 +49,7 @@ function emit(t: Typed, a: string, b: string, c: string, leaf: (node: Leaf) => s
     case 'unary':
       return (unaries[t.op][operandOf(t)] ?? unsupported(t))(a, call)
     case 'binary':
-      return (binaries[t.op][operandOf(t)] ?? unsupported(t))(a, b, call, t.args[1] as Typed)
+      return (binaries[t.op][operandOf(t)] ?? unsupported(t))(a, b, call, t.args[1])
     case 'select':
       return `select(${c}, ${b}, ${a})`
     case 'cast':
@@ -60,7 +60,7 @@ function emit(t: Typed, a: string, b: string, c: string, leaf: (node: Leaf) => s
 }
 
 /** The dtype of what a node works on. */
-const operandOf = (t: Typed): Stored => storedOf((t.args[0] as Typed).dtype)
+const operandOf = (t: Typed): Stored => storedOf(t.args[0].dtype)
 
 function unsupported(t: Typed): never {
   throw new UnsupportedOpError(`elementwise: no WGSL for ${'op' in t ? t.op : t.kind} of ${operandOf(t)}`)
@@ -73,7 +73,7 @@ const word = new Uint32Array(bits.buffer)
 const constants: Readonly<Record<Stored, (value: number, call: Call) => string>> = {
   float32: (value, call) => {
     bits[0] = value
-    const rounded = bits[0] as number
+    const rounded = bits[0]
     if (!Number.isFinite(rounded) || Object.is(rounded, -0))
       return call('tg_bits', `0x${word[0]?.toString(16)}u`)
     const text = `${rounded}${Number.isInteger(rounded) && Math.abs(rounded) < 1e21 ? '.0' : ''}f`

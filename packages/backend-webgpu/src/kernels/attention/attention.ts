@@ -32,7 +32,7 @@ import {
 } from '@tilegrad/core'
 import type { Scalar } from '../../commands/dispatch.ts'
 import type { Engine } from '../../commands/queue.ts'
-import type { GpuBuffer } from '../../device/buffers.ts'
+import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
 import { grid } from '../layout.ts'
 import { backwardBytes, backwardShader, type Gradients, statRows, statShader } from './backward.ts'
 import {
@@ -84,7 +84,7 @@ const takes = (engine: Engine, inputs: readonly View[], attrs: AttentionAttrs, b
     [q, k, v, ...(slopes ? [slopes] : [])].every((t) => t.dtype === 'float32') &&
     (mask === null || mask.dtype === 'float32' || mask.dtype === 'bool') &&
     q.shape[1] !== 0 &&
-    [q.shape[3], v.shape[3]].every((n) => (n as number) >= 1 && (n as number) <= maxWidth)
+    [q.shape[3], v.shape[3]].every((n) => n >= 1 && n <= maxWidth)
   )
 }
 
@@ -108,13 +108,13 @@ function chooseForm(
   const { maxComputeWorkgroupStorageSize: most } = engine.gpu.limits
   const vectors = [q, k, v, ...more].every(isVectors)
   // Loops take two vectors at a time, and what lies behind a row in memory is another row.
-  const pairs = vectors && [q, v].every((x) => (x.shape[3] as number) % 8 === 0)
+  const pairs = vectors && [q, v].every((x) => x.shape[3] % 8 === 0)
   const forms = tiles
     .filter((tile) => [rowsOf(tile), colsOf(tile)].every((n) => blockSize % n === 0))
     .map((tile) => ({
       tile,
-      dq: padded(q.shape[3] as number),
-      dv: padded(v.shape[3] as number),
+      dq: padded(q.shape[3]),
+      dv: padded(v.shape[3]),
       vectors,
       mask: maskKind(mask),
       rowsInPlace: pairs && tile.inPlace !== undefined,
@@ -122,8 +122,8 @@ function chooseForm(
       exact:
         pairs &&
         tile.inPlace !== undefined &&
-        [q, k].every((x) => (x.shape[2] as number) % 8 === 0) &&
-        [q, v].every((x) => x.shape[3] === padded(x.shape[3] as number)),
+        [q, k].every((x) => x.shape[2] % 8 === 0) &&
+        [q, v].every((x) => x.shape[3] === padded(x.shape[3])),
       shuffle: canShuffle(engine, tile.tx),
       globals: attrs.globalTokens > 0,
       blocks: blockSize > 0,
@@ -139,8 +139,6 @@ function chooseForm(
 /** Code depends on dropout, not on its numbers. */
 const NO_DRAW = [0, 0, 0]
 
-const buffer = (view: View): GpuBuffer => view.buffer as GpuBuffer
-
 /** `apart`: where queries are so few, keys are shared out instead; null: never. */
 export function attention(
   engine: Engine,
@@ -150,9 +148,9 @@ export function attention(
   return {
     supports: (inputs, attrs) => takes(engine, inputs, attrs, forwardBuffers),
     run(outputs, inputs, attrs, numbers) {
-      const [out, stats] = outputs as [View, View]
+      const [out, stats] = outputs
       const { q, k, v } = attentionOperands(inputs, attrs)
-      const [b, h, t] = q.shape as [number, number, number]
+      const [b, h, t] = q.shape
       if (b * h * t === 0) return
       if (apart && takesSingle(q, attrs, apart)) {
         const form = chooseForm(engine, [singleTile], () => 0, inputs, attrs, [out])
@@ -165,12 +163,12 @@ export function attention(
       )
       const { words, floats } = commonWords([q, k, v], attrs, b * h, Math.ceil(t / rowsOf(form.tile)))
       for (const x of [q, k, v]) words.push(...operandWords(x, form.vectors))
-      const buffers = [q, k, v].map(buffer)
+      const buffers = [q, k, v].map(bufferOf)
       const scalars: Scalar[] = []
       addOptions({ words, scalars, buffers }, form, 'keys', inputs, attrs)
       words.push(...operandWords(out, form.vectors), stats.offset)
-      buffers.push(buffer(out), buffer(stats))
-      engine.run(kernel, buffers, words, ...grid(words[0] as number), 1, floats, scalars, numbers)
+      buffers.push(bufferOf(out), bufferOf(stats))
+      engine.run(kernel, buffers, words, ...grid(words[0]), 1, floats, scalars, numbers)
     },
   }
 }
@@ -185,9 +183,9 @@ export function attentionBackward(
       takes(engine, inputs, attrs, backwardBuffers) && !(attrs.hasMask && attrs.needs[3]),
     run(outputs, inputs, attrs, numbers) {
       const { q, k, v, rest } = attentionOperands(inputs, attrs)
-      const [b, h, t] = q.shape as [number, number, number]
-      const [keyHeads, s] = [k.shape[1] as number, k.shape[2] as number]
-      const [out, stats, dout] = rest as [View, View, View]
+      const [b, h, t] = q.shape
+      const [keyHeads, s] = [k.shape[1], k.shape[2]]
+      const [out, stats, dout] = rest
 
       const formOf = (gradients: Gradients, results: readonly View[], of = tiles): Form => ({
         ...chooseForm(engine, of, (f) => backwardBytes(f, gradients), inputs, attrs, [out, dout, ...results]),
@@ -210,18 +208,18 @@ export function attentionBackward(
         const blocks = Math.ceil((isQ ? t : s) / rowsOf(form.tile))
         const { words, floats } = commonWords([q, k, v], attrs, items, blocks)
         for (const x of [q, k, v, dout]) words.push(...operandWords(x, form.vectors))
-        const buffers = [q, k, v, dout].map(buffer).concat(saved)
+        const buffers = [q, k, v, dout].map(bufferOf).concat(saved)
         const scalars: Scalar[] = []
         addOptions({ words, scalars, buffers }, form, isQ ? 'keys' : 'queries', inputs, attrs)
         if (gradients === 'qkv') words.push(...operandWords(out, form.vectors), stats.offset)
-        buffers.push(...results.filter((_, n) => form.sharing[n] === n).map(buffer))
-        const stored = chunk && storedOf(engine, form.tile, chunk, inputs, attrs, outputs[0] as View)
+        buffers.push(...results.filter((_, n) => form.sharing[n] === n).map(bufferOf))
+        const stored = chunk && storedOf(engine, form.tile, chunk, inputs, attrs, outputs[0])
         if (stored) {
           words.push(...stored.words)
           buffers.push(stored.buffer)
         }
         words.push(...results.flatMap((x) => operandWords(x, form.vectors)))
-        engine.run(kernel, buffers, words, ...grid(words[0] as number), 1, floats, scalars, numbers)
+        engine.run(kernel, buffers, words, ...grid(words[0]), 1, floats, scalars, numbers)
         if (stored) {
           stored.multiply()
           engine.pool.free(stored.buffer)
@@ -233,10 +231,10 @@ export function attentionBackward(
       const fits = (more: number): boolean => takes(engine, inputs, attrs, backwardBuffers + more)
       const short = shortTiles(tiles, q, k, attrs, allowed.leastGroups)
       // Operands, out and its statistics, and the buffers of the results.
-      if (needAll && short.length > 0 && fits(new Set(outputs.map(buffer)).size)) {
+      if (needAll && short.length > 0 && fits(new Set(outputs.map(bufferOf)).size)) {
         const form = formOf('qkv', outputs, short)
         if (backwardBytes(form, 'qkv') <= engine.gpu.limits.maxComputeWorkgroupStorageSize) {
-          run('qkv', outputs, form, [out, stats].map(buffer))
+          run('qkv', outputs, form, [out, stats].map(bufferOf))
           return
         }
       }
@@ -247,7 +245,7 @@ export function attentionBackward(
         const vectors = [out, dout].every(isVectors)
         const name = 'scaled_dot_product_attentionBackward'
         const kernel = engine.kernel(`attentionStat:${vectors}`, name, () => statShader({ vectors }))
-        const width = v.shape[3] as number
+        const width = v.shape[3]
         const words = [
           rows,
           h,
@@ -258,7 +256,7 @@ export function attentionBackward(
         ]
         engine.run(
           kernel,
-          [dout, out, stats].map(buffer).concat(stat),
+          [dout, out, stats].map(bufferOf).concat(stat),
           words,
           ...grid(Math.ceil(rows / statRows)),
         )

@@ -235,7 +235,7 @@ function keysBody(form: Form, gradients: Gradients): string {
   const [needK, needV] = [gradients.includes('k'), gradients.includes('v')]
   const short = gradients === 'qkv'
   /** The binding of a result. */
-  const to = (of: 'q' | 'k' | 'v'): string => `d${gradients[sharing[gradients.indexOf(of)] as number]}`
+  const to = (of: 'q' | 'k' | 'v'): string => `d${gradients[sharing[gradients.indexOf(of)]]}`
   const inTurn = takesTurns(form)
   const tg = inTurn ? 'tq' : 'tg'
   /** A vector of a query of the block, where it lies. */

@@ -99,7 +99,7 @@ export function operandWords({ offset, strides }: View, vectors: boolean): numbe
 /** A view whose rows can be read and written as vectors of four. */
 export const isVectors = ({ shape, strides, offset }: View): boolean =>
   strides[3] === 1 &&
-  (shape[3] as number) % 4 === 0 &&
+  shape[3] % 4 === 0 &&
   [offset, ...strides.slice(0, 3)].every((n, i) => n % 4 === 0 || (i > 0 && shape[i - 1] === 1))
 
 export const far = 2 ** 30
@@ -125,7 +125,7 @@ const floatsAt = [commonParams.indexOf('ninf: f32'), commonParams.indexOf('scale
 
 /** The key that query 0 is level with. */
 export const offsetOf = (q: View, k: View, { causal }: Pick<AttentionAttrs, 'causal'>): number =>
-  causal === 'bottom-right' ? (k.shape[2] as number) - (q.shape[2] as number) : 0
+  causal === 'bottom-right' ? k.shape[2] - q.shape[2] : 0
 
 /**
  * Declares `head`, one of `count / blocks`, and `turn`, a workgroup's place among its blocks. So many heads go together, the
@@ -143,8 +143,8 @@ const cached = 2 ** 26
 /** The number of heads that go together where causality makes blocks unequal: their operands should stay in the cache. */
 function together([q, k, v]: readonly View[], { causal, window }: AttentionAttrs): number {
   if (causal === 'none' || window > 0) return 1
-  const [t, d] = (q as View).shape.slice(2) as [number, number]
-  const [s, dv] = [(k as View).shape[2] as number, (v as View).shape[3] as number]
+  const [t, d] = q.shape.slice(2)
+  const [s, dv] = [k.shape[2], v.shape[3]]
   return Math.max(1, Math.floor(cached / (4 * Math.max(s, t) * (d + dv))))
 }
 
@@ -157,12 +157,12 @@ export function commonWords(
 ): { words: number[]; floats: [number, number][] } {
   const { causal, window, scale } = attrs
   const [q, k, v] = operands
-  const [, h, t, d] = (q as View).shape as [number, number, number, number]
-  const [, hk, s] = (k as View).shape as [number, number, number]
-  const offset = offsetOf(q as View, k as View, attrs)
+  const [, h, t, d] = q.shape
+  const [, hk, s] = k.shape
+  const offset = offsetOf(q, k, attrs)
   const high = causal === 'none' ? far : offset
   const low = window > 0 ? offset - Math.min(window, far) : -far
-  const dv = (v as View).shape[3] as number
+  const dv = v.shape[3]
   return {
     words: [items * blocks, blocks, together(operands, attrs), h, h / hk, t, s, d, dv, high, low, 0, 0, 0],
     floats: [

@@ -2,7 +2,7 @@
 
 import { type AttentionAttrs, attentionOperands, type View } from '@tilegrad/core'
 import type { Scalar } from '../../commands/dispatch.ts'
-import type { GpuBuffer } from '../../device/buffers.ts'
+import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
 import { elementOf } from '../../wgsl/element.ts'
 import type { Binding } from '../../wgsl/shader.ts'
 import { type Form, offsetOf, operandParams, operandWords } from './blocks.ts'
@@ -39,7 +39,7 @@ export function addOptions(
   const { words, scalars, buffers } = call
   const { q, k, mask, blocks, slopes } = attentionOperands(inputs, attrs)
   const add = (view: View): void => {
-    buffers.push(view.buffer as GpuBuffer)
+    buffers.push(bufferOf(view))
   }
   if (mask) {
     add(mask)
@@ -57,7 +57,7 @@ export function addOptions(
   const offset = offsetOf(q, k, attrs)
   if (slopes) {
     add(slopes)
-    words.push(slopes.offset, slopes.strides[0] as number, offset)
+    words.push(slopes.offset, slopes.strides[0], offset)
   }
   if (globals) words.push(attrs.globalTokens, attrs.globalTokens - offset)
   if (dropout) {

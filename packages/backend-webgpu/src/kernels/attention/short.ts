@@ -32,8 +32,8 @@ export function shortTiles(
   { blockSize }: AttentionAttrs,
   enough: number,
 ): Tile[] {
-  const [b, h, t] = q.shape as [number, number, number]
-  const [, hk, s] = k.shape as [number, number, number]
+  const [b, h, t] = q.shape
+  const [, hk, s] = k.shape
   if (blockSize > 0 || b * h * t * s === 0) return []
   const pays = (tile: Tile): boolean => (h / hk) * Math.ceil(t / colsOf(tile)) <= 3 || b * hk >= enough
   const fit = tiles.filter((tile) => s <= rowsOf(tile) && pays(tile))

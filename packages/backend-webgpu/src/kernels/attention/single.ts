@@ -16,9 +16,9 @@
 import { type AttentionAttrs, attentionOperands, type View } from '@tilegrad/core'
 import type { Scalar } from '../../commands/dispatch.ts'
 import type { Engine } from '../../commands/queue.ts'
+import { bufferOf } from '../../device/buffers.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { grid } from '../layout.ts'
-import { bufferOf } from '../rows.ts'
 import {
   commonParams,
   commonWords,
@@ -59,10 +59,7 @@ const ahead = 8
 const mostWays = 32
 
 export const takesSingle = (q: View, attrs: AttentionAttrs, { queries }: Few): boolean =>
-  (q.shape[2] as number) <= queries &&
-  attrs.globalTokens === 0 &&
-  attrs.blockSize === 0 &&
-  attrs.dropout === 0
+  q.shape[2] <= queries && attrs.globalTokens === 0 && attrs.blockSize === 0 && attrs.dropout === 0
 
 function partsOf(rows: number, keys: number, { alone, part, enough }: Few): number {
   if (keys <= Math.min(alone, most)) return 1
@@ -79,10 +76,10 @@ export function single(
   how: Few,
 ): void {
   const name = 'scaled_dot_product_attention'
-  const [out, stats] = outputs as [View, View]
+  const [out, stats] = outputs
   const { q, k, v } = attentionOperands(inputs, attrs)
-  const [b, h, t, dq] = q.shape as [number, number, number, number]
-  const [, , s, dv] = v.shape as [number, number, number, number]
+  const [b, h, t, dq] = q.shape
+  const [, , s, dv] = v.shape
   const form = { ...padded, dq, dv }
   const rows = b * h * t
   const span = Math.max(1, Math.ceil(s / partsOf(rows, s, how)))

@@ -8,13 +8,12 @@
 
 import { type AttentionAttrs, attentionOperands, type View } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
-import type { GpuBuffer } from '../../device/buffers.ts'
+import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { grid } from '../layout.ts'
 import { multiply } from '../matmul/matmul.ts'
 import { planOf } from '../matmul/plan.ts'
-import type { Matrix, Problem } from '../matmul/problem.ts'
-import { bufferOf } from '../rows.ts'
+import type { Problem } from '../matmul/problem.ts'
 import { colsOf, each, far, offsetOf, rowsOf, type Tile } from './blocks.ts'
 
 export const storedParams = ['firstHead: u32', 'dsKeys: i32', 'dsRow: i32', 'margin: i32']
@@ -47,11 +46,11 @@ export function chunksOf(
 ): Chunk[] {
   if (attrs.window > 0 || attrs.globalTokens > 0 || attrs.blockSize > 0) return []
   const { q, k, v } = attentionOperands(inputs, attrs)
-  const [b, h, t, d] = q.shape as [number, number, number, number]
-  const [, hk, s] = k.shape as [number, number, number]
+  const [b, h, t, d] = q.shape
+  const [, hk, s] = k.shape
   if (b * hk * t * s === 0) return []
   const { maxBufferSize, maxStorageBufferBindingSize } = engine.gpu.limits
-  const operands = 8 * b * ((h * t + hk * s) * (d + (v.shape[3] as number)))
+  const operands = 8 * b * ((h * t + hk * s) * (d + v.shape[3]))
   const most = Math.min(bytes, 2 * operands, maxBufferSize, maxStorageBufferBindingSize)
   const perHead = (h * rowBytes(t, tile) * Math.ceil(s / rowsOf(tile)) * rowsOf(tile)) / hk
   const even = (all: number, fit: number): number => Math.ceil(all / Math.ceil(all / fit))
@@ -91,8 +90,8 @@ export function storedOf(
   dq: View,
 ): Stored {
   const { q, k } = attentionOperands(inputs, attrs)
-  const [, h, t, d] = q.shape as [number, number, number, number]
-  const [, hk, s] = k.shape as [number, number, number]
+  const [, h, t, d] = q.shape
+  const [, hk, s] = k.shape
   const group = h / hk
   const row = rowBytes(t, tile) / 4
   const keys = Math.ceil(s / rowsOf(tile)) * rowsOf(tile)
@@ -100,15 +99,15 @@ export function storedOf(
   const count = chunk.items * chunk.heads * group * step
   const buffer = engine.pool.alloc(count, 'float32')
   const [item, head] = [Math.floor(chunk.first / hk), chunk.first % hk]
-  const [kItem, kHead, kRow, kColumn] = k.strides as [number, number, number, number]
-  const [dqItem, dqHead, dqRow, dqColumn] = dq.strides as [number, number, number, number]
+  const [kItem, kHead, kRow, kColumn] = k.strides
+  const [dqItem, dqHead, dqRow, dqColumn] = dq.strides
   const problem: Problem = {
     ...{ m: t, n: d, k: s, type: 'f32', extras: [] },
     items: chunk.items * chunk.heads * group,
     sizes: [chunk.items, chunk.heads, group],
     a: { buffer, offset: 0, row: 1, column: row, batch: [chunk.heads * group * step, group * step, step] },
     b: {
-      buffer: k.buffer as GpuBuffer,
+      buffer: bufferOf(k),
       offset: k.offset + item * kItem + head * kHead,
       row: kRow,
       column: kColumn,
@@ -116,7 +115,7 @@ export function storedOf(
     },
     outs: [
       {
-        buffer: dq.buffer as GpuBuffer,
+        buffer: bufferOf(dq),
         offset: dq.offset + item * dqItem + head * group * dqHead,
         row: dqRow,
         column: dqColumn,
@@ -129,7 +128,7 @@ export function storedOf(
   const elements = problem.items * t * d
   const high = attrs.causal === 'none' ? far : offsetOf(q, k, attrs)
   const words = [elements, t, d, s, high, chunk.heads, group, row, step]
-  for (const x of [problem.outs[0] as Matrix, problem.b]) words.push(x.offset, ...x.batch, x.row, x.column)
+  for (const x of [problem.outs[0], problem.b]) words.push(x.offset, ...x.batch, x.row, x.column)
   return {
     buffer,
     words: [chunk.first, keys, row / 4, bm + bk],

@@ -14,7 +14,7 @@ import { type Primitives, type TypedProgram, typedPostOrder, type View } from '@
 import type { Nest } from '@tilegrad/core/kernel'
 import type { Scalar } from '../../commands/dispatch.ts'
 import type { Engine } from '../../commands/queue.ts'
-import type { GpuBuffer } from '../../device/buffers.ts'
+import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
 import { elementOf } from '../../wgsl/element.ts'
 import { lower } from '../../wgsl/lowering.ts'
 import { mathCode } from '../../wgsl/math.ts'
@@ -26,7 +26,7 @@ const workgroup = 256
 export function elementwise(engine: Engine): Primitives['elementwise'] {
   return {
     run(outputs, inputs, { kernel }, numbers) {
-      const [out] = outputs as [View]
+      const [out] = outputs
       const count = out.shape.reduce((n, s) => n * s, 1)
       if (count === 0) return
       const views = [...outputs, ...inputs]
@@ -39,7 +39,7 @@ export function elementwise(engine: Engine): Primitives['elementwise'] {
 
       const buffers: GpuBuffer[] = []
       const place = views.map((v) => {
-        const buffer = v.buffer as GpuBuffer
+        const buffer = bufferOf(v)
         const at = buffers.indexOf(buffer)
         return at >= 0 ? at : buffers.push(buffer) - 1
       })
@@ -86,7 +86,7 @@ function traitsOf(kernel: TypedProgram): Traits {
 /** Whether vectors of four fit: also at the end, where what a last vector of outputs overwrites must be nobody's. */
 function isVector(views: readonly View[], outputs: number, nest: Nest, count: number): boolean {
   return views.every((v, i) => {
-    const [stride] = nest.strides[i] as readonly number[]
+    const [stride] = nest.strides[i]
     if (stride === 0 && i >= outputs) return true
     const alone = count % 4 === 0 || i >= outputs || (v.offset === 0 && 4 * count + 16 > bytesOf(v))
     return stride === 1 && v.offset % 4 === 0 && alone
@@ -95,14 +95,14 @@ function isVector(views: readonly View[], outputs: number, nest: Nest, count: nu
 /** Whether the innermost dim is vectors of four in every operand, or one number per row. */
 function haveVectors(views: readonly View[], outputs: number, { sizes, strides }: Nest): boolean {
   const last = sizes.length - 1
-  if ((sizes[last] as number) % 4 !== 0) return false
+  if (sizes[last] % 4 !== 0) return false
   return views.every((v, i) => {
-    const own = strides[i] as readonly number[]
+    const own = strides[i]
     if (own[last] === 0) return i >= outputs
     return own[last] === 1 && v.offset % 4 === 0 && own.slice(0, last).every((s) => s % 4 === 0)
   })
 }
-const bytesOf = (v: View): number => (v.buffer as GpuBuffer).bytes
+const bytesOf = (v: View): number => bufferOf(v).bytes
 
 function shader(
   kernel: TypedProgram,
@@ -124,7 +124,7 @@ function shader(
     fields.push(`a${slot}: ${elementOf(dtype).item}`)
   })
   const bindings = written.map((write, b): Binding => {
-    const { dtype } = views[place.indexOf(b)] as View
+    const { dtype } = views[place.indexOf(b)]
     const { item } = elementOf(dtype)
     return { name: `b${b}`, item: (vectors ? `vec4<${item}>` : item) as Item, ...(write && { write }) }
   })

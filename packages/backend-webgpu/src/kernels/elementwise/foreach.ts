@@ -20,7 +20,7 @@ import {
 } from '@tilegrad/core'
 import type { Scalar } from '../../commands/dispatch.ts'
 import type { Engine } from '../../commands/queue.ts'
-import type { GpuBuffer } from '../../device/buffers.ts'
+import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
 import { type Lowered, lower } from '../../wgsl/lowering.ts'
 import { mathCode } from '../../wgsl/math.ts'
 import type { Binding, Shader } from '../../wgsl/shader.ts'
@@ -61,7 +61,7 @@ export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
     buffers: readonly GpuBuffer[],
     values: readonly number[],
   ): void => {
-    const places = calls.map(({ views }) => views.map((v) => buffers.indexOf(v.buffer as GpuBuffer)))
+    const places = calls.map(({ views }) => views.map((v) => buffers.indexOf(bufferOf(v))))
     const access = calls.map((c) => c.access.join(''))
     const kernel = engine.kernel(`foreach:${expression.id}:${access}:${places}`, expression.name, () =>
       shader(expression, loweredOf(expression) as Lowered, calls, places),
@@ -82,13 +82,13 @@ export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
   return {
     supports(views, { kernel }) {
       if (loweredOf(kernel) === null) return false
-      const { shape } = views[0] as View
+      const { shape } = views[0]
       let buffers = 0
       for (let i = 0; i < views.length; i++) {
-        const v = views[i] as View
+        const v = views[i]
         if (v.dtype !== 'float32') return false
         let first = 0
-        while ((views[first] as View).buffer !== v.buffer) first++
+        while (views[first].buffer !== v.buffer) first++
         if (first === i) buffers++
         const output = i < kernel.exprs.length
         // Neighbours in one vector must not be written by two threads.
@@ -105,13 +105,13 @@ export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
       for (let c = 0; c * outs < outputs.length; c++) {
         const first = c * expression.numbers
         const views = [...outputs.slice(c * outs, (c + 1) * outs), ...inputs.slice(c * ins, (c + 1) * ins)]
-        const count = layout.numel((views[0] as View).shape)
+        const count = layout.numel(views[0].shape)
         if (count === 0) continue
         const access = views.map((v, i): Access => {
           if (i >= outs && layout.numel(v.shape) === 1) return 's'
           return v.offset % 4 === 0 ? 'v' : 'e'
         })
-        const fresh = views.map((v) => v.buffer as GpuBuffer)
+        const fresh = views.map(bufferOf)
         const joined = [...new Set([...buffers, ...fresh])]
         if (joined.length > most || calls.length === mostCalls) {
           launch(expression, calls, buffers, numbers)
@@ -165,7 +165,7 @@ function shader(
     return `if (number < p.end${c}) {
 let first = ((number - ${before}) * ${workgroup}u + li) * 4u;
 if (first >= p.count${c}) { return; }
-${callCode(expression, call, places[c] as readonly number[], c)}
+${callCode(expression, call, places[c], c)}
 return;
 }`
   })

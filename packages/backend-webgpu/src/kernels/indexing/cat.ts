@@ -8,9 +8,9 @@
 import { type DimAttrs, type KernelOf, layout, type View } from '@tilegrad/core'
 import { type Nest, viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
+import { bufferOf } from '../../device/buffers.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { grid, nestOf, walkFields, walkFunction, walkWords } from '../layout.ts'
-import { bufferOf } from '../rows.ts'
 
 const workgroup = 256
 /** The most tensors of a launch, with which code grows. */
@@ -26,15 +26,14 @@ interface Part {
 export const cat = (engine: Engine): KernelOf<DimAttrs> => {
   const atOnce = Math.min(mostParts, engine.gpu.limits.maxStorageBuffersPerShaderStage - 1)
   return {
-    supports: (inputs) => inputs.every((x) => x.dtype === (inputs[0] as View).dtype),
-    run([out], inputs, { dim }) {
-      const y = out as View
+    supports: (inputs) => inputs.every((x) => x.dtype === inputs[0].dtype),
+    run([y], inputs, { dim }) {
       let to = y.offset
       const parts: Part[] = []
       for (const x of inputs) {
         const nest = nestOf(x.shape, [x, viewOf(y, x.shape, y.strides, 0)])
         if (layout.numel(x.shape) > 0) parts.push({ x, to, nest })
-        to += (x.shape[dim] as number) * (y.strides[dim] as number)
+        to += x.shape[dim] * y.strides[dim]
       }
       const width = parts.every(takesVectors) ? 4 : 1
       for (let i = 0; i < parts.length; i += atOnce) {
@@ -58,7 +57,7 @@ export const cat = (engine: Engine): KernelOf<DimAttrs> => {
 
 function takesVectors({ x, to, nest: { sizes, strides } }: Part): boolean {
   const last = sizes.length - 1
-  if (x.offset % 4 !== 0 || to % 4 !== 0 || (sizes[last] as number) % 4 !== 0) return false
+  if (x.offset % 4 !== 0 || to % 4 !== 0 || sizes[last] % 4 !== 0) return false
   return strides.every((own) => own.every((step, d) => (d === last ? step === 1 : step % 4 === 0)))
 }
 

@@ -20,10 +20,10 @@
 import { layout, type View } from '@tilegrad/core'
 import { viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
-import type { GpuBuffer } from '../../device/buffers.ts'
+import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { grid, nestOf, walkFields, walkFunction, walkWords } from '../layout.ts'
-import { bufferOf, itemOfWidth, widthOf } from '../rows.ts'
+import { itemOfWidth, widthOf } from '../rows.ts'
 
 const workgroup = 256
 /** Sorted positions that one workgroup adds up. */
@@ -48,7 +48,7 @@ export function sumRows(
   rest: View | undefined,
   skip: number,
 ): void {
-  const [v, d] = dweight.shape as readonly [number, number]
+  const [v, d] = dweight.shape
   const count = layout.numel(index.shape)
   const lead = index.shape.length
   const width = Math.min(widthOf(d, lead, [dy]), rest ? widthOf(d, 1, [rest]) : 4) as 4 | 1
@@ -75,7 +75,7 @@ export function sumRows(
 
   const vectors = d / width
   const spans = Math.ceil(count / span)
-  const [first, last] = [0, 1].map(() => engine.pool.alloc(spans * d, 'float32')) as [GpuBuffer, GpuBuffer]
+  const [first, last] = [0, 1].map(() => engine.pool.alloc(spans * d, 'float32'))
   const to = bufferOf(dweight)
   const add = engine.kernel(`${label}.add:${width}:${rank}`, label, () => addShader(width, rank))
   const size = [Math.ceil(vectors / columns), ...grid(spans)] as const
@@ -201,7 +201,7 @@ function sortKeys(
     const words = [count, per, shift, ...walk]
     const key = `${direct ? rank : 'k'}`
     const digits = engine.kernel(`${label}.count:${key}`, label, () => countShader(direct ? rank : 0))
-    engine.run(digits, [source[0] as GpuBuffer, counts], words, blocks)
+    engine.run(digits, [source[0], counts], words, blocks)
     engine.run(scan, [counts, starts], [blocks], 1)
     const sorted = [pool.alloc(count, 'int32'), pool.alloc(count, 'int32')]
     const place = engine.kernel(`${label}.place:${key}`, label, () => placeShader(direct ? rank : 0))

@@ -7,9 +7,10 @@
 
 import { type EmbeddingAttrs, type GradientAttrs, type KernelOf, layout, type View } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
+import { bufferOf } from '../../device/buffers.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { grid, nestOf, walkFields, walkFunction, walkWords } from '../layout.ts'
-import { bufferOf, denseFloats, itemOfWidth, widthOf } from '../rows.ts'
+import { denseFloats, itemOfWidth, widthOf } from '../rows.ts'
 import { sumRows } from './embedding-backward.ts'
 
 const workgroup = 256
@@ -18,18 +19,18 @@ const takes = (weight: View, index: View): boolean =>
   weight.dtype === 'float32' && layout.numel(weight.shape) > 0 && layout.numel(index.shape) > 0
 
 export const embedding = (engine: Engine): KernelOf<EmbeddingAttrs> => ({
-  supports: ([weight, index]) => takes(weight as View, index as View),
+  supports: ([weight, index]) => takes(weight, index),
   run([out], inputs) {
-    const [weight, index] = inputs as readonly [View, View]
-    const y = out as View
-    const [v, d] = weight.shape as readonly [number, number]
+    const [weight, index] = inputs
+    const y = out
+    const [v, d] = weight.shape
     const width = denseFloats(1, weight) ? widthOf(d, 1, [weight]) : 1
     const nest = nestOf(index.shape, [index])
     const rank = nest.sizes.length
     const kernel = engine.kernel(`embedding:${width}:${rank}`, 'embedding', () => shader(width, rank))
     const units = d / width
     const count = layout.numel(index.shape) * units
-    const [row, step] = weight.strides as readonly [number, number]
+    const [row, step] = weight.strides
     const words = [count, units, v, weight.offset / width, row / width, step, index.offset]
     const buffers = [weight, index, y].map(bufferOf)
     engine.run(kernel, buffers, [...words, ...walkWords(nest, 0)], ...grid(Math.ceil(count / workgroup)))
@@ -68,10 +69,8 @@ else { y[i] = ${item}(); }`,
 export const embeddingBackward = (engine: Engine): KernelOf<GradientAttrs<EmbeddingAttrs>> => ({
   adds: true,
   supports: ([weight, index, , dy], { needs }) =>
-    needs[0] === true &&
-    denseFloats((dy as View).shape.length - 1, dy as View) &&
-    takes(weight as View, index as View),
+    needs[0] === true && denseFloats(dy.shape.length - 1, dy) && takes(weight, index),
   run([dweight], [, index, , dy, rest], { paddingIdx }) {
-    sumRows(engine, dweight as View, index as View, dy as View, rest, paddingIdx ?? -1)
+    sumRows(engine, dweight, index, dy, rest, paddingIdx ?? -1)
   },
 })

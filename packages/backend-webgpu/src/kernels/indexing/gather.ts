@@ -4,10 +4,10 @@
  * Reference: `gather` in core's reference/kernels.ts. Test: indexing.test.ts.
  */
 
-import { layout, type Primitives, type View } from '@tilegrad/core'
+import { layout, type Primitives } from '@tilegrad/core'
 import { viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
-import type { GpuBuffer } from '../../device/buffers.ts'
+import { bufferOf } from '../../device/buffers.ts'
 import { elementOf } from '../../wgsl/element.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { grid, nestOf, walkFields, walkFunction, walkWords } from '../layout.ts'
@@ -17,7 +17,7 @@ const workgroup = 256
 export function gather(engine: Engine): Primitives['gather'] {
   return {
     run([out], [x, index], { dim }) {
-      const [y, source, at] = [out as View, x as View, index as View]
+      const [y, source, at] = [out, x, index]
       const count = layout.numel(y.shape)
       if (count === 0) return
       // x without the dim that is looked up.
@@ -28,7 +28,7 @@ export function gather(engine: Engine): Primitives['gather'] {
       )
       const nest = nestOf(y.shape, [at, rest])
       const rank = nest.sizes.length
-      const buffers = [y.buffer, source.buffer, at.buffer] as GpuBuffer[]
+      const buffers = [y, source, at].map(bufferOf)
       const shared = source.buffer === at.buffer
       const kernel = engine.kernel(`gather ${y.dtype} ${rank} ${shared}`, 'gather', (): Shader => {
         const { item } = elementOf(y.dtype)

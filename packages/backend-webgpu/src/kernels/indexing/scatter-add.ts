@@ -12,7 +12,7 @@
 import { type DType, layout, type Primitives, type View } from '@tilegrad/core'
 import { viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
-import type { GpuBuffer } from '../../device/buffers.ts'
+import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
 import { elementOf } from '../../wgsl/element.ts'
 import type { Binding, Shader } from '../../wgsl/shader.ts'
 import { grid, nestOf, otherDims, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
@@ -26,8 +26,8 @@ const fewSteps = 2 ** 20
 export function scatterAdd(engine: Engine): Primitives['scatterAdd'] {
   return {
     run([out], [x, index, source], { dim }) {
-      const [y, base, at] = [out as View, x as View, index as View]
-      const from = viewOf(source as View, at.shape, (source as View).strides)
+      const [y, base, at] = [out, x, index]
+      const from = viewOf(source, at.shape, source.strides)
       const others = otherDims(y, dim)
       // Where the index is smaller than x the rest of x is copied only.
       const narrow = others.some((d) => at.shape[d] !== y.shape[d])
@@ -48,7 +48,7 @@ export function scatterAdd(engine: Engine): Primitives['scatterAdd'] {
       const target = narrow
         ? viewOf(
             y,
-            y.shape.map((n, d) => (d === dim ? n : (at.shape[d] as number))),
+            y.shape.map((n, d) => (d === dim ? n : at.shape[d])),
             y.strides,
           )
         : y
@@ -79,7 +79,7 @@ function run(engine: Engine, y: View, x: View, index: View, source: View, dim: n
   const length = index.shape[dim] ?? 1
   // Dims along which the index repeats itself share one sorted copy of it.
   const own = how === 'sorted' ? others.filter((d) => index.strides[d] !== 0 && index.shape[d] !== 1) : []
-  const group = own.map((d) => index.shape[d] as number)
+  const group = own.map((d) => index.shape[d])
   const groups = layout.numel(group)
   const scratch: GpuBuffer[] = []
   const alloc = (n: number): GpuBuffer => {
@@ -92,14 +92,14 @@ function run(engine: Engine, y: View, x: View, index: View, source: View, dim: n
     const keys = dense(alloc(groups * length), [groups, length])
     const order = dense(alloc(groups * length), [groups, length])
     const flat = pickDims(index, [...own, dim])
-    const shaped = (v: View): View => dense(v.buffer as GpuBuffer, flat.shape)
+    const shaped = (v: View): View => dense(bufferOf(v), flat.shape)
     sortInto(engine, shaped(keys), shaped(order), flat, own.length, false)
     const starts = alloc(groups * (size + 1))
     const kernel = engine.kernel('scatterAdd starts', 'scatterAdd', findStarts)
     const [gx, gy] = grid(Math.ceil((groups * (size + 1)) / workgroup))
-    engine.run(kernel, [starts, keys.buffer as GpuBuffer], [groups * (size + 1), size + 1, length], gx, gy)
-    bound = [starts, order.buffer as GpuBuffer]
-  } else if (how === 'small') bound = [index.buffer as GpuBuffer]
+    engine.run(kernel, [starts, bufferOf(keys)], [groups * (size + 1), size + 1, length], gx, gy)
+    bound = [starts, bufferOf(order)]
+  } else if (how === 'small') bound = [bufferOf(index)]
 
   // The output's dims, of which `dim` counts destinations.
   const along = (v: View): View =>
@@ -117,7 +117,7 @@ function run(engine: Engine, y: View, x: View, index: View, source: View, dim: n
   const groupOf = viewOf(
     y,
     y.shape,
-    y.shape.map((_, d) => (own.includes(d) ? (strides[own.indexOf(d)] as number) : 0)),
+    y.shape.map((_, d) => (own.includes(d) ? strides[own.indexOf(d)] : 0)),
   )
   const views = [y, x, coordinate]
   if (how !== 'none') views.push(along(source), how === 'small' ? along(index) : groupOf)
@@ -125,9 +125,9 @@ function run(engine: Engine, y: View, x: View, index: View, source: View, dim: n
   const rank = nest.sizes.length
   const names = ['y_at', 'x_at', 'k_at', 'source_at', 'index_at'].slice(0, views.length)
   const buffers: GpuBuffer[] = []
-  const place = [y.buffer, x.buffer, ...(how === 'none' ? [] : [source.buffer]), ...bound].map((b) => {
-    const at = buffers.indexOf(b as GpuBuffer)
-    return at >= 0 ? at : buffers.push(b as GpuBuffer) - 1
+  const place = [...[y, x, ...(how === 'none' ? [] : [source])].map(bufferOf), ...bound].map((b) => {
+    const at = buffers.indexOf(b)
+    return at >= 0 ? at : buffers.push(b) - 1
   })
   const kernel = engine.kernel(`scatterAdd ${how} ${y.dtype} ${rank} ${place}`, 'scatterAdd', () =>
     shader(how, y.dtype, rank, names, place),

@@ -11,17 +11,18 @@
 
 import type { GatedLinearAttentionAttrs, GradientAttrs, KernelOf, Primitives, View } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
+import { bufferOf } from '../../device/buffers.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { operandParams, operandWords } from '../attention/blocks.ts'
 import { grid } from '../layout.ts'
 import { basis, threads } from './blocks.ts'
-import { buffer, type Call, compute, maxWidth } from './linear-attention.ts'
+import { type Call, compute, maxWidth } from './linear-attention.ts'
 
 const takes = (inputs: readonly View[]): boolean => {
-  const [q, , v] = inputs as [View, View, View]
+  const [q, , v] = inputs
   return (
     inputs.every((t) => t.dtype === 'float32') &&
-    [q, v].every((t) => (t.shape[3] as number) >= 1 && (t.shape[3] as number) <= maxWidth)
+    [q, v].every((t) => t.shape[3] >= 1 && t.shape[3] <= maxWidth)
   )
 }
 
@@ -33,7 +34,7 @@ export function gatedLinearAttention(engine: Engine): KernelOf<GatedLinearAttent
   return {
     supports: takes,
     run([y], [q, k, v, decay = null], { hasDecay }) {
-      const operands = { x: q as View, k: k as View, v: v as View, y: y as View }
+      const operands = { x: q, k, v, y }
       compute(engine, { ...kindOf(hasDecay ? decay : null), result: 'out', ...operands }, attrsOf)
     },
   }
@@ -47,8 +48,8 @@ export function gatedLinearAttentionBackward(
     // The decay's gradient is made of those of q and k.
     supports: (inputs, { needs: [q, k, , decay] }) => takes(inputs) && (!decay || (q === true && k === true)),
     run(outputs, inputs, { hasDecay, needs }) {
-      const [q, k, v] = inputs as [View, View, View]
-      const decay = hasDecay ? (inputs[3] as View) : null
+      const [q, k, v] = inputs
+      const decay = hasDecay ? inputs[3] : null
       const dout = inputs.at(-1) as View
       const left = [...outputs]
       const gradient = (i: number, call: Pick<Call, 'result' | 'x' | 'k' | 'v'>): View | undefined => {
@@ -62,14 +63,14 @@ export function gatedLinearAttentionBackward(
       gradient(2, { result: 'v', x: k, k: q, v: dout })
       const result = left.shift()
       if (!result || !dq || !dk) return
-      const [b, h, t, width] = q.shape as [number, number, number, number]
+      const [b, h, t, width] = q.shape
       const rows = b * h * t
       if (rows === 0) return
       const sums = engine.pool.alloc(rows, 'float32')
       const kernel = engine.kernel('gatedLinearAttentionSums', 'gated_linear_attentionBackward', sumsShader)
       const operands = [q, dq, k, dk]
       const words = [rows, h, t, width, ...operands.flatMap((x) => operandWords(x, false))]
-      engine.run(kernel, [...operands.map(buffer), sums], words, ...grid(Math.ceil(rows / threads)))
+      engine.run(kernel, [...operands.map(bufferOf), sums], words, ...grid(Math.ceil(rows / threads)))
       const view: View = { ...result, buffer: sums, strides: [h * t, t, 1, 1], offset: 0 }
       scan.run([result], [view], { kind: 'sum', dim: 2, reverse: true }, [])
       engine.pool.free(sums)

@@ -29,7 +29,7 @@
 
 import type { GradientAttrs, KernelOf, LinearAttentionAttrs, View } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
-import type { GpuBuffer } from '../../device/buffers.ts'
+import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
 import { isVectors, operandWords } from '../attention/blocks.ts'
 import { grid } from '../layout.ts'
 import {
@@ -48,11 +48,11 @@ import { chunkFadesShader, fadesShader, planParams, segmentsShader, statesShader
 export const maxWidth = 128
 
 const takes = (inputs: readonly View[]): boolean => {
-  const [q, k, v] = inputs as [View, View, View]
+  const [q, k, v] = inputs
   return (
     (inputs.length === 3 || inputs.length === 6) &&
     [q, k, v].every((t) => t.dtype === 'float32') &&
-    [q.shape[3], v.shape[3]].every((n) => (n as number) >= 1 && (n as number) <= maxWidth)
+    [q.shape[3], v.shape[3]].every((n) => n >= 1 && n <= maxWidth)
   )
 }
 
@@ -85,14 +85,12 @@ export interface Call {
   readonly norm?: View
 }
 
-export const buffer = (view: View): GpuBuffer => view.buffer as GpuBuffer
-
 export function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs, tile?: Tile): void {
   const { causal, eps, featureMap = 'elu' } = attrs
   const { kind, decay, result, x, k, v, factor, stat, y, norm } = call
-  const [b, h, rows, inner] = x.shape as [number, number, number, number]
-  const keys = k.shape[2] as number
-  const outer = v.shape[3] as number
+  const [b, h, rows, inner] = x.shape
+  const keys = k.shape[2]
+  const outer = v.shape[3]
   const heads = b * h
   if (heads * rows === 0) return
   const { maxComputeWorkgroupStorageSize: memory, maxStorageBufferBindingSize: largest } = engine.gpu.limits
@@ -161,7 +159,7 @@ export function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs,
     const count = heads * chunks
     launch(
       engine.kernel('linearAttentionFades', name, fadesShader),
-      [buffer(decay), fade],
+      [bufferOf(decay), fade],
       count,
       Math.ceil(count / threads),
       operandWords(decay, false),
@@ -179,7 +177,7 @@ export function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs,
   const stateKey = `linearAttentionStates:${formName({ ...form, tile: softwareTile })}`
   launch(
     engine.kernel(stateKey, name, () => statesShader(whole)),
-    [buffer(k), buffer(v), ...of, states],
+    [bufferOf(k), bufferOf(v), ...of, states],
     count,
     count,
     operands([k, v]),
@@ -198,11 +196,11 @@ export function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs,
   launch(
     engine.kernel(`linearAttention:${formName(whole)}`, name, () => outputsShader(whole)),
     [
-      ...[...all, ...(factor ? [factor] : [])].map(buffer),
+      ...[...all, ...(factor ? [factor] : [])].map(bufferOf),
       ...of,
       states,
-      buffer(y),
-      ...(norm ? [buffer(norm)] : []),
+      bufferOf(y),
+      ...(norm ? [bufferOf(norm)] : []),
     ],
     count,
     count,
@@ -217,8 +215,8 @@ export function linearAttention(engine: Engine, tile?: Tile): KernelOf<LinearAtt
   return {
     supports: takes,
     run(outputs, inputs, attrs) {
-      const [y, norm] = outputs as [View, View]
-      const [q, k, v] = inputs as [View, View, View]
+      const [y, norm] = outputs
+      const [q, k, v] = inputs
       compute(engine, { kind: 'mean', result: 'out', x: q, k, v, y, norm }, attrs, tile)
     },
   }
@@ -231,8 +229,8 @@ export function linearAttentionBackward(
   return {
     supports: takes,
     run(outputs, inputs, attrs) {
-      const [q, k, v, out, norm, dout] = inputs as [View, View, View, View, View, View]
-      const [b, h, t, width] = out.shape as [number, number, number, number]
+      const [q, k, v, out, norm, dout] = inputs
+      const [b, h, t, width] = out.shape
       const rows = b * h * t
       const stat = engine.pool.alloc(2 * rows, 'float32')
       if (rows > 0) {
@@ -243,7 +241,7 @@ export function linearAttentionBackward(
         const words = [rows, h, t, width, ...operandWords(dout, vectors), out.offset, norm.offset]
         engine.run(
           kernel,
-          [dout, out, norm].map(buffer).concat(stat),
+          [dout, out, norm].map(bufferOf).concat(stat),
           words,
           ...grid(Math.ceil(rows / statRows)),
         )

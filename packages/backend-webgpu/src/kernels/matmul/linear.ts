@@ -13,15 +13,15 @@ export function linear(engine: Engine): KernelOf<LinearAttrs> {
   const most = engine.gpu.limits.maxStorageBuffersPerShaderStage
   return {
     supports: (inputs, { epilogue }) =>
-      (inputs[1] as View).shape.length === 2 &&
+      inputs[1].shape.length === 2 &&
       inputs.every((v) => v.dtype === 'float32') &&
       epilogue.params.length === 0 &&
       !epilogue.usesIndex &&
       inputs.length + epilogue.exprs.length <= most,
     run(outputs, inputs, { epilogue }) {
       const [x, weight, ...extras] = inputs as [View, View, ...View[]]
-      const [n, k] = weight.shape as [number, number]
-      const [sn, sk] = weight.strides as [number, number]
+      const [n, k] = weight.shape
+      const [sn, sk] = weight.strides
       const turned = viewOf(weight, [k, n], [sk, sn])
       if (x.shape.length > 1) {
         multiply(engine, 'linear', problemOf(outputs, x, turned, extras), epilogue)

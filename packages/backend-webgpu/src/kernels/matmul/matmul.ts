@@ -8,7 +8,7 @@
  * Reference: `matmul` in core's reference/kernels.ts. Test: matmul.test.ts.
  */
 
-import type { KernelOf, Primitives, TypedProgram, View } from '@tilegrad/core'
+import type { KernelOf, Primitives, TypedProgram } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
 import { grid } from '../layout.ts'
 import { epilogueKey, epilogueOf, values } from './epilogue.ts'
@@ -22,7 +22,7 @@ import { tileShader } from './tiles.ts'
 export function matmul(engine: Engine, plan: typeof planOf = planOf): Primitives['matmul'] {
   return {
     run(outputs, inputs) {
-      const [out, a, b] = [...outputs, ...inputs] as [View, View, View]
+      const [out, a, b] = [...outputs, ...inputs]
       multiply(engine, 'matmul', problemOf([out], a, b), undefined, plan)
     },
   } satisfies KernelOf<object>

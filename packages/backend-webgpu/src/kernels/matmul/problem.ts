@@ -2,7 +2,7 @@
 
 import type { View } from '@tilegrad/core'
 import { collapse, stridesOver } from '@tilegrad/core/kernel'
-import type { GpuBuffer } from '../../device/buffers.ts'
+import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
 import { type Stored, storedOf } from '../../wgsl/element.ts'
 
 /** The place of a matrix; strides and offset in elements. `batch` holds its strides along the dims of the batch. */
@@ -38,11 +38,11 @@ const types: Readonly<Record<Stored, Problem['type']>> = { float32: 'f32', int32
 
 /** Describes a product of operands of equal rank, or that broadcast (`b` and `extras`) to the rank of the outputs. */
 export function problemOf(outs: readonly View[], a: View, b: View, extras: readonly View[] = []): Problem {
-  const [{ shape }] = outs as [View]
+  const [{ shape }] = outs
   const d = shape.length - 2
   const p: Problem = {
-    m: shape[d] as number,
-    n: shape[d + 1] as number,
+    m: shape[d],
+    n: shape[d + 1],
     k: a.shape.at(-1) as number,
     items: 1,
     sizes: shape.slice(0, d),
@@ -60,8 +60,8 @@ export function problemOf(outs: readonly View[], a: View, b: View, extras: reado
 /** A view as a matrix of `shape`; dims it broadcasts along, and those of size 1, have stride 0. */
 function matrix(v: View, shape: readonly number[]): Matrix {
   const strides = stridesOver(v, shape)
-  const [row, column] = strides.slice(-2) as [number, number]
-  return { buffer: v.buffer as GpuBuffer, offset: v.offset, row, column, batch: strides.slice(0, -2) }
+  const [row, column] = strides.slice(-2)
+  return { buffer: bufferOf(v), offset: v.offset, row, column, batch: strides.slice(0, -2) }
 }
 
 /** Leaves as few dims of the batch as possible; one matrix b for many matrices a becomes one tall product. */
@@ -84,7 +84,7 @@ function merge(p: Problem): void {
     all.map((x) => x.batch),
   )
   p.sizes = [...nest.sizes]
-  for (const [i, x] of all.entries()) x.batch = [...(nest.strides[i] as readonly number[])]
+  for (const [i, x] of all.entries()) x.batch = [...nest.strides[i]]
 }
 
 /** Describes the transposed product, outᵀ = bᵀ · aᵀ. */

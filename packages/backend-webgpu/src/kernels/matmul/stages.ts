@@ -118,9 +118,9 @@ export function stages(t: Tile, spec: TileSpec, lines: string[]): Stages {
     // This round's threads up to `cut` have blocks of a, the others of b.
     const cut = Math.max(0, Math.min(blocksA - from, threads))
     const parts = [
-      { of: operands[0] as Operand, condition: `t < ${cut}`, some: cut > 0, base: from },
+      { of: operands[0], condition: `t < ${cut}`, some: cut > 0, base: from },
       {
-        of: operands[1] as Operand,
+        of: operands[1],
         condition: cut > 0 ? `t >= ${cut}` : 'true',
         some: to > from + cut,
         base: from - blocksA,

@@ -98,7 +98,7 @@ export async function tune(
     engine.pool.trim()
   }
   const best = Math.min(...relative)
-  const isSlow = (i: number): boolean => best < worth * (relative[i] as number)
+  const isSlow = (i: number): boolean => best < worth * relative[i]
   return { cores, slow: fitting.flatMap(([kind], i) => (kind !== 'small' && isSlow(i) ? [kind] : [])) }
 }
 
@@ -147,13 +147,12 @@ if (sum.x == 12345.678) { out[0] = sum; }`,
 async function compare(engine: Engine, runs: readonly (() => void)[]): Promise<number[]> {
   let repeat = 1
   for (const run of runs) await spent(engine, run)
-  while (repeat < 2 ** 10 && (await spent(engine, runs[0] as () => void, repeat)) < leastOf(engine))
-    repeat *= 2
+  while (repeat < 2 ** 10 && (await spent(engine, runs[0], repeat)) < leastOf(engine)) repeat *= 2
   const found = runs.map(() => [] as number[])
   for (let i = 0; i < samples; i++) {
     const taken: number[] = []
     for (const run of runs) taken.push(await spent(engine, run, repeat))
-    for (const [j, time] of taken.entries()) found[j]?.push(time / (taken[0] as number))
+    for (const [j, time] of taken.entries()) found[j]?.push(time / taken[0])
   }
   return found.map(median)
 }
@@ -172,5 +171,4 @@ async function spent(engine: Engine, run: () => void, repeat = 1): Promise<numbe
   return performance.now() - begin
 }
 
-const median = (list: readonly number[]): number =>
-  [...list].sort((x, y) => x - y)[list.length >> 1] as number
+const median = (list: readonly number[]): number => [...list].sort((x, y) => x - y)[list.length >> 1]

@@ -15,11 +15,10 @@
 import type { View } from '@tilegrad/core'
 import { leadOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
-import type { GpuBuffer } from '../../device/buffers.ts'
+import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
 import type { Binding, Shader } from '../../wgsl/shader.ts'
 import {
   block,
-  bufferOf,
   each,
   enablesOf,
   hold,

@@ -11,10 +11,10 @@
 import { type GradientAttrs, type KernelOf, type LayerNormAttrs, layout, type View } from '@tilegrad/core'
 import { leadOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
+import { bufferOf } from '../../device/buffers.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import {
   block,
-  bufferOf,
   denseFloats,
   each,
   enablesOf,
@@ -54,7 +54,7 @@ function takes(
   grads = Number.POSITIVE_INFINITY,
 ): boolean {
   for (let i = 0; i < inputs.length; i++) {
-    const v = inputs[i] as View
+    const v = inputs[i]
     if (i === 0 && layout.numel(v.shape) === 0) return false
     if ((i === 0 || i >= grads) && !denseFloats(leadOf(v, size), v)) return false
     if (i > 0 && i <= count && !denseFloats(0, v)) return false
@@ -67,8 +67,8 @@ const forward =
   (engine: Engine): KernelOf<LayerNormAttrs> => ({
     supports: (inputs, { size }) => takes(inputs, inputs.length - 1, size),
     run([y, ...stats], [x, ...weights], { size, eps, affine }) {
-      const views = [x as View, y as View]
-      const lead = leadOf(views[0] as View, size)
+      const views = [x, y]
+      const lead = leadOf(views[0], size)
       const width = Math.min(widthOf(size, lead, views), widthOf(size, 0, weights)) as 4 | 1
       const t = tilingOf(engine, size, width, 8)
       const walk = rowWalk(lead, views)
@@ -78,7 +78,7 @@ const forward =
       const kernel = engine.kernel(key, name, () => forwardShader(t, walk, centred, affine, early))
       const offsets = [0, 1].map((i) => (weights[i]?.offset ?? 0) / width)
       const words = [walk.rows, size / width, ...offsets, 1 / size, eps, ...walk.words]
-      const floats = [4, 5].map((i) => [i, words[i] as number] as const)
+      const floats = [4, 5].map((i) => [i, words[i]] as const)
       const buffers = [...views, ...stats, ...weights].map(bufferOf)
       engine.run(kernel, buffers, words, ...rowGrid(t, walk.rows), 1, floats)
     },
@@ -96,7 +96,7 @@ const backward =
       // After x, the parameters and y: the statistics, then dy.
       const last = inputs.length - (adds ? 2 : 1)
       const stats = inputs.slice(count + 2, last)
-      const [x, dy] = [inputs[0] as View, inputs[last] as View]
+      const [x, dy] = [inputs[0], inputs[last]]
       const rest = adds ? inputs[last + 1] : undefined
       let next = 0
       const [dx, dweight, dbias] = [0, 1, 2].map((i) => (needs[i] ? outputs[next++] : undefined))

@@ -9,7 +9,7 @@
 
 import { type DType, isFloat, layout, type Primitives, type View } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
-import type { GpuBuffer } from '../../device/buffers.ts'
+import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
 import { elementOf } from '../../wgsl/element.ts'
 import { mathCode } from '../../wgsl/math.ts'
 import { type Lanes, laneCode, neighbour, shareOut, workgroup } from '../lanes.ts'
@@ -22,7 +22,7 @@ const manyEach = 32
 const fewestEach = 8
 
 export function argReduce(engine: Engine): Primitives['argReduce'] {
-  return { run: ([out], [x], { kind, dim }) => argReduceInto(engine, out as View, x as View, kind, dim) }
+  return { run: ([out], [x], { kind, dim }) => argReduceInto(engine, out, x, kind, dim) }
 }
 
 /** `positions`: of the elements of x, which has their layout; otherwise they are their numbers along `dim`. */
@@ -56,10 +56,10 @@ function argReduceInto(
   const key = `argReduce ${kind} ${x.dtype} ${how.lanes} ${how.across} ${form.rank} ${form.values} ${form.positions}`
   const kernel = engine.kernel(key, `arg${kind}`, () => shader(form))
   const words = [rows, length, chunk, parts === 1 ? out.offset : 0, x.offset, step, ...walkWords(nest, 0)]
-  const source = [x.buffer as GpuBuffer, ...(positions ? [positions] : [])]
+  const source = [bufferOf(x), ...(positions ? [positions] : [])]
   const [gx, gy] = grid(groups)
   if (parts === 1) {
-    engine.run(kernel, [out.buffer as GpuBuffer, ...source], words, gx, gy)
+    engine.run(kernel, [bufferOf(out), ...source], words, gx, gy)
     return
   }
   const found = engine.pool.alloc(parts * rows, 'int32')

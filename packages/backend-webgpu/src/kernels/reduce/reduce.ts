@@ -11,7 +11,7 @@
 
 import { type DType, isFloat, layout, type Primitives, type Reduction, type View } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
-import type { GpuBuffer } from '../../device/buffers.ts'
+import { bufferOf } from '../../device/buffers.ts'
 import { elementOf, type Stored, storedOf } from '../../wgsl/element.ts'
 import { type MathName, mathCode } from '../../wgsl/math.ts'
 import { type Lanes, laneCode, neighbour, shareOut, workgroup } from '../lanes.ts'
@@ -25,7 +25,7 @@ const run = 32
 const fewestEach = (parts: number, threads: number): number => (parts > 1 && threads < 2 ** 14 ? 8 : 32)
 
 export function reduce(engine: Engine): Primitives['reduce'] {
-  return { run: ([out], [x], { kind, dims }) => reduceInto(engine, out as View, x as View, kind, dims) }
+  return { run: ([out], [x], { kind, dims }) => reduceInto(engine, out, x, kind, dims) }
 }
 
 /** `out` is contiguous and has an element for each of x's along the other dims. */
@@ -43,7 +43,7 @@ export function reduceInto(
   // In which order a row is taken does not matter: best as it lies in memory.
   const along = pickDims(
     x,
-    [...dims].sort((a, b) => Math.abs(x.strides[b] as number) - Math.abs(x.strides[a] as number)),
+    [...dims].sort((a, b) => Math.abs(x.strides[b]) - Math.abs(x.strides[a])),
   )
   const rows = layout.numel(kept.shape)
   const length = layout.numel(along.shape)
@@ -52,7 +52,7 @@ export function reduceInto(
   const inner = nestOf(along.shape, [along])
   const how = shareOut(
     kept,
-    inner.strides.map(([s]) => s as number),
+    inner.strides.map(([s]) => s),
     length,
     8,
   )
@@ -69,7 +69,7 @@ export function reduceInto(
   const ranks = [outer.sizes.length, inner.sizes.length] as const
   const key = `reduce ${kind} ${x.dtype} ${how.lanes} ${how.across} ${ranks}`
   const kernel = engine.kernel(key, kind, () => shader(kind, x.dtype, how, ranks))
-  const target = parts === 1 ? (out.buffer as GpuBuffer) : engine.pool.alloc(parts * rows, x.dtype)
+  const target = parts === 1 ? bufferOf(out) : engine.pool.alloc(parts * rows, x.dtype)
   const words = [
     rows,
     length,
@@ -80,7 +80,7 @@ export function reduceInto(
     ...walkWords(inner, 0),
   ]
   const [gx, gy] = grid(Math.ceil(rows / (workgroup / how.lanes)))
-  engine.run(kernel, [target, x.buffer as GpuBuffer], words, gx, gy, parts)
+  engine.run(kernel, [target, bufferOf(x)], words, gx, gy, parts)
   if (parts > 1) {
     const partial: View = {
       buffer: target,
