@@ -13,6 +13,7 @@ import {
   tensor,
   type View,
 } from '@tilegrad/core'
+import { takes } from '@tilegrad/core/kernel'
 import { afterAll, describe, expect, test } from 'vitest'
 import { collected } from '../../core/test/support/collected.ts'
 import { createCpuBackend } from '../src/backend.ts'
@@ -161,13 +162,13 @@ function run(engine: Engine, c: Case, needs: readonly boolean[], gap = -1): (Flo
   const out = result([B, H, T, v.layout.shape[3] as number])
   const stats = output(engine, [2, B, H, T], 'float32')
   const fused = attention(engine)
-  expect(fused.supports?.(inputs, attrs)).toBe(true)
+  expect(takes(fused, inputs, attrs)).toBe(true)
   fused.run([out, stats], inputs, attrs, [])
   const gradient = put(engine, dout)
   const back = attentionBackward(engine)
   const all = [...inputs, out, stats, gradient]
   const backAttrs = { ...attrs, needs: [...needs, ...(mask ? [false] : [])] }
-  expect(back.supports?.(all, backAttrs)).toBe(true)
+  expect(takes(back, all, backAttrs)).toBe(true)
   const grads = shapes.filter((_, i) => needs[i]).map(result)
   if (grads.length > 0) back.run(grads, all, backAttrs, [])
   const got = [out, stats, ...grads].map((x) => written(engine, x))
@@ -447,13 +448,13 @@ test('declines what the kernels do not do', () => {
   const { engine } = engines[0] as { engine: Engine }
   const c = make(rnd, { T: 4, D: 8 })
   const inputs = [c.q, c.k, c.v].map((x) => put(engine, x))
-  const { supports } = attention(engine)
-  expect(supports?.([{ ...inputs[0]!, dtype: 'float64' }, inputs[1]!, inputs[2]!], c.attrs)).toBe(false)
+  const kernel = attention(engine)
+  expect(takes(kernel, [{ ...inputs[0]!, dtype: 'float64' }, inputs[1]!, inputs[2]!], c.attrs)).toBe(false)
   const wide = put(engine, floats(rnd, dense(1, 1, 2, 257)))
-  expect(supports?.([wide, wide, wide], c.attrs)).toBe(false)
+  expect(takes(kernel, [wide, wide, wide], c.attrs)).toBe(false)
   const attrs = { ...c.attrs, hasMask: true, needs: [false, false, false, true] }
   const mask = put(engine, floats(rnd, dense(1, 2, 4, 4)))
-  expect(attentionBackward(engine).supports?.([...inputs, mask], attrs)).toBe(false)
+  expect(takes(attentionBackward(engine), [...inputs, mask], attrs)).toBe(false)
   release(engine, [...inputs, wide, mask])
 })
 

@@ -18,6 +18,7 @@ import {
   type Tensor,
   tensor,
 } from '@tilegrad/core'
+import { takes } from '@tilegrad/core/kernel'
 import { afterAll, describe, expect, test } from 'vitest'
 import { collected } from '../../core/test/support/collected.ts'
 import { createCpuBackend } from '../src/backend.ts'
@@ -119,7 +120,7 @@ function run(engine: Engine, c: Case, needs: readonly boolean[]): (Float32Array 
   const out = output(engine, [B, H, T, c.v.layout.shape[3] as number], 'float32')
   const norm = output(engine, [B, H, T], 'float32')
   const fused = linearAttention(engine)
-  expect(fused.supports?.(inputs, c.attrs)).toBe(true)
+  expect(takes(fused, inputs, c.attrs)).toBe(true)
   fused.run([out, norm], inputs, c.attrs, [])
   const all = [...inputs, out, norm, put(engine, c.dout)]
   const grads = [c.q, c.k, c.v]
@@ -287,11 +288,11 @@ test('declines float64 and heads that are too wide', () => {
   const { engine } = engines[0] as { engine: Engine }
   const c = make(random(41), { T: 4, D: 8 }, true)
   const inputs = [c.q, c.k, c.v].map((x) => put(engine, x))
-  const { supports } = linearAttention(engine)
-  expect(supports?.(inputs, c.attrs)).toBe(true)
-  expect(supports?.([{ ...inputs[0]!, dtype: 'float64' }, inputs[1]!, inputs[2]!], c.attrs)).toBe(false)
+  const kernel = linearAttention(engine)
+  expect(takes(kernel, inputs, c.attrs)).toBe(true)
+  expect(takes(kernel, [{ ...inputs[0]!, dtype: 'float64' }, inputs[1]!, inputs[2]!], c.attrs)).toBe(false)
   const wide = put(engine, floats(random(42), dense(1, 1, 2, 257)))
-  expect(supports?.([wide, wide, wide], c.attrs)).toBe(false)
+  expect(takes(kernel, [wide, wide, wide], c.attrs)).toBe(false)
   release(engine, [...inputs, wide])
 })
 

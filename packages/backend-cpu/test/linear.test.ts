@@ -12,6 +12,7 @@ import {
   type TypedArray,
   type View,
 } from '@tilegrad/core'
+import { takes } from '@tilegrad/core/kernel'
 import { expect, test } from 'vitest'
 import { linear } from '../src/kernels/matmul/linear.ts'
 import { kernelTable } from '../src/kernels/table.ts'
@@ -64,7 +65,7 @@ function check(name: string, x: Storage, w: Storage, extras: readonly Storage[],
     table.elementwise.run(wants, [product, ...ins.slice(2)], { kernel: epilogue }, params)
     const matmul = fused ? { run: () => expect.fail(`${context}: took two passes`) } : table.matmul
     const kernel = linear(engine, { matmul, elementwise: table.elementwise })
-    expect(kernel.supports?.(ins, { epilogue }), context).toBe(true)
+    expect(takes(kernel, ins, { epilogue }), context).toBe(true)
     kernel.run(outs, ins, { epilogue }, params)
     const got = outs.map((o) => get(engine, o))
     got.forEach((values, i) => {
@@ -126,12 +127,12 @@ test('declines other dtypes, programs that count, and layouts without rows', () 
     put(engine, t),
   )
   const of = (p: Program) => ({ epilogue: specialize(p, ['float32', 'float32'], []), params: [] })
-  expect(kernel.supports?.(views, of(programs.bias))).toBe(true)
+  expect(takes(kernel, views, of(programs.bias))).toBe(true)
   const [x, w, b] = views
-  expect(kernel.supports?.([x, w, { ...b, dtype: 'int32' }], of(programs.bias))).toBe(false)
-  expect(kernel.supports?.([{ ...x, dtype: 'float64' }, w, b], of(programs.bias))).toBe(false)
-  expect(kernel.supports?.([x, w, { ...b, strides: [2] }], of(programs.bias))).toBe(false)
-  expect(kernel.supports?.(views, of(program('less', 2, ([y, c]) => e.lt(y, c))))).toBe(false)
-  expect(kernel.supports?.(views, of(program('count', 2, ([y]) => e.add(y, e.index))))).toBe(false)
+  expect(takes(kernel, [x, w, { ...b, dtype: 'int32' }], of(programs.bias))).toBe(false)
+  expect(takes(kernel, [{ ...x, dtype: 'float64' }, w, b], of(programs.bias))).toBe(false)
+  expect(takes(kernel, [x, w, { ...b, strides: [2] }], of(programs.bias))).toBe(false)
+  expect(takes(kernel, views, of(program('less', 2, ([y, c]) => e.lt(y, c))))).toBe(false)
+  expect(takes(kernel, views, of(program('count', 2, ([y]) => e.add(y, e.index))))).toBe(false)
   release(engine, views)
 })

@@ -15,4 +15,5 @@ export {
   uncaptured,
   unchanged,
 } from './dispatch/capturing.ts'
+export { takes } from './dispatch/kernels.ts'
 export { collapse, denseFrom, leadOf, type Nest, stridesOver, viewOf } from './tensor/nest.ts'

@@ -2,6 +2,7 @@ import { beforeEach, describe, expect, test } from 'vitest'
 import {
   apply,
   type Backend,
+  type DType,
   dataSync,
   type FusedKernels,
   type GradientAttrs,
@@ -125,6 +126,27 @@ describe('a composed operator', () => {
     const { rows } = profile(() => scaledExp(make(both), 13))
     expect(log).toEqual([])
     expect(rows.find((r) => r.op === 'scaled_exp')?.path).toBe('composed')
+  })
+
+  test('asks a kernel for no other dtypes than it lists, input by input, the last one for all that follow', () => {
+    const asked: string[] = []
+    const listed = (dtypes: readonly (readonly DType[])[]): Backend =>
+      backendWith({
+        scaled_exp: { ...forward, dtypes, supports: ([x]) => Boolean(asked.push(x.dtype)) },
+      })
+    const pathOf = (dtypes: readonly (readonly DType[])[], dtype: DType, more: readonly DType[] = []) => {
+      const device = listed(dtypes)
+      const inputs = [dtype, ...more].map((d) => tensor([0, 1, -1], { device, dtype: d }))
+      const { rows } = profile(() => apply(OP, inputs, { scale: 2 }))
+      return rows.find((r) => r.op === 'scaled_exp')?.path
+    }
+    expect(pathOf([['float32']], 'float64')).toBe('composed')
+    expect(asked).toEqual([])
+    expect(pathOf([['float32']], 'float32', ['float32', 'float32'])).toBe('fused')
+    expect(pathOf([['float32']], 'float32', ['float32', 'int32'])).toBe('composed')
+    expect(pathOf([['float32'], ['int32', 'bool']], 'float32', ['int32', 'bool'])).toBe('fused')
+    expect(pathOf([['float32'], ['int32', 'bool']], 'float32', ['int32', 'float32'])).toBe('composed')
+    expect(asked).toEqual(['float32', 'float32'])
   })
 
   test('has second derivatives through its fused backward', () => {

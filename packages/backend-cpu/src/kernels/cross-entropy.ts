@@ -31,13 +31,14 @@ import {
 } from './rows.ts'
 import { expBelow, rowMax } from './softmax.ts'
 
-const takes = (inputs: readonly View[], { labelSmoothing }: CrossEntropyAttrs): boolean => {
-  const [logits, target] = inputs
+const dtypes = [['float32'], ['int32'], ['float32']] as const
+
+const fits = (inputs: readonly View[], { labelSmoothing }: CrossEntropyAttrs): boolean => {
+  const [logits] = inputs
   return (
     labelSmoothing === 0 &&
-    denseRows(logits) &&
     logits.shape.length === 2 &&
-    target.dtype === 'int32' &&
+    denseRows(logits) &&
     logits.shape[0] > 0 &&
     logits.shape[1] > 0
   )
@@ -50,7 +51,8 @@ const planes = (engine: Engine, stats: View): number[] => {
 }
 
 export const crossEntropy: KernelFactory<CrossEntropyAttrs> = (engine) => ({
-  supports: (inputs, attrs) => inputs.length === 2 && takes(inputs, attrs),
+  dtypes,
+  supports: (inputs, attrs) => inputs.length === 2 && fits(inputs, attrs),
   run([loss, stats, count], [logits, target], { ignoreIndex, reduction }) {
     const [rows, classes] = logits.shape
     const each = reduction === 'none' ? engine.address(loss) : engine.memory.alloc(4 * rows)
@@ -138,7 +140,8 @@ function buildFinish(m: ModuleBuilder, reduction: CrossEntropyAttrs['reduction']
 }
 
 export const crossEntropyBackward: KernelFactory<GradientAttrs<CrossEntropyAttrs>> = (engine) => ({
-  supports: (inputs, attrs) => inputs.length === 6 && takes(inputs, attrs) && attrs.needs[0],
+  dtypes,
+  supports: (inputs, attrs) => inputs.length === 6 && fits(inputs, attrs) && attrs.needs[0],
   run([dlogits], [logits, target, , stats, count, dloss], { ignoreIndex, reduction }) {
     const { buffer, dtype, offset } = dloss
     const scalar = { buffer, dtype, offset, shape: [logits.shape[0]], strides: [0] }

@@ -12,7 +12,8 @@ import {
   type TypedArray,
   type View,
 } from '@tilegrad/core'
-import { isLane, viewOf } from '../element.ts'
+import { takes } from '@tilegrad/core/kernel'
+import { viewOf } from '../element.ts'
 import type { CpuBuffer, Engine } from '../engine.ts'
 
 /** Every primitive in JavaScript. */
@@ -23,18 +24,11 @@ export function fallbackKernels(engine: Engine): Primitives {
   })
 }
 
-/** Whether a view's dtype is one that WebAssembly kernels work in: float32, int32, bool. */
-export const isNarrow = (view: View): boolean => isLane(view.dtype)
-
-/**
- * The kernel where it takes the inputs, else the JavaScript one. A kernel without `supports` is asked nothing, and
- * given no float64.
- */
+/** The kernel where it takes the inputs, else the JavaScript one. */
 export function either<A>(kernel: KernelOf<A>, js: KernelOf<A>): KernelOf<A> {
   return {
     run(outputs, inputs, attrs, numbers) {
-      const takes = kernel.supports?.(inputs, attrs) ?? (inputs.every(isNarrow) && outputs.every(isNarrow))
-      if (takes) return kernel.run(outputs, inputs, attrs, numbers)
+      if (takes(kernel, inputs, attrs)) return kernel.run(outputs, inputs, attrs, numbers)
       reportPath('javascript')
       js.run(outputs, inputs, attrs, numbers)
     },

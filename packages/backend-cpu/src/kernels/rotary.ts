@@ -30,6 +30,7 @@ const spread = (view: View, rows: readonly number[]): View => {
 }
 
 export const rotaryEmbedding: KernelFactory<RotaryAttrs> = (engine) => ({
+  dtypes: [['float32']],
   supports: ([x, cos, sin]) =>
     denseRows(x) && denseRows(cos) && denseRows(sin) && cos.shape.at(-1) !== 0 && layout.numel(x.shape) > 0,
   run([y], [x, cos, sin], { interleaved, inverse }) {

@@ -315,9 +315,9 @@ export const grainOf = (elementsPerRow: number, elements = 16384): number =>
 /** The largest of a row of floats as far as comparisons tell: for code that meets a NaN again later. */
 export const blindMax: Fold<'f64'> = { ...floatFold('max', -Infinity), vector: f32x4.pmax, blind: null }
 
-/** Whether a view is float32 and its last dim dense. */
+/** Whether a view has a last dim and that is dense. */
 export const denseRows = (view: View): boolean =>
-  view.dtype === 'float32' && view.shape.length > 0 && denseFrom(view.shape.length - 1, view)
+  view.shape.length > 0 && denseFrom(view.shape.length - 1, view)
 
 /**
  * Runs a kernel on the rows of several views that agree in their first `lead` dims. The kernel's words are the

@@ -34,7 +34,7 @@ type ScanType = 'float32' | 'float64' | 'int32'
 const strip = 16
 
 export const scan: KernelFactory<{ kind: Kind; dim: number; reverse: boolean }> = (engine) => ({
-  supports: ([x]) => x.dtype !== 'float16' && x.dtype !== 'bool',
+  dtypes: [['float32', 'float64', 'int32']],
   run([out], inputs, { kind, dim, reverse }) {
     if (layout.numel(out.shape) === 0) return
     const type = out.dtype as ScanType

@@ -38,13 +38,14 @@ import {
 } from './rows.ts'
 
 /** Whether the kernels take these views: dense rows along the last dim, none of them empty. */
-const takes = (views: readonly View[], dim: number): boolean =>
+const fits = (views: readonly View[], dim: number): boolean =>
   views.every((v) => denseRows(v) && v.shape.length === dim + 1) && views[0].shape.every((n) => n > 0)
 
 const forward =
   (log: boolean): KernelFactory<DimAttrs> =>
   (engine) => ({
-    supports: (inputs, { dim }) => takes(inputs, dim),
+    dtypes: [['float32']],
+    supports: (inputs, { dim }) => fits(inputs, dim),
     run([y], [x], { dim }) {
       runRows(engine, `softmax ${log}`, [x, y], dim, x.shape[dim], [], (m, rank) =>
         buildForward(m, log, rank),
@@ -55,7 +56,8 @@ const forward =
 const backward =
   (log: boolean): KernelFactory<GradientAttrs<DimAttrs>> =>
   (engine) => ({
-    supports: ([, y, dy], { dim }) => takes([y, dy], dim),
+    dtypes: [['float32']],
+    supports: ([, y, dy], { dim }) => fits([y, dy], dim),
     run([dx], [, y, dy], { dim }) {
       runRows(engine, `softmaxBackward ${log}`, [y, dy, dx], dim, y.shape[dim], [], (m, rank) =>
         buildBackward(m, log, rank),

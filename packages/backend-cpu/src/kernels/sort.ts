@@ -33,7 +33,7 @@ interface Variant {
 }
 
 export const sort: KernelFactory<{ dim: number; descending: boolean }> = (engine) => ({
-  supports: ([x]) => x.dtype !== 'float16' && x.dtype !== 'bool',
+  dtypes: [['float32', 'float64', 'int32']],
   run([values, indices], [x], { dim, descending }) {
     if (layout.numel(x.shape) === 0) return
     const n = x.shape[dim] ?? 1

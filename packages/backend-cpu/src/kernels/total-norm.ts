@@ -24,7 +24,8 @@ export const totalNorm: KernelFactory<Record<never, never>> = (engine) => {
   let buffer = 0
   let capacity = 0
   return {
-    supports: (inputs) => inputs.every((x) => x.dtype === 'float32' && layout.isContiguous(x)),
+    dtypes: [['float32']],
+    supports: (inputs) => inputs.every(layout.isContiguous),
     run([out], inputs) {
       const sizes = inputs.map((x) => layout.numel(x.shape))
       const blocks = sizes.reduce((n, size) => n + Math.ceil(size / blockElements), 0)

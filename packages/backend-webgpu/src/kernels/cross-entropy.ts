@@ -10,14 +10,13 @@
  */
 
 import type { CrossEntropyAttrs, GradientAttrs, KernelOf, View } from '@tilegrad/core'
-import { viewOf } from '@tilegrad/core/kernel'
+import { denseFrom, viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../commands/queue.ts'
 import { bufferOf } from '../device/buffers.ts'
 import { mathCode } from '../wgsl/math.ts'
 import type { Shader } from '../wgsl/shader.ts'
 
 import {
-  denseFloats,
   each,
   enablesOf,
   hold,
@@ -40,19 +39,21 @@ import {
 } from './rows.ts'
 import { ifValid, statistics, statisticsCode } from './softmax.ts'
 
-const takes = (inputs: readonly View[], { labelSmoothing }: CrossEntropyAttrs): boolean => {
-  const [logits, target] = inputs
+const dtypes = [['float32'], ['int32'], ['float32']] as const
+
+const fits = (inputs: readonly View[], { labelSmoothing }: CrossEntropyAttrs): boolean => {
+  const [logits] = inputs
   return (
     labelSmoothing === 0 &&
-    denseFloats(1, logits) &&
+    denseFrom(1, logits) &&
     logits.shape.length === 2 &&
-    target.dtype === 'int32' &&
     logits.shape.every((n) => n > 0)
   )
 }
 
 export const crossEntropy = (engine: Engine): KernelOf<CrossEntropyAttrs> => ({
-  supports: (inputs, attrs) => inputs.length === 2 && takes(inputs, attrs),
+  dtypes,
+  supports: (inputs, attrs) => inputs.length === 2 && fits(inputs, attrs),
   run(outputs, inputs, { ignoreIndex, reduction }) {
     const [loss, stats, count] = outputs
     const [logits, target] = inputs
@@ -144,7 +145,8 @@ if (li == 0u) {
 }
 
 export const crossEntropyBackward = (engine: Engine): KernelOf<GradientAttrs<CrossEntropyAttrs>> => ({
-  supports: (inputs, attrs) => inputs.length === 6 && takes(inputs, attrs) && attrs.needs[0] === true,
+  dtypes,
+  supports: (inputs, attrs) => inputs.length === 6 && fits(inputs, attrs) && attrs.needs[0] === true,
   run(outputs, inputs, { ignoreIndex, reduction }) {
     const [dlogits] = outputs
     const [logits, target, , stats, count, dloss] = inputs

@@ -7,12 +7,12 @@
  */
 
 import { type KernelOf, layout, type RotaryAttrs, type View } from '@tilegrad/core'
-import { viewOf } from '@tilegrad/core/kernel'
+import { denseFrom, viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../commands/queue.ts'
 import { bufferOf } from '../device/buffers.ts'
 import type { Shader } from '../wgsl/shader.ts'
 import { grid } from './layout.ts'
-import { denseFloats, itemOfWidth, type RowWalk, rowWalk, startOf, widthOf } from './rows.ts'
+import { itemOfWidth, type RowWalk, rowWalk, startOf, widthOf } from './rows.ts'
 
 const workgroup = 256
 
@@ -25,9 +25,10 @@ function spread(view: View, rows: readonly number[]): View {
   return viewOf(view, shape, strides)
 }
 
-const denseRow = (v: View): boolean => denseFloats(v.shape.length - 1, v)
+const denseRow = (v: View): boolean => denseFrom(v.shape.length - 1, v)
 
 export const rotaryEmbedding = (engine: Engine): KernelOf<RotaryAttrs> => ({
+  dtypes: [['float32']],
   supports: (inputs) => {
     const [x, cos] = inputs
     return inputs.every(denseRow) && cos.shape.at(-1) !== 0 && layout.numel(x.shape) > 0

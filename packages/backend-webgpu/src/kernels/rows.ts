@@ -10,7 +10,7 @@
  */
 
 import type { View } from '@tilegrad/core'
-import { denseFrom, type Nest, viewOf } from '@tilegrad/core/kernel'
+import { type Nest, viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../commands/queue.ts'
 import { mathCode } from '../wgsl/math.ts'
 import type { Item } from '../wgsl/shader.ts'
@@ -61,10 +61,6 @@ export function subgroupOf({ gpu }: Engine): number {
   const least = gpu.features.has('subgroups') ? (gpu.info.subgroupMinSize ?? 1) : 1
   return Math.min(32, Math.max(1, least))
 }
-
-/** Whether a view is float32 and its dims from `lead` on are one dense run. */
-export const denseFloats = (lead: number, view: View): boolean =>
-  view.dtype === 'float32' && denseFrom(lead, view)
 
 /** The width of vectors: 4 if rows of `n` elements of all views begin at multiples of four, otherwise 1. */
 export function widthOf(n: number, lead: number, views: readonly View[]): 4 | 1 {

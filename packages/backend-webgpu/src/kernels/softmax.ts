@@ -11,12 +11,12 @@
  */
 
 import type { DimAttrs, GradientAttrs, KernelOf, View } from '@tilegrad/core'
+import { denseFrom } from '@tilegrad/core/kernel'
 import type { Engine } from '../commands/queue.ts'
 import { bufferOf } from '../device/buffers.ts'
 import type { Shader } from '../wgsl/shader.ts'
 import {
   block,
-  denseFloats,
   each,
   enablesOf,
   hold,
@@ -38,14 +38,15 @@ import {
   widthOf,
 } from './rows.ts'
 
-/** Whether the kernels take these views: float32, dense along the last dim, none of them empty. */
-const takes = (views: readonly View[], dim: number): boolean =>
-  views.every((v) => denseFloats(dim, v) && v.shape.length === dim + 1 && v.shape.every((n) => n > 0))
+/** Whether the kernels take these views: dense along the last dim, none of them empty. */
+const fits = (views: readonly View[], dim: number): boolean =>
+  views.every((v) => denseFrom(dim, v) && v.shape.length === dim + 1 && v.shape.every((n) => n > 0))
 
 const forward =
   (log: boolean) =>
   (engine: Engine): KernelOf<DimAttrs> => ({
-    supports: (inputs, { dim }) => takes(inputs, dim),
+    dtypes: [['float32']],
+    supports: (inputs, { dim }) => fits(inputs, dim),
     run([y], [x], { dim }) {
       run(engine, log ? 'log_softmax' : 'softmax', dim, [x], y, 8, (t, walk) => forwardShader(t, walk, log))
     },
@@ -54,7 +55,8 @@ const forward =
 const backward =
   (log: boolean) =>
   (engine: Engine): KernelOf<GradientAttrs<DimAttrs>> => ({
-    supports: ([, y, dy], { dim }) => takes([y, dy], dim),
+    dtypes: [['float32']],
+    supports: ([, y, dy], { dim }) => fits([y, dy], dim),
     run([dx], [, y, dy], { dim }) {
       const name = log ? 'log_softmaxBackward' : 'softmaxBackward'
       run(engine, name, dim, [y, dy], dx, 4, (t, walk) => backwardShader(t, walk, log))

@@ -22,7 +22,8 @@ export const totalNorm = (engine: Engine): KernelOf<object> => {
   const atOnce = Math.min(mostTensors, engine.gpu.limits.maxStorageBuffersPerShaderStage - 1)
   const subgroup = subgroupOf(engine)
   return {
-    supports: (inputs) => inputs.every((x) => x.dtype === 'float32' && layout.isContiguous(x)),
+    dtypes: [['float32']],
+    supports: (inputs) => inputs.every(layout.isContiguous),
     run([out], inputs) {
       const some = inputs.filter((x) => layout.numel(x.shape) > 0)
       const blocksOf = (x: View): number => {

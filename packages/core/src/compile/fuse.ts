@@ -1,6 +1,6 @@
 import type { Backend, View } from '../dispatch/backend.ts'
 import type { Call } from '../dispatch/call.ts'
-import type { ElementwiseAttrs } from '../dispatch/kernels.ts'
+import { type ElementwiseAttrs, takes } from '../dispatch/kernels.ts'
 import { expressionWork, program, specialize, type TypedProgram, typedPostOrder } from '../expr/program.ts'
 import { partOf, rebuild } from '../expr/rebuild.ts'
 import type { LinearAttrs } from '../ops/linear.ts'
@@ -163,9 +163,9 @@ const foreach: Rule = (first, second, { backend, capture }) => {
   const whole = joined(a, b, place)
   const attrs: ElementwiseAttrs = { kernel: whole }
   const size = n - 1 + m
-  for (let c = 0; c < count && kernel.supports; c++) {
+  for (let c = 0; c < count; c++) {
     const outputs = second.outputs.slice(b.exprs.length * c, b.exprs.length * (c + 1))
-    if (!kernel.supports(asViews(capture, [...outputs, ...inputs.slice(size * c, size * c + size)]), attrs))
+    if (!takes(kernel, asViews(capture, [...outputs, ...inputs.slice(size * c, size * c + size)]), attrs))
       return null
   }
   const numbers = merged(capture, second.call.numbers, first.call.numbers, order)
@@ -209,7 +209,7 @@ const epilogue: Rule = (first, second, { backend, capture }) => {
     : { ...w, shape: [w.shape[1], w.shape[0]], strides: [w.strides[1], w.strides[0]] }
   const inputs = [x, weight, ...extras, ...second.inputs.filter((_, i) => !place[i]).map(laid)]
   const attrs: LinearAttrs = { epilogue: whole }
-  if (linear.supports && !linear.supports(asViews(capture, inputs), attrs)) return null
+  if (!takes(linear, asViews(capture, inputs), attrs)) return null
   const numbers = merged(capture, second.call.numbers, first.call.numbers)
   const flops = first.call.flops?.(
     asViews(capture, first.inputs),

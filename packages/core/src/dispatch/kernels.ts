@@ -12,6 +12,7 @@ import type { GatedLinearAttentionAttrs } from '../ops/linear-attention/gated.ts
 import type { LinearAttentionAttrs } from '../ops/linear-attention/linear-attention.ts'
 import type { CrossEntropyAttrs } from '../ops/loss.ts'
 import type { LayerNormAttrs, RmsNormAttrs } from '../ops/norm.ts'
+import type { DType } from '../tensor/dtype.ts'
 import type { View } from './backend.ts'
 
 /**
@@ -19,7 +20,15 @@ import type { View } from './backend.ts'
  * otherwise, or `infer` of the operator asks for another layout); inputs may have any strides.
  */
 export interface KernelOf<A> {
-  /** Asked on every call; a fused kernel that declines leaves the work to the operator's composition. */
+  /**
+   * The dtypes that its code is for: of each input in its order, the last entry also of all that follow. A fused kernel
+   * leaves others to the operator's composition, a primitive to the backend's slow way. Absent: all that are stored.
+   */
+  readonly dtypes?: readonly (readonly DType[])[]
+  /**
+   * Asked on every call, of inputs of those dtypes; a fused kernel that declines leaves the work to the operator's
+   * composition.
+   */
   supports?(inputs: readonly View[], attrs: A): boolean
   /**
    * Says of a kernel for the gradient of a composed operator that, where attribute `adds` is true, there is one
@@ -31,6 +40,22 @@ export interface KernelOf<A> {
    * are of this call alone (a learning rate, the draw of random numbers): no code depends on them.
    */
   run(outputs: readonly View[], inputs: readonly View[], attrs: A, numbers: readonly number[]): void
+}
+
+/**
+ * Says whether a kernel takes these inputs, by their dtypes and then by all else.
+ *
+ * @example
+ * import { takes } from '@tilegrad/core/kernel'
+ *
+ * takes({ dtypes: [['float32']], run: () => {} }, [ones([2]), zeros([1], { dtype: 'int32' })], {}) // → false
+ */
+export function takes<A>(kernel: KernelOf<A>, inputs: readonly View[], attrs: A): boolean {
+  const { dtypes } = kernel
+  if (dtypes)
+    for (let i = 0; i < inputs.length; i++)
+      if (!dtypes[Math.min(i, dtypes.length - 1)].includes(inputs[i].dtype)) return false
+  return kernel.supports?.(inputs, attrs) ?? true
 }
 
 /** What the primitive `reduce` computes of the elements along its dims. */

@@ -17,7 +17,7 @@ import { collect, drop, settled, track } from '../tensor/scope.ts'
 import type { Tensor } from '../tensor/tensor.ts'
 import type { View } from './backend.ts'
 import { listening, NO_NUMBERS, run, type Work } from './call.ts'
-import type { GradientAttrs, KernelOf, KernelTable } from './kernels.ts'
+import { type GradientAttrs, type KernelOf, type KernelTable, takes } from './kernels.ts'
 import { allocateAll, placesLike, type TensorSpec } from './placing.ts'
 
 /**
@@ -73,7 +73,7 @@ export function apply<A extends object>(
   const backend = backendOf(op.name, inputs)
   op.validate?.(inputs, attrs)
   const kernel = op.kernel?.(backend.kernels)
-  if (kernel && op.infer && (!kernel.supports || kernel.supports(inputs, attrs))) {
+  if (kernel && op.infer && takes(kernel, inputs, attrs)) {
     const specs = op.infer(inputs, attrs)
     const all = allocateAll(backend, specs)
     const { name, flops } = op

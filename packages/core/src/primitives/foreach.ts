@@ -1,7 +1,7 @@
 import type { Backend } from '../dispatch/backend.ts'
 import { run } from '../dispatch/call.ts'
 import { capturing, live, type Numbers, numbersOf } from '../dispatch/capturing.ts'
-import type { ElementwiseAttrs, KernelOf } from '../dispatch/kernels.ts'
+import { type ElementwiseAttrs, type KernelOf, takes } from '../dispatch/kernels.ts'
 import { expressionWork, type Program, specialize, type TypedProgram } from '../expr/program.ts'
 import { type DType, isFloat } from '../tensor/dtype.ts'
 import type { Storage } from '../tensor/storage.ts'
@@ -60,7 +60,7 @@ export function elementwiseIntoEach(p: Program, list: readonly InPlaceCall[]): v
       batch = null
     }
     const foreach: KernelOf<ElementwiseAttrs> | undefined = backend.kernels.foreach
-    if (foreach && (foreach.supports?.(all, { kernel }) ?? true)) {
+    if (foreach && takes(foreach, all, { kernel })) {
       batch ??= new Batch(kernel, backend, foreach)
       batch.add(call)
     } else {

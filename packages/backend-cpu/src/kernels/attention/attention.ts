@@ -39,16 +39,11 @@ import { chunksOf, chunksPerBlock, far, keyStep } from './visits.ts'
 /** The largest head that the blocks' scratch memory is meant for. */
 const maxWidth = 256
 
-const takes = (inputs: readonly View[], attrs: AttentionAttrs): boolean => {
-  const { q, k, v, mask, slopes } = attentionOperands(inputs, attrs)
-  const widths = [q.shape[3], v.shape[3]]
-  return (
-    [q, k, v, ...(slopes ? [slopes] : [])].every((t) => t.dtype === 'float32') &&
-    (mask === null || mask.dtype === 'float32' || mask.dtype === 'bool') &&
-    widths.every((n) => n >= 1 && n <= maxWidth) &&
-    q.shape[1] > 0
-  )
-}
+/** What follows q, k and v is floating, or flags and lists of blocks. */
+const dtypes = [['float32'], ['float32'], ['float32'], ['float32', 'bool', 'int32']] as const
+
+const fits = ([q, , v]: readonly View[]): boolean =>
+  [q.shape[3], v.shape[3]].every((n) => n >= 1 && n <= maxWidth) && q.shape[1] > 0
 
 /** Dropout's expression, whatever its numbers are. */
 const dropoutOf = ({ dropout }: AttentionAttrs): Form['dropout'] =>
@@ -174,7 +169,8 @@ function withCare(
 }
 
 export const attention: KernelFactory<AttentionAttrs> = (engine) => ({
-  supports: takes,
+  dtypes,
+  supports: fits,
   run([out, stats], inputs, attrs, numbers) {
     const { q, k, v } = attentionOperands(inputs, attrs)
     const [b, h, t, d] = q.shape
@@ -200,7 +196,8 @@ export const attention: KernelFactory<AttentionAttrs> = (engine) => ({
 })
 
 export const attentionBackward: KernelFactory<GradientAttrs<AttentionAttrs>> = (engine) => ({
-  supports: (inputs, attrs) => takes(inputs, attrs) && !(attrs.hasMask && attrs.needs[3]),
+  dtypes,
+  supports: (inputs, attrs) => fits(inputs) && !(attrs.hasMask && attrs.needs[3]),
   run(outputs, inputs, attrs, numbers) {
     const { q, k, v, rest } = attentionOperands(inputs, attrs)
     const [b, h, t, d] = q.shape

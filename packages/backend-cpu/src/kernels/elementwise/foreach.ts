@@ -100,12 +100,12 @@ export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
   }
 
   return {
+    dtypes: [['float32']],
     supports(views, { kernel }) {
       if (!planOf(kernel).takes) return false
       const { shape } = views[0] as View
       for (let i = 0; i < views.length; i++) {
         const v = views[i] as View
-        if (v.dtype !== 'float32') return false
         if (layout.sameShape(v.shape, shape) && layout.isContiguous(v)) continue
         if (i < kernel.exprs.length || layout.numel(v.shape) !== 1) return false
       }

@@ -11,13 +11,16 @@ import type { KernelFactory } from '../../engine.ts'
 
 import { checkIndex, runAdds, runCopy, zeroOf } from './indexing.ts'
 
-const takes = (weight: View, index: View): boolean =>
-  weight.dtype === 'float32' && layout.numel(weight.shape) > 0 && layout.numel(index.shape) > 0
+const dtypes = [['float32'], ['int32'], ['float32']] as const
+
+const isFull = ([weight, index]: readonly View[]): boolean =>
+  layout.numel(weight.shape) > 0 && layout.numel(index.shape) > 0
 
 const zeros = (shape: readonly number[]): number[] => shape.map(() => 0)
 
 export const embedding: KernelFactory<EmbeddingAttrs> = (engine) => ({
-  supports: ([weight, index]) => takes(weight, index),
+  dtypes,
+  supports: isFull,
   run([out], [weight, index]) {
     runCopy(engine, {
       bytes: 4,
@@ -38,7 +41,8 @@ export const embedding: KernelFactory<EmbeddingAttrs> = (engine) => ({
 })
 
 export const embeddingBackward: KernelFactory<GradientAttrs<EmbeddingAttrs>> = (engine) => ({
-  supports: ([weight, index, , dy], { needs }) => needs[0] && dy.dtype === 'float32' && takes(weight, index),
+  dtypes,
+  supports: (inputs, { needs }) => needs[0] && isFull(inputs),
   run([dweight], [, index, , dy], { paddingIdx }) {
     const [v, d] = dweight.shape
     const to = engine.address(dweight)

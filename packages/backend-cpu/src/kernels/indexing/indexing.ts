@@ -31,6 +31,9 @@ import {
 } from '../../wasm/index.ts'
 import { eachRow, eachVector, grainOf, nestWords, streamGrain, Words, walk } from '../rows.ts'
 
+/** The dtypes of elements that are moved and added. */
+const stored = ['float32', 'float64', 'int32', 'bool'] as const
+
 /** Elements of one copied block. */
 const blockElements = 8192
 
@@ -195,7 +198,7 @@ function chooser(f: FunctionBuilder, size: I32, stride: I32, flag: I32): (index:
 }
 
 export const gather: KernelFactory<{ dim: number }> = (engine) => ({
-  supports: ([x]) => x.dtype !== 'float16',
+  dtypes: [stored, ['int32']],
   run([out], [x, index], { dim }) {
     if (layout.numel(out.shape) === 0) return
     const size = x.shape[dim]
@@ -363,7 +366,7 @@ function addOne(f: FunctionBuilder, dtype: DType, to: I32, from: I32): void {
 }
 
 export const scatterAdd: KernelFactory<{ dim: number }> = (engine) => ({
-  supports: ([x]) => x.dtype !== 'float16',
+  dtypes: [stored, ['int32'], stored],
   run([out], [x, index, source], { dim }) {
     if (layout.numel(out.shape) === 0) {
       if (layout.numel(index.shape) > 0) throwFirstIndex(engine, 'scatter_add', index, dim, x.shape[dim])

@@ -15,12 +15,9 @@ import { f32, f64, type ModuleBuilder } from '../../wasm/index.ts'
 import { compute, maxWidth, type Setter, writeCommon, writeTensor } from './linear-attention.ts'
 import { type Product, reader, rowOf } from './operands.ts'
 
-const takes = (inputs: readonly View[]): boolean => {
+const fits = (inputs: readonly View[]): boolean => {
   const [q, , v] = inputs
-  return (
-    inputs.every((t) => t.dtype === 'float32') &&
-    [q, v].every((t) => t.shape[3] >= 1 && t.shape[3] <= maxWidth)
-  )
+  return [q, v].every((t) => t.shape[3] >= 1 && t.shape[3] <= maxWidth)
 }
 
 const write = (engine: Engine, inputs: readonly View[], hasDecay: boolean): Setter => {
@@ -30,7 +27,8 @@ const write = (engine: Engine, inputs: readonly View[], hasDecay: boolean): Sett
 }
 
 export const gatedLinearAttention: KernelFactory<GatedLinearAttentionAttrs> = (engine) => ({
-  supports: takes,
+  dtypes: [['float32']],
+  supports: fits,
   run([out], inputs, { hasDecay }) {
     const [q, , v] = inputs
     const set = write(engine, inputs, hasDecay)
@@ -58,8 +56,9 @@ export const gatedLinearAttention: KernelFactory<GatedLinearAttentionAttrs> = (e
 export const gatedLinearAttentionBackward: KernelFactory<GradientAttrs<GatedLinearAttentionAttrs>> = (
   engine,
 ) => ({
+  dtypes: [['float32']],
   // The decay's gradient is made of those of q and k.
-  supports: (inputs, { needs: [q, k, , decay] }) => takes(inputs) && (!decay || (q === true && k === true)),
+  supports: (inputs, { needs: [q, k, , decay] }) => fits(inputs) && (!decay || (q === true && k === true)),
   run(outputs, inputs, { hasDecay, needs }) {
     const [q, , v] = inputs
     const dout = inputs[inputs.length - 1]

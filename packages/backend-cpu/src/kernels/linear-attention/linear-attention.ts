@@ -28,10 +28,8 @@ import { buildPrefix, buildProduct, padded, productScratch } from './product.ts'
 /** The largest head that the states in scratch memory are meant for. */
 export const maxWidth = 256
 
-const takes = ([q, k, v]: readonly View[], { featureMap }: LinearAttentionAttrs): boolean =>
-  featureMap in featureMaps &&
-  [q, k, v].every((t) => t.dtype === 'float32') &&
-  [q.shape[3], v.shape[3]].every((n) => n >= 1 && n <= maxWidth)
+const fits = ([q, , v]: readonly View[], { featureMap }: LinearAttentionAttrs): boolean =>
+  featureMap in featureMaps && [q.shape[3], v.shape[3]].every((n) => n >= 1 && n <= maxWidth)
 
 const wordIndex = new Map<Word, number>(wordNames.map((name, i) => [name, i]))
 
@@ -132,7 +130,8 @@ const tileOf = (tile: Tile): Tile => (tile.rows === 6 && tile.vectors === 4 ? { 
 const name = (tile: Tile): string => `${tile.rows}x${tile.vectors}`
 
 export const linearAttention: KernelFactory<LinearAttentionAttrs> = (engine) => ({
-  supports: takes,
+  dtypes: [['float32']],
+  supports: fits,
   run([out, norm], inputs, attrs) {
     const [q, k, v] = inputs
     const set = writeCommon(engine, inputs)
@@ -156,7 +155,8 @@ export const linearAttention: KernelFactory<LinearAttentionAttrs> = (engine) => 
 })
 
 export const linearAttentionBackward: KernelFactory<GradientAttrs<LinearAttentionAttrs>> = (engine) => ({
-  supports: takes,
+  dtypes: [['float32']],
+  supports: fits,
   run(outputs, inputs, attrs) {
     const [q, k, v, out, norm, dout] = inputs
     const set = writeCommon(engine, inputs)

@@ -34,12 +34,12 @@ export const linear = (
   engine: Engine,
   { matmul, elementwise }: Pick<Primitives, 'matmul' | 'elementwise'>,
 ): KernelOf<LinearAttrs> => ({
+  dtypes: [['float32']],
   supports([x, weight, ...extras], { epilogue }) {
     const shape = [...x.shape.slice(0, -1), weight.shape[0]]
     return (
       x.shape.length > 0 &&
       weight.shape.length === 2 &&
-      [x, weight, ...extras].every((v) => v.dtype === 'float32') &&
       fits(epilogue) &&
       extras.every((v) => rowsOf(v, shape) !== undefined)
     )

@@ -79,7 +79,7 @@ export const matmul: KernelFactory<Record<never, never>> = (engine) => matmulBy(
 export const matmulBy =
   (tile: Tile | null): KernelFactory<Record<never, never>> =>
   (engine) => ({
-    supports: ([a]) => a.dtype === 'float32' || a.dtype === 'int32',
+    dtypes: [['float32', 'int32']],
     run([out], [a, b]) {
       const p = problem(out, a, b)
       if (p.items * p.m * p.n === 0) return

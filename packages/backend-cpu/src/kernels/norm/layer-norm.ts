@@ -38,15 +38,16 @@ import { splat } from '../softmax.ts'
 
 const params = { none: 0, weight: 1, both: 2 } as const
 
-const takes = (x: View, others: readonly View[], weights: readonly View[], size: number): boolean =>
+const fits = (x: View, others: readonly View[], weights: readonly View[], size: number): boolean =>
   layout.numel(x.shape) > 0 &&
-  [x, ...others].every((v) => v.dtype === 'float32' && denseFrom(leadOf(v, size), v)) &&
-  weights.every((v) => v.dtype === 'float32' && denseFrom(0, v))
+  [x, ...others].every((v) => denseFrom(leadOf(v, size), v)) &&
+  weights.every((v) => denseFrom(0, v))
 
 const forward =
   (centred: boolean): KernelFactory<LayerNormAttrs> =>
   (engine) => ({
-    supports: ([x, ...weights], { size }) => takes(x, [], weights, size),
+    dtypes: [['float32']],
+    supports: ([x, ...weights], { size }) => fits(x, [], weights, size),
     run([y, ...stats], [x, ...weights], { size, eps, affine }) {
       const extra = [...stats, ...weights].map((v) => engine.address(v))
       runRows(
@@ -65,8 +66,9 @@ const backward =
   (centred: boolean): KernelFactory<GradientAttrs<LayerNormAttrs>> =>
   (engine) => ({
     adds: true,
+    dtypes: [['float32']],
     supports: ([x, ...rest], { size, affine, adds }) =>
-      takes(x, rest.slice(adds ? -2 : -1), rest.slice(0, params[affine]), size),
+      fits(x, rest.slice(adds ? -2 : -1), rest.slice(0, params[affine]), size),
     run(outputs, inputs, { size, affine, needs, adds }) {
       const count = params[affine]
       const x = inputs[0]

@@ -32,7 +32,7 @@ type ArgType = 'float32' | 'float64' | 'int32' | 'bool'
 const bytes = { float32: 4, float64: 8, int32: 4, bool: 1 } as const
 
 export const argReduce: KernelFactory<{ kind: Kind; dim: number }> = (engine) => ({
-  supports: ([x]) => x.dtype !== 'float16',
+  dtypes: [['float32', 'float64', 'int32', 'bool']],
   run([out], [x], { kind, dim }) {
     if (layout.numel(out.shape) === 0) return
     const rest = x.shape.map((_, d) => d).filter((d) => d !== dim)

@@ -30,7 +30,7 @@ import { type Element, elements, isInt, type Plan, pieceElements, plan, scaleWor
 const last = (list: readonly number[]): number | undefined => list[list.length - 1]
 
 export const reduce: KernelFactory<{ kind: Reduction; dims: readonly number[] }> = (engine) => ({
-  supports: ([x]) => x.dtype !== 'float16',
+  dtypes: [['float32', 'float64', 'int32', 'bool']],
   run([out], [x], { kind, dims }) {
     if (layout.numel(out.shape) === 0) return
     if (layout.numel(x.shape) === 0) {

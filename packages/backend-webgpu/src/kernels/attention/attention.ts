@@ -77,12 +77,18 @@ export const backwardTiles: readonly Tile[] = [
 const forwardBuffers = 5
 const backwardBuffers = 6
 
-const takes = (engine: Engine, inputs: readonly View[], attrs: AttentionAttrs, buffers: number): boolean => {
-  const { q, k, v, mask, slopes } = attentionOperands(inputs, attrs)
+/** What follows q, k and v is floating, or flags and lists of blocks. */
+const dtypes = [['float32'], ['float32'], ['float32'], ['float32', 'bool', 'int32']] as const
+
+const canTake = (
+  engine: Engine,
+  inputs: readonly View[],
+  attrs: AttentionAttrs,
+  buffers: number,
+): boolean => {
+  const [q, , v] = inputs
   return (
     buffers + optionBuffers(attrs) <= engine.gpu.limits.maxStorageBuffersPerShaderStage &&
-    [q, k, v, ...(slopes ? [slopes] : [])].every((t) => t.dtype === 'float32') &&
-    (mask === null || mask.dtype === 'float32' || mask.dtype === 'bool') &&
     q.shape[1] !== 0 &&
     [q.shape[3], v.shape[3]].every((n) => n >= 1 && n <= maxWidth)
   )
@@ -146,7 +152,8 @@ export function attention(
   apart: Few | null = few,
 ): KernelOf<AttentionAttrs> {
   return {
-    supports: (inputs, attrs) => takes(engine, inputs, attrs, forwardBuffers),
+    dtypes,
+    supports: (inputs, attrs) => canTake(engine, inputs, attrs, forwardBuffers),
     run(outputs, inputs, attrs, numbers) {
       const [out, stats] = outputs
       const { q, k, v } = attentionOperands(inputs, attrs)
@@ -179,8 +186,9 @@ export function attentionBackward(
   allowed: Allowance = allowance,
 ): KernelOf<GradientAttrs<AttentionAttrs>> {
   return {
+    dtypes,
     supports: (inputs, attrs) =>
-      takes(engine, inputs, attrs, backwardBuffers) && !(attrs.hasMask && attrs.needs[3]),
+      canTake(engine, inputs, attrs, backwardBuffers) && !(attrs.hasMask && attrs.needs[3]),
     run(outputs, inputs, attrs, numbers) {
       const { q, k, v, rest } = attentionOperands(inputs, attrs)
       const [b, h, t] = q.shape
@@ -228,7 +236,7 @@ export function attentionBackward(
 
       const [needQ, needK, needV] = attrs.needs
       const needAll = needQ && needK && needV
-      const fits = (more: number): boolean => takes(engine, inputs, attrs, backwardBuffers + more)
+      const fits = (more: number): boolean => canTake(engine, inputs, attrs, backwardBuffers + more)
       const short = shortTiles(tiles, q, k, attrs, allowed.leastGroups)
       // Operands, out and its statistics, and the buffers of the results.
       if (needAll && short.length > 0 && fits(new Set(outputs.map(bufferOf)).size)) {

@@ -80,13 +80,13 @@ export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
   }
 
   return {
+    dtypes: [['float32']],
     supports(views, { kernel }) {
       if (loweredOf(kernel) === null) return false
       const { shape } = views[0]
       let buffers = 0
       for (let i = 0; i < views.length; i++) {
         const v = views[i]
-        if (v.dtype !== 'float32') return false
         let first = 0
         while (views[first].buffer !== v.buffer) first++
         if (first === i) buffers++

@@ -6,25 +6,29 @@
  */
 
 import { type EmbeddingAttrs, type GradientAttrs, type KernelOf, layout, type View } from '@tilegrad/core'
+import { denseFrom } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf } from '../../device/buffers.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { grid, nestOf, walkFields, walkFunction, walkWords } from '../layout.ts'
-import { denseFloats, itemOfWidth, widthOf } from '../rows.ts'
+import { itemOfWidth, widthOf } from '../rows.ts'
 import { sumRows } from './embedding-backward.ts'
 
 const workgroup = 256
 
-const takes = (weight: View, index: View): boolean =>
-  weight.dtype === 'float32' && layout.numel(weight.shape) > 0 && layout.numel(index.shape) > 0
+const dtypes = [['float32'], ['int32'], ['float32']] as const
+
+const isFull = (weight: View, index: View): boolean =>
+  layout.numel(weight.shape) > 0 && layout.numel(index.shape) > 0
 
 export const embedding = (engine: Engine): KernelOf<EmbeddingAttrs> => ({
-  supports: ([weight, index]) => takes(weight, index),
+  dtypes,
+  supports: ([weight, index]) => isFull(weight, index),
   run([out], inputs) {
     const [weight, index] = inputs
     const y = out
     const [v, d] = weight.shape
-    const width = denseFloats(1, weight) ? widthOf(d, 1, [weight]) : 1
+    const width = denseFrom(1, weight) ? widthOf(d, 1, [weight]) : 1
     const nest = nestOf(index.shape, [index])
     const rank = nest.sizes.length
     const kernel = engine.kernel(`embedding:${width}:${rank}`, 'embedding', () => shader(width, rank))
@@ -68,8 +72,9 @@ else { y[i] = ${item}(); }`,
 
 export const embeddingBackward = (engine: Engine): KernelOf<GradientAttrs<EmbeddingAttrs>> => ({
   adds: true,
+  dtypes,
   supports: ([weight, index, , dy], { needs }) =>
-    needs[0] === true && denseFloats(dy.shape.length - 1, dy) && takes(weight, index),
+    needs[0] === true && denseFrom(dy.shape.length - 1, dy) && isFull(weight, index),
   run([dweight], [, index, , dy, rest], { paddingIdx }) {
     sumRows(engine, dweight, index, dy, rest, paddingIdx ?? -1)
   },

@@ -18,12 +18,9 @@ import { grid } from '../layout.ts'
 import { basis, threads } from './blocks.ts'
 import { type Call, compute, maxWidth } from './linear-attention.ts'
 
-const takes = (inputs: readonly View[]): boolean => {
+const fits = (inputs: readonly View[]): boolean => {
   const [q, , v] = inputs
-  return (
-    inputs.every((t) => t.dtype === 'float32') &&
-    [q, v].every((t) => t.shape[3] >= 1 && t.shape[3] <= maxWidth)
-  )
+  return [q, v].every((t) => t.shape[3] >= 1 && t.shape[3] <= maxWidth)
 }
 
 const attrsOf = { causal: true, eps: 0, featureMap: 'identity' } as const
@@ -32,7 +29,8 @@ const kindOf = (decay: View | null): Pick<Call, 'kind' | 'decay'> =>
 
 export function gatedLinearAttention(engine: Engine): KernelOf<GatedLinearAttentionAttrs> {
   return {
-    supports: takes,
+    dtypes: [['float32']],
+    supports: fits,
     run([y], [q, k, v, decay = null], { hasDecay }) {
       const operands = { x: q, k, v, y }
       compute(engine, { ...kindOf(hasDecay ? decay : null), result: 'out', ...operands }, attrsOf)
@@ -45,8 +43,9 @@ export function gatedLinearAttentionBackward(
   scan: Primitives['scan'],
 ): KernelOf<GradientAttrs<GatedLinearAttentionAttrs>> {
   return {
+    dtypes: [['float32']],
     // The decay's gradient is made of those of q and k.
-    supports: (inputs, { needs: [q, k, , decay] }) => takes(inputs) && (!decay || (q === true && k === true)),
+    supports: (inputs, { needs: [q, k, , decay] }) => fits(inputs) && (!decay || (q === true && k === true)),
     run(outputs, inputs, { hasDecay, needs }) {
       const [q, k, v] = inputs
       const decay = hasDecay ? inputs[3] : null

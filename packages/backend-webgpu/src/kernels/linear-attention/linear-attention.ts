@@ -47,11 +47,10 @@ import { chunkFadesShader, fadesShader, planParams, segmentsShader, statesShader
 
 export const maxWidth = 128
 
-const takes = (inputs: readonly View[]): boolean => {
-  const [q, k, v] = inputs
+const fits = (inputs: readonly View[]): boolean => {
+  const [q, , v] = inputs
   return (
     (inputs.length === 3 || inputs.length === 6) &&
-    [q, k, v].every((t) => t.dtype === 'float32') &&
     [q.shape[3], v.shape[3]].every((n) => n >= 1 && n <= maxWidth)
   )
 }
@@ -213,7 +212,8 @@ export function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs,
 /** `tile`: instead of the best one for the GPU. */
 export function linearAttention(engine: Engine, tile?: Tile): KernelOf<LinearAttentionAttrs> {
   return {
-    supports: takes,
+    dtypes: [['float32']],
+    supports: fits,
     run(outputs, inputs, attrs) {
       const [y, norm] = outputs
       const [q, k, v] = inputs
@@ -227,7 +227,8 @@ export function linearAttentionBackward(
   tile?: Tile,
 ): KernelOf<GradientAttrs<LinearAttentionAttrs>> {
   return {
-    supports: takes,
+    dtypes: [['float32']],
+    supports: fits,
     run(outputs, inputs, attrs) {
       const [q, k, v, out, norm, dout] = inputs
       const [b, h, t, width] = out.shape

@@ -12,9 +12,9 @@ import { problemOf } from './problem.ts'
 export function linear(engine: Engine): KernelOf<LinearAttrs> {
   const most = engine.gpu.limits.maxStorageBuffersPerShaderStage
   return {
+    dtypes: [['float32']],
     supports: (inputs, { epilogue }) =>
       inputs[1].shape.length === 2 &&
-      inputs.every((v) => v.dtype === 'float32') &&
       epilogue.params.length === 0 &&
       !epilogue.usesIndex &&
       inputs.length + epilogue.exprs.length <= most,

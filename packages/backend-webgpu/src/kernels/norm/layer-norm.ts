@@ -9,13 +9,12 @@
  */
 
 import { type GradientAttrs, type KernelOf, type LayerNormAttrs, layout, type View } from '@tilegrad/core'
-import { leadOf } from '@tilegrad/core/kernel'
+import { denseFrom, leadOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf } from '../../device/buffers.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import {
   block,
-  denseFloats,
   each,
   enablesOf,
   hold,
@@ -47,7 +46,7 @@ type Affine = 'none' | 'weight' | 'both'
 const parameters = { none: 0, weight: 1, both: 2 } as const
 
 /** x and what comes from `grads` on have dense rows; parameters, `count` of them after x, are dense. */
-function takes(
+function fits(
   inputs: readonly View[],
   count: number,
   size: number,
@@ -56,8 +55,8 @@ function takes(
   for (let i = 0; i < inputs.length; i++) {
     const v = inputs[i]
     if (i === 0 && layout.numel(v.shape) === 0) return false
-    if ((i === 0 || i >= grads) && !denseFloats(leadOf(v, size), v)) return false
-    if (i > 0 && i <= count && !denseFloats(0, v)) return false
+    if ((i === 0 || i >= grads) && !denseFrom(leadOf(v, size), v)) return false
+    if (i > 0 && i <= count && !denseFrom(0, v)) return false
   }
   return true
 }
@@ -65,7 +64,8 @@ function takes(
 const forward =
   (centred: boolean) =>
   (engine: Engine): KernelOf<LayerNormAttrs> => ({
-    supports: (inputs, { size }) => takes(inputs, inputs.length - 1, size),
+    dtypes: [['float32']],
+    supports: (inputs, { size }) => fits(inputs, inputs.length - 1, size),
     run([y, ...stats], [x, ...weights], { size, eps, affine }) {
       const views = [x, y]
       const lead = leadOf(views[0], size)
@@ -88,8 +88,9 @@ const backward =
   (centred: boolean) =>
   (engine: Engine): KernelOf<GradientAttrs<LayerNormAttrs>> => ({
     adds: true,
+    dtypes: [['float32']],
     supports: (inputs, { size, affine, adds }) =>
-      takes(inputs, parameters[affine], size, inputs.length - (adds ? 2 : 1)),
+      fits(inputs, parameters[affine], size, inputs.length - (adds ? 2 : 1)),
     run(outputs, inputs, { size, affine, needs, adds }) {
       const count = parameters[affine]
       const weight = count > 0 ? inputs[1] : undefined
