@@ -88,7 +88,7 @@ for (var i = 0u; i < 4u; i++) { let a = at + i * 256u; if (a < p.count) { result
   // From so few that a software adapter lives through it to what keeps a large GPU busy.
   let rounds = 1
   let most = 0
-  const multiply = (): void => engine.run(fma, [out], [rounds, 0], groups, 1, 1, [[1, 0.999]])
+  const multiply = (): void => engine.runWords(fma, [out], [rounds, 0], groups, 1, 1, [[1, 0.999]])
   return {
     async warmUp() {
       const end = performance.now() + 500
@@ -107,7 +107,7 @@ for (var i = 0u; i < 4u; i++) { let a = at + i * 256u; if (a < p.count) { result
       const [to, from] = [engine.pool.alloc(4 * count, 'float32'), engine.pool.alloc(4 * count, 'float32')]
       const blocks = Math.ceil(count / 1024)
       const y = Math.ceil(blocks / 65535)
-      const once = () => engine.run(copy, [to, from], [count], Math.ceil(blocks / y), y)
+      const once = () => engine.runWords(copy, [to, from], [count], Math.ceil(blocks / y), y)
       const time = await best(backend, once)
       engine.pool.free(to)
       engine.pool.free(from)

@@ -41,7 +41,7 @@ describe('what is invalid is told with the name of the operator', () => {
   test('a kernel that does not compile', async () => {
     const backend = await open()
     const { engine } = backend
-    engine.run(
+    engine.runWords(
       engine.kernel('bad', 'wobble', () => shader('y[0] = 1u;')),
       [buffer(backend)],
       [],
@@ -58,7 +58,7 @@ describe('what is invalid is told with the name of the operator', () => {
     const kernel = engine.kernel('good', 'wobble', () => shader('y[0] = 1;'))
     const gone = buffer(backend)
     gone.gpu.destroy()
-    engine.run(kernel, [gone], [], 1)
+    engine.runWords(kernel, [gone], [], 1)
     await expect(engine.read(buffer(backend), 0, 16)).rejects.toThrow(/^wobble: invalid on .*destroyed/s)
   })
 
@@ -67,7 +67,7 @@ describe('what is invalid is told with the name of the operator', () => {
     const { engine } = backend
     const kernel = engine.kernel('good', 'wobble', () => shader('y[0] = 1;'))
     const most = backend.gpu.limits.maxComputeWorkgroupsPerDimension
-    expect(() => engine.run(kernel, [buffer(backend)], [], 1, most + 1)).toThrow(
+    expect(() => engine.runWords(kernel, [buffer(backend)], [], 1, most + 1)).toThrow(
       `wobble: needs 1 × ${most + 1} × 1 workgroups`,
     )
   })

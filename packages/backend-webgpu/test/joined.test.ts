@@ -29,10 +29,10 @@ const unavailable = await createWebGpuBackend({ backend: 'null' })
 /** The same GPUs, on which nothing is joined: what is recorded is submitted before the next dispatch comes. */
 const apart = shared ? [shared.full(), shared.plain()] : []
 for (const { engine } of apart) {
-  const [run, runAgain] = [engine.run.bind(engine), engine.runAgain.bind(engine)]
-  engine.run = (...args) => {
+  const [dispatch, runAgain] = [engine.dispatch.bind(engine), engine.runAgain.bind(engine)]
+  engine.dispatch = (...args) => {
     engine.flush()
-    run(...args)
+    dispatch(...args)
   }
   engine.runAgain = (...args) => {
     engine.flush()
@@ -285,7 +285,7 @@ describe.each(gpus.map(({ name, gpu }, i) => ({ name, gpu, i })))('$name', ({ gp
     const before = engine.counts.dispatches
     kernels.forEach((kernel, k) => {
       const buffers = [x, outs[k]].map((t) => (t as Tensor).buffer as GpuBuffer)
-      engine.run(kernel, buffers, [2 + k, 10 + 10 * k], 2 + k)
+      engine.runWords(kernel, buffers, [2 + k, 10 + 10 * k], 2 + k)
     })
     expect(engine.counts.dispatches - before).toBe(1)
     const row = (factor: number, at: number) => [4, 3, 2, 1].map((v) => v * factor + at)
@@ -372,7 +372,7 @@ describe('without a GPU', () => {
       ['left', a],
       ['right', b],
     ] as const)
-      engine.run(
+      engine.runWords(
         engine.kernel(label, label, () => shader),
         [t.buffer as GpuBuffer],
         [1],

@@ -133,10 +133,10 @@ describe.each(gpus)('$name', ({ gpu }) => {
   test('a few long rows take several workgroups, and a second pass', async () => {
     const rnd = random(11)
     const grids: string[] = []
-    const { run, runAgain } = gpu.engine
-    gpu.engine.run = (kernel, buffers, words, x, y = 1, z = 1, ...rest) => {
-      grids.push(`${kernel.label} ${x}×${y}×${z}`)
-      run.call(gpu.engine, kernel, buffers, words, x, y, z, ...rest)
+    const { dispatch, runAgain } = gpu.engine
+    gpu.engine.dispatch = (kernel, buffers, words, grid, ...rest) => {
+      grids.push(`${kernel.label} ${grid.join('×')}`)
+      dispatch.call(gpu.engine, kernel, buffers, words, grid, ...rest)
     }
     gpu.engine.runAgain = (step, ...rest) => {
       grids.push(`${step.kernel.label} ${step.grid.join('×')}`)
@@ -164,7 +164,7 @@ describe.each(gpus)('$name', ({ gpu }) => {
           expect(grids).toEqual([`${kind} 1×1×16`, `${kind} 1×1×1`])
         }
     } finally {
-      Object.assign(gpu.engine, { run, runAgain })
+      Object.assign(gpu.engine, { dispatch, runAgain })
     }
   })
 

@@ -1,18 +1,11 @@
 /** What the command layer hands around: dispatches, what they use, and who hears of them. */
 
-import type { DType } from '@tilegrad/core'
 import type { BufferListener, GpuBuffer } from '../device/buffers.ts'
+import type { Scalar } from '../wgsl/block.ts'
 import type { Bound, GpuKernel } from './pipelines.ts'
 
 /** Workgroups along each dim. */
 export type Grid = readonly [x: number, y: number, z: number]
-
-/** A parameter of a dispatch, at position `at`, that is the call's number `source`. */
-export interface Scalar {
-  readonly at: number
-  readonly source: number
-  readonly dtype: DType
-}
 
 /** A dispatch that is done again, maybe with other buffers. */
 export interface Repeated {

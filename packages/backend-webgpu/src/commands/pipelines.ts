@@ -3,11 +3,13 @@
 import { DeviceError } from '@tilegrad/core'
 import type { GpuBuffer } from '../device/buffers.ts'
 import type { Gpu } from '../device/gpu.ts'
-import { type Binding, type Shader, shaderCode } from '../wgsl/shader.ts'
+import { type Binding, fieldsOf, type Shader, shaderCode } from '../wgsl/shader.ts'
 import { canJoin, independent, joinedCode } from './joined.ts'
 
-export interface GpuKernel {
+/** A compiled kernel; V are the values that its parameters are given as, `never` where nobody gives any. */
+export interface GpuKernel<V = never> {
   readonly label: string
+  readonly params: Shader<V>['params']
   /** Null until it is encoded, if it may be joined with others: maybe it never runs by itself. */
   pipeline: GPUComputePipeline | null
   readonly layout: Layout
@@ -75,13 +77,14 @@ export class Pipelines {
   }
 
   /** The kernel for `key`; `build` says on first use what it is. `label` names the operator in errors. */
-  kernel(key: string, label: string, build: () => Shader): GpuKernel {
+  kernel<V>(key: string, label: string, build: () => Shader<V>): GpuKernel<V> {
     let kernel = this.#kernels.get(key)
     if (!kernel) {
       kernel = this.#make(label, build())
       this.#kernels.set(key, kernel)
     }
-    return kernel
+    // A key names one kernel.
+    return kernel as GpuKernel<V>
   }
 
   /** Two kernels on some buffers as one with so many workgroups, or null where they cannot go side by side. */
@@ -106,7 +109,7 @@ export class Pipelines {
     const label = first.label === second.label ? first.label : `${first.label} and ${second.label}`
     const layout = this.#layout(first.paramBytes, [...a.bindings, ...b.bindings], second.paramBytes)
     const pipeline = this.#compile(label, layout, joinedCode(a, b))
-    return { label, pipeline, layout, paramBytes: first.paramBytes, joins: null }
+    return { label, params: first.params, pipeline, layout, paramBytes: first.paramBytes, joins: null }
   }
 
   /** The pipeline of a kernel that has not run by itself so far. */
@@ -186,7 +189,7 @@ export class Pipelines {
   }
 
   #make(label: string, shader: Shader): GpuKernel {
-    const paramBytes = 16 * Math.max(1, Math.ceil(shader.params.length / 4))
+    const paramBytes = 16 * Math.max(1, Math.ceil(fieldsOf(shader.params).length / 4))
     const most = this.#gpu.limits.maxStorageBuffersPerShaderStage
     if (shader.bindings.length > most)
       throw new DeviceError(
@@ -195,7 +198,7 @@ export class Pipelines {
     const layout = this.#layout(paramBytes, shader.bindings, 0)
     const joins = shader.joins === undefined ? null : { shader, with: new Map() }
     const pipeline = joins ? null : this.#compile(label, layout, shaderCode(shader))
-    return { label, pipeline, layout, paramBytes, joins }
+    return { label, params: shader.params, pipeline, layout, paramBytes, joins }
   }
 
   #compile(label: string, layout: Layout, code: string): GPUComputePipeline {

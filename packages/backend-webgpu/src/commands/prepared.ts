@@ -14,8 +14,9 @@
 
 import { type Call, DeviceError, type DType, type Prepared, ValueError } from '@tilegrad/core'
 import { GpuBuffer, usage } from '../device/buffers.ts'
+import type { Scalar } from '../wgsl/block.ts'
 import { elementOf } from '../wgsl/element.ts'
-import type { Grid, KernelListener, Ready, Scalar, Used } from './dispatch.ts'
+import type { Grid, KernelListener, Ready, Used } from './dispatch.ts'
 import { after } from './params.ts'
 import type { Binds, Bound, GpuKernel } from './pipelines.ts'
 import type { Engine } from './queue.ts'

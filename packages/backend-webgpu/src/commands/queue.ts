@@ -14,9 +14,10 @@ import { DeviceError, type DeviceSpan } from '@tilegrad/core'
 import { BufferPool, type GpuBuffer } from '../device/buffers.ts'
 import type { Gpu } from '../device/gpu.ts'
 import { type Tuning, untuned } from '../device/tuning.ts'
+import type { Scalar } from '../wgsl/block.ts'
 import { elementOf } from '../wgsl/element.ts'
 import type { Shader } from '../wgsl/shader.ts'
-import type { KernelListener, Ready, Repeated, Scalar, Used } from './dispatch.ts'
+import type { Grid, KernelListener, Ready, Repeated, Used } from './dispatch.ts'
 import { Params } from './params.ts'
 import { type Bound, type GpuKernel, Pipelines } from './pipelines.ts'
 import { Staging } from './staging.ts'
@@ -84,7 +85,7 @@ export class Engine {
   }
 
   /** The compiled kernel for `key`; `build` says on first use what it is. `label` names the operator in errors. */
-  kernel(key: string, label: string, build: () => Shader): GpuKernel {
+  kernel<V>(key: string, label: string, build: () => Shader<V>): GpuKernel<V> {
     return this.pipelines.kernel(key, label, build)
   }
 
@@ -103,11 +104,43 @@ export class Engine {
   }
 
   /**
-   * Records a dispatch. `params`: one number per parameter, in order; those declared f32 go in `floats` by position.
-   * `buffers` are in the order of the shader's bindings, and distinct if one of them is written. `scalars`, if any, are
-   * the parameters that are numbers of the call's, all in `values`.
+   * Records a dispatch of so many workgroups. `buffers` are in the order of the shader's bindings, and distinct if one of
+   * them is written; `values` are those of the parameters, by name. `numbers`, if any, are the call's.
    */
-  run(
+  run<V>(
+    kernel: GpuKernel<V>,
+    buffers: readonly GpuBuffer[],
+    values: NoInfer<V>,
+    [x, y = 1, z = 1]: readonly [x: number, y?: number, z?: number],
+    numbers: readonly number[] = [],
+  ): void {
+    if (x === 0 || y === 0 || z === 0) return
+    const { params } = kernel
+    if (!('fields' in params)) throw new DeviceError(kernel.label)
+    const { u32, scalars } = params.words(values)
+    this.dispatch(kernel, buffers, u32, [x, y, z], scalars, numbers)
+  }
+
+  /** Records a dispatch whose parameters are `words`, but for `scalars`, which are numbers of the call's in `values`. */
+  dispatch(
+    kernel: GpuKernel,
+    buffers: readonly GpuBuffer[],
+    words: Uint32Array,
+    grid: Grid,
+    scalars: readonly Scalar[],
+    values: readonly number[],
+  ): void {
+    const [x, y, z] = grid
+    this.#allow(kernel, x, y, z)
+    if (this.#listener?.run(kernel, buffers, words, grid, scalars, values)) return
+    this.#makeRoom(kernel)
+    const at = this.#params.next(kernel.paramBytes)
+    this.#params.u32.set(words, at >>> 2)
+    this.#writeScalars(at, scalars, values)
+    this.#add(kernel, buffers, at, x, y, z)
+  }
+
+  runWords(
     kernel: GpuKernel,
     buffers: readonly GpuBuffer[],
     params: readonly number[],
@@ -125,13 +158,7 @@ export class Engine {
       const f32 = new Float32Array(words.buffer)
       for (const [i, value] of floats) f32[i] = value
     }
-    this.#allow(kernel, x, y, z)
-    if (this.#listener?.run(kernel, buffers, words, [x, y, z], scalars, values)) return
-    this.#makeRoom(kernel)
-    const at = this.#params.next(kernel.paramBytes)
-    this.#params.u32.set(words, at >>> 2)
-    this.#writeScalars(at, scalars, values)
-    this.#add(kernel, buffers, at, x, y, z)
+    this.dispatch(kernel, buffers, words, [x, y, z], scalars, values)
   }
 
   /** Records a dispatch that has been there before. */

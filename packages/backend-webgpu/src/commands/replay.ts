@@ -13,7 +13,8 @@
 
 import type { DType, KernelOf } from '@tilegrad/core'
 import type { GpuBuffer } from '../device/buffers.ts'
-import type { Grid, KernelListener, Repeated, Scalar } from './dispatch.ts'
+import type { Scalar } from '../wgsl/block.ts'
+import type { Grid, KernelListener, Repeated } from './dispatch.ts'
 import { Key } from './key.ts'
 import type { GpuKernel } from './pipelines.ts'
 import type { Engine } from './queue.ts'

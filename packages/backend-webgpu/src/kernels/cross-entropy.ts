@@ -66,14 +66,14 @@ export const crossEntropy = (engine: Engine): KernelOf<CrossEntropyAttrs> => ({
     )
     const buffers = [bufferOf(logits), bufferOf(target), bufferOf(stats), each]
     const words = [rows, n / t.width, n, ignoreIndex, ...walk.words]
-    engine.run(kernel, buffers, words, ...rowGrid(t, rows))
+    engine.runWords(kernel, buffers, words, ...rowGrid(t, rows))
     if (reduction === 'none') return
     const mean = reduction === 'mean'
     const finish = engine.kernel(`cross_entropy.finish:${mean}`, 'cross_entropy', () =>
       finishShader(mean, subgroupOf(engine)),
     )
     const more = [rows, ignoreIndex, target.offset, target.strides[0]]
-    engine.run(finish, [bufferOf(target), each, bufferOf(loss), bufferOf(count)], more, 1)
+    engine.runWords(finish, [bufferOf(target), each, bufferOf(loss), bufferOf(count)], more, 1)
     engine.pool.free(each)
   },
 })
@@ -162,7 +162,7 @@ export const crossEntropyBackward = (engine: Engine): KernelOf<GradientAttrs<Cro
     )
     const buffers = [logits, target, stats, count, dloss, dlogits].map(bufferOf)
     const words = [rows, n / t.width, n, ignoreIndex, ...walk.words]
-    engine.run(kernel, buffers, words, ...rowGrid(t, rows))
+    engine.runWords(kernel, buffers, words, ...rowGrid(t, rows))
   },
 })
 

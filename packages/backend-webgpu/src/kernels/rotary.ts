@@ -47,7 +47,7 @@ export const rotaryEmbedding = (engine: Engine): KernelOf<RotaryAttrs> => ({
     const units = (d - half) / width
     const words = [walk.rows * units, units, half / width, ...walk.words]
     const buffers = [x, cos, sin, y].map(bufferOf)
-    engine.run(kernel, buffers, words, ...grid(Math.ceil((walk.rows * units) / workgroup)))
+    engine.runWords(kernel, buffers, words, ...grid(Math.ceil((walk.rows * units) / workgroup)))
   },
 })
 

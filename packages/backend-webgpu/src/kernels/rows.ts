@@ -12,6 +12,7 @@
 import type { View } from '@tilegrad/core'
 import { type Nest, viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../commands/queue.ts'
+import { type Part, several } from '../wgsl/block.ts'
 import { mathCode } from '../wgsl/math.ts'
 import type { Item } from '../wgsl/shader.ts'
 import { grid, nestOf } from './layout.ts'
@@ -117,6 +118,13 @@ function walkOf({ sizes, strides }: Nest, views: readonly View[]): Omit<RowWalk,
   }
 }
 
+/** The parameters of walks like this one. */
+export const along = ({ fields }: RowWalk): Part<RowWalk> =>
+  several(
+    () => fields,
+    ({ words }) => words,
+  )
+
 /** Workgroups for `rows` rows. */
 export const rowGrid = (t: Tiling, rows: number): [number, number] => grid(Math.ceil(rows / t.slots))
 
@@ -181,8 +189,8 @@ ${all.map((k) => `{ ${body({ of: (name) => `${name}${k}`, j: step(k) })} }`).joi
 for (; j < p.vectors; j += ${t.lanes}u) { ${loads(0, 'j')} ${body({ of: (name) => `${name}0`, j: 'j' })} }`
 }
 
-/** Puts code in a block of its own, so that its variables are. */
-export const block = (code: string): string => `{\n${code}\n}`
+/** Puts code in braces, so that its variables are its own. */
+export const scoped = (code: string): string => `{\n${code}\n}`
 
 /** The type V of a vector, and functions of it. */
 export const vectorCode = (width: 4 | 1): string => `${mathCode(['tg_max', 'tg_bits'])}

@@ -104,7 +104,7 @@ function pass(
     words.push(v.offset + (reverse ? (length - 1) * step : 0), reverse ? -step : step, ...walkWords(nest, i))
   })
   const [gx, gy] = grid(Math.ceil(rows / (workgroup / how.lanes)))
-  engine.run(kernel, buffers, words, gx, gy, chunks)
+  engine.runWords(kernel, buffers, words, gx, gy, chunks)
 }
 
 function shader(

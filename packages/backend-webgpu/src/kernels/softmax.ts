@@ -14,9 +14,10 @@ import type { DimAttrs, GradientAttrs, KernelOf, View } from '@tilegrad/core'
 import { denseFrom } from '@tilegrad/core/kernel'
 import type { Engine } from '../commands/queue.ts'
 import { bufferOf } from '../device/buffers.ts'
+import { block, u32, type ValuesOf } from '../wgsl/block.ts'
 import type { Shader } from '../wgsl/shader.ts'
 import {
-  block,
+  along,
   each,
   enablesOf,
   hold,
@@ -30,6 +31,7 @@ import {
   rowGrid,
   rowWalk,
   type Stream,
+  scoped,
   startOf,
   type Tiling,
   tilingKey,
@@ -75,16 +77,19 @@ function run(
   inputs: readonly View[],
   output: View,
   most: number,
-  shader: (t: Tiling, walk: RowWalk) => Shader,
+  shader: (t: Tiling, walk: RowWalk) => Shader<Params>,
 ): void {
   const views = [...inputs, output]
   const n = output.shape[dim]
   const t = tilingOf(engine, n, widthOf(n, dim, views), most)
   const walk = rowWalk(dim, views)
   const kernel = engine.kernel(`${name}:${tilingKey(t)}:${walk.rank}`, name, () => shader(t, walk))
-  const params = [walk.rows, n / t.width, ...walk.words]
-  engine.run(kernel, views.map(bufferOf), params, ...rowGrid(t, walk.rows))
+  const values = { rows: walk.rows, vectors: n / t.width, walk }
+  engine.run(kernel, views.map(bufferOf), values, rowGrid(t, walk.rows))
 }
+
+const params = (walk: RowWalk) => block({ rows: u32, vectors: u32, walk: along(walk) })
+type Params = ValuesOf<typeof params>
 
 export const statisticsCode = (t: Tiling): string =>
   `${reduction(t, 'group_max', 'f32', larger)}
@@ -115,7 +120,7 @@ ${end}`
   // What is shifted by −∞ would be NaN: `shift` makes that 0.
   return `var top = V(tg_bits(0xff800000u));
 var part = V();
-${block(
+${scoped(
   each(
     t,
     [x],
@@ -128,11 +133,11 @@ let total = group_sum(hsum(part * exp(top - ${t.width === 4 ? 'shift(V(largest))
 ${end}`
 }
 
-function forwardShader(t: Tiling, walk: RowWalk, log: boolean): Shader {
+function forwardShader(t: Tiling, walk: RowWalk, log: boolean): Shader<Params> {
   const x: Stream = { name: 'x', binding: 'x', base: startOf(t.width, 0) }
   const result = log ? '(x - largest) - logarithm' : t.held > 0 ? 'x * scale' : 'exp(x - largest) * scale'
   return {
-    params: ['rows: u32', 'vectors: u32', ...walk.fields],
+    params: params(walk),
     bindings: [
       { name: 'x', item: itemOfWidth(t.width) },
       { name: 'y', item: itemOfWidth(t.width), write: true },
@@ -151,12 +156,12 @@ ${each(t, [x], ({ of, j }) => `y[${startOf(t.width, 1)} + ${j}] = ${result.repla
   }
 }
 
-function backwardShader(t: Tiling, walk: RowWalk, log: boolean): Shader {
+function backwardShader(t: Tiling, walk: RowWalk, log: boolean): Shader<Params> {
   const y: Stream = { name: 'y', binding: 'y', base: startOf(t.width, 0) }
   const dy: Stream = { name: 'd', binding: 'dy', base: startOf(t.width, 1) }
   const item = itemOfWidth(t.width)
   return {
-    params: ['rows: u32', 'vectors: u32', ...walk.fields],
+    params: params(walk),
     bindings: [
       { name: 'y', item },
       { name: 'dy', item },
@@ -170,7 +175,7 @@ ${rowCode(t)}
 ${walk.code('row')}
 ${hold(t, [y, dy])}
 var part = V();
-${block(each(t, log ? [dy] : [y, dy], ({ of }) => `part += ${of('d')}${log ? '' : ` * ${of('y')}`};`))}
+${scoped(each(t, log ? [dy] : [y, dy], ({ of }) => `part += ${of('d')}${log ? '' : ` * ${of('y')}`};`))}
 let sum = group_sum(hsum(part), li);
 if (!live) { return; }
 ${each(t, [y, dy], ({ of, j }) => {

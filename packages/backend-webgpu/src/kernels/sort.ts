@@ -68,7 +68,7 @@ export function sortInto(
       shortRows(dtype, descending, inRank, outRank),
     )
     const [gx, gy] = groups(rows * padded)
-    engine.run(kernel, [...results, source], [rows, length, padded, ...read, ...write], gx, gy)
+    engine.runWords(kernel, [...results, source], [rows, length, padded, ...read, ...write], gx, gy)
     return
   }
   const keys = engine.pool.alloc(rows * padded, 'int32')
@@ -78,14 +78,14 @@ export function sortInto(
     firstBlocks(dtype, descending, inRank),
   )
   const turn = (ranked ? block : padded) - 1
-  engine.run(first, [keys, places, source], [rows * padded, length, padded, turn, rows, ...read], gx, gy)
+  engine.runWords(first, [keys, places, source], [rows * padded, length, padded, turn, rows, ...read], gx, gy)
   const [x3, y3] = grid(Math.ceil((rows * length) / workgroup))
   if (ranked) {
     const merge = engine.kernel(`sort ranks ${dtype} ${inRank} ${outRank}`, 'sort', () =>
       rankRows(dtype, inRank, outRank),
     )
     const words = [rows * length, length, padded, rows * padded, blocks, ...read, ...write]
-    engine.run(merge, [...results, source, keys, places], words, x3, y3)
+    engine.runWords(merge, [...results, source, keys, places], words, x3, y3)
     engine.pool.free(keys)
     engine.pool.free(places)
     return
@@ -95,14 +95,20 @@ export function sortInto(
   for (let size = 2 * block; size <= padded; size *= 2) {
     for (let reach = size / 2; reach >= block; reach /= 2) {
       const [x2, y2] = grid(Math.ceil((rows * padded) / 2 / workgroup))
-      engine.run(far, [keys, places], [rows * padded, padded, size, reach], x2, y2)
+      engine.runWords(far, [keys, places], [rows * padded, padded, size, reach], x2, y2)
     }
-    engine.run(near, [keys, places], [rows * padded, padded, size], gx, gy)
+    engine.runWords(near, [keys, places], [rows * padded, padded, size], gx, gy)
   }
   const last = engine.kernel(`sort write ${dtype} ${inRank} ${outRank}`, 'sort', () =>
     writeRows(dtype, inRank, outRank),
   )
-  engine.run(last, [...results, source, places], [rows * length, length, padded, ...read, ...write], x3, y3)
+  engine.runWords(
+    last,
+    [...results, source, places],
+    [rows * length, length, padded, ...read, ...write],
+    x3,
+    y3,
+  )
   engine.pool.free(keys)
   engine.pool.free(places)
 }

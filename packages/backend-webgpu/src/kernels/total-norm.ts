@@ -44,11 +44,11 @@ export const totalNorm = (engine: Engine): KernelOf<object> => {
           end += blocksOf(x)
           words.push(end, x.offset, x.offset + layout.numel(x.shape))
         }
-        engine.run(kernel, [sums, ...group.map(bufferOf)], words, ...grid(end))
+        engine.runWords(kernel, [sums, ...group.map(bufferOf)], words, ...grid(end))
         base += end
       }
       const kernel = engine.kernel('total_norm.finish', 'total_norm', () => finishShader(subgroup))
-      engine.run(kernel, [bufferOf(out), sums], [blocks], 1)
+      engine.runWords(kernel, [bufferOf(out), sums], [blocks], 1)
       engine.pool.free(sums)
     },
   }

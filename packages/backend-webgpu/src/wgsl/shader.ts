@@ -1,5 +1,7 @@
 /** The frame around a kernel's WGSL: parameters, bindings, entry point. */
 
+import type { Block } from './block.ts'
+
 /** What one element of a binding is. Bools are stored as u32, 0 or 1. */
 export type Item = 'f32' | 'i32' | 'u32' | 'vec4<f32>' | 'vec4<i32>' | 'vec4<u32>'
 
@@ -10,9 +12,9 @@ export interface Binding {
   readonly write?: boolean
 }
 
-export interface Shader {
-  /** Names of the parameters in order, each `name: u32`, `i32` or `f32`. */
-  readonly params: readonly string[]
+/** A kernel's code; V are the values that its parameters are given as, `never` where nobody gives any. */
+export interface Shader<V = never> {
+  readonly params: Block<V> | readonly string[]
   readonly bindings: readonly Binding[]
   readonly workgroup: readonly [x: number, y?: number, z?: number]
   /** Everything outside the entry point: functions, `var<workgroup>`, constants. */
@@ -33,6 +35,9 @@ export interface Shader {
   readonly enables?: readonly string[]
 }
 
+export const fieldsOf = (params: Shader['params']): readonly string[] =>
+  'fields' in params ? params.fields : params
+
 export function shaderCode(shader: Shader): string {
   return `${enabled(shader.enables ?? [])}
 ${shared(shader.shared)}
@@ -45,7 +50,8 @@ export const enabled = (names: readonly string[]): string =>
 
 /** What a kernel has outside its entry point; buffers are bound from `at` on, parameters at `paramsAt`. */
 export function moduleCode({ params, bindings, declarations }: Shader, at: number, paramsAt: number): string {
-  const fields = params.length > 0 ? params : ['unused: u32']
+  const declared = fieldsOf(params)
+  const fields = declared.length > 0 ? declared : ['unused: u32']
   return `struct Params { ${fields.join(', ')} }
 @group(0) @binding(${paramsAt}) var<uniform> p: Params;
 ${bindings

@@ -3,6 +3,7 @@
 import { Recorder } from '../../src/commands/replay.ts'
 import type { GpuBuffer } from '../../src/device/buffers.ts'
 import { createWebGpuBackend } from '../../src/index.ts'
+import type { Scalar } from '../../src/wgsl/block.ts'
 
 /** A backend 'null' that writes down its dispatches. With `anew` its kernels never do again what they did before. */
 export async function observed({ anew = false } = {}) {
@@ -12,15 +13,14 @@ export async function observed({ anew = false } = {}) {
   if (anew) engine.listener = new Recorder('all', [])
   const dispatches: string[] = []
   const seen = { dispatches, again: 0 }
-  const [run, runAgain] = [engine.run.bind(engine), engine.runAgain.bind(engine)]
-  type Scalars = Parameters<typeof engine.run>[7]
+  const [dispatch, runAgain] = [engine.dispatch.bind(engine), engine.runAgain.bind(engine)]
   const note = (
     label: string,
     buffers: readonly GpuBuffer[],
     words: Uint32Array,
     grid: readonly number[],
-    scalars: Scalars = [],
-    values: readonly number[] = [],
+    scalars: readonly Scalar[],
+    values: readonly number[],
   ): void => {
     const floats = new Float32Array(words.buffer)
     for (const { at, source, dtype } of scalars) {
@@ -30,11 +30,9 @@ export async function observed({ anew = false } = {}) {
     }
     dispatches.push(`${label} ${grid} ${buffers.map((b) => b.id)} ${words}`)
   }
-  engine.run = (kernel, buffers, params, x, y = 1, z = 1, floats = [], scalars, values) => {
-    const words = Uint32Array.from(params)
-    for (const [i, value] of floats) new Float32Array(words.buffer)[i] = value
-    if (x * y * z > 0) note(kernel.label, buffers, words, [x, y, z], scalars, values)
-    run(kernel, buffers, params, x, y, z, floats, scalars, values)
+  engine.dispatch = (kernel, buffers, words, grid, scalars, values) => {
+    note(kernel.label, buffers, words.slice(), grid, scalars, values)
+    dispatch(kernel, buffers, words, grid, scalars, values)
   }
   engine.runAgain = (step, buffers, values) => {
     seen.again++

@@ -30,9 +30,9 @@ import {
   specialize,
   type View,
 } from '@tilegrad/core'
-import type { Scalar } from '../../commands/dispatch.ts'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
+import type { Scalar } from '../../wgsl/block.ts'
 import { grid } from '../layout.ts'
 import { backwardBytes, backwardShader, type Gradients, statRows, statShader } from './backward.ts'
 import {
@@ -175,7 +175,7 @@ export function attention(
       addOptions({ words, scalars, buffers }, form, 'keys', inputs, attrs)
       words.push(...operandWords(out, form.vectors), stats.offset)
       buffers.push(bufferOf(out), bufferOf(stats))
-      engine.run(kernel, buffers, words, ...grid(words[0]), 1, floats, scalars, numbers)
+      engine.runWords(kernel, buffers, words, ...grid(words[0]), 1, floats, scalars, numbers)
     },
   }
 }
@@ -227,7 +227,7 @@ export function attentionBackward(
           buffers.push(stored.buffer)
         }
         words.push(...results.flatMap((x) => operandWords(x, form.vectors)))
-        engine.run(kernel, buffers, words, ...grid(words[0]), 1, floats, scalars, numbers)
+        engine.runWords(kernel, buffers, words, ...grid(words[0]), 1, floats, scalars, numbers)
         if (stored) {
           stored.multiply()
           engine.pool.free(stored.buffer)
@@ -262,7 +262,7 @@ export function attentionBackward(
           ...[dout, out].flatMap((x) => operandWords(x, vectors)),
           stats.offset,
         ]
-        engine.run(
+        engine.runWords(
           kernel,
           [dout, out, stats].map(bufferOf).concat(stat),
           words,

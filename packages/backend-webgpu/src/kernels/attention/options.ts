@@ -1,8 +1,8 @@
 /** What kernels read for the options of attention beside q, k, v and their gradients: parameters and buffers in order. */
 
 import { type AttentionAttrs, attentionOperands, type View } from '@tilegrad/core'
-import type { Scalar } from '../../commands/dispatch.ts'
 import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
+import type { Scalar } from '../../wgsl/block.ts'
 import { elementOf } from '../../wgsl/element.ts'
 import type { Binding } from '../../wgsl/shader.ts'
 import { type Form, offsetOf, operandParams, operandWords } from './blocks.ts'

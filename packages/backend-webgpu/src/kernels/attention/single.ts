@@ -14,9 +14,9 @@
  */
 
 import { type AttentionAttrs, attentionOperands, type View } from '@tilegrad/core'
-import type { Scalar } from '../../commands/dispatch.ts'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf } from '../../device/buffers.ts'
+import type { Scalar } from '../../wgsl/block.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { grid } from '../layout.ts'
 import {
@@ -98,13 +98,13 @@ export function single(
   if (parts === 1) {
     words.push(...result)
     buffers.push(...[out, stats].map(bufferOf))
-    engine.run(kernel, buffers, words, ...grid(rows), 1, floats)
+    engine.runWords(kernel, buffers, words, ...grid(rows), 1, floats)
     return
   }
   const apart = engine.pool.alloc(4 * rows * parts * (v4 + 1), 'float32')
-  engine.run(kernel, [...buffers, apart], words, ...grid(rows), parts, floats)
+  engine.runWords(kernel, [...buffers, apart], words, ...grid(rows), parts, floats)
   const merge = engine.kernel(`attentionMerge:${form.vectors}:${dv}`, name, () => mergeShader(form))
-  engine.run(
+  engine.runWords(
     merge,
     [apart, ...[out, stats].map(bufferOf)],
     [rows, parts, h, t, 0, ...result],

@@ -136,7 +136,7 @@ export function storedOf(
       const name = 'scaled_dot_product_attentionBackward'
       multiply(engine, name, problem, undefined)
       const kernel = engine.kernel('attentionBackward:mended', name, mendShader)
-      engine.run(kernel, [dq, k].map(bufferOf).concat(buffer), words, ...grid(Math.ceil(elements / 256)))
+      engine.runWords(kernel, [dq, k].map(bufferOf).concat(buffer), words, ...grid(Math.ceil(elements / 256)))
     },
   }
 }

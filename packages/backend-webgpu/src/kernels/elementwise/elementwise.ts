@@ -12,9 +12,9 @@
 
 import { type Primitives, type TypedProgram, typedPostOrder, type View } from '@tilegrad/core'
 import type { Nest } from '@tilegrad/core/kernel'
-import type { Scalar } from '../../commands/dispatch.ts'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
+import type { Scalar } from '../../wgsl/block.ts'
 import { elementOf } from '../../wgsl/element.ts'
 import { lower } from '../../wgsl/lowering.ts'
 import { mathCode } from '../../wgsl/math.ts'
@@ -59,7 +59,7 @@ export function elementwise(engine: Engine): Primitives['elementwise'] {
         ({ source, dtype }): Scalar => ({ at: words.push(0) - 1, source, dtype }),
       )
       const [x, y] = grid(Math.ceil(count / ((long ? 1 : 4) * workgroup)))
-      engine.run(gpuKernel, buffers, words, x, y, 1, [], scalars, numbers)
+      engine.runWords(gpuKernel, buffers, words, x, y, 1, [], scalars, numbers)
     },
   }
 }

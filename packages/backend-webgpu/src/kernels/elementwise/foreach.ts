@@ -18,9 +18,9 @@ import {
   UnsupportedOpError,
   type View,
 } from '@tilegrad/core'
-import type { Scalar } from '../../commands/dispatch.ts'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
+import type { Scalar } from '../../wgsl/block.ts'
 import { type Lowered, lower } from '../../wgsl/lowering.ts'
 import { mathCode } from '../../wgsl/math.ts'
 import type { Binding, Shader } from '../../wgsl/shader.ts'
@@ -76,7 +76,7 @@ export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
       for (const { source, dtype } of expression.params)
         scalars.push({ at: words.push(0) - 1, source: first + source, dtype })
     }
-    engine.run(kernel, buffers, words, ...grid(end), 1, [], scalars, values)
+    engine.runWords(kernel, buffers, words, ...grid(end), 1, [], scalars, values)
   }
 
   return {

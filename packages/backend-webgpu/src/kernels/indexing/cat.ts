@@ -49,7 +49,7 @@ export const cat = (engine: Engine): KernelOf<DimAttrs> => {
           const starts = [part.x.offset / width, part.to / width]
           words.push(end, count, ...starts, ...walkWords(nest, 0), ...walkWords(nest, 1))
         }
-        engine.run(kernel, [y, ...some.map(({ x }) => x)].map(bufferOf), words, ...grid(end))
+        engine.runWords(kernel, [y, ...some.map(({ x }) => x)].map(bufferOf), words, ...grid(end))
       }
     },
   }

@@ -61,7 +61,7 @@ export function sumRows(
     const key = `${label}.search:${Object.values(search)}`
     const kernel = engine.kernel(key, label, () => searchShader(search))
     const words = [count, v, d / width, skip, index.offset, width, dy.offset, rest ? rest.offset / width : 0]
-    engine.run(
+    engine.runWords(
       kernel,
       [index, dy, dweight, ...(rest ? [rest] : [])].map(bufferOf),
       [...words, ...walkWords(own, 0), ...walkWords(nest, 0)],
@@ -80,14 +80,14 @@ export function sumRows(
   const add = engine.kernel(`${label}.add:${width}:${rank}`, label, () => addShader(width, rank))
   const size = [Math.ceil(vectors / columns), ...grid(spans)] as const
   const words = [count, v, vectors, spans]
-  engine.run(
+  engine.runWords(
     add,
     [keys, order, bufferOf(dy), to, first, last],
     [...words, width, dy.offset, ...walkWords(nest, 0)],
     ...size,
   )
   const join = engine.kernel(`${label}.join:${width}`, label, () => joinShader(width))
-  engine.run(join, [keys, to, first, last], words, ...size)
+  engine.runWords(join, [keys, to, first, last], words, ...size)
   for (const buffer of [keys, order, first, last]) engine.pool.free(buffer)
 }
 
@@ -169,7 +169,7 @@ function begin(engine: Engine, to: View, rest: View | undefined, width: 4 | 1): 
 if (i < p.count) { y[i] = ${rest ? 'x[p.first + i]' : `${item}()`}; }`,
   }))
   const count = Math.ceil(layout.numel(to.shape) / width)
-  engine.run(
+  engine.runWords(
     kernel,
     [to, ...(rest ? [rest] : [])].map(bufferOf),
     [count, rest ? rest.offset / width : 0],
@@ -201,11 +201,11 @@ function sortKeys(
     const words = [count, per, shift, ...walk]
     const key = `${direct ? rank : 'k'}`
     const digits = engine.kernel(`${label}.count:${key}`, label, () => countShader(direct ? rank : 0))
-    engine.run(digits, [source[0], counts], words, blocks)
-    engine.run(scan, [counts, starts], [blocks], 1)
+    engine.runWords(digits, [source[0], counts], words, blocks)
+    engine.runWords(scan, [counts, starts], [blocks], 1)
     const sorted = [pool.alloc(count, 'int32'), pool.alloc(count, 'int32')]
     const place = engine.kernel(`${label}.place:${key}`, label, () => placeShader(direct ? rank : 0))
-    engine.run(place, [...source, starts, ...sorted], words, blocks)
+    engine.runWords(place, [...source, starts, ...sorted], words, blocks)
     if (!direct) for (const buffer of source) pool.free(buffer)
     source = sorted
   }

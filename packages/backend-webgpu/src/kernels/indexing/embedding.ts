@@ -37,7 +37,7 @@ export const embedding = (engine: Engine): KernelOf<EmbeddingAttrs> => ({
     const [row, step] = weight.strides
     const words = [count, units, v, weight.offset / width, row / width, step, index.offset]
     const buffers = [weight, index, y].map(bufferOf)
-    engine.run(kernel, buffers, [...words, ...walkWords(nest, 0)], ...grid(Math.ceil(count / workgroup)))
+    engine.runWords(kernel, buffers, [...words, ...walkWords(nest, 0)], ...grid(Math.ceil(count / workgroup)))
   },
 })
 

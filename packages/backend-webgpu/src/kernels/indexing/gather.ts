@@ -70,7 +70,7 @@ y[p.y0 + i] = v;`,
         ...walkWords(nest, 1),
       ]
       const [gx, gy] = grid(Math.ceil(count / workgroup))
-      engine.run(kernel, shared ? buffers.slice(0, 2) : buffers, words, gx, gy)
+      engine.runWords(kernel, shared ? buffers.slice(0, 2) : buffers, words, gx, gy)
     },
   }
 }

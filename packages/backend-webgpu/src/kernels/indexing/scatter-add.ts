@@ -97,7 +97,7 @@ function run(engine: Engine, y: View, x: View, index: View, source: View, dim: n
     const starts = alloc(groups * (size + 1))
     const kernel = engine.kernel('scatterAdd starts', 'scatterAdd', findStarts)
     const [gx, gy] = grid(Math.ceil((groups * (size + 1)) / workgroup))
-    engine.run(kernel, [starts, bufferOf(keys)], [groups * (size + 1), size + 1, length], gx, gy)
+    engine.runWords(kernel, [starts, bufferOf(keys)], [groups * (size + 1), size + 1, length], gx, gy)
     bound = [starts, bufferOf(order)]
   } else if (how === 'small') bound = [bufferOf(index)]
 
@@ -145,7 +145,7 @@ function run(engine: Engine, y: View, x: View, index: View, source: View, dim: n
     ...names.flatMap((_, i) => walkWords(nest, i)),
   ]
   const [gx, gy] = grid(Math.ceil(count / workgroup))
-  engine.run(kernel, buffers, words, gx, gy)
+  engine.runWords(kernel, buffers, words, gx, gy)
   for (const buffer of scratch) engine.pool.free(buffer)
 }
 

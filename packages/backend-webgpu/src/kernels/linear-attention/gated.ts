@@ -69,7 +69,7 @@ export function gatedLinearAttentionBackward(
       const kernel = engine.kernel('gatedLinearAttentionSums', 'gated_linear_attentionBackward', sumsShader)
       const operands = [q, dq, k, dk]
       const words = [rows, h, t, width, ...operands.flatMap((x) => operandWords(x, false))]
-      engine.run(kernel, [...operands.map(bufferOf), sums], words, ...grid(Math.ceil(rows / threads)))
+      engine.runWords(kernel, [...operands.map(bufferOf), sums], words, ...grid(Math.ceil(rows / threads)))
       const view: View = { ...result, buffer: sums, strides: [h * t, t, 1, 1], offset: 0 }
       scan.run([result], [view], { kind: 'sum', dim: 2, reverse: true }, [])
       engine.pool.free(sums)

@@ -28,6 +28,7 @@
  */
 
 import type { GradientAttrs, KernelOf, LinearAttentionAttrs, View } from '@tilegrad/core'
+import type { GpuKernel } from '../../commands/pipelines.ts'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
 import { isVectors, operandWords } from '../attention/blocks.ts'
@@ -143,12 +144,12 @@ export function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs,
   const operands = (list: readonly View[]): number[] =>
     list.flatMap((view) => operandWords(view, form.vectors))
   const launch = (
-    kernel: ReturnType<Engine['kernel']>,
+    kernel: GpuKernel,
     buffers: readonly GpuBuffer[],
     count: number,
     groups: number,
     more: readonly number[],
-  ): void => engine.run(kernel, buffers, [count, ...words.slice(1), ...more], ...grid(groups), 1, floats)
+  ): void => engine.runWords(kernel, buffers, [count, ...words.slice(1), ...more], ...grid(groups), 1, floats)
 
   const all = causal ? [x, k, v] : [x]
   const of = stat && needsStat(whole) ? [stat] : []
@@ -240,7 +241,7 @@ export function linearAttentionBackward(
           statShader(vectors),
         )
         const words = [rows, h, t, width, ...operandWords(dout, vectors), out.offset, norm.offset]
-        engine.run(
+        engine.runWords(
           kernel,
           [dout, out, norm].map(bufferOf).concat(stat),
           words,

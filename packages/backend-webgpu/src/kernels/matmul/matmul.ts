@@ -68,7 +68,7 @@ function tiles(
   const tilesM = Math.ceil(p.m / tile.bm)
   const total = tilesN * tilesM * splits * p.items
   const first = [total, tilesN, tilesM, splits, stepOf(p, plan), p.m, p.n, p.k]
-  engine.run(
+  engine.runWords(
     kernel,
     matrices.map((x) => x.buffer),
     [...values(first, matrices, p.sizes), ...(p.band === undefined ? [] : [p.band])],
@@ -114,7 +114,7 @@ function split(
   const wide = p.n / width
   const total = p.items * p.m * wide
   const first = [total, wide, 0, splits, part, p.m, p.n, p.k]
-  engine.run(
+  engine.runWords(
     kernel,
     matrices.map((x) => x.buffer),
     values(first, matrices, p.sizes),

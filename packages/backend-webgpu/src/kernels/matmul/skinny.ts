@@ -60,7 +60,7 @@ export function skinny(engine: Engine, label: string, p: Problem, program: Typed
   const kernel = engine.kernel(key, label, () => shader(p.m, lanes, held, exact, subgroup, epilogue))
   const columns = workgroup / lanes
   const matrices = [p.a, p.b, ...p.outs, ...p.extras]
-  engine.run(
+  engine.runWords(
     kernel,
     matrices.map((x) => x.buffer),
     values([0, 0, 0, 0, 0, p.m, p.n, p.k], matrices, p.sizes),

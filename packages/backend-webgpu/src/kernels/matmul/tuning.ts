@@ -109,9 +109,9 @@ async function coresOf(engine: Engine): Promise<number> {
   const out = engine.pool.alloc(4, 'float32')
   let rounds = 64
   let groups = 64
-  const one = () => engine.run(kernel, [out], [rounds, 0], 1, 1, 1, [[1, 0.999]])
-  const half = () => engine.run(kernel, [out], [rounds, 0], groups, 1, 1, [[1, 0.999]])
-  const all = () => engine.run(kernel, [out], [rounds, 0], 2 * groups, 1, 1, [[1, 0.999]])
+  const one = () => engine.runWords(kernel, [out], [rounds, 0], 1, 1, 1, [[1, 0.999]])
+  const half = () => engine.runWords(kernel, [out], [rounds, 0], groups, 1, 1, [[1, 0.999]])
+  const all = () => engine.runWords(kernel, [out], [rounds, 0], 2 * groups, 1, 1, [[1, 0.999]])
   const least = leastOf(engine)
   await spent(engine, one)
   while (rounds < 2 ** 24 && (await spent(engine, one)) < least) rounds *= 2

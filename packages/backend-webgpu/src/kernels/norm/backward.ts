@@ -16,9 +16,10 @@ import type { View } from '@tilegrad/core'
 import { leadOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
+import { block, f32, u32, type ValuesOf } from '../../wgsl/block.ts'
 import type { Binding, Shader } from '../../wgsl/shader.ts'
 import {
-  block,
+  along,
   each,
   enablesOf,
   hold,
@@ -31,6 +32,7 @@ import {
   rowGrid,
   rowWalk,
   type Stream,
+  scoped,
   startOf,
   type Tiling,
   tilingKey,
@@ -112,7 +114,8 @@ export function runBackward(engine: Engine, g: Gradient): void {
   const kernel = engine.kernel(`norm.blocks:${width}:${sums.length}`, name, () =>
     blocksShader(width, sums.length),
   )
-  engine.run(kernel, [partial, ...sums.map(bufferOf)], [blocks, size / width], tiles, sums.length)
+  const buffers = [partial, ...sums.map(bufferOf)]
+  engine.run(kernel, buffers, { blocks, vectors: size / width }, [tiles, sums.length])
   engine.pool.free(partial)
 }
 
@@ -130,55 +133,60 @@ interface Call {
 }
 
 /** Computes dx and the sums in one launch. */
-function runBoth(
-  { engine, name, g, inputs, walk, width }: Call,
-  t: Tiling,
-  shape: Shape,
-  sums: readonly View[],
-): void {
+function runBoth(call: Call, t: Tiling, shape: Shape, sums: readonly View[]): void {
+  const { engine, name, g, inputs, walk, width } = call
   const key = `${name}.both:${tilingKey(t)}:${walk.rank}:${Object.values(shape).map(Number).join('')}`
   const kernel = engine.kernel(key, name, () => bothShader(t, walk, shape))
   const vectors = g.size / width
   const tiles = Math.ceil(vectors / narrow(width))
-  const words = [walk.rows, vectors, (g.weight?.offset ?? 0) / width, 0, tiles, 1 / g.size, ...walk.words]
   const views = [...inputs, g.dx as View, ...sums]
   const groups = tiles + Math.ceil(walk.rows / t.slots)
-  engine.run(kernel, views.map(bufferOf), words, groups, 1, 1, [[5, 1 / g.size]])
+  engine.run(kernel, views.map(bufferOf), { ...valuesOf(call), per: 0, blocks: tiles }, [groups])
 }
 
-const head = ['rows: u32', 'vectors: u32', 'ow: u32', 'per: u32', 'blocks: u32', 'share: f32'] as const
+const params = (walk: RowWalk) =>
+  block({ rows: u32, vectors: u32, ow: u32, per: u32, blocks: u32, share: f32, walk: along(walk) })
+type Params = ValuesOf<typeof params>
+
+/** What follows from the operands alone. */
+const valuesOf = ({ g, walk, width }: Call): Omit<Params, 'per' | 'blocks'> => ({
+  rows: walk.rows,
+  vectors: g.size / width,
+  ow: (g.weight?.offset ?? 0) / width,
+  share: 1 / g.size,
+  walk,
+})
 
 function runRows(
-  { engine, name, g, inputs, walk, width }: Call,
+  call: Call,
   t: Tiling,
   shape: Shape,
   per: number,
   blocks: number,
   partial?: GpuBuffer,
 ): void {
+  const { engine, name, g, inputs, walk } = call
   const key = `${name}:${tilingKey(t)}:${walk.rank}:${Object.values(shape).map(Number).join('')}`
   const kernel = engine.kernel(key, name, () => rowsShader(t, walk, shape))
-  const words = [walk.rows, g.size / width, (g.weight?.offset ?? 0) / width, per, blocks, 1 / g.size]
   const views = [...inputs, ...(g.dx ? [g.dx] : [])]
   const buffers = [...views.map(bufferOf), ...(partial ? [partial] : [])]
-  const size: [number, number] = partial ? [blocks, 1] : rowGrid(t, walk.rows)
-  engine.run(kernel, buffers, [...words, ...walk.words], ...size, 1, [[5, 1 / g.size]])
+  engine.run(kernel, buffers, { ...valuesOf(call), per, blocks }, partial ? [blocks] : rowGrid(t, walk.rows))
 }
 
 function runColumns(
-  { engine, name, g, walk, width }: Call,
+  call: Call,
   shape: Shape,
   rowsPerBlock: number,
   blocks: number,
   tiles: number,
   partial: GpuBuffer,
 ): void {
+  const { engine, name, g, walk, width } = call
   const which = { ...shape, weighted: false, adds: false, dx: false }
   const key = `${name}.columns:${width}:${walk.rank}:${walk.fields.length}:${Object.values(which).map(Number).join('')}`
   const kernel = engine.kernel(key, name, () => columnsShader(width, walk, which))
   const buffers = [g.x, g.dy, ...g.stats].map(bufferOf)
-  const words = [walk.rows, g.size / width, 0, rowsPerBlock, blocks, 0, ...walk.words]
-  engine.run(kernel, [...buffers, partial], words, tiles, blocks)
+  engine.run(kernel, [...buffers, partial], { ...valuesOf(call), per: rowsPerBlock, blocks }, [tiles, blocks])
 }
 
 function bindings(width: 4 | 1, shape: Shape, sums: readonly string[] = ['partial']): Binding[] {
@@ -215,7 +223,7 @@ ${
   shape.dx
     ? `var level = V();
 var slope = V();
-${block(each(t, all, ({ of }) => `${scaled(of)} ${centred ? 'level += g;' : ''} slope += g * h;`))}
+${scoped(each(t, all, ({ of }) => `${scaled(of)} ${centred ? 'level += g;' : ''} slope += g * h;`))}
 let c = group_pair(vec2f(hsum(level), hsum(slope)), li) * p.share;`
     : ''
 }
@@ -234,7 +242,7 @@ const streamsOf = ({ width }: Tiling): Stream[] => [
 ]
 const weights: Stream = { name: 'w', binding: 'w', base: 'p.ow' }
 
-function rowsShader(t: Tiling, walk: RowWalk, shape: Shape): Shader {
+function rowsShader(t: Tiling, walk: RowWalk, shape: Shape): Shader<Params> {
   const { weighted } = shape
   const sums = sumsOf(shape)
   const row = rowCodeOf(t, walk, shape, sums.length > 0 ? `(wg.x * p.per + r) * ${t.slots}u` : undefined)
@@ -247,7 +255,7 @@ ${row}
 }
 ${sums.map((s, o) => gather(t, s, o)).join('\n')}`
   return {
-    params: [...head, ...walk.fields],
+    params: params(walk),
     bindings: bindings(t.width, shape),
     workgroup: [256],
     ...enablesOf(t),
@@ -323,10 +331,10 @@ ${sums.map(store).join('\n')}
 }`
 }
 
-function columnsShader(width: 4 | 1, walk: RowWalk, shape: Shape): Shader {
+function columnsShader(width: 4 | 1, walk: RowWalk, shape: Shape): Shader<Params> {
   const rows = ['wg.y * p.per', 'min((wg.y + 1u) * p.per, p.rows)'] as const
   return {
-    params: [...head, ...walk.fields],
+    params: params(walk),
     bindings: bindings(width, shape),
     workgroup: [256],
     declarations: `${vectorCode(width)}\nvar<workgroup> tile: array<V, 256>;`,
@@ -342,7 +350,7 @@ function columnsShader(width: 4 | 1, walk: RowWalk, shape: Shape): Shader {
 }
 
 /** The first workgroups add up tiles of columns, as many as the parameter `blocks` says; the others compute dx. */
-function bothShader(t: Tiling, walk: RowWalk, shape: Shape): Shader {
+function bothShader(t: Tiling, walk: RowWalk, shape: Shape): Shader<Params> {
   const { width } = t
   const sums = sumsOf(shape)
   const columns = columnsCode(
@@ -355,7 +363,7 @@ function bothShader(t: Tiling, walk: RowWalk, shape: Shape): Shader {
   )
   const rows = { ...shape, dweight: false, dbias: false }
   return {
-    params: [...head, ...walk.fields],
+    params: params(walk),
     bindings: bindings(
       width,
       shape,
@@ -376,14 +384,16 @@ ${rowCodeOf(t, walk, rows, `(wg.x - p.blocks) * ${t.slots}u`)}
   }
 }
 
+const sumParams = block({ blocks: u32, vectors: u32 })
+
 /** Adds the blocks' sums: workgroups (tiles of columns, outputs). */
-function blocksShader(width: 4 | 1, outputs: number): Shader {
+function blocksShader(width: 4 | 1, outputs: number): Shader<ValuesOf<typeof sumParams>> {
   const item = itemOfWidth(width)
   const columns = wide(width)
   const parts = 256 / columns
   const names = Array.from({ length: outputs }, (_, o) => `out${o}`)
   return {
-    params: ['blocks: u32', 'vectors: u32'],
+    params: sumParams,
     bindings: [{ name: 'partial', item }, ...names.map((name) => ({ name, item, write: true }))],
     workgroup: [256],
     declarations: `${vectorCode(width)}\nvar<workgroup> tile: array<V, 256>;`,

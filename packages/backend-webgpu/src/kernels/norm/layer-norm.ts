@@ -12,9 +12,10 @@ import { type GradientAttrs, type KernelOf, type LayerNormAttrs, layout, type Vi
 import { denseFrom, leadOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf } from '../../device/buffers.ts'
+import { block, f32, u32, type ValuesOf } from '../../wgsl/block.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import {
-  block,
+  along,
   each,
   enablesOf,
   hold,
@@ -27,6 +28,7 @@ import {
   rowGrid,
   rowWalk,
   type Stream,
+  scoped,
   startOf,
   type Tiling,
   tilingKey,
@@ -76,11 +78,10 @@ const forward =
       const early = affine !== 'none' && t.held > 0 && walk.rows <= fewRows
       const key = `${name}:${tilingKey(t)}:${walk.rank}:${affine}${early ? ':early' : ''}`
       const kernel = engine.kernel(key, name, () => forwardShader(t, walk, centred, affine, early))
-      const offsets = [0, 1].map((i) => (weights[i]?.offset ?? 0) / width)
-      const words = [walk.rows, size / width, ...offsets, 1 / size, eps, ...walk.words]
-      const floats = [4, 5].map((i) => [i, words[i]] as const)
+      const [ow, ob] = [0, 1].map((i) => (weights[i]?.offset ?? 0) / width)
+      const values = { rows: walk.rows, vectors: size / width, ow, ob, share: 1 / size, eps, walk }
       const buffers = [...views, ...stats, ...weights].map(bufferOf)
-      engine.run(kernel, buffers, words, ...rowGrid(t, walk.rows), 1, floats)
+      engine.run(kernel, buffers, values, rowGrid(t, walk.rows))
     },
   })
 
@@ -110,8 +111,17 @@ export const layerNormBackward = backward(true)
 export const rmsNorm = forward(false)
 export const rmsNormBackward = backward(false)
 
+const params = (walk: RowWalk) =>
+  block({ rows: u32, vectors: u32, ow: u32, ob: u32, share: f32, eps: f32, walk: along(walk) })
+
 /** `early`: parameters are read before they are needed. */
-function forwardShader(t: Tiling, walk: RowWalk, centred: boolean, affine: Affine, early: boolean): Shader {
+function forwardShader(
+  t: Tiling,
+  walk: RowWalk,
+  centred: boolean,
+  affine: Affine,
+  early: boolean,
+): Shader<ValuesOf<typeof params>> {
   const item = itemOfWidth(t.width)
   const x: Stream = { name: 'x', binding: 'x', base: startOf(t.width, 0) }
   const w: Stream = { name: 'w', binding: 'w', base: 'p.ow' }
@@ -119,7 +129,7 @@ function forwardShader(t: Tiling, walk: RowWalk, centred: boolean, affine: Affin
   const used = affine === 'none' ? [] : affine === 'weight' ? [w] : [w, b]
   const squares = `var squares = V();
 ${centred ? 'var rest = V();' : ''}
-${block(
+${scoped(
   each(t, [x], ({ of }) =>
     centred
       ? `let d = ${of('x')} - rough; rest += d; squares += d * d;`
@@ -129,7 +139,7 @@ ${block(
   const statistics = centred
     ? `var part = V();
 let first = x[${startOf(t.width, 0)}]${t.width === 4 ? '.x' : ''};
-${block(each(t, [x], ({ of }) => `part += ${of('x')} - first;`))}
+${scoped(each(t, [x], ({ of }) => `part += ${of('x')} - first;`))}
 let rough = first + group_sum(hsum(part), li) * p.share;
 ${squares}
 let moments = group_pair(vec2f(hsum(squares), hsum(rest)), li) * p.share;
@@ -139,7 +149,7 @@ if (live && lane == 0u) { means[row] = rough + moments.y; rstds[row] = rstd; }`
 let rstd = 1.0 / sqrt(group_sum(hsum(squares), li) * p.share + p.eps);
 if (live && lane == 0u) { rstds[row] = rstd; }`
   return {
-    params: ['rows: u32', 'vectors: u32', 'ow: u32', 'ob: u32', 'share: f32', 'eps: f32', ...walk.fields],
+    params: params(walk),
     bindings: [
       { name: 'x', item },
       { name: 'y', item, write: true },

@@ -59,12 +59,12 @@ function argReduceInto(
   const source = [bufferOf(x), ...(positions ? [positions] : [])]
   const [gx, gy] = grid(groups)
   if (parts === 1) {
-    engine.run(kernel, [bufferOf(out), ...source], words, gx, gy)
+    engine.runWords(kernel, [bufferOf(out), ...source], words, gx, gy)
     return
   }
   const found = engine.pool.alloc(parts * rows, 'int32')
   const values = engine.pool.alloc(parts * rows, x.dtype)
-  engine.run(kernel, [found, ...source, values], words, gx, gy, parts)
+  engine.runWords(kernel, [found, ...source, values], words, gx, gy, parts)
   const best: View = {
     ...{ buffer: values, dtype: x.dtype, offset: 0 },
     shape: [parts, rows],

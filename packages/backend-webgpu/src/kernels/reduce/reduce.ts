@@ -80,7 +80,7 @@ export function reduceInto(
     ...walkWords(inner, 0),
   ]
   const [gx, gy] = grid(Math.ceil(rows / (workgroup / how.lanes)))
-  engine.run(kernel, [target, bufferOf(x)], words, gx, gy, parts)
+  engine.runWords(kernel, [target, bufferOf(x)], words, gx, gy, parts)
   if (parts > 1) {
     const partial: View = {
       buffer: target,
