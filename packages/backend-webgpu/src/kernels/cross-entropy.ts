@@ -13,10 +13,11 @@ import type { CrossEntropyAttrs, GradientAttrs, KernelOf, View } from '@tilegrad
 import { denseFrom, viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../commands/queue.ts'
 import { bufferOf } from '../device/buffers.ts'
+import { block, i32, u32, type ValuesOf } from '../wgsl/block.ts'
 import { mathCode } from '../wgsl/math.ts'
 import type { Shader } from '../wgsl/shader.ts'
-
 import {
+  along,
   each,
   enablesOf,
   hold,
@@ -65,24 +66,26 @@ export const crossEntropy = (engine: Engine): KernelOf<CrossEntropyAttrs> => ({
       forwardShader(t, walk),
     )
     const buffers = [bufferOf(logits), bufferOf(target), bufferOf(stats), each]
-    const words = [rows, n / t.width, n, ignoreIndex, ...walk.words]
-    engine.runWords(kernel, buffers, words, ...rowGrid(t, rows))
+    const values = { rows, vectors: n / t.width, n, ignored: ignoreIndex, walk }
+    engine.run(kernel, buffers, values, rowGrid(t, rows))
     if (reduction === 'none') return
     const mean = reduction === 'mean'
     const finish = engine.kernel(`cross_entropy.finish:${mean}`, 'cross_entropy', () =>
       finishShader(mean, subgroupOf(engine)),
     )
-    const more = [rows, ignoreIndex, target.offset, target.strides[0]]
-    engine.runWords(finish, [bufferOf(target), each, bufferOf(loss), bufferOf(count)], more, 1)
+    const labels = { rows, ignored: ignoreIndex, o: target.offset, s: target.strides[0] }
+    engine.run(finish, [bufferOf(target), each, bufferOf(loss), bufferOf(count)], labels, [1])
     engine.pool.free(each)
   },
 })
 
-const head = ['rows: u32', 'vectors: u32', 'n: u32', 'ignored: i32']
-function forwardShader(t: Tiling, walk: RowWalk): Shader {
+const params = (walk: RowWalk) => block({ rows: u32, vectors: u32, n: u32, ignored: i32, walk: along(walk) })
+type Params = ValuesOf<typeof params>
+
+function forwardShader(t: Tiling, walk: RowWalk): Shader<Params> {
   const x: Stream = { name: 'x', binding: 'x', base: startOf(t.width, 0) }
   return {
-    params: [...head, ...walk.fields],
+    params: params(walk),
     bindings: [
       { name: 'x', item: itemOfWidth(t.width) },
       { name: 'labels', item: 'i32' },
@@ -111,11 +114,13 @@ losses[row] = loss;`,
   }
 }
 
+const finishParams = block({ rows: u32, ignored: i32, o: i32, s: i32 })
+
 /** Counts the targets and adds the losses, in one workgroup. */
-function finishShader(mean: boolean, subgroup: number): Shader {
+function finishShader(mean: boolean, subgroup: number): Shader<ValuesOf<typeof finishParams>> {
   const all = { lanes: 256, subgroup }
   return {
-    params: ['rows: u32', 'ignored: i32', 'o: i32', 's: i32'],
+    params: finishParams,
     bindings: [
       { name: 'labels', item: 'i32' },
       { name: 'losses', item: 'f32' },
@@ -161,16 +166,16 @@ export const crossEntropyBackward = (engine: Engine): KernelOf<GradientAttrs<Cro
       () => backwardShader(t, walk, mean),
     )
     const buffers = [logits, target, stats, count, dloss, dlogits].map(bufferOf)
-    const words = [rows, n / t.width, n, ignoreIndex, ...walk.words]
-    engine.runWords(kernel, buffers, words, ...rowGrid(t, rows))
+    const values = { rows, vectors: n / t.width, n, ignored: ignoreIndex, walk }
+    engine.run(kernel, buffers, values, rowGrid(t, rows))
   },
 })
 
-function backwardShader(t: Tiling, walk: RowWalk, mean: boolean): Shader {
+function backwardShader(t: Tiling, walk: RowWalk, mean: boolean): Shader<Params> {
   const x: Stream = { name: 'x', binding: 'x', base: startOf(t.width, 0) }
   const item = itemOfWidth(t.width)
   return {
-    params: [...head, ...walk.fields],
+    params: params(walk),
     bindings: [
       { name: 'x', item },
       { name: 'labels', item: 'i32' },

@@ -2,6 +2,7 @@
 
 import type { View } from '@tilegrad/core'
 import { collapse, type Nest, stridesOver, viewOf } from '@tilegrad/core/kernel'
+import { type Part, several } from '../wgsl/block.ts'
 
 /** The loops over views that broadcast to `shape`, of one dim at least; merged where every view allows it, unless `asIs`. */
 export function nestOf(shape: readonly number[], views: readonly View[], asIs = false): Nest {
@@ -16,6 +17,24 @@ export function grid(count: number): [x: number, y: number] {
   const y = Math.ceil(count / 65535)
   return [Math.ceil(count / y), y]
 }
+
+/** One operand's way over the dims of a nest. */
+export interface Walk {
+  readonly sizes: readonly number[]
+  readonly strides: readonly number[]
+}
+
+export const walkOf = ({ sizes, strides }: Nest, operand: number): Walk => ({
+  sizes,
+  strides: strides[operand],
+})
+
+/** The parameters that `walkFunction` needs. */
+export const walk = (rank: number): Part<Walk> =>
+  several(
+    (name) => walkFields(name, rank),
+    ({ sizes, strides }) => [...sizes, ...strides],
+  )
 
 /** The sizes and strides of one operand over the dims of a nest, as parameters of a kernel: fields and their values. */
 export const walkFields = (name: string, rank: number): string[] => [

@@ -10,9 +10,10 @@ import { type KernelOf, layout, type RotaryAttrs, type View } from '@tilegrad/co
 import { denseFrom, viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../commands/queue.ts'
 import { bufferOf } from '../device/buffers.ts'
+import { block, u32, type ValuesOf } from '../wgsl/block.ts'
 import type { Shader } from '../wgsl/shader.ts'
 import { grid } from './layout.ts'
-import { itemOfWidth, type RowWalk, rowWalk, startOf, widthOf } from './rows.ts'
+import { along, itemOfWidth, type RowWalk, rowWalk, startOf, widthOf } from './rows.ts'
 
 const workgroup = 256
 
@@ -45,13 +46,21 @@ export const rotaryEmbedding = (engine: Engine): KernelOf<RotaryAttrs> => ({
     const key = `rotary:${width}:${walk.rank}:${interleaved}:${inverse}`
     const kernel = engine.kernel(key, 'rotary_embedding', () => shader(width, walk, interleaved, inverse))
     const units = (d - half) / width
-    const words = [walk.rows * units, units, half / width, ...walk.words]
+    const count = walk.rows * units
     const buffers = [x, cos, sin, y].map(bufferOf)
-    engine.runWords(kernel, buffers, words, ...grid(Math.ceil((walk.rows * units) / workgroup)))
+    const values = { count, units, half: half / width, walk }
+    engine.run(kernel, buffers, values, grid(Math.ceil(count / workgroup)))
   },
 })
 
-function shader(width: 4 | 1, walk: RowWalk, interleaved: boolean, inverse: boolean): Shader {
+const params = (walk: RowWalk) => block({ count: u32, units: u32, half: u32, walk: along(walk) })
+
+function shader(
+  width: 4 | 1,
+  walk: RowWalk,
+  interleaved: boolean,
+  inverse: boolean,
+): Shader<ValuesOf<typeof params>> {
   const item = itemOfWidth(width)
   const [x, cos, sin, y] = [0, 1, 2, 3].map((i) => startOf(width, i))
   const [plus, minus] = inverse ? ['-', '+'] : ['+', '-']
@@ -60,7 +69,7 @@ function shader(width: 4 | 1, walk: RowWalk, interleaved: boolean, inverse: bool
     : { first: 'u', second: 'p.half + u' }
   const mixed = interleaved && width === 4
   return {
-    params: ['count: u32', 'units: u32', 'half: u32', ...walk.fields],
+    params: params(walk),
     bindings: [
       { name: 'x', item },
       { name: 'cosines', item },

@@ -12,10 +12,11 @@
 import { type DType, layout, type Primitives, type ScanAttrs, type View } from '@tilegrad/core'
 import type { Engine } from '../commands/queue.ts'
 import { bufferOf, type GpuBuffer } from '../device/buffers.ts'
+import { block, type Part, several, u32, type ValuesOf, when } from '../wgsl/block.ts'
 import { elementOf } from '../wgsl/element.ts'
 import type { Binding, Shader } from '../wgsl/shader.ts'
 import { type Lanes, laneCode, neighbour, shareOut, workgroup } from './lanes.ts'
-import { grid, nestOf, otherDims, pickDims, walkFields, walkFunction, walkWords } from './layout.ts'
+import { grid, nestOf, otherDims, pickDims, type Walk, walkFields, walkFunction, walkOf } from './layout.ts'
 
 type Kind = ScanAttrs['kind']
 
@@ -36,11 +37,11 @@ function scanInto(engine: Engine, out: View, inputs: readonly View[], attrs: Sca
   const kept = pickDims(x, others)
   const serial = length <= 16
   const how: Lanes = serial ? { lanes: 1, across: true } : shareOut(kept, [x.strides[dim] ?? 1], length, run)
-  const block = how.lanes * run
+  const atOnce = how.lanes * run
   const wanted = Math.floor(enoughThreads / (rows * how.lanes))
   // Chunks are worth their three passes only where each is several blocks long.
-  const chunks = serial ? 1 : Math.max(1, Math.min(wanted, Math.floor(length / (4 * block)), 1024))
-  const chunk = block * Math.ceil(length / (chunks * block))
+  const chunks = serial ? 1 : Math.max(1, Math.min(wanted, Math.floor(length / (4 * atOnce)), 1024))
+  const chunk = atOnce * Math.ceil(length / (chunks * atOnce))
   const count = Math.ceil(length / chunk)
   if (count === 1) {
     pass(engine, [out], inputs, attrs, how, length, 1, 'whole')
@@ -77,8 +78,10 @@ function pass(
   what: Pass,
 ): void {
   const terms = what === 'carried' ? inputs.slice(0, -1) : inputs
-  const walked = what === 'totals' ? terms : [...outputs, ...terms]
   const [x] = terms
+  const y = what === 'totals' ? null : outputs[0]
+  const [a, b] = kind === 'affine' ? terms : [null, x]
+  const walked = [y, a, b].filter((v) => v !== null)
   const others = otherDims(x, dim)
   const rows = layout.numel(others.map((d) => x.shape[d]))
   const length = x.shape[dim] ?? 1
@@ -97,15 +100,35 @@ function pass(
   const kernel = engine.kernel(key, kind === 'affine' ? 'scan' : `cum${kind}`, () =>
     shader(kind, x.dtype, what, how, rank, outputs.length, place),
   )
-  const steps = walked.map((v) => v.strides[dim] ?? 0)
-  const words = [rows, length, chunk, chunks]
-  walked.forEach((v, i) => {
-    const step = steps[i]
-    words.push(v.offset + (reverse ? (length - 1) * step : 0), reverse ? -step : step, ...walkWords(nest, i))
-  })
-  const [gx, gy] = grid(Math.ceil(rows / (workgroup / how.lanes)))
-  engine.runWords(kernel, buffers, words, gx, gy, chunks)
+  const line = (v: View | null): Line | null => {
+    if (!v) return null
+    const step = v.strides[dim] ?? 0
+    const start = v.offset + (reverse ? (length - 1) * step : 0)
+    return { start, step: reverse ? -step : step, ...walkOf(nest, walked.indexOf(v)) }
+  }
+  const values = { rows, length, chunk, chunks, y: line(y), a: line(a), b: line(b) }
+  const groups = grid(Math.ceil(rows / (workgroup / how.lanes)))
+  engine.run(kernel, buffers, values, [...groups, chunks])
 }
+
+/** An operand's lines along the dim that is scanned: where the first one starts, and the way to others. */
+interface Line extends Walk {
+  readonly start: number
+  readonly step: number
+}
+const lines = (rank: number): Part<Line> =>
+  several(
+    (name) => [`${name}_0: i32`, `${name}_step: i32`, ...walkFields(`${name}_at`, rank)],
+    ({ start, step, sizes, strides }) => [start, step, ...sizes, ...strides],
+  )
+
+const params = (kind: Kind, what: Pass, rank: number) =>
+  block({
+    ...{ rows: u32, length: u32, chunk: u32, chunks: u32 },
+    y: when(what !== 'totals', lines(rank)),
+    a: when(kind === 'affine', lines(rank)),
+    b: when(true, lines(rank)),
+  })
 
 function shader(
   kind: Kind,
@@ -115,7 +138,7 @@ function shader(
   rank: number,
   outputs: number,
   place: readonly number[],
-): Shader {
+): Shader<ValuesOf<typeof params>> {
   const { item, zero, one } = elementOf(dtype)
   const affine = kind === 'affine'
   const start = kind === 'prod' ? one : zero
@@ -128,36 +151,36 @@ function shader(
     affine ? `(${a} * ${h} + ${b})` : kind === 'sum' ? `(${h} + ${b})` : `(${h} * ${b})`
   const both = affine ? ['a', 'b'] : ['b']
   const { lanes } = how
-  const lines = [laneCode(how), 'let safe = select(0u, row, row < p.rows);']
-  for (const name of walked) lines.push(`let ${name}_row = p.${name}_0 + ${name}_at(safe);`)
-  lines.push('let first = wg.z * p.chunk;', 'let end = min(first + p.chunk, p.length);')
+  const code = [laneCode(how), 'let safe = select(0u, row, row < p.rows);']
+  for (const name of walked) code.push(`let ${name}_row = p.${name}_0 + ${name}_at(safe);`)
+  code.push('let first = wg.z * p.chunk;', 'let end = min(first + p.chunk, p.length);')
   const carry = `m${place.at(-1)}[safe * p.chunks + wg.z - 1u]`
-  lines.push(`var h = ${start};`)
-  if (what === 'carried') lines.push(`if (wg.z > 0u) { h = ${carry}; }`)
-  if (affine) lines.push('var all_a = 1.0;')
-  lines.push(`for (var block = first; block < end; block += ${lanes * run}u) {`)
-  lines.push(`let i = block + lane * ${run}u;`)
+  code.push(`var h = ${start};`)
+  if (what === 'carried') code.push(`if (wg.z > 0u) { h = ${carry}; }`)
+  if (affine) code.push('var all_a = 1.0;')
+  code.push(`for (var block = first; block < end; block += ${lanes * run}u) {`)
+  code.push(`let i = block + lane * ${run}u;`)
   // This thread's elements and the composition of their maps.
-  if (affine) lines.push(`var a = ${one};`)
-  lines.push(`var b = ${start};`)
+  if (affine) code.push(`var a = ${one};`)
+  code.push(`var b = ${start};`)
   for (let j = 0; j < run; j++) {
     for (const name of both) {
       const nothing = name === 'a' ? one : start
-      lines.push(`var ${name}${j} = ${nothing};`)
+      code.push(`var ${name}${j} = ${nothing};`)
     }
-    lines.push(
+    code.push(
       `if (i + ${j}u < end) { ${both.map((name) => `${name}${j} = ${at(name, `(i + ${j}u)`)};`).join(' ')} }`,
       `b = ${after(`a${j}`, `b${j}`, 'b')};`,
     )
-    if (affine) lines.push(`a = a${j} * a;`)
+    if (affine) code.push(`a = a${j} * a;`)
   }
   // Inclusive over lanes; then what comes before this thread.
   if (lanes > 1) {
-    for (const name of both) lines.push(`shared_${name}[li] = ${name};`)
-    lines.push('workgroupBarrier();')
+    for (const name of both) code.push(`shared_${name}[li] = ${name};`)
+    code.push('workgroupBarrier();')
     for (let by = 1; by < lanes; by *= 2) {
       const from = `li - ${neighbour(how, by)}u`
-      lines.push(
+      code.push(
         `if (lane >= ${by}u) {`,
         ...both.map((name) => `let before_${name} = shared_${name}[${from}];`),
         `b = ${after('a', 'b', 'before_b')};`,
@@ -170,7 +193,7 @@ function shader(
     }
     const last = `li + (${lanes - 1}u - lane) * ${neighbour(how, 1)}u`
     if (what !== 'totals') {
-      lines.push(
+      code.push(
         'var now = h;',
         'if (lane > 0u) {',
         ...both.map((name) => `let before_${name} = shared_${name}[li - ${neighbour(how, 1)}u];`),
@@ -178,30 +201,30 @@ function shader(
         '}',
       )
     }
-    lines.push(
+    code.push(
       ...both.map((name) => `let total_${name} = shared_${name}[${last}];`),
       `h = ${after('total_a', 'total_b', 'h')};`,
       ...(affine ? ['all_a = total_a * all_a;'] : []),
       'workgroupBarrier();',
     )
   } else {
-    if (what !== 'totals') lines.push('var now = h;')
-    lines.push(`h = ${after('a', 'b', 'h')};`)
-    if (affine) lines.push('all_a = a * all_a;')
+    if (what !== 'totals') code.push('var now = h;')
+    code.push(`h = ${after('a', 'b', 'h')};`)
+    if (affine) code.push('all_a = a * all_a;')
   }
   if (what !== 'totals') {
     for (let j = 0; j < run; j++)
-      lines.push(
+      code.push(
         `now = ${after(`a${j}`, `b${j}`, 'now')};`,
         `if (row < p.rows && i + ${j}u < end) { ${at('y', `(i + ${j}u)`)} = now; }`,
       )
     // In order, where one thread has the whole row.
-    if (lanes === 1) lines.push('h = now;')
+    if (lanes === 1) code.push('h = now;')
   }
-  lines.push('}')
+  code.push('}')
   if (what === 'totals') {
     const to = '[row * p.chunks + wg.z]'
-    lines.push(
+    code.push(
       'if (lane == 0u && row < p.rows) {',
       affine ? `m${place[0]}${to} = all_a; m${place[1]}${to} = h;` : `m${place[0]}${to} = h;`,
       '}',
@@ -212,17 +235,11 @@ function shader(
     (_, b): Binding => ({ name: `m${b}`, item, ...(place.indexOf(b) < outputs && { write: true }) }),
   )
   return {
-    params: [
-      'rows: u32',
-      'length: u32',
-      'chunk: u32',
-      'chunks: u32',
-      ...walked.flatMap((name) => [`${name}_0: i32`, `${name}_step: i32`, ...walkFields(`${name}_at`, rank)]),
-    ],
+    params: params(kind, what, rank),
     bindings,
     workgroup: [workgroup],
     declarations: `${lanes > 1 ? both.map((name) => `var<workgroup> shared_${name}: array<${item}, ${workgroup}>;`).join('\n') : ''}
 ${walked.map((name) => walkFunction(`${name}_at`, rank)).join('\n')}`,
-    body: lines.join('\n'),
+    body: code.join('\n'),
   }
 }

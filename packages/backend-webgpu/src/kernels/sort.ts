@@ -16,13 +16,14 @@
 import { type DType, isFloat, layout, type Primitives, type View } from '@tilegrad/core'
 import type { Engine } from '../commands/queue.ts'
 import { bufferOf } from '../device/buffers.ts'
+import { block, i32, u32, type ValuesOf } from '../wgsl/block.ts'
 import { elementOf, type Stored, storedOf } from '../wgsl/element.ts'
 import { mathCode } from '../wgsl/math.ts'
 import type { Shader } from '../wgsl/shader.ts'
-import { grid, nestOf, otherDims, pickDims, walkFields, walkFunction, walkWords } from './layout.ts'
+import { grid, nestOf, otherDims, pickDims, walk, walkFunction, walkOf } from './layout.ts'
 
 /** Pairs of a block, four to a thread: 8 KiB of workgroup memory. */
-const block = 1024
+const blockSize = 1024
 const workgroup = 256
 /** Elements times blocks in which each is looked up: up to here that takes less time than the network's dispatches. */
 const mostRanked = 2 ** 25
@@ -50,76 +51,74 @@ export function sortInto(
   const rows = layout.numel(sizes)
   const length = x.shape[dim] ?? 1
   if (rows === 0 || length === 0) return
-  const blocks = Math.ceil(length / block)
+  const blocks = Math.ceil(length / blockSize)
   const ranked = rows * length * blocks <= mostRanked
   const power = 2 ** Math.ceil(Math.log2(length))
-  const padded = ranked && power > block ? blocks * block : power
+  const padded = ranked && power > blockSize ? blocks * blockSize : power
   const [from, to] = [nestOf(sizes, [pickDims(x, others)]), nestOf(sizes, [pickDims(values, others)])]
   const [inRank, outRank] = [from.sizes.length, to.sizes.length]
-  const read = [x.offset, x.strides[dim] ?? 0, ...walkWords(from, 0)]
-  const write = [values.offset, indices.offset, values.strides[dim] ?? 0, ...walkWords(to, 0)]
+  const read = { x0: x.offset, x_step: x.strides[dim] ?? 0, x_at: walkOf(from, 0) }
+  const write = {
+    ...{ values0: values.offset, indices0: indices.offset, y_step: values.strides[dim] ?? 0 },
+    y_at: walkOf(to, 0),
+  }
   const results = [values, indices].map(bufferOf)
   const source = bufferOf(x)
-  const groups = (count: number) => grid(Math.ceil(count / block))
+  const groups = (count: number) => grid(Math.ceil(count / blockSize))
   const { dtype } = x
 
-  if (padded <= block) {
+  if (padded <= blockSize) {
     const kernel = engine.kernel(`sort short ${dtype} ${descending} ${inRank} ${outRank}`, 'sort', () =>
       shortRows(dtype, descending, inRank, outRank),
     )
-    const [gx, gy] = groups(rows * padded)
-    engine.runWords(kernel, [...results, source], [rows, length, padded, ...read, ...write], gx, gy)
+    const own = { rows, length, padded, ...read, ...write }
+    engine.run(kernel, [...results, source], own, groups(rows * padded))
     return
   }
   const keys = engine.pool.alloc(rows * padded, 'int32')
   const places = engine.pool.alloc(rows * padded, 'int32')
-  const [gx, gy] = groups(rows * padded)
   const first = engine.kernel(`sort blocks ${dtype} ${descending} ${inRank}`, 'sort', () =>
     firstBlocks(dtype, descending, inRank),
   )
-  const turn = (ranked ? block : padded) - 1
-  engine.runWords(first, [keys, places, source], [rows * padded, length, padded, turn, rows, ...read], gx, gy)
-  const [x3, y3] = grid(Math.ceil((rows * length) / workgroup))
+  const turn = (ranked ? blockSize : padded) - 1
+  const all = groups(rows * padded)
+  const each = grid(Math.ceil((rows * length) / workgroup))
+  engine.run(
+    first,
+    [keys, places, source],
+    { count: rows * padded, length, padded, turn, rows, ...read },
+    all,
+  )
   if (ranked) {
     const merge = engine.kernel(`sort ranks ${dtype} ${inRank} ${outRank}`, 'sort', () =>
       rankRows(dtype, inRank, outRank),
     )
-    const words = [rows * length, length, padded, rows * padded, blocks, ...read, ...write]
-    engine.runWords(merge, [...results, source, keys, places], words, x3, y3)
+    const own = { count: rows * length, length, padded, end: rows * padded, blocks, ...read, ...write }
+    engine.run(merge, [...results, source, keys, places], own, each)
     engine.pool.free(keys)
     engine.pool.free(places)
     return
   }
   const far = engine.kernel('sort far', 'sort', farStep)
   const near = engine.kernel('sort near', 'sort', nearSteps)
-  for (let size = 2 * block; size <= padded; size *= 2) {
-    for (let reach = size / 2; reach >= block; reach /= 2) {
-      const [x2, y2] = grid(Math.ceil((rows * padded) / 2 / workgroup))
-      engine.runWords(far, [keys, places], [rows * padded, padded, size, reach], x2, y2)
+  for (let size = 2 * blockSize; size <= padded; size *= 2) {
+    for (let reach = size / 2; reach >= blockSize; reach /= 2) {
+      const pairs = grid(Math.ceil((rows * padded) / 2 / workgroup))
+      engine.run(far, [keys, places], { count: rows * padded, padded, size, reach }, pairs)
     }
-    engine.runWords(near, [keys, places], [rows * padded, padded, size], gx, gy)
+    engine.run(near, [keys, places], { count: rows * padded, padded, size }, all)
   }
   const last = engine.kernel(`sort write ${dtype} ${inRank} ${outRank}`, 'sort', () =>
     writeRows(dtype, inRank, outRank),
   )
-  engine.runWords(
-    last,
-    [...results, source, places],
-    [rows * length, length, padded, ...read, ...write],
-    x3,
-    y3,
-  )
+  const own = { count: rows * length, length, padded, ...read, ...write }
+  engine.run(last, [...results, source, places], own, each)
   engine.pool.free(keys)
   engine.pool.free(places)
 }
 
-const readFields = (rank: number): string[] => ['x0: i32', 'x_step: i32', ...walkFields('x_at', rank)]
-const writeFields = (rank: number): string[] => [
-  'values0: i32',
-  'indices0: i32',
-  'y_step: i32',
-  ...walkFields('y_at', rank),
-]
+const reading = (rank: number) => ({ x0: i32, x_step: i32, x_at: walk(rank) })
+const writing = (rank: number) => ({ values0: i32, indices0: i32, y_step: i32, y_at: walk(rank) })
 
 /** `k`: unsigned integers in the order of elements v; −0 equals 0, and NaN is the largest. */
 const keys: Readonly<Record<Stored, string>> = {
@@ -147,8 +146,8 @@ if (${length} && i < p.length) { k = key(x[p.x0 + x_at(row) + i32(i) * p.x_step]
 
 /** Compares the pairs `a` and `b = a + reach` of a block in workgroup memory. */
 const exchange = `
-var<workgroup> keys: array<u32, ${block}>;
-var<workgroup> places: array<u32, ${block}>;
+var<workgroup> keys: array<u32, ${blockSize}>;
+var<workgroup> places: array<u32, ${blockSize}>;
 fn exchange(a: u32, b: u32, down: bool) {
   let ka = keys[a]; let kb = keys[b];
   let pa = places[a]; let pb = places[b];
@@ -165,7 +164,7 @@ const steps = (
   down: string,
 ): string => `for (var reach = ${first}; reach >= 1u; reach >>= 1u) {
   workgroupBarrier();
-  for (var t = li; t < ${block / 2}u; t += ${workgroup}u) {
+  for (var t = li; t < ${blockSize / 2}u; t += ${workgroup}u) {
     let a = 2u * t - (t & (reach - 1u));
     exchange(a, a + reach, ${down});
   }
@@ -177,10 +176,18 @@ const network = (most: string, start: string, turn: string): string =>
 ${steps('size >> 1u', `((${start}a) & ${turn} & size) != 0u`)}
 }`
 
-function shortRows(dtype: DType, descending: boolean, inRank: number, outRank: number): Shader {
+const shortParams = (inRank: number, outRank: number) =>
+  block({ rows: u32, length: u32, padded: u32, ...reading(inRank), ...writing(outRank) })
+
+function shortRows(
+  dtype: DType,
+  descending: boolean,
+  inRank: number,
+  outRank: number,
+): Shader<ValuesOf<typeof shortParams>> {
   const { item } = elementOf(dtype)
   return {
-    params: ['rows: u32', 'length: u32', 'padded: u32', ...readFields(inRank), ...writeFields(outRank)],
+    params: shortParams(inRank, outRank),
     bindings: [
       { name: 'values', item, write: true },
       { name: 'indices', item: 'i32', write: true },
@@ -189,8 +196,8 @@ function shortRows(dtype: DType, descending: boolean, inRank: number, outRank: n
     workgroup: [workgroup],
     declarations: `${keyFunction(dtype, descending)}${exchange}
 ${walkFunction('x_at', inRank)}\n${walkFunction('y_at', outRank)}`,
-    body: `let first = (wg.x + wg.y * groups.x) * (${block}u / p.padded);
-for (var t = li; t < ${block}u; t += ${workgroup}u) {
+    body: `let first = (wg.x + wg.y * groups.x) * (${blockSize}u / p.padded);
+for (var t = li; t < ${blockSize}u; t += ${workgroup}u) {
   let row = first + t / p.padded;
   let i = t % p.padded;
   ${loadPair('row < p.rows')}
@@ -199,7 +206,7 @@ for (var t = li; t < ${block}u; t += ${workgroup}u) {
 }
 ${network('p.padded', '', '(p.padded - 1u)')}
 workgroupBarrier();
-for (var t = li; t < ${block}u; t += ${workgroup}u) {
+for (var t = li; t < ${blockSize}u; t += ${workgroup}u) {
   let row = first + t / p.padded;
   let i = t % p.padded;
   if (row < p.rows && i < p.length) {
@@ -211,10 +218,13 @@ for (var t = li; t < ${block}u; t += ${workgroup}u) {
   }
 }
 
+const firstParams = (rank: number) =>
+  block({ count: u32, length: u32, padded: u32, turn: u32, rows: u32, ...reading(rank) })
+
 /** Sorts blocks of 1,024, up and down in turn, or with `turn` of 1,023 all up. */
-function firstBlocks(dtype: DType, descending: boolean, rank: number): Shader {
+function firstBlocks(dtype: DType, descending: boolean, rank: number): Shader<ValuesOf<typeof firstParams>> {
   return {
-    params: ['count: u32', 'length: u32', 'padded: u32', 'turn: u32', 'rows: u32', ...readFields(rank)],
+    params: firstParams(rank),
     bindings: [
       { name: 'all_keys', item: 'u32', write: true },
       { name: 'all_places', item: 'u32', write: true },
@@ -222,21 +232,21 @@ function firstBlocks(dtype: DType, descending: boolean, rank: number): Shader {
     ],
     workgroup: [workgroup],
     declarations: `${keyFunction(dtype, descending)}${exchange}\n${walkFunction('x_at', rank)}`,
-    body: `let first = (wg.x + wg.y * groups.x) * ${block}u;
+    body: `let first = (wg.x + wg.y * groups.x) * ${blockSize}u;
 let row = first / p.padded;
-for (var t = li; t < ${block}u; t += ${workgroup}u) {
+for (var t = li; t < ${blockSize}u; t += ${workgroup}u) {
   let i = (first + t) % p.padded;
   ${loadPair('row < p.rows')}
   keys[t] = k;
   places[t] = place;
 }
-${network(`${block}u`, 'first + ', 'p.turn')}
+${network(`${blockSize}u`, 'first + ', 'p.turn')}
 ${storeBlock}`,
   }
 }
 
 const storeBlock = `workgroupBarrier();
-for (var t = li; t < ${block}u; t += ${workgroup}u) {
+for (var t = li; t < ${blockSize}u; t += ${workgroup}u) {
   if (first + t < p.count) { all_keys[first + t] = keys[t]; all_places[first + t] = places[t]; }
 }`
 
@@ -245,9 +255,11 @@ const scratchBindings = [
   { name: 'all_places', item: 'u32', write: true },
 ] as const
 
+const farParams = block({ count: u32, padded: u32, size: u32, reach: u32 })
+
 /** Takes one step of the network that reaches beyond a block. */
-const farStep = (): Shader => ({
-  params: ['count: u32', 'padded: u32', 'size: u32', 'reach: u32'],
+const farStep = (): Shader<ValuesOf<typeof farParams>> => ({
+  params: farParams,
   bindings: scratchBindings,
   workgroup: [workgroup],
   body: `let t = (wg.x + wg.y * groups.x) * ${workgroup}u + li;
@@ -263,35 +275,40 @@ if (greater != (((a & (p.padded - 1u)) & p.size) != 0u)) {
 }`,
 })
 
+const nearParams = block({ count: u32, padded: u32, size: u32 })
+
 /** The steps within blocks that end the merge of runs of `size`. */
-function nearSteps(): Shader {
+function nearSteps(): Shader<ValuesOf<typeof nearParams>> {
   return {
-    params: ['count: u32', 'padded: u32', 'size: u32'],
+    params: nearParams,
     bindings: scratchBindings,
     workgroup: [workgroup],
     declarations: exchange,
-    body: `let first = (wg.x + wg.y * groups.x) * ${block}u;
-for (var t = li; t < ${block}u; t += ${workgroup}u) {
+    body: `let first = (wg.x + wg.y * groups.x) * ${blockSize}u;
+for (var t = li; t < ${blockSize}u; t += ${workgroup}u) {
   let inside = first + t < p.count;
   keys[t] = select(0xffffffffu, all_keys[first + t], inside);
   places[t] = select(0xffffffffu, all_places[first + t], inside);
 }
-${steps(`${block / 2}u`, '((first + a) & (p.padded - 1u) & p.size) != 0u')}
+${steps(`${blockSize / 2}u`, '((first + a) & (p.padded - 1u) & p.size) != 0u')}
 ${storeBlock}`,
   }
 }
 
+const rankParams = (inRank: number, outRank: number) =>
+  block({
+    ...{ count: u32, length: u32, padded: u32, end: u32, blocks: u32 },
+    ...reading(inRank),
+    ...writing(outRank),
+  })
+
 /** Puts the elements of sorted blocks where they belong: after all that is less, and what is equal and comes before. */
-function rankRows(dtype: DType, inRank: number, outRank: number): Shader {
+function rankRows(dtype: DType, inRank: number, outRank: number): Shader<ValuesOf<typeof rankParams>> {
   const { item } = elementOf(dtype)
   const each = (line: (i: number) => string): string =>
     Array.from({ length: abreast }, (_, i) => line(i)).join('\n')
   return {
-    params: [
-      ...['count: u32', 'length: u32', 'padded: u32', 'end: u32', 'blocks: u32'],
-      ...readFields(inRank),
-      ...writeFields(outRank),
-    ],
+    params: rankParams(inRank, outRank),
     bindings: [
       { name: 'values', item, write: true },
       { name: 'indices', item: 'i32', write: true },
@@ -306,17 +323,17 @@ if (t >= p.count) { return; }
 let row = t / p.length;
 let e = t % p.length;
 let first = row * p.padded;
-let own = e / ${block}u;
+let own = e / ${blockSize}u;
 let k = keys[first + e];
-var rank = e % ${block}u;
+var rank = e % ${blockSize}u;
 for (var next = 0u; next < p.blocks; next += ${abreast}u) {
 ${each(
   (i) => `let b${i} = next + ${i}u;
-let n${i} = select(min(${block}u, p.length - min(b${i} * ${block}u, p.length)), 0u, b${i} == own);
-let at${i} = first + b${i} * ${block}u;
+let n${i} = select(min(${blockSize}u, p.length - min(b${i} * ${blockSize}u, p.length)), 0u, b${i} == own);
+let at${i} = first + b${i} * ${blockSize}u;
 var c${i} = 0u;`,
 )}
-for (var reach = ${block}u; reach >= 1u; reach >>= 1u) {
+for (var reach = ${blockSize}u; reach >= 1u; reach >>= 1u) {
 ${each(
   (i) => `{ let v = keys[min(at${i} + c${i} + reach, p.end) - 1u];
 let before = select(v < k, v <= k, b${i} < own);
@@ -332,10 +349,13 @@ indices[p.indices0 + y] = place;`,
   }
 }
 
-function writeRows(dtype: DType, inRank: number, outRank: number): Shader {
+const writeParams = (inRank: number, outRank: number) =>
+  block({ count: u32, length: u32, padded: u32, ...reading(inRank), ...writing(outRank) })
+
+function writeRows(dtype: DType, inRank: number, outRank: number): Shader<ValuesOf<typeof writeParams>> {
   const { item } = elementOf(dtype)
   return {
-    params: ['count: u32', 'length: u32', 'padded: u32', ...readFields(inRank), ...writeFields(outRank)],
+    params: writeParams(inRank, outRank),
     bindings: [
       { name: 'values', item, write: true },
       { name: 'indices', item: 'i32', write: true },

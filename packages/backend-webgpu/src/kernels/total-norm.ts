@@ -8,6 +8,7 @@
 import { type KernelOf, layout, type View } from '@tilegrad/core'
 import type { Engine } from '../commands/queue.ts'
 import { bufferOf } from '../device/buffers.ts'
+import { block, list, u32, type ValuesOf } from '../wgsl/block.ts'
 import type { Shader } from '../wgsl/shader.ts'
 import { grid } from './layout.ts'
 import { enablesOf, plus, reduction, subgroupOf } from './rows.ts'
@@ -38,24 +39,29 @@ export const totalNorm = (engine: Engine): KernelOf<object> => {
         const kernel = engine.kernel(`total_norm:${group.length}`, 'total_norm', () =>
           blocksShader(group.length, subgroup),
         )
-        const words = [base]
         let end = 0
-        for (const x of group) {
+        const tensors = group.map((x) => {
           end += blocksOf(x)
-          words.push(end, x.offset, x.offset + layout.numel(x.shape))
-        }
-        engine.runWords(kernel, [sums, ...group.map(bufferOf)], words, ...grid(end))
+          return { blocks: end, from: x.offset, end: x.offset + layout.numel(x.shape) }
+        })
+        engine.run(kernel, [sums, ...group.map(bufferOf)], { base, tensors }, grid(end))
         base += end
       }
       const kernel = engine.kernel('total_norm.finish', 'total_norm', () => finishShader(subgroup))
-      engine.runWords(kernel, [bufferOf(out), sums], [blocks], 1)
+      engine.run(kernel, [bufferOf(out), sums], { blocks }, [1])
       engine.pool.free(sums)
     },
   }
 }
 
+const params = (tensors: number) =>
+  block({
+    base: u32,
+    tensors: list(Array.from({ length: tensors }, () => ({ blocks: u32, from: u32, end: u32 }))),
+  })
+
 /** Elements [from, end) of each tensor; those before and after in the same vector do not count. */
-function blocksShader(tensors: number, subgroup: number): Shader {
+function blocksShader(tensors: number, subgroup: number): Shader<ValuesOf<typeof params>> {
   const all = { lanes: workgroup, subgroup }
   const ids = Array.from({ length: tensors }, (_, c) => c)
   const branches = ids.map((c) => {
@@ -71,7 +77,7 @@ function blocksShader(tensors: number, subgroup: number): Shader {
 }`
   })
   return {
-    params: ['base: u32', ...ids.flatMap((c) => [`blocks${c}: u32`, `from${c}: u32`, `end${c}: u32`])],
+    params: params(tensors),
     bindings: [
       { name: 'sums', item: 'f32', write: true },
       ...ids.map((c) => ({ name: `x${c}`, item: 'vec4<f32>' }) as const),
@@ -87,10 +93,12 @@ if (li == 0u && number < p.blocks${tensors - 1}) { sums[p.base + number] = sum; 
   }
 }
 
-function finishShader(subgroup: number): Shader {
+const finishParams = block({ blocks: u32 })
+
+function finishShader(subgroup: number): Shader<ValuesOf<typeof finishParams>> {
   const all = { lanes: workgroup, subgroup }
   return {
-    params: ['blocks: u32'],
+    params: finishParams,
     bindings: [
       { name: 'norm', item: 'f32', write: true },
       { name: 'sums', item: 'f32' },

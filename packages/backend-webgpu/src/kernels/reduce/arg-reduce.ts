@@ -10,10 +10,12 @@
 import { type DType, isFloat, layout, type Primitives, type View } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
+import { block, i32, u32, type ValuesOf } from '../../wgsl/block.ts'
 import { elementOf } from '../../wgsl/element.ts'
 import { mathCode } from '../../wgsl/math.ts'
+import type { Shader } from '../../wgsl/shader.ts'
 import { type Lanes, laneCode, neighbour, shareOut, workgroup } from '../lanes.ts'
-import { grid, nestOf, otherDims, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
+import { grid, nestOf, otherDims, pickDims, walk, walkFunction, walkOf } from '../layout.ts'
 
 /** Workgroups that no GPU is too large for: fewer than so many long rows are cut. */
 const fewGroups = 64
@@ -55,24 +57,24 @@ function argReduceInto(
   }
   const key = `argReduce ${kind} ${x.dtype} ${how.lanes} ${how.across} ${form.rank} ${form.values} ${form.positions}`
   const kernel = engine.kernel(key, `arg${kind}`, () => shader(form))
-  const words = [rows, length, chunk, parts === 1 ? out.offset : 0, x.offset, step, ...walkWords(nest, 0)]
+  const y0 = parts === 1 ? out.offset : 0
+  const values = { rows, length, chunk, y0, x0: x.offset, step, outer: walkOf(nest, 0) }
   const source = [bufferOf(x), ...(positions ? [positions] : [])]
-  const [gx, gy] = grid(groups)
   if (parts === 1) {
-    engine.runWords(kernel, [bufferOf(out), ...source], words, gx, gy)
+    engine.run(kernel, [bufferOf(out), ...source], values, grid(groups))
     return
   }
   const found = engine.pool.alloc(parts * rows, 'int32')
-  const values = engine.pool.alloc(parts * rows, x.dtype)
-  engine.runWords(kernel, [found, ...source, values], words, gx, gy, parts)
+  const extremes = engine.pool.alloc(parts * rows, x.dtype)
+  engine.run(kernel, [found, ...source, extremes], values, [...grid(groups), parts])
   const best: View = {
-    ...{ buffer: values, dtype: x.dtype, offset: 0 },
+    ...{ buffer: extremes, dtype: x.dtype, offset: 0 },
     shape: [parts, rows],
     strides: [rows, 1],
   }
   argReduceInto(engine, out, best, kind, 0, found)
   engine.pool.free(found)
-  engine.pool.free(values)
+  engine.pool.free(extremes)
 }
 
 type Extreme = 'max' | 'min'
@@ -92,7 +94,10 @@ interface Form {
 /** Loads of a thread that are under way together. */
 const ahead = 4
 
-function shader({ kind, dtype, how, rank, values, positions }: Form) {
+const params = (rank: number) =>
+  block({ rows: u32, length: u32, chunk: u32, y0: i32, x0: i32, step: i32, outer: walk(rank) })
+
+function shader({ kind, dtype, how, rank, values, positions }: Form): Shader<ValuesOf<typeof params>> {
   const { item } = elementOf(dtype)
   const better = kind === 'max' ? 'v > a' : 'v < a'
   const nan = isFloat(dtype) ? ['tg_isnan(v)', 'tg_isnan(a)'] : ['false', 'false']
@@ -135,17 +140,14 @@ function shader({ kind, dtype, how, rank, values, positions }: Form) {
     '}',
   )
   return {
-    params: [
-      ...['rows: u32', 'length: u32', 'chunk: u32', 'y0: i32', 'x0: i32', 'step: i32'],
-      ...walkFields('outer', rank),
-    ],
+    params: params(rank),
     bindings: [
-      { name: 'y', item: 'i32' as const, write: true },
+      { name: 'y', item: 'i32', write: true },
       { name: 'x', item },
       ...(positions ? [{ name: 'positions', item: 'i32' } as const] : []),
       ...(values ? [{ name: 'values', item, write: true }] : []),
     ],
-    workgroup: [workgroup] as const,
+    workgroup: [workgroup],
     declarations: `${mathCode(isFloat(dtype) ? ['tg_isnan'] : [])}
 const none = 0xffffffffu;
 ${how.lanes > 1 ? `var<workgroup> shared_a: array<${item}, ${workgroup}>;\nvar<workgroup> shared_at: array<u32, ${workgroup}>;` : ''}

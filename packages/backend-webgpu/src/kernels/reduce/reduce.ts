@@ -12,10 +12,12 @@
 import { type DType, isFloat, layout, type Primitives, type Reduction, type View } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf } from '../../device/buffers.ts'
+import { block, i32, u32, type ValuesOf } from '../../wgsl/block.ts'
 import { elementOf, type Stored, storedOf } from '../../wgsl/element.ts'
 import { type MathName, mathCode } from '../../wgsl/math.ts'
+import type { Shader } from '../../wgsl/shader.ts'
 import { type Lanes, laneCode, neighbour, shareOut, workgroup } from '../lanes.ts'
-import { grid, nestOf, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
+import { grid, nestOf, pickDims, walk, walkFunction, walkOf } from '../layout.ts'
 
 /** The number of threads that keep a large GPU busy. */
 const enoughThreads = 2 ** 17
@@ -70,17 +72,10 @@ export function reduceInto(
   const key = `reduce ${kind} ${x.dtype} ${how.lanes} ${how.across} ${ranks}`
   const kernel = engine.kernel(key, kind, () => shader(kind, x.dtype, how, ranks))
   const target = parts === 1 ? bufferOf(out) : engine.pool.alloc(parts * rows, x.dtype)
-  const words = [
-    rows,
-    length,
-    chunk,
-    parts === 1 ? out.offset : 0,
-    x.offset,
-    ...walkWords(outer, 0),
-    ...walkWords(inner, 0),
-  ]
-  const [gx, gy] = grid(Math.ceil(rows / (workgroup / how.lanes)))
-  engine.runWords(kernel, [target, bufferOf(x)], words, gx, gy, parts)
+  const [y0, x0] = [parts === 1 ? out.offset : 0, x.offset]
+  const values = { rows, length, chunk, y0, x0, outer: walkOf(outer, 0), inner: walkOf(inner, 0) }
+  const groups = grid(Math.ceil(rows / (workgroup / how.lanes)))
+  engine.run(kernel, [target, bufferOf(x)], values, [...groups, parts])
   if (parts > 1) {
     const partial: View = {
       buffer: target,
@@ -94,7 +89,15 @@ export function reduceInto(
   }
 }
 
-function shader(kind: Reduction, dtype: DType, how: Lanes, ranks: readonly [number, number]) {
+const params = ([outer, inner]: readonly [number, number]) =>
+  block({ rows: u32, length: u32, chunk: u32, y0: i32, x0: i32, outer: walk(outer), inner: walk(inner) })
+
+function shader(
+  kind: Reduction,
+  dtype: DType,
+  how: Lanes,
+  ranks: readonly [number, number],
+): Shader<ValuesOf<typeof params>> {
   const { item } = elementOf(dtype)
   const [start, combine, functions] = operation(kind, dtype)
   const lines = [
@@ -127,20 +130,12 @@ function shader(kind: Reduction, dtype: DType, how: Lanes, ranks: readonly [numb
   }
   lines.push('if (lane == 0u && row < p.rows) { y[u32(p.y0) + wg.z * p.rows + row] = a; }')
   return {
-    params: [
-      'rows: u32',
-      'length: u32',
-      'chunk: u32',
-      'y0: i32',
-      'x0: i32',
-      ...walkFields('outer', ranks[0]),
-      ...walkFields('inner', ranks[1]),
-    ],
+    params: params(ranks),
     bindings: [
       { name: 'y', item, write: true },
       { name: 'x', item },
     ],
-    workgroup: [workgroup] as const,
+    workgroup: [workgroup],
     declarations: `${mathCode(functions)}
 ${how.lanes > 1 ? `var<workgroup> shared_a: array<${item}, ${workgroup}>;` : ''}
 ${walkFunction('outer', ranks[0])}
