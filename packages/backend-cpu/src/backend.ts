@@ -110,6 +110,13 @@ export function createCpuBackend(options: CpuOptions = {}, parts: CpuParts = { k
     },
     read: (view) => Promise.resolve(readSync(view)),
     readSync,
+    exchange: {
+      usedBytes: () => heap.stats().liveBytes,
+      leave: (buffer) => heap.free((buffer as CpuBuffer).ptr),
+      enter(buffer, bytes) {
+        ;(buffer as CpuBuffer).ptr = heap.alloc(bytes)
+      },
+    },
   }
   if (features.revectorized) {
     kernels = guard(kernels, {

@@ -99,6 +99,12 @@ export function backendOn(gpu: Gpu, maxPooledBytes?: number): WebGpuBackend {
         throw new DeviceError('webgpu: free got a buffer of another backend')
       engine.pool.free(buffer)
     },
+    exchange: {
+      usedBytes: () => engine.pool.stats().usedBytes,
+      leave: (buffer) => engine.pool.leave(buffer as GpuBuffer),
+      enter: (buffer, bytes, dtype) =>
+        engine.pool.enter(buffer as GpuBuffer, bytes / dtypeInfo[dtype].bytes, dtype),
+    },
     write(view, data) {
       const count = layout.numel(view.shape)
       if (count === 0) return

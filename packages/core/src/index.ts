@@ -6,7 +6,7 @@
 import './methods.ts'
 
 export { type BackwardOptions, backward, type GradOptions, grad } from './autograd/backward.ts'
-export { checkpoint } from './autograd/checkpoint.ts'
+export { type CheckpointOptions, checkpoint } from './autograd/checkpoint.ts'
 export { customFunction, type FunctionContext } from './autograd/custom.ts'
 export { type GradcheckOptions, gradcheck } from './autograd/gradcheck.ts'
 export { enableGrad, GradNode, gradEnabled, noGrad } from './autograd/tape.ts'
@@ -18,6 +18,7 @@ export type {
   BackendBuffer,
   DeviceSpan,
   DeviceTimer,
+  Exchange,
   OperandLimit,
   Prepared,
   View,
@@ -56,6 +57,7 @@ export {
   type TypedProgram,
   typedPostOrder,
 } from './expr/program.ts'
+export { type OffloadOptions, offload, offloaded } from './offload/offload.ts'
 export { type Activation, expectActivation } from './ops/activations.ts'
 export * from './ops/attention/attention.ts'
 export {

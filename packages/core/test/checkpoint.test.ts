@@ -28,7 +28,7 @@ function taken({ grad }: Tensor): number[] {
 }
 
 /** What runs a function: with its intermediates kept, or in a checkpoint. */
-type Run = typeof checkpoint
+type Run = <I extends readonly Tensor[], T>(fn: (...inputs: I) => T, ...inputs: I) => T
 const plain: Run = (fn, ...inputs) => fn(...inputs)
 
 interface Layer {

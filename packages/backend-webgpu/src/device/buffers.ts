@@ -6,13 +6,13 @@ import type { Gpu } from './gpu.ts'
 
 /** This backend's piece of memory. Elements are 4 bytes each, bools too; an empty tensor has 4 bytes as well. */
 export class GpuBuffer {
-  readonly gpu: GPUBuffer
+  gpu: GPUBuffer
   /** Unique: bind groups are cached by it. */
-  readonly id: number
+  id: number
   /** Of the GPU's buffer; at least what the tensor needs. */
-  readonly bytes: number
+  bytes: number
   /** Where it lies while it is free. */
-  readonly shelf: Shelf
+  shelf: Shelf
   dtype: DType = 'float32'
   /** The batch of commands that last used it; see `Engine`. */
   batch = -1
@@ -168,6 +168,17 @@ export class BufferPool {
     this.#pooledCount++
     const most = this.#maxPooled ?? Math.max(leastPooled, 1.25 * this.#peak - this.#used)
     if (this.#pooled > most) this.#evict(most)
+  }
+
+  /** Gives what a buffer stands for back, and keeps its name: see `enter`. */
+  leave(buffer: GpuBuffer): void {
+    const { gpu, id, shelf, dtype, batch } = buffer
+    this.free(Object.assign(new GpuBuffer(gpu, id, shelf), { dtype, batch }))
+  }
+
+  /** Makes a buffer that was left stand for another one. */
+  enter(buffer: GpuBuffer, count: number, dtype: DType): void {
+    Object.assign(buffer, this.alloc(count, dtype))
   }
 
   /** Gives free buffers back to the device, those of the size that was used longest ago first. */

@@ -1,11 +1,24 @@
-import { expectFunction } from '../checks.ts'
+import { expectFunction, expectOptions } from '../checks.ts'
+import { capturing } from '../dispatch/capturing.ts'
 import { GradError, show } from '../errors.ts'
+import { pager } from '../offload/pager.ts'
+import { storeOf } from '../offload/store.ts'
 import { getRngState, type RngState, setRngState } from '../random.ts'
 import { sameShape } from '../tensor/layout.ts'
 import { tensorsIn } from '../tensor/memory.ts'
 import { collect, drop, refuseAsync, settled, track } from '../tensor/scope.ts'
-import type { Tensor } from '../tensor/tensor.ts'
+import { Tensor } from '../tensor/tensor.ts'
 import { enableGrad, type GradNode, gradEnabled, type Replay, recordedNodes } from './tape.ts'
+
+/** Options of `checkpoint`, after its inputs. */
+export interface CheckpointOptions {
+  /**
+   * Moves the inputs out of the device's memory until the backward pass needs them: to 'host' for arrays of the host, or
+   * to a file in the folder of this path. On a GPU they leave once they have been read, for which something has to be
+   * awaited: `await offloaded()`.
+   */
+  offload?: 'host' | (string & {})
+}
 
 /**
  * Runs `fn(...inputs)` and frees its intermediates instead of keeping them for the backward pass, which runs `fn` again
@@ -15,7 +28,8 @@ import { enableGrad, type GradNode, gradEnabled, type Replay, recordedNodes } fr
  * Gradients are the same bits as without, in `inputs` and in every parameter that `fn` uses: random numbers are drawn
  * again from the same state. `fn` must compute the same each time, and tensors without gradients that it reads belong
  * into `inputs` if the graph outlives their scope. Checkpoints nest. As in `scope`, only what `fn` returns (tensors
- * anywhere in arrays, maps and plain objects) and what is kept survives.
+ * anywhere in arrays, maps and plain objects) and what is kept survives. With `{ offload: 'host' }` as the last argument
+ * the inputs wait for the backward pass outside of the device's memory.
  *
  * @throws GradError if `fn` is asynchronous; in the backward pass, if what it reads was modified in place since, or if
  * it does something else the second time.
@@ -25,8 +39,21 @@ import { enableGrad, type GradNode, gradEnabled, type Replay, recordedNodes } fr
  * y.sum().backward()
  * w.grad?.shape // → 8,8
  */
-export function checkpoint<I extends readonly Tensor[], T>(fn: (...inputs: I) => T, ...inputs: I): T {
+export function checkpoint<I extends readonly Tensor[], T>(fn: (...inputs: I) => T, ...inputs: I): T
+export function checkpoint<I extends readonly Tensor[], T>(
+  fn: (...inputs: I) => T,
+  ...args: readonly [...I, CheckpointOptions]
+): T
+export function checkpoint<I extends readonly Tensor[], T>(
+  fn: (...inputs: I) => T,
+  ...args: readonly (Tensor | CheckpointOptions)[]
+): T {
   expectFunction('checkpoint', fn)
+  const last = args.at(-1)
+  const options = last === undefined || last instanceof Tensor ? {} : last
+  const inputs = (options === last ? args.slice(0, -1) : args) as unknown as I
+  const { offload } = expectOptions('checkpoint', options, { offload: 1 })
+  const store = offload === undefined ? null : storeOf('checkpoint', offload)
   if (!gradEnabled()) return fn(...inputs)
   const rng = getRngState()
   const { result, nodes, made } = record(fn, inputs)
@@ -43,6 +70,8 @@ export function checkpoint<I extends readonly Tensor[], T>(fn: (...inputs: I) =>
     if (results.has(t) || t.kept) track(t)
     else t.release('checkpoint()')
   }
+  // Parameters are used elsewhere as well. A compiled step has its own plan of what leaves when.
+  if (store && !capturing()) for (const t of inputs) if (t.gradFn || !t.requiresGrad) pager.moveOut(t, store)
   return result
 }
 

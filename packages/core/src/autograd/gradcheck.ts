@@ -1,9 +1,11 @@
 import { describe, expectFunction, expectOptions } from '../checks.ts'
+import { paging } from '../dispatch/paging.ts'
 import { GradError, show, ValueError } from '../errors.ts'
 import { dataSync, tensor } from '../ops/create.ts'
 import { add, mul } from '../ops/pointwise.ts'
 import { sum } from '../ops/reduction.ts'
 import { reference } from '../reference/backend.ts'
+import type { TypedArray } from '../tensor/dtype.ts'
 import { scope } from '../tensor/memory.ts'
 import { expectTensor } from '../tensor/operands.ts'
 import type { Tensor } from '../tensor/tensor.ts'
@@ -90,11 +92,11 @@ function check(
         scope(() => {
           const moved = Float64Array.from(values)
           moved[i] += delta
-          x.backend.write(x, moved)
+          fill(x, moved)
           return dataSync(total())[0]
         })
       const numeric = (at(eps) - at(-eps)) / (2 * eps)
-      x.backend.write(x, values)
+      fill(x, values)
       if (!(Math.abs(got[i] - numeric) <= atol + rtol * Math.abs(numeric))) {
         throw new GradError(
           `gradcheck: input ${which} ${show(x.shape)}, element ${i}: the gradient is ${got[i]}, finite differences say ${numeric}`,
@@ -103,4 +105,9 @@ function check(
     }
   })
   return true
+}
+
+function fill(x: Tensor, values: TypedArray): void {
+  paging()?.bring(x.backend, x)
+  x.backend.write(x, values)
 }

@@ -9,6 +9,10 @@ export interface Interval {
   readonly bytes: number
   readonly from: number
   readonly to: number
+  /** It comes from outside of memory, before the first of these steps. */
+  readonly brought?: boolean
+  /** It goes outside, after the last of them. */
+  readonly saved?: boolean
 }
 
 /** A piece of memory for what is never in use at the same time. */
@@ -43,21 +47,24 @@ export function arrange(
   steps: readonly Step[],
   used: readonly Interval[],
   packs: boolean,
-): Map<number, Spot> {
+): Map<Interval, Spot> {
   const overlaps = backend.prepare !== undefined
   const groups = overlaps && packs ? packed(backend, capture, steps, used) : used.map((part) => [part])
   const places: Place[] = []
-  const spots = new Map<number, Spot>()
+  const spots = new Map<Interval, Spot>()
   const size = (group: readonly Interval[]): number =>
     group.length === 1 ? group[0].bytes : group.reduce((n, { bytes }) => n + aligned(bytes), 0)
   for (const group of [...groups].sort((a, b) => size(b) - size(a) || a[0].from - b[0].from)) {
     const { slot } = group[0]
-    const whole: Interval = {
-      slot: group.length === 1 ? slot : -1,
-      bytes: size(group),
-      from: Math.min(...group.map(({ from }) => from)),
-      to: Math.max(...group.map(({ to }) => to)),
-    }
+    const whole: Interval =
+      group.length === 1
+        ? group[0]
+        : {
+            slot: -1,
+            bytes: size(group),
+            from: Math.min(...group.map(({ from }) => from)),
+            to: Math.max(...group.map(({ to }) => to)),
+          }
     const { dtype } = capture.slots[slot]
     let best: Place | null = null
     for (const place of places) {
@@ -70,9 +77,9 @@ export function arrange(
     }
     best.taken.push(whole)
     let first = 0
-    for (const { slot, bytes } of group) {
-      spots.set(slot, { place: best, first })
-      first += aligned(bytes) / info[dtype].bytes
+    for (const part of group) {
+      spots.set(part, { place: best, first })
+      first += aligned(part.bytes) / info[dtype].bytes
     }
   }
   return spots
@@ -146,7 +153,7 @@ function apart(
     return !overlaps || first.to + 1 < second.from || waits(steps[second.from], steps[first.to])
   if (first.to !== second.from || first.from === second.from) return false
   // Many in one piece begin and end at different steps.
-  if (first.slot < 0 || second.slot < 0) return false
+  if (first.slot < 0 || second.slot < 0 || first.saved || second.brought) return false
   const step = steps[first.to]
   if (step?.kind !== 'call') return false
   const { call, outputs, inputs } = step

@@ -3,7 +3,11 @@ import { expectFunction, expectOptions, describe as showValue } from '../checks.
 import { capturing } from '../dispatch/capturing.ts'
 import { defaultBackend } from '../dispatch/device.ts'
 import { CompileError, show, ValueError } from '../errors.ts'
+import { limitOf } from '../offload/offload.ts'
+import { type Limit, pager } from '../offload/pager.ts'
 import { copy, copyInto } from '../primitives/elementwise.ts'
+import { info } from '../tensor/dtype.ts'
+import { numel } from '../tensor/layout.ts'
 import { live } from '../tensor/memory.ts'
 import { shownAs } from '../tensor/printing.ts'
 import { refuseAsync, runScope } from '../tensor/scope.ts'
@@ -21,6 +25,14 @@ export interface CompileOptions {
    * same bits as those of the function itself.
    */
   fuse?: boolean
+  /**
+   * Where to put what does not fit: 'host' for arrays of the host, or the path of a folder for a file there. What is
+   * computed on the way leaves the backend's memory where it is needed again last, and comes back in time; parameters and
+   * optimisers' states do if they fill more than half of it. For backends that read at once, which WebGPU is not.
+   */
+  offload?: 'host' | (string & {})
+  /** With `offload`: bytes of the backend's memory that may be in use. Default: all that it has. */
+  maxBytes?: number
 }
 
 /** A function that is recorded and replayed; see `compile`. */
@@ -68,15 +80,27 @@ export function compile<A extends readonly unknown[], R>(
   options: CompileOptions = {},
 ): Compiled<A, R> {
   expectFunction('compile', fn)
-  const { maxPlans = 8, fuse = true } = expectOptions('compile', options, { maxPlans: 1, fuse: 1 })
+  const {
+    maxPlans = 8,
+    fuse = true,
+    offload,
+    maxBytes,
+  } = expectOptions('compile', options, { maxPlans: 1, fuse: 1, offload: 1, maxBytes: 1 })
   if (!Number.isInteger(maxPlans) || maxPlans < 1)
     throw new ValueError(`compile: maxPlans must be a whole number ≥ 1, got ${showValue(maxPlans)}`)
+  if (maxBytes !== undefined && offload === undefined)
+    throw new ValueError("compile: maxBytes says when offload moves tensors; pass offload: 'host' or a folder as well")
   /** What went before it was ever replayed. */
   let inVain = 0
   const recordings = new Map<string, Recordings>()
   const call = (...args: A): R => {
     // Within another one it is a part of that.
     if (capturing()) return fn(...args)
+    if (offload === undefined) return called(args, null)
+    const limit = limitOf('compile', offload, maxBytes)
+    return pager.within(limit, () => called(args, limit))
+  }
+  const called = (args: A, limit: Limit | null): R => {
     const given: Tensor[] = []
     const tree = treeOf('an argument', args, (t) => {
       const at = given.indexOf(t)
@@ -85,7 +109,7 @@ export function compile<A extends readonly unknown[], R>(
     const key = `${textOf(tree)} ${given.map(kindOf).join()} ${gradEnabled()} ${idOf(defaultBackend())}`
     let found = recordings.get(key)
     recordings.delete(key)
-    found ??= new Recordings(tree, given, fuse, maxPlans)
+    found ??= new Recordings(tree, given, fuse, maxPlans, limit)
     recordings.set(key, found)
     for (const [old, other] of recordings) {
       if (recordings.size <= maxPlans) break
@@ -145,6 +169,7 @@ class Recordings {
   readonly #tree: Tree
   readonly #fuse: boolean
   readonly #most: number
+  readonly #limit: Limit | null
   /** What the function is given: copies of the arguments, always in the same memory; leaves as they are. */
   readonly #inputs: readonly Tensor[]
   readonly #ready: Ready[] = []
@@ -152,8 +177,9 @@ class Recordings {
   readonly #latest = new Map<string, Recorded>()
   readonly #watched = new Map<object, () => string>()
 
-  constructor(tree: Tree, given: readonly Tensor[], fuse: boolean, most: number) {
+  constructor(tree: Tree, given: readonly Tensor[], fuse: boolean, most: number, limit: Limit | null) {
     this.#tree = tree
+    this.#limit = limit
     this.#most = most
     this.#fuse = fuse
     this.#inputs = given.map((t) => (t.requiresGrad ? t : allocate(t.backend, t.shape, t.dtype).keep()))
@@ -245,8 +271,15 @@ class Recordings {
       return { value }
     }
     if (this.#ready.length >= this.#most) this.#ready.shift()?.plan.release()
+    const passing = [...given.filter((t, i) => t !== this.#inputs[i]), ...refs].reduce(
+      (n, { dtype, shape }) => n + numel(shape) * info[dtype].bytes,
+      0,
+    )
     if (capture.backend)
-      this.#ready.push({ plan: new Plan(capture.backend, capture, refs, this.#fuse), tree })
+      this.#ready.push({
+        plan: new Plan(capture.backend, capture, refs, this.#fuse, this.#limit, passing),
+        tree,
+      })
     return { value }
   }
 

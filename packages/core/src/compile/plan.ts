@@ -2,15 +2,17 @@ import { noGrad } from '../autograd/tape.ts'
 import type { Backend, Prepared, View } from '../dispatch/backend.ts'
 import { type Call, listening, run } from '../dispatch/call.ts'
 import { show } from '../errors.ts'
+import { type Limit, pager } from '../offload/pager.ts'
 import { copyInto } from '../primitives/elementwise.ts'
 import { info } from '../tensor/dtype.ts'
 import { numel } from '../tensor/layout.ts'
 import { showBytes } from '../tensor/show-bytes.ts'
 import { Storage } from '../tensor/storage.ts'
 import { Tensor } from '../tensor/tensor.ts'
-import { arrange, type Interval, type Place } from './arrange.ts'
+import type { Interval, Place, Spot } from './arrange.ts'
 import type { Capture, LeafGrad, Ref, Step } from './capture.ts'
 import { fuse } from './fuse.ts'
+import { arrangeWithin, Mover } from './swap.ts'
 
 /** What a recording became: in which order kernels run, and where everything lies. */
 export interface PlanInfo {
@@ -24,6 +26,8 @@ export interface PlanInfo {
   readonly bytes: number
   /** Bytes that would be needed if nothing shared memory. */
   readonly unsharedBytes: number
+  /** Bytes that one run moves out of memory; as many or more come back. */
+  readonly offloadedBytes: number
 }
 
 /** Gives back what was prepared for plans that nobody can reach any more. */
@@ -35,6 +39,8 @@ export class Plan implements PlanInfo {
   readonly fused: number
   readonly bytes: number
   readonly unsharedBytes: number
+  readonly offloadedBytes: number
+  readonly #mover: Mover | null
   readonly #backend: Backend
   readonly #capture: Capture
   readonly #calls: readonly Call[]
@@ -49,7 +55,7 @@ export class Plan implements PlanInfo {
   readonly #outer: readonly { readonly storage: Storage; readonly buffer: object }[]
   readonly #lines: readonly string[]
 
-  constructor(backend: Backend, capture: Capture, results: readonly Ref[], fusing: boolean) {
+  constructor(backend: Backend, capture: Capture, results: readonly Ref[], fusing: boolean, limit: Limit | null, passing: number) {
     const grads = [...capture.grads.values()]
     const lasting = grads.map(({ after, before }) =>
       after && after !== before ? slotOf(capture, after) : -1,
@@ -67,38 +73,74 @@ export class Plan implements PlanInfo {
       new Set(lasting),
       fed,
     )
-    const places = arrange(backend, capture, steps, used, fusing)
+    const { parts, spots } = arrangeWithin(backend, capture, steps, used, limit, passing, fusing)
     const storages = new Map<Place, Storage>()
-    const bufferOf = new Map<number, Storage>()
+    const partsOf = new Map<number, Interval[]>()
     let bytes = 0
-    for (const [slot, { place }] of places) {
-      let storage = storages.get(place)
-      if (!storage) {
-        storage = new Storage(backend, place.bytes, capture.slots[slot].dtype)
-        storages.set(place, storage)
+    for (const part of [...parts].sort((a, b) => a.from - b.from)) {
+      const { place } = spots.get(part) as Spot
+      if (!storages.has(place)) {
+        storages.set(place, new Storage(backend, place.bytes, capture.slots[part.slot].dtype))
         bytes += place.bytes
       }
-      bufferOf.set(slot, storage)
+      const known = partsOf.get(part.slot)
+      if (known) known.push(part)
+      else partsOf.set(part.slot, [part])
     }
-    const storageOf = (slot: number): Storage => bufferOf.get(slot) ?? capture.slots[slot].storage
-    const firstOf = (slot: number): number => places.get(slot)?.first ?? 0
-    const viewOf = ({ slot, dtype, shape, strides, offset }: Ref): View => ({
-      buffer: storageOf(slot).buffer as object,
-      dtype,
-      shape,
-      strides,
-      offset: firstOf(slot) + offset,
-    })
+    /** Where a slot lies at a step; undefined for what was there before. */
+    const spotAt = (slot: number, at: number): Spot | undefined => {
+      const known = partsOf.get(slot)
+      return known && spots.get(known.findLast(({ from }) => from <= at) ?? known[0])
+    }
+    const storageAt = (slot: number, at: number): Storage => {
+      const spot = spotAt(slot, at)
+      return spot ? (storages.get(spot.place) as Storage) : capture.slots[slot].storage
+    }
+    const viewAt =
+      (at: number) =>
+      ({ slot, dtype, shape, strides, offset }: Ref): View => ({
+        buffer: storageAt(slot, at).buffer as object,
+        dtype,
+        shape,
+        strides,
+        offset: (spotAt(slot, at)?.first ?? 0) + offset,
+      })
+    const mover = parts.some(({ saved }) => saved) && limit ? new Mover(limit.store) : null
+    /** All of a slot in one piece. */
+    const moved = ({ slot, bytes }: Interval, at: number): View => {
+      const { dtype } = capture.slots[slot]
+      const shape = [bytes / info[dtype].bytes]
+      return viewAt(at)({ slot, dtype, shape, strides: [1], offset: 0 })
+    }
+    const lines: string[] = []
+    const named = [...storages.keys()]
+    const nameAt = (at: number) => (slot: number) => spotAt(slot, at)?.place
     const calls: Call[] = []
-    for (const step of steps) {
-      if (step.kind === 'write') {
-        backend.write(viewOf(step.to), step.data)
-        continue
+    steps.forEach((step, at) => {
+      const view = viewAt(at)
+      if (mover)
+        for (const part of parts)
+          if (part.brought && part.from === at) {
+            calls.push(mover.back(backend, part.slot, moved(part, at)))
+            lines.push(moveLine(part, nameAt(at), named, mover.name, true))
+          }
+      lines.push(line(step, nameAt(at), named))
+      if (step.kind === 'write') backend.write(view(step.to), step.data)
+      else {
+        const call = { ...step.call, outputs: step.outputs.map(view), inputs: step.inputs.map(view) }
+        if (once.has(step)) run(call)
+        else calls.push(call)
       }
-      const call = { ...step.call, outputs: step.outputs.map(viewOf), inputs: step.inputs.map(viewOf) }
-      if (once.has(step)) run(call)
-      else calls.push(call)
-    }
+      if (mover)
+        for (const part of parts)
+          if (part.saved && part.to === at) {
+            calls.push(mover.out(backend, part.slot, moved(part, at)))
+            lines.push(moveLine(part, nameAt(at), named, mover.name, false))
+          }
+    })
+    // What stays to the end, or was there from the start, lies where it lies last.
+    const storageOf = (slot: number): Storage => storageAt(slot, steps.length)
+    const firstOf = (slot: number): number => spotAt(slot, steps.length)?.first ?? 0
     const own = ({ slot, dtype, shape, strides, offset }: Ref): Tensor =>
       new Tensor(storageOf(slot), dtype, shape, strides, firstOf(slot) + offset).keep()
     this.recorded = capture.steps.filter(({ kind }) => kind === 'call').length
@@ -115,7 +157,7 @@ export class Plan implements PlanInfo {
     }))
     this.#fed = [...fed].flatMap((slot) => {
       const grad = capture.gradIn(slot)
-      return grad && bufferOf.has(slot)
+      return grad && partsOf.has(slot)
         ? [{ leaf: grad.leaf, tensor: own({ slot, dtype: grad.dtype, ...grad.layout }) }]
         : []
     })
@@ -126,13 +168,18 @@ export class Plan implements PlanInfo {
     const written = new Set<Storage>()
     for (const step of steps) {
       if (step.kind !== 'call') continue
-      for (const { slot } of step.outputs) if (!bufferOf.has(slot)) written.add(storageOf(slot))
+      for (const { slot } of step.outputs) if (!partsOf.has(slot)) written.add(storageOf(slot))
       for (const { slot } of [...step.outputs, ...step.inputs])
-        if (!bufferOf.has(slot)) outer.add(storageOf(slot))
+        if (!partsOf.has(slot)) outer.add(storageOf(slot))
     }
     this.#written = [...written]
     this.#outer = [...outer].map((storage) => ({ storage, buffer: storage.buffer as object }))
-    this.#lines = steps.map((step) => line(step, (slot) => places.get(slot)?.place, [...storages.keys()]))
+    this.#lines = lines
+    this.#mover = mover
+    this.offloadedBytes = parts.reduce((n, { saved, bytes }) => (saved ? n + bytes : n), 0)
+    // It moves its own memory by plan; and what was prepared finds its operands by where they lie now.
+    for (const { buffer } of this.#storages) if (limit && buffer) pager.fix(buffer)
+    if (backend.prepare) for (const { buffer } of this.#outer) pager.fix(buffer)
     this.#prepared = backend.prepare?.(calls) ?? null
     if (this.#prepared) dropped.register(this, this.#prepared, this)
   }
@@ -174,8 +221,8 @@ export class Plan implements PlanInfo {
   }
 
   get info(): PlanInfo {
-    const { launches, recorded, fused, bytes, unsharedBytes } = this
-    return { launches, recorded, fused, bytes, unsharedBytes }
+    const { launches, recorded, fused, bytes, unsharedBytes, offloadedBytes } = this
+    return { launches, recorded, fused, bytes, unsharedBytes, offloadedBytes }
   }
 
   get launches(): number {
@@ -185,6 +232,7 @@ export class Plan implements PlanInfo {
   release(): void {
     dropped.unregister(this)
     this.#prepared?.release()
+    this.#mover?.release()
     for (const t of this.#results) t.dispose()
     for (const { tensor } of [...this.#grads, ...this.#fed]) tensor?.dispose()
     for (const storage of this.#storages) if (storage.tensors.count === 0) storage.free()
@@ -192,9 +240,10 @@ export class Plan implements PlanInfo {
 
   /** The plan, kernel by kernel. */
   toString(): string {
-    const { launches, recorded, fused, bytes, unsharedBytes } = this
+    const { launches, recorded, fused, bytes, unsharedBytes, offloadedBytes } = this
+    const moved = this.#mover ? `, ${showBytes(offloadedBytes)} moved to ${this.#mover.name} and back` : ''
     return [
-      `${launches} launches on ${this.#backend.name} (${recorded} calls recorded, ${fused} fused), ${showBytes(bytes)} for intermediates (${showBytes(unsharedBytes)} unshared)`,
+      `${launches} launches on ${this.#backend.name} (${recorded} calls recorded, ${fused} fused), ${showBytes(bytes)} for intermediates (${showBytes(unsharedBytes)} unshared)${moved}`,
       ...this.#lines,
     ].join('\n')
   }
@@ -303,4 +352,17 @@ function line(step: Step, placeOf: (slot: number) => Place | undefined, places: 
     0,
   )
   return `  ${list(step.outputs)} = ${step.call.op}(${list(step.inputs)}), ${showBytes(bytes)}`
+}
+
+function moveLine(
+  { slot, bytes }: Interval,
+  placeOf: (slot: number) => Place | undefined,
+  places: readonly Place[],
+  store: string,
+  back: boolean,
+): string {
+  const place = placeOf(slot)
+  const here = place ? `m${places.indexOf(place)}` : `x${slot}`
+  const [to, from] = back ? [here, `${store}[${slot}]`] : [`${store}[${slot}]`, here]
+  return `  ${to} = ${from}, ${showBytes(bytes)}`
 }

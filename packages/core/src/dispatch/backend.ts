@@ -61,6 +61,16 @@ export interface Prepared {
   release(): void
 }
 
+/** What a backend brings whose tensors may lie elsewhere for a while, in the host's memory or a file; see `offload`. */
+export interface Exchange {
+  /** Bytes that are taken now, by tensors and by kernels for their work. */
+  usedBytes(): number
+  /** Gives the memory of a buffer back and keeps the buffer, which nobody uses until `enter`. */
+  leave(buffer: BackendBuffer): void
+  /** Takes memory for a buffer again; its contents are undefined. Throws OutOfMemoryError where there is none left. */
+  enter(buffer: BackendBuffer, bytes: number, dtype: DType): void
+}
+
 /** A computing device: its memory, the primitives, and whichever fused kernels it has, by operator name. */
 export interface Backend {
   /** 'reference', 'cpu', 'webgpu' …: what `tensor.device` says. */
@@ -96,6 +106,8 @@ export interface Backend {
    * none of them. Absent: they are run kernel by kernel.
    */
   prepare?(calls: readonly Call[]): Prepared
+  /** Lets tensors lie elsewhere for a while; absent where memory is the host's own. */
+  readonly exchange?: Exchange
   /** The primitives, and the fused kernels by the names of their operators. */
   readonly kernels: KernelTable
   /** The device's own clock, where it has one. */

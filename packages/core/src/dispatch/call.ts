@@ -4,6 +4,7 @@ import { running } from '../tensor/safety-net.ts'
 import { watching } from '../tensor/scope.ts'
 import type { Backend, View } from './backend.ts'
 import type { KernelOf } from './kernels.ts'
+import { paging } from './paging.ts'
 
 /** One run of a kernel: the operator, where it runs, what it reads and writes, and what decides its code. */
 export interface Call<A = unknown> {
@@ -80,7 +81,13 @@ export function run<A>(call: Call<A>): void {
   else listener.call(call as Call, () => launch(call))
 }
 
-function launch<A>({ op, kernel, outputs, inputs, attrs, numbers }: Call<A>): void {
+function launch<A>(call: Call<A>): void {
+  const pager = paging()
+  if (pager === null) go(call)
+  else pager.launch(call as Call, () => go(call))
+}
+
+function go<A>({ op, kernel, outputs, inputs, attrs, numbers }: Call<A>): void {
   running.outputs = outputs
   running.inputs = inputs
   try {

@@ -2,6 +2,7 @@ import { record, shouldRecord } from '../autograd/tape.ts'
 import { amongKnown, describe, expectDType, expectOptions, type Names } from '../checks.ts'
 import type { Backend } from '../dispatch/backend.ts'
 import { capturing } from '../dispatch/capturing.ts'
+import { paging } from '../dispatch/paging.ts'
 import { defaultBackend, deviceNames, getBackend, isDevice } from '../dispatch/device.ts'
 import { DeviceError, DTypeError, ShapeError, show, UnsupportedOpError, ValueError } from '../errors.ts'
 import * as e from '../expr/expr.ts'
@@ -330,6 +331,7 @@ export async function data(x: Tensor): Promise<TypedArray> {
   refuseRead('data')
   const dense = contiguous(x)
   try {
+    paging()?.bring(x.backend, dense)
     return await x.backend.read(dense)
   } finally {
     if (dense !== x) dense.dispose()
@@ -350,6 +352,7 @@ export function dataSync(x: Tensor): TypedArray {
   if (!readSync) throw new DeviceError(`dataSync: ${x.device} cannot read at once; use await x.data()`)
   const dense = contiguous(x)
   try {
+    paging()?.bring(x.backend, dense)
     return readSync.call(x.backend, dense)
   } finally {
     if (dense !== x) dense.dispose()

@@ -2,6 +2,7 @@ import type { Backend } from '../dispatch/backend.ts'
 import { run } from '../dispatch/call.ts'
 import { capturing, live, type Numbers, numbersOf } from '../dispatch/capturing.ts'
 import { type ElementwiseAttrs, type KernelOf, takes } from '../dispatch/kernels.ts'
+import { paging } from '../dispatch/paging.ts'
 import { expressionWork, type Program, specialize, type TypedProgram } from '../expr/program.ts'
 import { type DType, isFloat } from '../tensor/dtype.ts'
 import type { Storage } from '../tensor/storage.ts'
@@ -130,6 +131,9 @@ class Batch {
   }
 
   admits({ outputs, inputs }: InPlaceCall): boolean {
+    // All of it has to be in memory at once.
+    if (paging()?.isLarge(this.#calls.reduce((n, { inputs }) => inputs.reduce((n, t) => n + t.storage.bytes, n), 0)))
+      return false
     for (const t of outputs) if (this.#touches(t.storage) && startOf(t) < t.storage.markEnd) return false
     for (const t of inputs)
       if (t.storage.mark === this.#written && startOf(t) < t.storage.markEnd) return false

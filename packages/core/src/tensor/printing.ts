@@ -7,6 +7,7 @@
 import { expectOptions, type Names } from '../checks.ts'
 import type { Backend, View } from '../dispatch/backend.ts'
 import { isDefaultBackend } from '../dispatch/device.ts'
+import { paging } from '../dispatch/paging.ts'
 import { show } from '../errors.ts'
 import { type DType, isFloat } from './dtype.ts'
 import { isContiguous, type Layout, numel } from './layout.ts'
@@ -85,6 +86,7 @@ function runsOf(view: Layout, edge: number | null): { offset: number; length: nu
 function shownOf(x: View & { readonly backend: Backend }, edge: number | null): number[] | null {
   const { backend, buffer, dtype } = x
   if (!backend.readSync) return null
+  paging()?.bring(backend, x)
   const values: number[] = []
   for (const { offset, length } of runsOf(x, edge)) {
     const run = backend.readSync({ buffer, dtype, shape: [length], strides: [1], offset })

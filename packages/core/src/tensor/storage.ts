@@ -1,13 +1,18 @@
 import type { Backend, BackendBuffer } from '../dispatch/backend.ts'
 import { capturing } from '../dispatch/capturing.ts'
+import { paging } from '../dispatch/paging.ts'
 import type { DType } from './dtype.ts'
 import { type Remains, setOnLost, unwatch, watch } from './safety-net.ts'
 
 /** Counts of everything alive, over all backends; see `memory()`. */
 export const counts = { tensors: 0, storages: 0, bytes: 0, peakBytes: 0 }
 
+const giveBack = (backend: Backend, buffer: BackendBuffer): void => {
+  if (paging()?.freed(buffer) !== false) backend.free(buffer)
+}
+
 setOnLost(({ backend, buffer, bytes, tensors }) => {
-  backend.free(buffer)
+  giveBack(backend, buffer)
   counts.storages--
   counts.bytes -= bytes
   counts.tensors -= tensors.count
@@ -36,7 +41,7 @@ export class Storage {
   constructor(backend: Backend, bytes: number, dtype: DType) {
     this.backend = backend
     this.bytes = bytes
-    this.buffer = backend.alloc(bytes, dtype)
+    this.buffer = paging()?.alloc(backend, bytes, dtype) ?? backend.alloc(bytes, dtype)
     counts.storages++
     counts.bytes += bytes
     if (counts.bytes > counts.peakBytes) counts.peakBytes = counts.bytes
@@ -53,7 +58,7 @@ export class Storage {
   free(): void {
     if (this.buffer === null) return
     unwatch(this)
-    this.backend.free(this.buffer)
+    giveBack(this.backend, this.buffer)
     this.buffer = null
     counts.storages--
     counts.bytes -= this.bytes

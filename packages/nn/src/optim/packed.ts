@@ -11,8 +11,8 @@ const aligned = (n: number): number => alignment * Math.ceil(n / alignment)
 
 /**
  * Zeros of the shapes, dtypes and backends of `like`, in as few pieces of memory as is sensible, in that order: a GPU
- * binds pieces of memory, not tensors, and so takes more of them at once. Kept; a piece is freed with the last of its
- * tensors.
+ * binds pieces of memory, not tensors, and so takes more of them at once; elsewhere each has its own. Kept; a piece is freed
+ * with the last of its tensors.
  */
 export function packedZeros(like: readonly Tensor[]): Tensor[] {
   const made = new Array<Tensor>(like.length)
@@ -46,6 +46,7 @@ export function packedZeros(like: readonly Tensor[]): Tensor[] {
 /** Finds how many tensors to put together. Backends round sizes up, which may cost a little more than apart. */
 function lengthOfPiece(tensors: readonly Tensor[]): number {
   let [together, apart, length] = [0, 0, 1]
+  if (!tensors[0].backend.operands) return length
   for (const [i, { numel, dtype, backend }] of tensors.entries()) {
     const bytes = (n: number): number => {
       const exact = n * dtypeInfo[dtype].bytes

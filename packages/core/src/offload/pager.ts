@@ -1,0 +1,242 @@
+import type { Backend, BackendBuffer, View } from '../dispatch/backend.ts'
+import type { Call } from '../dispatch/call.ts'
+import { type Paging, setPaging } from '../dispatch/paging.ts'
+import { OutOfMemoryError } from '../errors.ts'
+import { type DType, info } from '../tensor/dtype.ts'
+import { reclaim } from '../tensor/safety-net.ts'
+import { Tensor } from '../tensor/tensor.ts'
+import type { Kept, Store } from './store.ts'
+
+/** What is known of a buffer that may leave memory. */
+interface Known {
+  readonly backend: Backend
+  readonly bytes: number
+  readonly dtype: DType
+}
+
+/** A buffer that has left it. */
+interface Away extends Known {
+  readonly kept: Kept
+}
+
+/** How much of a backend's memory tensors may take, and where they go. */
+export interface Limit {
+  readonly backend: Backend
+  readonly maxBytes: number
+  readonly store: Store
+}
+
+/** What is smaller stays: it would free little. */
+const least = 2 ** 12
+
+/** What a backend may take more than it is asked for. */
+const rounding = 2 ** 12
+
+const whole = (buffer: BackendBuffer, { bytes, dtype }: Known): View => ({
+  buffer,
+  dtype,
+  shape: [bytes / info[dtype].bytes],
+  strides: [1],
+  offset: 0,
+})
+
+/**
+ * Keeps tensors outside of memory: virtual memory as operating systems have it, with whole tensors for pages. What was
+ * used longest ago leaves first. In a training step that is what the backward pass needs last, so that little more is
+ * moved than has to be.
+ */
+class Pager implements Paging {
+  readonly #away = new Map<BackendBuffer, Away>()
+  /** What is in memory and may leave it, what was used longest ago first. */
+  readonly #recent = new Map<BackendBuffer, Known>()
+  /** What never leaves, as a plan has its own way with it. */
+  readonly #fixed = new WeakSet<BackendBuffer>()
+  readonly #limits: Limit[] = []
+  /** What kernels that run touch: kernels may run within kernels. */
+  #pinned: readonly (readonly View[])[] = []
+  /** What is being read to leave as soon as it is known. */
+  readonly #leaving = new Map<BackendBuffer, Promise<void>>()
+
+  /** Runs `fn` while a backend's tensors are limited. */
+  within<T>(limit: Limit, fn: () => T): T {
+    this.#limits.push(limit)
+    setPaging(this)
+    try {
+      return fn()
+    } finally {
+      this.#limits.pop()
+    }
+  }
+
+  /** Without anything to do, calls need not ask. What may leave is known only as long as it is listened to. */
+  #rest(): void {
+    if (this.#limits.length + this.#recent.size + this.#away.size + this.#leaving.size === 0) setPaging(null)
+  }
+
+  #limitOf(backend: Backend): Limit | undefined {
+    return this.#limits.findLast((limit) => limit.backend === backend)
+  }
+
+  alloc(backend: Backend, bytes: number, dtype: DType): BackendBuffer {
+    const buffer = this.#room(backend, bytes, () => backend.alloc(bytes, dtype))
+    if (this.#limits.length > 0 && backend.exchange) this.#recent.set(buffer, { backend, bytes, dtype })
+    return buffer
+  }
+
+  /** Takes memory, and makes room for it before, or when there is none in one piece. */
+  #room<T>(backend: Backend, bytes: number, take: () => T): T {
+    const limit = this.#limitOf(backend)
+    if (!limit) return take()
+    const { maxBytes } = limit
+    const used = (): number => backend.exchange?.usedBytes() ?? 0
+    let looked = false
+    while (used() + bytes + rounding > maxBytes) {
+      if (this.#makeRoom(limit)) continue
+      if (looked) {
+        const error = new OutOfMemoryError(bytes, used(), maxBytes)
+        error.message = `offload: ${error.message}. The rest is what one operator works on at a time: raise maxBytes`
+        throw error
+      }
+      // What nobody holds any more may be in the way.
+      reclaim()
+      looked = true
+    }
+    for (;;)
+      try {
+        return take()
+      } catch (error) {
+        if (!(error instanceof OutOfMemoryError) || !this.#makeRoom(limit)) throw error
+      }
+  }
+
+  #makeRoom({ backend, store }: Limit): boolean {
+    for (const [buffer, known] of this.#recent) {
+      if (known.backend !== backend || known.bytes < least || this.#isPinned(buffer)) continue
+      this.#leave(buffer, known, store)
+      return true
+    }
+    return false
+  }
+
+  #isPinned(buffer: BackendBuffer): boolean {
+    return this.#pinned.some((views) => views.some((view) => view.buffer === buffer))
+  }
+
+  #leave(buffer: BackendBuffer, known: Known, store: Store): void {
+    const { backend } = known
+    const data = backend.readSync?.(whole(buffer, known))
+    if (data) this.#left(buffer, known, store.put(data))
+  }
+
+  #left(buffer: BackendBuffer, known: Known, kept: Kept): void {
+    this.#away.set(buffer, { ...known, kept })
+    this.#recent.delete(buffer)
+    known.backend.exchange?.leave(buffer)
+  }
+
+  /** Moves a tensor out at once, or, where the device answers later, once its elements are known. */
+  moveOut({ storage, dtype }: Tensor, store: Store): void {
+    const { backend, bytes, buffer } = storage
+    if (buffer === null || !backend.exchange || bytes < least) return
+    if (this.#away.has(buffer) || this.#fixed.has(buffer) || this.#leaving.has(buffer)) return
+    const known: Known = { backend, bytes, dtype }
+    if (backend.readSync) this.#leave(buffer, known, store)
+    else {
+      const { version } = storage
+      const left = backend.read(whole(buffer, known)).then(
+        (data) => {
+          this.#leaving.delete(buffer)
+          if (storage.buffer === buffer && storage.version === version)
+            this.#left(buffer, known, store.put(data))
+          this.#rest()
+        },
+        (error) => {
+          this.#leaving.delete(buffer)
+          this.#rest()
+          throw error
+        },
+      )
+      this.#leaving.set(buffer, left)
+    }
+    setPaging(this)
+    this.#rest()
+  }
+
+  /** Resolves when all that was to leave has left. */
+  async settled(): Promise<void> {
+    await Promise.all(this.#leaving.values())
+  }
+
+  freed(buffer: BackendBuffer): boolean {
+    this.#recent.delete(buffer)
+    const away = this.#away.get(buffer)
+    if (!away) return true
+    away.kept.drop()
+    this.#away.delete(buffer)
+    this.#rest()
+    return false
+  }
+
+  /** Bytes that are taken and cannot leave: what kernels have for their work, and other plans. */
+  takenBytes(backend: Backend): number {
+    let bytes = backend.exchange?.usedBytes() ?? 0
+    for (const known of this.#recent.values()) if (known.backend === backend) bytes -= known.bytes
+    return Math.max(0, bytes)
+  }
+
+  /** Keeps a buffer in memory from now on. */
+  fix(buffer: BackendBuffer): void {
+    this.#fixed.add(buffer)
+    this.#recent.delete(buffer)
+  }
+
+  bring(backend: Backend, view: View): void {
+    const outer = this.#pinned
+    this.#pinned = [...outer, [view]]
+    try {
+      this.#bring(backend, view)
+    } finally {
+      this.#pinned = outer
+    }
+  }
+
+  #bring(backend: Backend, view: View): void {
+    const { buffer } = view
+    const away = this.#away.get(buffer)
+    if (away) {
+      const data = away.kept.get()
+      this.#room(backend, away.bytes, () => backend.exchange?.enter(buffer, away.bytes, away.dtype))
+      backend.write(whole(buffer, away), data)
+      away.kept.drop()
+      this.#away.delete(buffer)
+    }
+    if (!this.#limitOf(backend) || this.#fixed.has(buffer)) return
+    // The newest come last.
+    const known = this.#recent.get(buffer) ?? away ?? knownOf(backend, view)
+    this.#recent.delete(buffer)
+    if (known) this.#recent.set(buffer, known)
+  }
+
+  launch({ backend, outputs, inputs }: Call, go: () => void): void {
+    const outer = this.#pinned
+    this.#pinned = [...outer, outputs, inputs]
+    try {
+      for (const view of inputs) this.#bring(backend, view)
+      for (const view of outputs) this.#bring(backend, view)
+      go()
+    } finally {
+      this.#pinned = outer
+      this.#rest()
+    }
+  }
+
+  isLarge(bytes: number): boolean {
+    return this.#limits.some(({ maxBytes }) => bytes > maxBytes / 4)
+  }
+}
+
+const knownOf = (backend: Backend, view: View): Known | null =>
+  view instanceof Tensor ? { backend, bytes: view.storage.bytes, dtype: view.dtype } : null
+
+/** The one that there is: what has left memory outlives whoever sent it away. */
+export const pager = new Pager()
