@@ -5,10 +5,10 @@ import {
   AdamW,
   type CheckpointOptions,
   CompileError,
+  type CpuBackend,
   checkpoint,
   clipGradNorm,
   compile,
-  type CpuBackend,
   createCpuBackend,
   DeviceError,
   GPT,
@@ -79,7 +79,11 @@ function train(wrap: (step: Step) => Step, onEnd = (): void => {}): Run {
     )
     onEnd()
     const { peakBytes } = cpu.stats()
-    return { losses, weights: model.parameters().flatMap((p) => [...p.dataSync().subarray(0, 50)]), peak: peakBytes }
+    return {
+      losses,
+      weights: model.parameters().flatMap((p) => [...p.dataSync().subarray(0, 50)]),
+      peak: peakBytes,
+    }
   })
 }
 
@@ -131,7 +135,10 @@ describe('offload', () => {
       const tensors = Array.from({ length: 8 }, (_, i) => ones([64, 1024]).mul(i))
       const view = (tensors[1] as Tensor).narrow(0, 3, 1)
       const { liveBytes } = cpu.stats()
-      offload(() => tensors.forEach((t) => void t.add(1).dispose()), { to: folder, maxBytes: liveBytes - 1.5 * MiB })
+      offload(() => tensors.forEach((t) => void t.add(1).dispose()), {
+        to: folder,
+        maxBytes: liveBytes - 1.5 * MiB,
+      })
       expect(cpu.stats().liveBytes).toBeLessThanOrEqual(liveBytes - 1.5 * MiB)
       expect(view.dataSync()[7]).toBe(1)
       expect(String(tensors[2])).toContain('2')
@@ -163,7 +170,9 @@ describe('offload', () => {
       expect(() => offload(big, { to: join(folder, 'none') })).toThrow(ValueError)
       expect(() => offload(big, { to: join(folder, 'none') })).toThrow(/ENOENT/)
       expect(() => offload(big, { to: '' })).toThrow(/'host' or the path of a folder/)
-      expect(() => offload(big, { to: 'host', maxBytes: -1 })).toThrow(/maxBytes must be a number of bytes > 0/)
+      expect(() => offload(big, { to: 'host', maxBytes: -1 })).toThrow(
+        /maxBytes must be a number of bytes > 0/,
+      )
       expect(() => offload(big, { to: 'host', max: 5 } as never)).toThrow(/maxBytes/)
       expect(() => offload(async () => {}, { to: 'host' })).toThrow(GradError)
       expect(() => compile(big, { maxBytes: 5 })).toThrow(/offload/)
@@ -181,7 +190,8 @@ describe('offload', () => {
         throw new Error('ENOSPC: no space left on device, write')
       })
       try {
-        const run = (): void => void offload(() => ones([256, 1024]).add(1), { to: folder, maxBytes: 2 * MiB })
+        const run = (): void =>
+          void offload(() => ones([256, 1024]).add(1), { to: folder, maxBytes: 2 * MiB })
         expect(run).toThrow(TilegradError)
         expect(run).toThrow(/no space left/)
       } finally {

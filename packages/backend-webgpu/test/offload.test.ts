@@ -74,6 +74,8 @@ describe('offload on a GPU', () => {
   test('what cannot be done at once is refused, with what can', () => {
     expect(() => on(() => offload(() => 1, { to: 'host' }))).toThrow(DeviceError)
     expect(() => on(() => offload(() => 1, { to: 'host' }))).toThrow(/checkpoint\(fn, x, \{ offload \}\)/)
-    expect(() => on(() => compile((x: Tensor) => x.exp(), { offload: 'host' })(randn([2])))).toThrow(DeviceError)
+    expect(() => on(() => compile((x: Tensor) => x.exp(), { offload: 'host' })(randn([2])))).toThrow(
+      DeviceError,
+    )
   })
 })

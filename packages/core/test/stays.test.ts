@@ -7,7 +7,12 @@ const KiB = 1024
 
 const ref = (slot: number): Ref => ({ slot, dtype: 'float32', shape: [], strides: [], offset: 0 })
 const step = (outputs: readonly number[], inputs: readonly number[]): Step =>
-  ({ kind: 'call', call: { op: 'test' }, outputs: outputs.map(ref), inputs: inputs.map(ref) }) as unknown as Step
+  ({
+    kind: 'call',
+    call: { op: 'test' },
+    outputs: outputs.map(ref),
+    inputs: inputs.map(ref),
+  }) as unknown as Step
 
 function random(seed: number): (most: number) => number {
   let state = seed
@@ -101,12 +106,22 @@ describe('stays', () => {
   })
 
   it('sends that away which is needed last, and does not save again what is unchanged', () => {
-    const steps = [step([0], []), step([1], []), step([2], []), step([3], [2]), step([4], [1]), step([5], [0]), step([6], [1, 0])]
+    const steps = [
+      step([0], []),
+      step([1], []),
+      step([2], []),
+      step([3], [2]),
+      step([4], [1]),
+      step([5], [0]),
+      step([6], [1, 0]),
+    ]
     const used = [0, 1, 2, 3, 4, 5, 6].map((slot) => ({
       slot,
       bytes: 32 * KiB,
       from: steps.findIndex((s) => s.kind === 'call' && s.outputs[0]?.slot === slot),
-      to: steps.findLastIndex((s) => s.kind === 'call' && [...s.outputs, ...s.inputs].some((r) => r.slot === slot)),
+      to: steps.findLastIndex(
+        (s) => s.kind === 'call' && [...s.outputs, ...s.inputs].some((r) => r.slot === slot),
+      ),
     }))
     const parts = stays(steps, used, 3 * 32 * KiB)
     if ('needs' in parts) throw new Error('too little')

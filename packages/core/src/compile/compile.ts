@@ -89,7 +89,9 @@ export function compile<A extends readonly unknown[], R>(
   if (!Number.isInteger(maxPlans) || maxPlans < 1)
     throw new ValueError(`compile: maxPlans must be a whole number ≥ 1, got ${showValue(maxPlans)}`)
   if (maxBytes !== undefined && offload === undefined)
-    throw new ValueError("compile: maxBytes says when offload moves tensors; pass offload: 'host' or a folder as well")
+    throw new ValueError(
+      "compile: maxBytes says when offload moves tensors; pass offload: 'host' or a folder as well",
+    )
   /** What went before it was ever replayed. */
   let inVain = 0
   const recordings = new Map<string, Recordings>()

@@ -55,7 +55,14 @@ export class Plan implements PlanInfo {
   readonly #outer: readonly { readonly storage: Storage; readonly buffer: object }[]
   readonly #lines: readonly string[]
 
-  constructor(backend: Backend, capture: Capture, results: readonly Ref[], fusing: boolean, limit: Limit | null, passing: number) {
+  constructor(
+    backend: Backend,
+    capture: Capture,
+    results: readonly Ref[],
+    fusing: boolean,
+    limit: Limit | null,
+    passing: number,
+  ) {
     const grads = [...capture.grads.values()]
     const lasting = grads.map(({ after, before }) =>
       after && after !== before ? slotOf(capture, after) : -1,

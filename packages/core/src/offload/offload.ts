@@ -54,12 +54,18 @@ export function limitOf(op: string, to: string, maxBytes: number | undefined): L
     throw new ValueError(`${op}: maxBytes must be a number of bytes > 0, got ${describe(maxBytes)}`)
   const backend = defaultBackend()
   if (!backend.exchange)
-    throw new DeviceError(`${op}: tensors on ${backend.name} lie in the host's memory already; there is no other to offload`)
+    throw new DeviceError(
+      `${op}: tensors on ${backend.name} lie in the host's memory already; there is no other to offload`,
+    )
   if (!backend.readSync)
     throw new DeviceError(
       `${op}: ${backend.name} cannot read at once, so nothing can be moved while this runs; use checkpoint(fn, x, { offload }), and await offloaded()`,
     )
-  return { backend, maxBytes: maxBytes ?? backend.limitBytes ?? Number.POSITIVE_INFINITY, store: storeOf(op, to) }
+  return {
+    backend,
+    maxBytes: maxBytes ?? backend.limitBytes ?? Number.POSITIVE_INFINITY,
+    store: storeOf(op, to),
+  }
 }
 
 /**

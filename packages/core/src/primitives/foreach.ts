@@ -132,7 +132,11 @@ class Batch {
 
   admits({ outputs, inputs }: InPlaceCall): boolean {
     // All of it has to be in memory at once.
-    if (paging()?.isLarge(this.#calls.reduce((n, { inputs }) => inputs.reduce((n, t) => n + t.storage.bytes, n), 0)))
+    if (
+      paging()?.isLarge(
+        this.#calls.reduce((n, { inputs }) => inputs.reduce((n, t) => n + t.storage.bytes, n), 0),
+      )
+    )
       return false
     for (const t of outputs) if (this.#touches(t.storage) && startOf(t) < t.storage.markEnd) return false
     for (const t of inputs)
