@@ -2,8 +2,8 @@
 // they do. Bundlers take the modules, so that they can leave out what a program does not use. Run after tsc.
 import { existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join, relative } from 'node:path'
-import { fileURLToPath } from 'node:url'
-import { build } from 'esbuild'
+import { fileURLToPath, pathToFileURL } from 'node:url'
+import { build, transform } from 'esbuild'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 
@@ -69,10 +69,25 @@ async function engine(entry, outfile) {
   })
 }
 
+/** Makes the code of workers short, which is a string that no bundler looks into. @param {string} file */
+async function shorten(file) {
+  const text = readFileSync(file, 'utf8')
+  const template = /^export const workerSource = `[\s\S]*?^`;$/m
+  if (!template.test(text)) return
+  const { workerSource } = await import(pathToFileURL(file).href)
+  const { code } = await transform(workerSource, { minify: true, target: common.target })
+  writeFileSync(
+    file,
+    text.replace(template, () => `export const workerSource = ${JSON.stringify(code)};`),
+  )
+}
+
 /** @param {string} name a folder in packages */
 async function bundle(name) {
   const folder = join(root, 'packages', name)
   const outdir = join(folder, 'dist')
+  const source = join(outdir, 'modules', 'machine', 'worker-source.js')
+  if (existsSync(source)) await shorten(source)
   const { exports } = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8'))
   /** @type {{ node?: string, default: string }[]} */
   const entries = Object.values(exports)

@@ -22,20 +22,19 @@ import { ValueError } from '@tilegrad/core'
 import { WorkerDiedError } from '../errors.ts'
 import type { Features } from './features.ts'
 import type { Heap } from './heap.ts'
+import { type Helper, startWorker } from './pool-worker.ts'
 import {
   asleep,
   busy,
   callerWaits,
   failed,
   firstLine,
-  type Helper,
   lineWords,
   pending,
   remaining,
-  startWorker,
   task,
   up,
-} from './pool-worker.ts'
+} from './worker-source.ts'
 
 /** What a kernel exports: rows [start, end), address of the parameter block, index of the thread. */
 export type KernelFunction = (start: number, end: number, params: number, thread: number) => void
