@@ -28,13 +28,14 @@ import {
 import { grainOf, nestWords, Words, walk } from './rows.ts'
 
 type Kind = 'sum' | 'prod' | 'affine'
-type ScanType = 'float32' | 'float64' | 'int32'
+const dtypes = ['float32', 'float64', 'int32'] as const
+type ScanType = (typeof dtypes)[number]
 
 /** Columns of one unit: a cache line. */
 const strip = 16
 
 export const scan: KernelFactory<{ kind: Kind; dim: number; reverse: boolean }> = (engine) => ({
-  dtypes: [['float32', 'float64', 'int32']],
+  dtypes: [dtypes],
   run([out], inputs, { kind, dim, reverse }) {
     if (layout.numel(out.shape) === 0) return
     const type = out.dtype as ScanType

@@ -23,7 +23,8 @@ const wideDigitsFrom = 4096
 /** Elements per chunk: sorting takes about 10 ns for each. */
 const sortGrain = 1024
 
-type SortType = 'float32' | 'float64' | 'int32'
+const dtypes = ['float32', 'float64', 'int32'] as const
+type SortType = (typeof dtypes)[number]
 interface Variant {
   readonly type: SortType
   readonly descending: boolean
@@ -33,7 +34,7 @@ interface Variant {
 }
 
 export const sort: KernelFactory<{ dim: number; descending: boolean }> = (engine) => ({
-  dtypes: [['float32', 'float64', 'int32']],
+  dtypes: [dtypes],
   run([values, indices], [x], { dim, descending }) {
     if (layout.numel(x.shape) === 0) return
     const n = x.shape[dim] ?? 1

@@ -15,7 +15,7 @@
  * Reference: `gather`, `scatterAdd` in core's reference/kernels.ts. Test: indexing.test.ts.
  */
 
-import { type DType, dtypeInfo, layout, ValueError, type View } from '@tilegrad/core'
+import { dtypeInfo, layout, ValueError, type View } from '@tilegrad/core'
 import { collapse, type Nest } from '@tilegrad/core/kernel'
 import type { Engine, KernelFactory } from '../../engine.ts'
 import {
@@ -32,7 +32,8 @@ import {
 import { eachRow, eachVector, grainOf, nestWords, streamGrain, Words, walk } from '../rows.ts'
 
 /** The dtypes of elements that are moved and added. */
-const stored = ['float32', 'float64', 'int32', 'bool'] as const
+const moved = ['float32', 'float64', 'int32', 'bool'] as const
+type Moved = (typeof moved)[number]
 
 /** Elements of one copied block. */
 const blockElements = 8192
@@ -198,7 +199,7 @@ function chooser(f: FunctionBuilder, size: I32, stride: I32, flag: I32): (index:
 }
 
 export const gather: KernelFactory<{ dim: number }> = (engine) => ({
-  dtypes: [stored, ['int32']],
+  dtypes: [moved, ['int32']],
   run([out], [x, index], { dim }) {
     if (layout.numel(out.shape) === 0) return
     const size = x.shape[dim]
@@ -218,7 +219,7 @@ export const gather: KernelFactory<{ dim: number }> = (engine) => ({
 
 /** Additions out[…, index[along, …], …] += source[along, …]. Strides in elements, addresses in bytes. */
 export interface Adds {
-  readonly dtype: DType
+  readonly dtype: Moved
   /** Dims that are independent of each other: strides of out, index, source. */
   readonly free: Nest
   /** The dims along which the index chooses, in order: strides of index, source. */
@@ -283,7 +284,7 @@ export function runAdds(engine: Engine, a: Adds): void {
 function buildAdds(
   m: ModuleBuilder,
   kind: 'rows' | 'elements' | 'lines',
-  dtype: DType,
+  dtype: Moved,
   [unitRank, alongRank]: readonly [number, number],
 ): void {
   m.kernel('main', (f, start, end, params) => {
@@ -341,7 +342,7 @@ function buildAdds(
         })
       }
       const put = (where: I32, from: I32, step: I32): void =>
-        at(where, (to) => addOne(f, dtype, f.let(to.add(step)), from))
+        at(where, (to) => addOne[dtype](f, f.let(to.add(step)), from))
       if (kind === 'lines') {
         across(index, source, (where, from, step) => each(where, from, (i, p) => put(i, p, step)))
       } else {
@@ -358,15 +359,16 @@ function buildAdds(
   })
 }
 
-function addOne(f: FunctionBuilder, dtype: DType, to: I32, from: I32): void {
-  if (dtype === 'float32') f.store(to, f32.load(to).add(f32.load(from)))
-  else if (dtype === 'float64') f.store(to, f64.load(to).add(f64.load(from)))
-  else if (dtype === 'int32') f.store(to, i32.load(to).add(i32.load(from)))
-  else f.storeLow(8, to, i32.load8U(to).add(i32.load8U(from)))
+/** Adds one element to another. */
+const addOne: Readonly<Record<Moved, (f: FunctionBuilder, to: I32, from: I32) => void>> = {
+  float32: (f, to, from) => f.store(to, f32.load(to).add(f32.load(from))),
+  float64: (f, to, from) => f.store(to, f64.load(to).add(f64.load(from))),
+  int32: (f, to, from) => f.store(to, i32.load(to).add(i32.load(from))),
+  bool: (f, to, from) => f.storeLow(8, to, i32.load8U(to).add(i32.load8U(from))),
 }
 
 export const scatterAdd: KernelFactory<{ dim: number }> = (engine) => ({
-  dtypes: [stored, ['int32'], stored],
+  dtypes: [moved, ['int32'], moved],
   run([out], [x, index, source], { dim }) {
     if (layout.numel(out.shape) === 0) {
       if (layout.numel(index.shape) > 0) throwFirstIndex(engine, 'scatter_add', index, dim, x.shape[dim])
@@ -386,7 +388,7 @@ export const scatterAdd: KernelFactory<{ dim: number }> = (engine) => ({
     const rest = x.shape.map((_, d) => d).filter((d) => d !== dim)
     const of = (list: readonly number[]): number[] => rest.map((d) => list[d])
     runAdds(engine, {
-      dtype: x.dtype,
+      dtype: x.dtype as Moved,
       free: collapse(of(index.shape), [of(out.strides), of(index.strides), of(source.strides)]),
       along: collapse([index.shape[dim]], [[index.strides[dim]], [source.strides[dim]]]),
       out: to,

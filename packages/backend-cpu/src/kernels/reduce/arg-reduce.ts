@@ -27,12 +27,13 @@ import {
 } from '../rows.ts'
 
 type Kind = 'max' | 'min'
-type ArgType = 'float32' | 'float64' | 'int32' | 'bool'
+const dtypes = ['float32', 'float64', 'int32', 'bool'] as const
+type ArgType = (typeof dtypes)[number]
 
 const bytes = { float32: 4, float64: 8, int32: 4, bool: 1 } as const
 
 export const argReduce: KernelFactory<{ kind: Kind; dim: number }> = (engine) => ({
-  dtypes: [['float32', 'float64', 'int32', 'bool']],
+  dtypes: [dtypes],
   run([out], [x], { kind, dim }) {
     if (layout.numel(out.shape) === 0) return
     const rest = x.shape.map((_, d) => d).filter((d) => d !== dim)
@@ -95,8 +96,13 @@ function buildDense(m: ModuleBuilder, kind: Kind, type: 'float32' | 'int32', ran
   })
 }
 
+const loadFloat = {
+  float32: (at: I32) => f64.promoteF32(f32.load(at)),
+  float64: (at: I32) => f64.load(at),
+}
+const loadInt = { int32: (at: I32) => i32.load(at), bool: (at: I32) => i32.load8U(at) }
+
 function buildStrided(m: ModuleBuilder, kind: Kind, type: ArgType, rank: number): void {
-  const float = type === 'float32' || type === 'float64'
   m.kernel('main', (f, start, end, params) => {
     const words = new Words(f, params)
     const [x, out, n, step] = [words.i32(), words.i32(), words.i32(), words.i32()]
@@ -112,8 +118,8 @@ function buildStrided(m: ModuleBuilder, kind: Kind, type: ArgType, rank: number)
           at.set(at.add(step))
         })
       }
-      if (float) {
-        const load = () => (type === 'float64' ? f64.load(at) : f64.promoteF32(f32.load(at)))
+      if (type === 'float32' || type === 'float64') {
+        const load = () => loadFloat[type](at)
         const best = f.let(load())
         const v = f.local.f64()
         scan(
@@ -126,7 +132,7 @@ function buildStrided(m: ModuleBuilder, kind: Kind, type: ArgType, rank: number)
           () => best.set(v),
         )
       } else {
-        const load = () => (type === 'bool' ? i32.load8U(at) : i32.load(at))
+        const load = () => loadInt[type](at)
         const best = f.let(load())
         const v = f.local.i32()
         scan(

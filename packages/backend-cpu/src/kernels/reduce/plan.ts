@@ -1,6 +1,6 @@
 /** Reductions of any layout in the order in which they are best walked, and their element types. */
 
-import type { DType, Reduction, View } from '@tilegrad/core'
+import type { Reduction, View } from '@tilegrad/core'
 import { collapse, type Nest } from '@tilegrad/core/kernel'
 import type { Engine } from '../../engine.ts'
 import { type Exprs, type FunctionBuilder, f32, f64, type I32, i32 } from '../../wasm/index.ts'
@@ -104,7 +104,7 @@ function nest(dims: Dim[], operands: 1 | 2): Nest {
 }
 
 /** Whether totals are i32. */
-export const isInt = (dtype: DType): boolean => dtype === 'int32' || dtype === 'bool'
+export const isInt = (dtype: keyof typeof elements): boolean => dtype === 'int32' || dtype === 'bool'
 
 /** The factor as parameter words: an i32 (which wraps, as sums do), or a float64. */
 export const scaleWords = (p: Pick<Plan, 'dtype' | 'factor'>): number[] =>
