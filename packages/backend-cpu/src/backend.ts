@@ -3,7 +3,6 @@
 import {
   type Backend,
   DeviceError,
-  type DType,
   expectOptions,
   type KernelTable,
   layout,
@@ -13,7 +12,8 @@ import {
   type TypedArray,
   type View,
 } from '@tilegrad/core'
-import { storedOf, viewOf } from './element.ts'
+import { pack, unpack } from '@tilegrad/core/kernel'
+import { viewOf } from './element.ts'
 import { CpuBuffer, createEngine, type Engine } from './engine.ts'
 import { canCheck, guard } from './guard.ts'
 import { kernelTable } from './kernels/table.ts'
@@ -92,21 +92,18 @@ export function createCpuBackend(options: CpuOptions = {}, parts: CpuParts = { k
 
   const elements = (view: View): TypedArray =>
     viewOf(heap.memory.buffer, view.dtype, engine.address(view), layout.numel(view.shape))
-  const readSync = (view: View): TypedArray => elements(view).slice()
+  const readSync = (view: View): TypedArray => unpack(view.dtype, elements(view))
   const memory: Omit<Backend, 'kernels'> = {
     name: 'cpu',
     limitBytes: heap.limitBytes,
-    alloc(bytes: number, dtype: DType) {
-      storedOf(dtype)
-      return new CpuBuffer(heap.alloc(bytes), bytes)
-    },
+    alloc: (bytes: number) => new CpuBuffer(heap.alloc(bytes), bytes),
     free(buffer) {
       if (!(buffer instanceof CpuBuffer)) throw new DeviceError('cpu: free got a buffer of another backend')
       heap.free(buffer.ptr)
     },
     write(view, data) {
       const target = elements(view)
-      target.set(data.length > target.length ? data.subarray(0, target.length) : data)
+      target.set(pack(view.dtype, data.length > target.length ? data.subarray(0, target.length) : data))
     },
     read: (view) => Promise.resolve(readSync(view)),
     readSync,

@@ -4,29 +4,11 @@
  * the compiler says so. Bytes of elements are in core's `dtypeInfo`.
  */
 
-import { type DType, DTypeError, type TypedArray, UnsupportedOpError } from '@tilegrad/core'
-
-/** The dtypes that are stored. */
-export type Stored = Exclude<DType, 'float16'>
-
-type View = (memory: ArrayBufferLike, address: number, count: number) => TypedArray
-
-const views: Readonly<Record<Stored, View>> = {
-  bool: (memory, address, count) => new Uint8Array(memory, address, count),
-  int32: (memory, address, count) => new Int32Array(memory, address, count),
-  float32: (memory, address, count) => new Float32Array(memory, address, count),
-  float64: (memory, address, count) => new Float64Array(memory, address, count),
-}
-
-/** A dtype as one that is stored. Throws DTypeError for others. */
-export function storedOf(dtype: DType): Stored {
-  if (dtype === 'float16') throw new DTypeError('cpu: float16 is not stored; use float32')
-  return dtype
-}
+import { type DType, dtypeInfo, type TypedArray, UnsupportedOpError } from '@tilegrad/core'
 
 /** Elements in WebAssembly's memory, from a byte address on. */
 export const viewOf = (memory: ArrayBufferLike, dtype: DType, address: number, count: number): TypedArray =>
-  views[storedOf(dtype)](memory, address, count)
+  new dtypeInfo[dtype].Memory(memory, address, count)
 
 /** The dtypes that kernels of expressions compute with: float32, int32, and bool as a mask of all ones or zeros. */
 export type Lane = 'float32' | 'int32' | 'bool'

@@ -38,7 +38,7 @@ export function value(rnd: () => number, dtype: DType): number {
 }
 
 export function operand(rnd: () => number, l: Layout, dtype: DType): Operand {
-  const data = dtypeInfo[dtype].make(extent(l))
+  const data = new dtypeInfo[dtype].Memory(extent(l))
   for (let i = 0; i < data.length; i++) data[i] = value(rnd, dtype)
   return { layout: l, dtype, data }
 }

@@ -108,7 +108,7 @@ export interface Twin {
 /** `value`: by position in the storage. */
 export function twin(l: Layout, dtype: DType, value: (i: number) => number): Twin {
   const n = extent(l)
-  const data = dtypeInfo[dtype].make(n)
+  const data = new dtypeInfo[dtype].Memory(n)
   for (let i = 0; i < n; i++) data[i] = value(i)
   return { layout: l, dtype, data, exact: onReference(l, dtype, data) }
 }
@@ -133,14 +133,14 @@ export function put(
 
 /** A contiguous output, full of rubbish. */
 export function output(engine: Engine, shape: readonly number[], dtype: DType): View {
-  const data = dtypeInfo[dtype].make(layout.numel(shape)).fill(dtype === 'bool' ? 1 : -77)
+  const data = new dtypeInfo[dtype].Memory(layout.numel(shape)).fill(dtype === 'bool' ? 1 : -77)
   return put(engine, { layout: { shape, strides: layout.contiguousStrides(shape), offset: 0 }, dtype, data })
 }
 
 /** The elements of a contiguous view. */
 export function get(engine: Engine, view: View): TypedArray {
-  const { make } = dtypeInfo[view.dtype]
-  const out = make(layout.numel(view.shape))
+  const { Memory } = dtypeInfo[view.dtype]
+  const out = new Memory(layout.numel(view.shape))
   const bytes = engine.memory.view(engine.address(view), Uint8Array, out.byteLength)
   new Uint8Array(out.buffer).set(bytes)
   return out
@@ -183,7 +183,7 @@ export function expected<A>(
 ): TypedArray[] {
   const outs = outputs.map(({ shape, dtype }) => {
     const l = { shape, strides: layout.contiguousStrides(shape), offset: 0 }
-    return onReference(l, dtype, dtypeInfo[dtype].make(layout.numel(shape)))
+    return onReference(l, dtype, new dtypeInfo[dtype].Memory(layout.numel(shape)))
   })
   kernel.run(
     outs,

@@ -16,4 +16,5 @@ export {
   unchanged,
 } from './dispatch/capturing.ts'
 export { takes } from './dispatch/kernels.ts'
+export { pack, unpack } from './tensor/dtype.ts'
 export { collapse, denseFrom, leadOf, type Nest, stridesOver, viewOf } from './tensor/nest.ts'

@@ -151,6 +151,24 @@ describe('conversions', () => {
     expect([values(dict.u), values(dict.b), values(dict.h)]).toEqual([[3, 200], [0, 1], [1]])
   })
 
+  it('F16 and BF16 stay what they are where asked, and are written as such, bit for bit', async () => {
+    const bits = Uint8Array.of(0, 0x3c, 1, 0x80, 0x34, 0x12, 0, 0x7c)
+    const file = writeSafetensors([
+      ['h', { dtype: 'F16', shape: [2, 2], bytes: bits }],
+      ['b', { dtype: 'BF16', shape: [4], bytes: bits }],
+      ['f', { dtype: 'F32', shape: [1], bytes: Uint8Array.of(0, 0, 0x80, 0x3f) }],
+    ])
+    const dict = loadSafetensors(file, { device: reference, widen: false })
+    expect([dict.h.dtype, dict.b.dtype, dict.f.dtype]).toEqual(['float16', 'bfloat16', 'float32'])
+    expect(dict.h.storage.bytes).toBe(8)
+    const wide = loadSafetensors(file, { device: reference })
+    expect(values(dict.h)).toEqual(values(wide.h))
+    expect(values(dict.b)).toEqual(values(wide.b))
+    const again = readSafetensors(await saveSafetensors(dict)).tensors
+    for (const [name, stored] of readSafetensors(file).tensors) expect(again.get(name)).toEqual(stored)
+    expect(() => loadSafetensors(file, { wide: false } as object)).toThrow(/did you mean 'widen'\?/)
+  })
+
   it('refuses an I64 that int32 cannot hold', () => {
     expect(() => stored('I64', 0, 0, 0, 128, 0, 0, 0, 0)).toThrow(/2147483648 does not fit int32/)
     expect(() => stored('I64', 1, 0, 0, 0, 0, 0, 0, 128)).toThrow(ValueError)

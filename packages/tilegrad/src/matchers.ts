@@ -21,10 +21,10 @@ export type Expected = Tensor | ArrayOperand | number | boolean
 export interface CloseOptions {
   /**
    * Allowed difference relative to the expected value. Default, as `torch.testing.assert_close`: 1.3e-6 for float32,
-   * 1e-7 for float64, 1e-3 for float16, 0 for int32 and bool; the larger of two dtypes.
+   * 1e-7 for float64, 1e-3 for float16, 1.6e-2 for bfloat16, 0 for int32 and bool; the larger of two dtypes.
    */
   rtol?: number
-  /** Allowed absolute difference. Default: 1e-5 for float32 and float16, 1e-7 for float64, 0 for int32 and bool. */
+  /** Allowed absolute difference. Default: 1e-5 for floats, 1e-7 for float64, 0 for int32 and bool. */
   atol?: number
   /** NaN equals NaN. Default: false. */
   equalNan?: boolean
@@ -65,6 +65,7 @@ declare global {
 }
 
 const tolerances: Readonly<Record<DType, readonly [rtol: number, atol: number]>> = {
+  bfloat16: [1.6e-2, 1e-5],
   float16: [1e-3, 1e-5],
   float32: [1.3e-6, 1e-5],
   float64: [1e-7, 1e-7],

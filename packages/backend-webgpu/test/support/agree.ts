@@ -67,7 +67,7 @@ export function extent(l: Layout): number {
 
 /** `value`: by position in the storage. */
 export function operand(l: Layout, dtype: DType, value: (i: number) => number): Operand {
-  const values = dtypeInfo[dtype].make(extent(l))
+  const values = new dtypeInfo[dtype].Memory(extent(l))
   for (let i = 0; i < values.length; i++) values[i] = value(i)
   return { layout: l, dtype, data: values }
 }

@@ -54,7 +54,7 @@ export function operand(
     step = end
   }
   const shape = [...lead, ...dense]
-  const data = dtypeInfo[dtype].make(offset + end)
+  const data = new dtypeInfo[dtype].Memory(offset + end)
   for (let i = 0; i < data.length; i++) data[i] = value(i)
   return { layout: { shape, strides: [...strides, ...layout.contiguousStrides(dense)], offset }, data }
 }
@@ -64,7 +64,7 @@ export const plain = (
   value: (i: number) => number,
   dtype: DType = 'float32',
 ): Operand => {
-  const data = dtypeInfo[dtype].make(layout.numel(shape))
+  const data = new dtypeInfo[dtype].Memory(layout.numel(shape))
   for (let i = 0; i < data.length; i++) data[i] = value(i)
   return { layout: layout.contiguous(shape), data }
 }

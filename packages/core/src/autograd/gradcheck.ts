@@ -5,7 +5,7 @@ import { dataSync, tensor } from '../ops/create.ts'
 import { add, mul } from '../ops/pointwise.ts'
 import { sum } from '../ops/reduction.ts'
 import { reference } from '../reference/backend.ts'
-import type { TypedArray } from '../tensor/dtype.ts'
+import { isFloat, type TypedArray } from '../tensor/dtype.ts'
 import { scope } from '../tensor/memory.ts'
 import { expectTensor } from '../tensor/operands.ts'
 import type { Tensor } from '../tensor/tensor.ts'
@@ -52,7 +52,7 @@ function check(
   { eps = 1e-6, atol = 1e-5, rtol = 1e-4 }: GradcheckOptions,
 ): true {
   const xs = inputs.map((t) => {
-    const float = t.dtype === 'float32' || t.dtype === 'float64'
+    const float = isFloat(t.dtype)
     const x = tensor(dataSync(t), t.shape, { dtype: float ? 'float64' : t.dtype, device: reference })
     if (float) x.requiresGrad = true
     return x

@@ -95,7 +95,7 @@ export interface Backend {
   readonly operands?: OperandLimit
   /** What `alloc` of so many bytes takes where that is more, as sizes are rounded up. */
   sizeOf?(bytes: number): number
-  /** Fills a contiguous view with as many elements as it has. */
+  /** Fills a contiguous view with as many elements as it has; those of 16 bits come as numbers, see `pack`. */
   write(view: View, data: TypedArray): void
   /** A copy of a contiguous view's elements. */
   read(view: View): Promise<TypedArray>

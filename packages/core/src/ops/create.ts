@@ -4,12 +4,12 @@ import type { Backend } from '../dispatch/backend.ts'
 import { capturing } from '../dispatch/capturing.ts'
 import { defaultBackend, deviceNames, getBackend, isDevice } from '../dispatch/device.ts'
 import { paging } from '../dispatch/paging.ts'
-import { DeviceError, DTypeError, ShapeError, show, UnsupportedOpError, ValueError } from '../errors.ts'
+import { DeviceError, DTypeError, ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr/expr.ts'
 import { type Program, program } from '../expr/program.ts'
 import { copy, fill, generate } from '../primitives/elementwise.ts'
 import { contiguous } from '../primitives/views.ts'
-import { checkFits, type DType, dtypeOf, info, isFloat, type TypedArray } from '../tensor/dtype.ts'
+import { checkFits, type DType, dtypeOf, info, isFloat, numbersOf, type TypedArray } from '../tensor/dtype.ts'
 import { flatOf, isTyped, type Nested } from '../tensor/from-arrays.ts'
 import { checkShape, numel, sameShape } from '../tensor/layout.ts'
 import { asTensor } from '../tensor/operands.ts'
@@ -72,8 +72,7 @@ export function tensor(
   checkShape('tensor', to)
   if (numel(to) !== flat.length)
     throw new ShapeError(`tensor: shape ${show(to)} has ${numel(to)} elements, the data ${flat.length}`)
-  if (dtype === 'float16') throw new UnsupportedOpError('float16: no backend stores it yet; use float32')
-  const array = info[dtype].make(flat.length)
+  const array = numbersOf(dtype, flat.length)
   if (dtype === 'bool') for (let i = 0; i < flat.length; i++) array[i] = Number(flat[i] !== 0)
   else {
     if (dtype === 'int32' && !(flat instanceof Int32Array || flat instanceof Uint8Array))
@@ -196,7 +195,7 @@ function sequence(
 ): Tensor {
   if (size > 2 ** 31 - 1)
     throw new ShapeError(`${op}: a tensor holds at most 2^31 − 1 elements, this one ${size}`)
-  const array = info[dtype].make(size)
+  const array = numbersOf(dtype, size)
   for (let i = 0; i < size; i++) array[i] = at(i)
   return finish(upload(backendFor(options), array, [size], dtype), options)
 }

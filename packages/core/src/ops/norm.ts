@@ -6,6 +6,7 @@ import { program } from '../expr/program.ts'
 import { elementwise } from '../primitives/elementwise.ts'
 import { reduce } from '../primitives/reduce.ts'
 import { reshapeView } from '../primitives/views.ts'
+import type { DType } from '../tensor/dtype.ts'
 import { numel, sameShape } from '../tensor/layout.ts'
 import { expectTensor } from '../tensor/operands.ts'
 import type { Tensor } from '../tensor/tensor.ts'
@@ -136,8 +137,8 @@ const RMS_NORM: Op<RmsNormAttrs> = {
   },
 }
 
-/** The smallest step from 1: what PyTorch takes where no eps is given. */
-const EPSILON = { float32: 2 ** -23, float64: 2 ** -52 } as const
+/** The smallest step from 1: what PyTorch takes where no eps is given, for 16 bits that of float32. */
+const epsilonOf = (dtype: DType): number => (dtype === 'float64' ? 2 ** -52 : 2 ** -23)
 
 /**
  * x / √(mean x² + eps) · weight over the last dims (Zhang & Sennrich 2019).
@@ -155,7 +156,7 @@ export function rmsNorm(
 ): Tensor {
   const { eps } = expectOptions('rms_norm', options, EPS)
   const size = normalised('rms_norm', x, normalizedShape, [weight])
-  const small = eps ?? EPSILON[x.dtype as 'float32' | 'float64']
+  const small = eps ?? epsilonOf(x.dtype)
   return apply<RmsNormAttrs>(RMS_NORM, weight ? [x, weight] : [x], {
     size,
     eps: small,

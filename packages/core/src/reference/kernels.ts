@@ -1,25 +1,35 @@
 import type { View } from '../dispatch/backend.ts'
 import type { Primitives } from '../dispatch/kernels.ts'
 import { ValueError } from '../errors.ts'
-import type { TypedArray } from '../tensor/dtype.ts'
+import { info, type TypedArray } from '../tensor/dtype.ts'
 import { broadcastStrides, forEachOffset, type Layout, numel } from '../tensor/layout.ts'
 import { evaluate } from './scalar.ts'
 
 /**
  * The primitives in plain JavaScript, to be read: where is each element, then one loop. They are slow and right, and
- * what every other backend is held against. `dataOf` says where a view's storage is, so that another backend can run
+ * what every other backend is held against. `memoryOf` says where a view's storage is, so that another backend can run
  * them on its own memory.
  */
-export function referenceKernels(dataOf: (view: View) => TypedArray): Primitives {
+export function referenceKernels(memoryOf: (view: View) => TypedArray): Primitives {
+  /** The storage as an array of numbers. */
+  const dataOf = (view: View): TypedArray => {
+    const { half } = info[view.dtype]
+    const memory = memoryOf(view)
+    if (!half) return memory
+    return new Proxy(memory, {
+      get: (bits, i) => half.load(bits[Number(i)]),
+      set: (bits, i, value) => Reflect.set(bits, i, half.store(value)),
+    })
+  }
   return {
     elementwise: {
       run(outputs, inputs, { kernel }, numbers) {
         const shape = outputs[0].shape
-        const sources = inputs.map((v) => dataOf(v))
+        const sources = inputs.map((v) => memoryOf(v))
         const where = inputs.map((v) =>
           offsets({ shape, strides: broadcastStrides(v, shape), offset: v.offset }),
         )
-        const targets = outputs.map((v) => dataOf(v))
+        const targets = outputs.map((v) => memoryOf(v))
         const to = outputs.map((v) => offsets(v))
         evaluate(
           kernel.exprs,
@@ -28,9 +38,13 @@ export function referenceKernels(dataOf: (view: View) => TypedArray): Primitives
           (input, from, n, row) => {
             const [data, at] = [sources[input], where[input]]
             for (let i = 0; i < n; i++) row[i] = data[at[from + i]]
+            const { half } = info[inputs[input].dtype]
+            if (half) for (let i = 0; i < n; i++) row[i] = half.load(row[i])
           },
           (output, from, n, row) => {
             const [data, at] = [targets[output], to[output]]
+            const { half } = info[outputs[output].dtype]
+            if (half) for (let i = 0; i < n; i++) row[i] = half.store(row[i])
             for (let i = 0; i < n; i++) data[at[from + i]] = row[i]
           },
         )
@@ -113,8 +127,8 @@ export function referenceKernels(dataOf: (view: View) => TypedArray): Primitives
         const [data, at, result] = [dataOf(x), dataOf(index), dataOf(out)]
         const where = offsets(index)
         const to = offsets(out)
-        forEachCoord(index.shape, (coords, i) => {
-          result[to[i]] = data[address(x, coords, dim, at[where[i]])]
+        forEachOffset(starts(x, index, dim), (from, i) => {
+          result[to[i]] = data[from + stepTo(x, dim, at[where[i]])]
         })
       },
     },
@@ -128,8 +142,8 @@ export function referenceKernels(dataOf: (view: View) => TypedArray): Primitives
         })
         const where = offsets(index)
         const from = offsets({ shape: index.shape, strides: source.strides, offset: source.offset })
-        forEachCoord(index.shape, (coords, i) => {
-          result[address(out, coords, dim, at[where[i]])] += added[from[i]]
+        forEachOffset(starts(out, index, dim), (start, i) => {
+          result[start + stepTo(out, dim, at[where[i]])] += added[from[i]]
         })
       },
     },
@@ -216,27 +230,17 @@ const dropDims = (l: Layout, dims: readonly number[]): Layout =>
     l.offset,
   )
 
-/** The place in storage of element `coords` of x, with coordinate `dim` replaced by `index`. */
-function address(x: Layout, coords: readonly number[], dim: number, index: number): number {
+/** For each element of an index, where in x the elements begin among which it chooses. */
+const starts = (x: Layout, index: Layout, dim: number): Layout => ({
+  shape: index.shape,
+  strides: x.strides.map((s, d) => (d === dim ? 0 : s)),
+  offset: x.offset,
+})
+
+/** How far it is from there to the chosen one. */
+function stepTo(x: Layout, dim: number, index: number): number {
   const size = x.shape[dim] ?? 1
   if (index < 0 || index >= size)
     throw new ValueError(`index ${index} is out of range for dim ${dim} of size ${size}`)
-  let at = x.offset
-  for (let d = 0; d < x.shape.length; d++) at += (d === dim ? index : coords[d]) * x.strides[d]
-  return at
-}
-
-function forEachCoord(
-  shape: readonly number[],
-  visit: (coords: readonly number[], index: number) => void,
-): void {
-  const coords = shape.map(() => 0)
-  const total = numel(shape)
-  for (let index = 0; index < total; index++) {
-    visit(coords, index)
-    for (let d = shape.length - 1; d >= 0; d--) {
-      if (++coords[d] < shape[d]) break
-      coords[d] = 0
-    }
-  }
+  return index * (x.strides[dim] ?? 0)
 }

@@ -1,6 +1,6 @@
 import type { Binary, Unary } from '../expr/expr.ts'
 import { type Typed, typedPostOrder } from '../expr/program.ts'
-import type { DType } from '../tensor/dtype.ts'
+import { type DType, info } from '../tensor/dtype.ts'
 import { numel } from '../tensor/layout.ts'
 
 /**
@@ -95,7 +95,8 @@ export function erf(x: number): number {
 export function convert(x: number, from: DType, to: DType): number {
   if (to === 'bool') return Number(x !== 0)
   if (to === 'int32' && from !== 'int32') return Math.max(-2147483648, Math.min(2147483647, x)) | 0
-  return to === 'float32' ? Math.fround(x) : x
+  const { half } = info[to]
+  return half ? half.load(half.store(x)) : to === 'float32' ? Math.fround(x) : x
 }
 
 /** How many elements are computed at a time. */

@@ -1,29 +1,88 @@
 import { DTypeError } from '../errors.ts'
 
 /**
- * Element types. `bool` is stored as one byte, 0 or 1. `float16` exists as a dtype; no backend stores it yet.
+ * Element types. `bool` is stored as one byte, 0 or 1; `float16` and `bfloat16` as 2 bytes, and computed with slowly.
  * There is no int64: indices and integer sums are int32 and wrap.
  */
-export type DType = 'float32' | 'float64' | 'float16' | 'int32' | 'bool'
+export type DType = 'float32' | 'float64' | 'float16' | 'bfloat16' | 'int32' | 'bool'
 
-/** The arrays that hold elements outside of tensors. */
+/** The arrays that hold elements outside of tensors; those of 16 bits are numbers in a Float32Array there. */
 export type TypedArray = Float32Array | Float64Array | Int32Array | Uint8Array | Uint16Array
+
+/** How a number is stored in 16 bits. */
+export interface Half {
+  /** The number that bits stand for. */
+  load(bits: number): number
+  /** The bits of the nearest number, of two that are equally near the even one; beyond the largest it is ∞. */
+  store(value: number): number
+}
+
+const single = new Float32Array(1)
+const word = new Uint32Array(single.buffer)
+
+/** A floating format of a sign, an exponent, and so many bits of fraction. */
+function half(fraction: number, bias: number): Half {
+  const one = 2 ** fraction
+  const top = 2 * bias + 1
+  /** What the last bit of the fraction is worth, by the exponent; 0 stands for numbers without a leading one. */
+  const unit = Float64Array.from({ length: top + 1 }, (_, e) => 2 ** ((e || 1) - bias - fraction))
+  return {
+    load(bits) {
+      const e = (bits >> fraction) & top
+      const f = bits & (one - 1)
+      const size = e === top ? (f ? NaN : Infinity) : (e ? one + f : f) * unit[e]
+      return bits >> 15 ? -size : size
+    },
+    store(value) {
+      const size = Math.abs(value)
+      single[0] = size
+      const e = Math.min(Math.max((word[0] >> 23) - 127 + bias, 1), top)
+      // Numbers from 2⁵² on are whole: adding it rounds. A carry goes into the exponent.
+      const bits = size / unit[e] + 2 ** 52 - 2 ** 52 + (e - 1) * one
+      const sign = value < 0 || Object.is(value, -0) ? 2 ** 15 : 0
+      return sign + (size >= 0 ? Math.min(bits, top * one) : top * one + 1)
+    },
+  }
+}
 
 interface Info {
   readonly bytes: number
-  /** Order of promotion: the result of mixing two dtypes is the one with the higher rank. */
+  /** Order of promotion: the result of mixing two dtypes is the one with the higher rank, of two of one rank float32. */
   readonly rank: number
   readonly float: boolean
-  readonly make: (length: number) => TypedArray
+  /** An array of elements as they lie in memory, a new one or a part of a buffer. */
+  readonly Memory: {
+    new (length: number): TypedArray
+    new (buffer: ArrayBufferLike, byteOffset: number, length: number): TypedArray
+  }
+  /** How numbers lie there, where not as they are. */
+  readonly half?: Half
 }
 
-/** What is known of each dtype: bytes of an element, order of promotion, and how to make an array. */
+/** What is known of each dtype: bytes of an element, order of promotion, and what it is in memory. */
 export const info: Record<DType, Info> = {
-  bool: { bytes: 1, rank: 0, float: false, make: (n) => new Uint8Array(n) },
-  int32: { bytes: 4, rank: 1, float: false, make: (n) => new Int32Array(n) },
-  float16: { bytes: 2, rank: 2, float: true, make: (n) => new Uint16Array(n) },
-  float32: { bytes: 4, rank: 3, float: true, make: (n) => new Float32Array(n) },
-  float64: { bytes: 8, rank: 4, float: true, make: (n) => new Float64Array(n) },
+  bool: { bytes: 1, rank: 0, float: false, Memory: Uint8Array },
+  int32: { bytes: 4, rank: 1, float: false, Memory: Int32Array },
+  float16: { bytes: 2, rank: 2, float: true, Memory: Uint16Array, half: half(10, 15) },
+  bfloat16: { bytes: 2, rank: 2, float: true, Memory: Uint16Array, half: half(7, 127) },
+  float32: { bytes: 4, rank: 3, float: true, Memory: Float32Array },
+  float64: { bytes: 8, rank: 4, float: true, Memory: Float64Array },
+}
+
+/** An array for so many numbers of a dtype. */
+export const numbersOf = (dtype: DType, length: number): TypedArray =>
+  new (info[dtype].half ? Float32Array : info[dtype].Memory)(length)
+
+/** Elements as they lie in memory. */
+export function pack(dtype: DType, elements: TypedArray): TypedArray {
+  const { half } = info[dtype]
+  return half ? Uint16Array.from(elements, half.store) : elements
+}
+
+/** A copy of elements that lie in memory, as numbers. */
+export function unpack(dtype: DType, memory: TypedArray): TypedArray {
+  const { half } = info[dtype]
+  return half ? Float32Array.from(memory, half.load) : memory.slice()
 }
 
 /**
@@ -35,13 +94,14 @@ export const info: Record<DType, Info> = {
 export const isFloat = (dtype: DType): boolean => info[dtype].float
 
 /**
- * The dtype two tensors promote to: bool < int32 < float16 < float32 < float64.
+ * The dtype two tensors promote to: bool < int32 < float16, bfloat16 < float32 < float64; float16 and bfloat16 to float32.
  * A plain number is weak: it takes the tensor's dtype, except that a fraction lifts int32 and bool to float32.
  *
  * @example
  * promote('int32', 'float32') // → float32
  */
-export const promote = (a: DType, b: DType): DType => (info[a].rank >= info[b].rank ? a : b)
+export const promote = (a: DType, b: DType): DType =>
+  a === b || info[a].rank > info[b].rank ? a : info[a].rank < info[b].rank ? b : 'float32'
 
 /**
  * Tells what a true division or a transcendental gives: floats stay, integers and bools become float32.
@@ -56,10 +116,8 @@ export const toSum = (dtype: DType): DType => (dtype === 'bool' ? 'int32' : dtyp
 
 /** The dtype of a typed array as tensors see it; plain arrays are float32 unless they hold booleans. */
 export function dtypeOf(data: unknown): DType {
-  if (data instanceof Float32Array) return 'float32'
-  if (data instanceof Float64Array) return 'float64'
-  if (data instanceof Int32Array) return 'int32'
-  if (data instanceof Uint8Array) return 'bool'
+  for (const [dtype, { Memory, half }] of Object.entries(info))
+    if (!half && data instanceof Memory) return dtype as DType
   throw new DTypeError(
     `tensor: no dtype for ${Object.prototype.toString.call(data)}; pass Float32Array, Float64Array, Int32Array or Uint8Array (bool)`,
   )

@@ -1,7 +1,7 @@
 import { describe } from '../checks.ts'
 import { defaultBackend } from '../dispatch/device.ts'
 import { ValueError } from '../errors.ts'
-import { type DType, dtypeOf, info, isFloat, type TypedArray } from './dtype.ts'
+import { type DType, dtypeOf, isFloat, numbersOf, type TypedArray } from './dtype.ts'
 import { flatOf, isTyped, type Nested } from './from-arrays.ts'
 import { Tensor, upload } from './tensor.ts'
 
@@ -69,7 +69,7 @@ function dtypeFor(list: readonly (number | boolean)[], like: Tensor | undefined)
 
 /** Plain numbers as elements of a dtype. @throws ValueError where an int32 cannot hold them. */
 function arrayOf(dtype: DType, list: readonly number[]): TypedArray {
-  const array = info[dtype].make(list.length)
+  const array = numbersOf(dtype, list.length)
   for (let i = 0; i < list.length; i++) {
     const v = list[i]
     array[i] = dtype === 'bool' ? Number(v !== 0) : v

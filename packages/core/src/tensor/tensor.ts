@@ -12,7 +12,6 @@ import {
   OutOfMemoryError,
   ShapeError,
   show,
-  UnsupportedOpError,
   ValueError,
 } from '../errors.ts'
 import { type DType, info, type TypedArray } from './dtype.ts'
@@ -420,7 +419,6 @@ export function allocate(
 ): Tensor {
   const size = numel(shape)
   if (info[dtype] === undefined) expectDType('dtype', dtype)
-  if (dtype === 'float16') throw new UnsupportedOpError('float16: no backend stores it yet; use float32')
   if (!Number.isSafeInteger(size)) throw new ShapeError(`${show(shape)} has too many elements`)
   const strides = order ? orderedStrides(shape, order) : contiguousStrides(shape)
   if (size > largestSize) refuse(backend, shape, size, dtype)

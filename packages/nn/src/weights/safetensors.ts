@@ -1,5 +1,6 @@
 import {
   type Backend,
+  type DType,
   DTypeError,
   data,
   describeValue,
@@ -10,6 +11,7 @@ import {
   tensor,
   ValueError,
 } from '@tilegrad/core'
+import { pack, unpack } from '@tilegrad/core/kernel'
 import { brief, quoted } from '../brief.ts'
 import type { StateDict } from '../module.ts'
 
@@ -190,20 +192,6 @@ export function readSafetensors(file: Uint8Array | ArrayBuffer | DataView): Safe
   return { tensors, metadata }
 }
 
-/** Half precision: sign, 5 bits of exponent, 10 of fraction. */
-function half(bits: number): number {
-  const [exponent, fraction] = [(bits >> 10) & 31, bits & 1023]
-  const size =
-    exponent === 31
-      ? fraction === 0
-        ? Infinity
-        : Number.NaN
-      : exponent === 0
-        ? fraction * 2 ** -24
-        : (1024 + fraction) * 2 ** (exponent - 25)
-  return bits >> 15 ? -size : size
-}
-
 function int32(big: bigint): number {
   const value = Number(big)
   if (value !== (value | 0)) throw wrong(`${big} does not fit int32, the only integer dtype here`)
@@ -242,7 +230,7 @@ export function storedValues(stored: StoredTensor): TypedArray {
     case 'I64':
       return Int32Array.from(new BigInt64Array(buffer, byteOffset, n), int32)
     case 'F16':
-      return Float32Array.from(new Uint16Array(buffer, byteOffset, n), half)
+      return unpack('float16', new Uint16Array(buffer, byteOffset, n))
     case 'BF16':
       // The upper half of a float32.
       return new Float32Array(Uint32Array.from(new Uint16Array(buffer, byteOffset, n), (b) => b << 16).buffer)
@@ -261,11 +249,12 @@ const NAMELESS: object = Object.create(null, {
 })
 
 /**
- * The tensors of a safetensors file by name: F64, F32, I32 and BOOL as they are, F16 and BF16 as float32, other
- * integers as int32.
+ * The tensors of a safetensors file by name: F64, F32, I32 and BOOL as they are, F16 and BF16 as float32 or as they are,
+ * other integers as int32.
  *
  * @param bytes the whole file, such as `await readFile(path)` or `await response.arrayBuffer()`.
  * @param options.device where the tensors are made; default `defaultBackend()`.
+ * @param options.widen false keeps F16 and BF16 as float16 and bfloat16, in half the memory; default true.
  * @throws ValueError saying what is malformed, or for an integer outside int32; DTypeError for a dtype that is not read.
  * @example
  * const bytes = await saveSafetensors(new Linear(3, 2).stateDict())
@@ -273,14 +262,19 @@ const NAMELESS: object = Object.create(null, {
  */
 export function loadSafetensors(
   bytes: Uint8Array | ArrayBuffer | DataView,
-  options: { device?: Backend | string } = {},
+  options: { device?: Backend | string; widen?: boolean } = {},
 ): StateDict {
-  expectOptions('loadSafetensors', options, { device: 1 })
+  const { widen = true, ...rest } = expectOptions('loadSafetensors', options, { device: 1, widen: 1 })
   const dict = Object.create(NAMELESS) as StateDict
-  for (const [name, stored] of readSafetensors(bytes).tensors)
-    dict[name] = tensor(storedValues(stored), stored.shape, options)
+  for (const [name, stored] of readSafetensors(bytes).tensors) {
+    const dtype = widen ? undefined : halves[stored.dtype]
+    dict[name] = tensor(storedValues(stored), stored.shape, dtype ? { ...rest, dtype } : rest)
+  }
   return dict
 }
+
+/** The dtypes of 16 bits, by their names in files. */
+const halves: Readonly<Partial<Record<StoredDType, DType>>> = { F16: 'float16', BF16: 'bfloat16' }
 
 /**
  * Lays stored tensors out as a safetensors file, the larger element sizes first, so that every tensor is aligned.
@@ -322,9 +316,11 @@ export function writeSafetensors(
   return file
 }
 
-const STORED: Readonly<Record<string, StoredDType>> = {
+const STORED: Readonly<Record<DType, StoredDType>> = {
   float64: 'F64',
   float32: 'F32',
+  float16: 'F16',
+  bfloat16: 'BF16',
   int32: 'I32',
   bool: 'BOOL',
 }
@@ -355,10 +351,11 @@ export async function saveSafetensors(
   const stored: [string, StoredTensor][] = []
   for (const [name, t] of Object.entries(tensors)) {
     expectTensor(`saveSafetensors: '${name}'`, t)
-    const dtype = STORED[t.dtype]
-    if (!dtype) throw new DTypeError(`saveSafetensors: '${name}' is ${t.dtype}, which is not written`)
-    const { buffer, byteOffset, byteLength } = await data(t)
-    stored.push([name, { dtype, shape: t.shape, bytes: new Uint8Array(buffer, byteOffset, byteLength) }])
+    const { buffer, byteOffset, byteLength } = pack(t.dtype, await data(t))
+    stored.push([
+      name,
+      { dtype: STORED[t.dtype], shape: t.shape, bytes: new Uint8Array(buffer, byteOffset, byteLength) },
+    ])
   }
   return writeSafetensors(stored, metadata)
 }

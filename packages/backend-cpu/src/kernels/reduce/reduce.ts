@@ -19,8 +19,9 @@
  * Reference: `reduce` in core's reference/kernels.ts. Test: reduce.test.ts.
  */
 
-import { dtypeInfo, layout, type Reduction, type View } from '@tilegrad/core'
+import { layout, type Reduction, type View } from '@tilegrad/core'
 import { collapse } from '@tilegrad/core/kernel'
+import { viewOf } from '../../element.ts'
 import type { Engine, KernelFactory } from '../../engine.ts'
 import { type Exprs, type I32, i32, type ModuleBuilder } from '../../wasm/index.ts'
 import { foldRow, grainOf, nestWords, streamGrain, total, Words, walk } from '../rows.ts'
@@ -30,7 +31,7 @@ import { type Element, elements, isInt, type Plan, pieceElements, plan, scaleWor
 const last = (list: readonly number[]): number | undefined => list[list.length - 1]
 
 export const reduce: KernelFactory<{ kind: Reduction; dims: readonly number[] }> = (engine) => ({
-  dtypes: [['float32', 'float64', 'int32', 'bool']],
+  dtypes: [Object.keys(elements) as (keyof typeof elements)[]],
   run([out], [x], { kind, dims }) {
     if (layout.numel(out.shape) === 0) return
     if (layout.numel(x.shape) === 0) {
@@ -45,9 +46,7 @@ export const reduce: KernelFactory<{ kind: Reduction; dims: readonly number[] }>
 })
 
 function fill(engine: Engine, out: View, value: number): void {
-  const { make } = dtypeInfo[out.dtype]
-  const data = make(layout.numel(out.shape)).fill(value)
-  engine.memory.view(engine.address(out), Uint8Array, data.byteLength).set(new Uint8Array(data.buffer))
+  viewOf(engine.memory.memory.buffer, out.dtype, engine.address(out), layout.numel(out.shape)).fill(value)
 }
 
 // --- rows

@@ -86,7 +86,7 @@ function angles(positions: Tensor, frequencies: ArrayLike<number>, dtype: DType)
         ANGLES64,
         [at, tensor(Float64Array.from(frequencies), { device })],
         [],
-        ['float64', 'float64'],
+        [dtype, dtype],
       )
     }
     const units = Float64Array.from(frequencies, (f) => (f / (2 * Math.PI)) * 2 ** 32)
@@ -96,7 +96,7 @@ function angles(positions: Tensor, frequencies: ArrayLike<number>, dtype: DType)
       ANGLES,
       [at, tensor(whole, { device }), tensor(left, { device })],
       [],
-      ['float32', 'float32'],
+      [dtype, dtype],
     )
   })
   return [cos, sin]
