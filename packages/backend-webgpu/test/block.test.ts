@@ -105,7 +105,7 @@ test("a call's numbers are told by their places", () => {
     { source: 0, dtype: 'bool' },
   ] as const
   const params = block({ count: u32, a: numbers(program), b: numbers(program) })
-  expect(params.fields).toEqual(['count: u32', 'a0: f32', 'a1: u32', 'b0: f32', 'b1: u32'])
+  expect(params.fields).toEqual(['count: u32', 'a_0: f32', 'a_1: u32', 'b_0: f32', 'b_1: u32'])
   const { u32: words, scalars } = params.words({ count: 7, a: 0, b: 3 })
   expect([...words]).toEqual([7, 0, 0, 0, 0])
   expect(scalars).toEqual([

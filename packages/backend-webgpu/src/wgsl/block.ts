@@ -136,7 +136,7 @@ export const when = <T>(present: boolean, { fields, put }: Part<T>): Part<T | nu
 export const numbers = (
   params: readonly { readonly source: number; readonly dtype: DType }[],
 ): Part<number> => ({
-  fields: (name) => params.map(({ dtype }, slot) => `${name}${slot}: ${elementOf(dtype).item}`),
+  fields: (name) => params.map(({ dtype }, slot) => `${name}_${slot}: ${elementOf(dtype).item}`),
   put: (first, at, { scalars }) => {
     for (const [slot, { source, dtype }] of params.entries())
       scalars.push({ at: at + slot, source: first + source, dtype })

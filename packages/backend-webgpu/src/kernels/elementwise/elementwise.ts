@@ -14,11 +14,11 @@ import { type Primitives, type TypedProgram, typedPostOrder, type View } from '@
 import type { Nest } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
-import type { Scalar } from '../../wgsl/block.ts'
+import { block, numbers, several, u32, type ValuesOf } from '../../wgsl/block.ts'
 import { elementOf } from '../../wgsl/element.ts'
 import { lower } from '../../wgsl/lowering.ts'
 import { mathCode } from '../../wgsl/math.ts'
-import type { Binding, Item } from '../../wgsl/shader.ts'
+import type { Binding, Item, Shader } from '../../wgsl/shader.ts'
 import { grid, nestOf } from '../layout.ts'
 
 const workgroup = 256
@@ -51,15 +51,8 @@ export function elementwise(engine: Engine): Primitives['elementwise'] {
         return shader(kernel, views, outputs.length, place, written, nest, flat, vectors, long, steps)
       })
 
-      const words: number[] = [count]
-      for (const v of views) words.push(v.offset)
-      if (!flat) words.push(...nest.sizes)
-      for (const strides of nest.strides) words.push(...strides)
-      const scalars = kernel.params.map(
-        ({ source, dtype }): Scalar => ({ at: words.push(0) - 1, source, dtype }),
-      )
-      const [x, y] = grid(Math.ceil(count / ((long ? 1 : 4) * workgroup)))
-      engine.runWords(gpuKernel, buffers, words, x, y, 1, [], scalars, numbers)
+      const groups = grid(Math.ceil(count / ((long ? 1 : 4) * workgroup)))
+      engine.run(gpuKernel, buffers, { count, views, nest, a: 0 }, groups, numbers)
     },
   }
 }
@@ -104,6 +97,26 @@ function haveVectors(views: readonly View[], outputs: number, { sizes, strides }
 }
 const bytesOf = (v: View): number => bufferOf(v).bytes
 
+/** `views` operands over a nest of so many dims; `sized` if the kernel needs the dims' sizes. */
+const params = (views: number, rank: number, sized: boolean, kernel: TypedProgram) => {
+  const [operands, dims] = [views, rank].map((n) => Array.from({ length: n }, (_, i) => i))
+  return block({
+    count: u32,
+    views: several(
+      () => operands.map((i) => `o${i}: i32`),
+      (all: readonly View[]) => all.map((v) => v.offset),
+    ),
+    nest: several(
+      () => [
+        ...(sized ? dims.map((d) => `n${d}: u32`) : []),
+        ...operands.flatMap((i) => dims.map((d) => `s${d}_${i}: i32`)),
+      ],
+      ({ sizes, strides }: Nest) => [...(sized ? sizes : []), ...strides.flat()],
+    ),
+    a: numbers(kernel.params),
+  })
+}
+
 function shader(
   kernel: TypedProgram,
   views: readonly View[],
@@ -115,14 +128,8 @@ function shader(
   vectors: boolean,
   long: boolean,
   steps: readonly number[],
-) {
+): Shader<ValuesOf<typeof params>> {
   const rank = nest.sizes.length
-  const fields = ['count: u32', ...views.map((_, i) => `o${i}: i32`)]
-  if (!flat) for (let d = 0; d < rank; d++) fields.push(`n${d}: u32`)
-  for (let i = 0; i < views.length; i++) for (let d = 0; d < rank; d++) fields.push(`s${d}_${i}: i32`)
-  kernel.params.forEach(({ dtype }, slot) => {
-    fields.push(`a${slot}: ${elementOf(dtype).item}`)
-  })
   const bindings = written.map((write, b): Binding => {
     const { dtype } = views[place.indexOf(b)]
     const { item } = elementOf(dtype)
@@ -133,7 +140,7 @@ function shader(
   // The expressions as one function of an element: WGSL computes it once for each of four.
   const { code, values, functions } = lower(kernel.exprs, (node) => {
     if (node.kind === 'input') return `x${node.index}`
-    if (node.kind === 'param') return elementOf(node.dtype).load(`p.a${node.slot}`)
+    if (node.kind === 'param') return elementOf(node.dtype).load(`p.a_${node.slot}`)
     return node.kind === 'index' ? 'i32(i)' : `c${rank + node.dim}`
   })
   const { coords } = traitsOf(kernel)
@@ -210,5 +217,11 @@ return Out(${values.join(', ')});
     })
     lines.push('}')
   }
-  return { params: fields, bindings, workgroup: [workgroup] as const, declarations, body: lines.join('\n') }
+  return {
+    params: params(views.length, rank, !flat, kernel),
+    bindings,
+    workgroup: [workgroup],
+    declarations,
+    body: lines.join('\n'),
+  }
 }

@@ -20,7 +20,7 @@ import {
 } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
-import type { Scalar } from '../../wgsl/block.ts'
+import { block, list, numbers, several, u32, type ValuesOf } from '../../wgsl/block.ts'
 import { type Lowered, lower } from '../../wgsl/lowering.ts'
 import { mathCode } from '../../wgsl/math.ts'
 import type { Binding, Shader } from '../../wgsl/shader.ts'
@@ -66,17 +66,12 @@ export const foreach = (engine: Engine): KernelOf<ElementwiseAttrs> => {
     const kernel = engine.kernel(`foreach:${expression.id}:${access}:${places}`, expression.name, () =>
       shader(expression, loweredOf(expression) as Lowered, calls, places),
     )
-    const words: number[] = []
-    const scalars: Scalar[] = []
     let end = 0
-    for (const { count, views, first } of calls) {
+    const each = calls.map(({ count, views, first }) => {
       end += Math.ceil(count / span)
-      words.push(end, count)
-      for (const v of views) words.push(v.offset)
-      for (const { source, dtype } of expression.params)
-        scalars.push({ at: words.push(0) - 1, source: first + source, dtype })
-    }
-    engine.runWords(kernel, buffers, words, ...grid(end), 1, [], scalars, values)
+      return { end, count, o: views, a: first }
+    })
+    engine.run(kernel, buffers, { calls: each }, grid(end), values)
   }
 
   return {
@@ -140,21 +135,28 @@ function tryLower(expression: TypedProgram): Lowered | null {
   }
 }
 
+const params = (expression: TypedProgram, calls: number) => {
+  const operands = [...expression.exprs, ...expression.inputs]
+  const one = {
+    ...{ end: u32, count: u32 },
+    o: several(
+      (name) => operands.map((_, i) => `${name}_${i}: u32`),
+      (views: readonly View[]) => views.map((v) => v.offset),
+    ),
+    a: numbers(expression.params),
+  }
+  return block({ calls: list(Array.from({ length: calls }, () => one)) })
+}
+
 function shader(
   expression: TypedProgram,
   { code, values, functions }: Lowered,
   calls: readonly Call[],
   places: readonly (readonly number[])[],
-): Shader {
+): Shader<ValuesOf<typeof params>> {
   const outs = expression.exprs.length
   const written = new Set(places.flatMap((p) => p.slice(0, outs)))
   const count = Math.max(...places.flat()) + 1
-  const fields = calls.flatMap(({ views }, c) => [
-    `end${c}: u32`,
-    `count${c}: u32`,
-    ...views.map((_, i) => `o${c}_${i}: u32`),
-    ...expression.params.map((_, s) => `a${c}_${s}: f32`),
-  ])
   const args = [
     'i: u32',
     ...expression.inputs.map((_, k) => `x${k}: f32`),
@@ -170,7 +172,7 @@ return;
 }`
   })
   return {
-    params: fields,
+    params: params(expression, calls.length),
     bindings: Array.from(
       { length: count },
       (_, b): Binding => ({ name: `b${b}`, item: 'vec4<f32>', ...(written.has(b) && { write: true }) }),

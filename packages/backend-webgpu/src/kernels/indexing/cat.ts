@@ -9,8 +9,9 @@ import { type DimAttrs, type KernelOf, layout, type View } from '@tilegrad/core'
 import { type Nest, viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf } from '../../device/buffers.ts'
+import { block, i32, list, u32, type ValuesOf } from '../../wgsl/block.ts'
 import type { Shader } from '../../wgsl/shader.ts'
-import { grid, nestOf, walkFields, walkFunction, walkWords } from '../layout.ts'
+import { grid, nestOf, walk, walkFunction, walkOf } from '../layout.ts'
 
 const workgroup = 256
 /** The most tensors of a launch, with which code grows. */
@@ -40,16 +41,15 @@ export const cat = (engine: Engine): KernelOf<DimAttrs> => {
         const some = parts.slice(i, i + atOnce)
         const ranks = some.map(({ nest }) => nest.sizes.length)
         const kernel = engine.kernel(`cat:${width}:${ranks}`, 'cat', () => shader(width, ranks))
-        const words: number[] = []
         let end = 0
-        for (const part of some) {
+        const values = some.map((part) => {
           const nest = inVectors(part.nest, width)
           const count = layout.numel(nest.sizes)
           end += Math.ceil(count / workgroup)
-          const starts = [part.x.offset / width, part.to / width]
-          words.push(end, count, ...starts, ...walkWords(nest, 0), ...walkWords(nest, 1))
-        }
-        engine.runWords(kernel, [y, ...some.map(({ x }) => x)].map(bufferOf), words, ...grid(end))
+          const places = { from: part.x.offset / width, to: part.to / width }
+          return { end, count, ...places, from_at: walkOf(nest, 0), to_at: walkOf(nest, 1) }
+        })
+        engine.run(kernel, [y, ...some.map(({ x }) => x)].map(bufferOf), { parts: values }, grid(end))
       }
     },
   }
@@ -66,29 +66,27 @@ const inVectors = ({ sizes, strides }: Nest, width: 4 | 1): Nest => ({
   strides: strides.map((own) => own.map((step, d) => (d === sizes.length - 1 ? step : step / width))),
 })
 
-function shader(width: 4 | 1, ranks: readonly number[]): Shader {
+const params = (ranks: readonly number[]) => {
+  const one = { end: u32, count: u32, from: i32, to: i32 }
+  return block({ parts: list(ranks.map((rank) => ({ ...one, from_at: walk(rank), to_at: walk(rank) }))) })
+}
+
+function shader(width: 4 | 1, ranks: readonly number[]): Shader<ValuesOf<typeof params>> {
   const item = width === 4 ? 'vec4<u32>' : 'u32'
   const branches = ranks.map((_, c) => {
     const before = c === 0 ? '0u' : `p.end${c - 1}`
     return `if (number < p.end${c}) {
   let i = (number - ${before}) * ${workgroup}u + li;
-  if (i < p.count${c}) { y[p.to${c} + to${c}_at(i)] = x${c}[p.from${c} + from${c}_at(i)]; }
+  if (i < p.count${c}) { y[p.to${c} + to_at${c}(i)] = x${c}[p.from${c} + from_at${c}(i)]; }
   return;
 }`
   })
   return {
-    params: ranks.flatMap((rank, c) => [
-      `end${c}: u32`,
-      `count${c}: u32`,
-      `from${c}: i32`,
-      `to${c}: i32`,
-      ...walkFields(`from${c}_at`, rank),
-      ...walkFields(`to${c}_at`, rank),
-    ]),
+    params: params(ranks),
     bindings: [{ name: 'y', item, write: true }, ...ranks.map((_, c) => ({ name: `x${c}`, item }) as const)],
     workgroup: [workgroup],
     declarations: ranks
-      .map((rank, c) => `${walkFunction(`from${c}_at`, rank)}\n${walkFunction(`to${c}_at`, rank)}`)
+      .map((rank, c) => `${walkFunction(`from_at${c}`, rank)}\n${walkFunction(`to_at${c}`, rank)}`)
       .join('\n'),
     body: `let number = wg.x + wg.y * groups.x;\n${branches.join('\n')}`,
   }

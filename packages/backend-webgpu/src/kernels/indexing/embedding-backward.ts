@@ -21,8 +21,9 @@ import { layout, type View } from '@tilegrad/core'
 import { viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
+import { block, group, i32, u32, type ValuesOf, when } from '../../wgsl/block.ts'
 import type { Shader } from '../../wgsl/shader.ts'
-import { grid, nestOf, walkFields, walkFunction, walkWords } from '../layout.ts'
+import { grid, nestOf, walk, walkFunction, walkOf } from '../layout.ts'
 import { itemOfWidth, widthOf } from '../rows.ts'
 
 const workgroup = 256
@@ -60,14 +61,13 @@ export function sumRows(
     const search = { width, lanes: lanesOf(d / width), index: own.sizes.length, dy: rank, adds } as const
     const key = `${label}.search:${Object.values(search)}`
     const kernel = engine.kernel(key, label, () => searchShader(search))
-    const words = [count, v, d / width, skip, index.offset, width, dy.offset, rest ? rest.offset / width : 0]
-    engine.runWords(
-      kernel,
-      [index, dy, dweight, ...(rest ? [rest] : [])].map(bufferOf),
-      [...words, ...walkWords(own, 0), ...walkWords(nest, 0)],
-      Math.ceil(d / width / search.lanes),
-      ...grid(v),
-    )
+    const values = {
+      ...{ count, size: v, vectors: d / width, skipped: skip, i0: index.offset, width },
+      ...{ dy0: dy.offset, rest0: rest ? rest.offset / width : 0 },
+      ...{ index_at: walkOf(own, 0), dy_at: walkOf(nest, 0) },
+    }
+    const buffers = [index, dy, dweight, ...(rest ? [rest] : [])].map(bufferOf)
+    engine.run(kernel, buffers, values, [Math.ceil(d / width / search.lanes), ...grid(v)])
     return
   }
   begin(engine, dweight, rest, rest ? width : 4)
@@ -79,15 +79,11 @@ export function sumRows(
   const to = bufferOf(dweight)
   const add = engine.kernel(`${label}.add:${width}:${rank}`, label, () => addShader(width, rank))
   const size = [Math.ceil(vectors / columns), ...grid(spans)] as const
-  const words = [count, v, vectors, spans]
-  engine.runWords(
-    add,
-    [keys, order, bufferOf(dy), to, first, last],
-    [...words, width, dy.offset, ...walkWords(nest, 0)],
-    ...size,
-  )
+  const sizes = { count, size: v, vectors, spans }
+  const values = { ...sizes, width, dy0: dy.offset, dy_at: walkOf(nest, 0) }
+  engine.run(add, [keys, order, bufferOf(dy), to, first, last], values, size)
   const join = engine.kernel(`${label}.join:${width}`, label, () => joinShader(width))
-  engine.runWords(join, [keys, to, first, last], words, ...size)
+  engine.run(join, [keys, to, first, last], sizes, size)
   for (const buffer of [keys, order, first, last]) engine.pool.free(buffer)
 }
 
@@ -97,6 +93,13 @@ function lanesOf(vectors: number): number {
   while (lanes < 64 && lanes < vectors) lanes *= 2
   return lanes
 }
+
+const searchParams = (index: number, dy: number) =>
+  block({
+    ...{ count: u32, size: u32, vectors: u32, skipped: i32, i0: i32, width: i32 },
+    ...{ dy0: i32, rest0: u32 },
+    ...{ index_at: walk(index), dy_at: walk(dy) },
+  })
 
 /** A workgroup for each row of the weight and tile of columns: its threads share the index and the columns. */
 function searchShader({
@@ -111,24 +114,13 @@ function searchShader({
   readonly index: number
   readonly dy: number
   readonly adds: boolean
-}): Shader {
+}): Shader<ValuesOf<typeof searchParams>> {
   const item = itemOfWidth(width)
   const halves: string[] = []
   for (let half = workgroup / 2; half >= lanes; half /= 2)
     halves.push(`if (li < ${half}u) { tile[li] += tile[li + ${half}u]; }`, 'workgroupBarrier();')
   return {
-    params: [
-      'count: u32',
-      'size: u32',
-      'vectors: u32',
-      'skipped: i32',
-      'i0: i32',
-      'width: i32',
-      'dy0: i32',
-      'rest0: u32',
-      ...walkFields('index_at', index),
-      ...walkFields('dy_at', dy),
-    ],
+    params: searchParams(index, dy),
     bindings: [
       { name: 'source', item: 'i32' },
       { name: 'dy', item },
@@ -162,19 +154,16 @@ if (inside && part == 0u) { y[at] = tile[li]${adds ? ' + rest[p.rest0 + at]' : '
 function begin(engine: Engine, to: View, rest: View | undefined, width: 4 | 1): void {
   const item = itemOfWidth(width)
   const kernel = engine.kernel(`${label}.begin:${width}${rest !== undefined}`, label, () => ({
-    params: ['count: u32', 'first: u32'],
+    params: block({ count: u32, first: u32 }),
     bindings: [{ name: 'y', item, write: true }, ...(rest ? [{ name: 'x', item } as const] : [])],
-    workgroup: [workgroup],
+    workgroup: [workgroup] as const,
     body: `let i = (wg.x + wg.y * groups.x) * ${workgroup}u + li;
 if (i < p.count) { y[i] = ${rest ? 'x[p.first + i]' : `${item}()`}; }`,
   }))
   const count = Math.ceil(layout.numel(to.shape) / width)
-  engine.runWords(
-    kernel,
-    [to, ...(rest ? [rest] : [])].map(bufferOf),
-    [count, rest ? rest.offset / width : 0],
-    ...grid(Math.ceil(count / workgroup)),
-  )
+  const values = { count, first: rest ? rest.offset / width : 0 }
+  const buffers = [to, ...(rest ? [rest] : [])].map(bufferOf)
+  engine.run(kernel, buffers, values, grid(Math.ceil(count / workgroup)))
 }
 
 /** The index's keys in ascending order, and their positions: equal keys by position. */
@@ -197,15 +186,15 @@ function sortKeys(
   let source: GpuBuffer[] = [bufferOf(index)]
   for (let shift = 0; shift === 0 || v >> shift > 0; shift += 8) {
     const direct = shift === 0
-    const walk = direct ? [index.offset, v, skip, ...walkWords(nest, 0)] : []
-    const words = [count, per, shift, ...walk]
+    const keys = direct ? { i0: index.offset, size: v, skipped: skip, index_at: walkOf(nest, 0) } : null
+    const values = { count, per, shift, keys }
     const key = `${direct ? rank : 'k'}`
     const digits = engine.kernel(`${label}.count:${key}`, label, () => countShader(direct ? rank : 0))
-    engine.runWords(digits, [source[0], counts], words, blocks)
-    engine.runWords(scan, [counts, starts], [blocks], 1)
+    engine.run(digits, [source[0], counts], values, [blocks])
+    engine.run(scan, [counts, starts], { blocks }, [1])
     const sorted = [pool.alloc(count, 'int32'), pool.alloc(count, 'int32')]
     const place = engine.kernel(`${label}.place:${key}`, label, () => placeShader(direct ? rank : 0))
-    engine.runWords(place, [...source, starts, ...sorted], words, blocks)
+    engine.run(place, [...source, starts, ...sorted], values, [blocks])
     if (!direct) for (const buffer of source) pool.free(buffer)
     source = sorted
   }
@@ -215,29 +204,31 @@ function sortKeys(
 }
 
 /** `key(i)`: from the index itself, of so many dims, or (rank 0) from keys already in order of lower digits. */
-function keyCode(rank: number): { fields: string[]; code: string } {
-  if (rank === 0) return { fields: [], code: 'fn key(i: u32) -> u32 { return u32(source[i]); }' }
-  return {
-    fields: ['i0: i32', 'size: i32', 'skipped: i32', ...walkFields('index_at', rank)],
-    code: `${walkFunction('index_at', rank)}
+function keyCode(rank: number): string {
+  if (rank === 0) return 'fn key(i: u32) -> u32 { return u32(source[i]); }'
+  return `${walkFunction('index_at', rank)}
 fn key(i: u32) -> u32 {
   let k = source[p.i0 + index_at(i)];
   return u32(select(p.size, k, k >= 0 && k < p.size && k != p.skipped));
-}`,
-  }
+}`
 }
 
+const keyParams = (rank: number) =>
+  block({
+    ...{ count: u32, per: u32, shift: u32 },
+    keys: when(rank > 0, group({ i0: i32, size: i32, skipped: i32, index_at: walk(rank) })),
+  })
+
 /** Counts how often each digit occurs in each block: [block][digit]. */
-function countShader(rank: number): Shader {
-  const { fields, code } = keyCode(rank)
+function countShader(rank: number): Shader<ValuesOf<typeof keyParams>> {
   return {
-    params: ['count: u32', 'per: u32', 'shift: u32', ...fields],
+    params: keyParams(rank),
     bindings: [
       { name: 'source', item: 'i32' },
       { name: 'counts', item: 'u32', write: true },
     ],
     workgroup: [workgroup],
-    declarations: `var<workgroup> bins: array<atomic<u32>, 256>;\n${code}`,
+    declarations: `var<workgroup> bins: array<atomic<u32>, 256>;\n${keyCode(rank)}`,
     body: `let start = wg.x * p.per * ${workgroup}u;
 for (var e = 0u; e < p.per; e++) {
   let i = start + e * ${workgroup}u + li;
@@ -248,9 +239,11 @@ counts[wg.x * 256u + li] = atomicLoad(&bins[li]);`,
   }
 }
 
+const scanParams = block({ blocks: u32 })
+
 /** Finds where each block's keys of each digit begin: after those of smaller digits, and those of earlier blocks. */
-const scanShader = (): Shader => ({
-  params: ['blocks: u32'],
+const scanShader = (): Shader<ValuesOf<typeof scanParams>> => ({
+  params: scanParams,
   bindings: [
     { name: 'counts', item: 'u32' },
     { name: 'starts', item: 'u32', write: true },
@@ -276,10 +269,9 @@ for (; b < p.blocks; b++) { starts[b * 256u + li] = next; next += counts[b * 256
 })
 
 /** Every key and its position to their place: among those of its digit after the ones before it in the block. */
-function placeShader(rank: number): Shader {
-  const { fields, code } = keyCode(rank)
+function placeShader(rank: number): Shader<ValuesOf<typeof keyParams>> {
   return {
-    params: ['count: u32', 'per: u32', 'shift: u32', ...fields],
+    params: keyParams(rank),
     bindings: [
       { name: 'source', item: 'i32' },
       ...(rank === 0 ? [{ name: 'positions', item: 'u32' } as const] : []),
@@ -288,7 +280,7 @@ function placeShader(rank: number): Shader {
       { name: 'order', item: 'u32', write: true },
     ],
     workgroup: [workgroup],
-    declarations: `var<workgroup> next: array<u32, 256>;\nvar<workgroup> digits: array<u32, ${workgroup}>;\n${code}`,
+    declarations: `var<workgroup> next: array<u32, 256>;\nvar<workgroup> digits: array<u32, ${workgroup}>;\n${keyCode(rank)}`,
     body: `next[li] = starts[wg.x * 256u + li];
 for (var e = 0u; e < p.per; e++) {
   let i = (wg.x * p.per + e) * ${workgroup}u + li;
@@ -318,7 +310,9 @@ for (var e = 0u; e < p.per; e++) {
   }
 }
 
-const head = ['count: u32', 'size: u32', 'vectors: u32', 'spans: u32'] as const
+const sizes = { count: u32, size: u32, vectors: u32, spans: u32 }
+const joinParams = block(sizes)
+const addParams = (rank: number) => block({ ...sizes, width: i32, dy0: i32, dy_at: walk(rank) })
 
 /** The code that finds a workgroup's span, one for each y and z; x counts tiles of columns. */
 const spanCode = `let s = wg.y + wg.z * groups.y;
@@ -326,11 +320,11 @@ let column = wg.x * ${columns}u + li;
 let start = s * ${span}u;
 let end = min(start + ${span}u, p.count);`
 
-function addShader(width: 4 | 1, rank: number): Shader {
+function addShader(width: 4 | 1, rank: number): Shader<ValuesOf<typeof addParams>> {
   const item = itemOfWidth(width)
   const some = [0, 1, 2, 3]
   return {
-    params: [...head, 'width: i32', 'dy0: i32', ...walkFields('dy_at', rank)],
+    params: addParams(rank),
     bindings: [
       { name: 'keys', item: 'u32' },
       { name: 'order', item: 'u32' },
@@ -381,10 +375,10 @@ for (var i = 0u; i < n; i += 4u) {
 }
 
 /** Runs that begin in this span and go on beyond it: `last` of this one and `first` of those after it. */
-function joinShader(width: 4 | 1): Shader {
+function joinShader(width: 4 | 1): Shader<ValuesOf<typeof joinParams>> {
   const item = itemOfWidth(width)
   return {
-    params: head,
+    params: joinParams,
     bindings: [
       { name: 'keys', item: 'u32' },
       { name: 'y', item, write: true },

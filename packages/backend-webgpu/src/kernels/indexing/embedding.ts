@@ -9,8 +9,9 @@ import { type EmbeddingAttrs, type GradientAttrs, type KernelOf, layout, type Vi
 import { denseFrom } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf } from '../../device/buffers.ts'
+import { block, i32, u32, type ValuesOf } from '../../wgsl/block.ts'
 import type { Shader } from '../../wgsl/shader.ts'
-import { grid, nestOf, walkFields, walkFunction, walkWords } from '../layout.ts'
+import { grid, nestOf, walk, walkFunction, walkOf } from '../layout.ts'
 import { itemOfWidth, widthOf } from '../rows.ts'
 import { sumRows } from './embedding-backward.ts'
 
@@ -35,25 +36,26 @@ export const embedding = (engine: Engine): KernelOf<EmbeddingAttrs> => ({
     const units = d / width
     const count = layout.numel(index.shape) * units
     const [row, step] = weight.strides
-    const words = [count, units, v, weight.offset / width, row / width, step, index.offset]
-    const buffers = [weight, index, y].map(bufferOf)
-    engine.runWords(kernel, buffers, [...words, ...walkWords(nest, 0)], ...grid(Math.ceil(count / workgroup)))
+    const values = {
+      ...{ count, units, size: v },
+      ...{ w0: weight.offset / width, row: row / width, step },
+      ...{ i0: index.offset, index_at: walkOf(nest, 0) },
+    }
+    engine.run(kernel, [weight, index, y].map(bufferOf), values, grid(Math.ceil(count / workgroup)))
   },
 })
 
-function shader(width: 4 | 1, rank: number): Shader {
+const params = (rank: number) =>
+  block({
+    ...{ count: u32, units: u32, size: i32 },
+    ...{ w0: i32, row: i32, step: i32 },
+    ...{ i0: i32, index_at: walk(rank) },
+  })
+
+function shader(width: 4 | 1, rank: number): Shader<ValuesOf<typeof params>> {
   const item = itemOfWidth(width)
   return {
-    params: [
-      'count: u32',
-      'units: u32',
-      'size: i32',
-      'w0: i32',
-      'row: i32',
-      'step: i32',
-      'i0: i32',
-      ...walkFields('index_at', rank),
-    ],
+    params: params(rank),
     bindings: [
       { name: 'w', item },
       { name: 'index', item: 'i32' },

@@ -8,11 +8,19 @@ import { layout, type Primitives } from '@tilegrad/core'
 import { viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf } from '../../device/buffers.ts'
+import { block, i32, u32, type ValuesOf } from '../../wgsl/block.ts'
 import { elementOf } from '../../wgsl/element.ts'
 import type { Shader } from '../../wgsl/shader.ts'
-import { grid, nestOf, walkFields, walkFunction, walkWords } from '../layout.ts'
+import { grid, nestOf, walk, walkFunction, walkOf } from '../layout.ts'
 
 const workgroup = 256
+
+const params = (rank: number) =>
+  block({
+    ...{ count: u32, y0: u32, x0: i32, i0: i32 },
+    ...{ size: i32, step: i32 },
+    ...{ index_at: walk(rank), x_at: walk(rank) },
+  })
 
 export function gather(engine: Engine): Primitives['gather'] {
   return {
@@ -30,47 +38,37 @@ export function gather(engine: Engine): Primitives['gather'] {
       const rank = nest.sizes.length
       const buffers = [y, source, at].map(bufferOf)
       const shared = source.buffer === at.buffer
-      const kernel = engine.kernel(`gather ${y.dtype} ${rank} ${shared}`, 'gather', (): Shader => {
-        const { item } = elementOf(y.dtype)
-        const from = shared ? 'x' : 'index'
-        return {
-          params: [
-            'count: u32',
-            'y0: u32',
-            'x0: i32',
-            'i0: i32',
-            'size: i32',
-            'step: i32',
-            ...walkFields('index_at', rank),
-            ...walkFields('x_at', rank),
-          ],
-          bindings: [
-            { name: 'y', item, write: true },
-            { name: 'x', item },
-            ...(shared ? [] : [{ name: 'index', item: 'i32' as const }]),
-          ],
-          workgroup: [workgroup],
-          declarations: `${walkFunction('index_at', rank)}\n${walkFunction('x_at', rank)}`,
-          body: `let i = (wg.x + wg.y * groups.x) * ${workgroup}u + li;
+      const kernel = engine.kernel(
+        `gather ${y.dtype} ${rank} ${shared}`,
+        'gather',
+        (): Shader<ValuesOf<typeof params>> => {
+          const { item } = elementOf(y.dtype)
+          const from = shared ? 'x' : 'index'
+          return {
+            params: params(rank),
+            bindings: [
+              { name: 'y', item, write: true },
+              { name: 'x', item },
+              ...(shared ? [] : [{ name: 'index', item: 'i32' as const }]),
+            ],
+            workgroup: [workgroup],
+            declarations: `${walkFunction('index_at', rank)}\n${walkFunction('x_at', rank)}`,
+            body: `let i = (wg.x + wg.y * groups.x) * ${workgroup}u + li;
 if (i >= p.count) { return; }
 let k = ${from}[p.i0 + index_at(i)];
 var v = ${item}(0);
 if (k >= 0 && k < p.size) { v = x[p.x0 + x_at(i) + k * p.step]; }
 y[p.y0 + i] = v;`,
-        }
-      })
-      const words = [
-        count,
-        y.offset,
-        source.offset,
-        at.offset,
-        source.shape[dim] ?? 1,
-        source.strides[dim] ?? 0,
-        ...walkWords(nest, 0),
-        ...walkWords(nest, 1),
-      ]
-      const [gx, gy] = grid(Math.ceil(count / workgroup))
-      engine.runWords(kernel, shared ? buffers.slice(0, 2) : buffers, words, gx, gy)
+          }
+        },
+      )
+      const values = {
+        ...{ count, y0: y.offset, x0: source.offset, i0: at.offset },
+        ...{ size: source.shape[dim] ?? 1, step: source.strides[dim] ?? 0 },
+        ...{ index_at: walkOf(nest, 0), x_at: walkOf(nest, 1) },
+      }
+      const groups = grid(Math.ceil(count / workgroup))
+      engine.run(kernel, shared ? buffers.slice(0, 2) : buffers, values, groups)
     },
   }
 }

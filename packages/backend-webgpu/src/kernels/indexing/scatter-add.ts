@@ -13,9 +13,10 @@ import { type DType, layout, type Primitives, type View } from '@tilegrad/core'
 import { viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
+import { block, i32, u32, type ValuesOf, when } from '../../wgsl/block.ts'
 import { elementOf } from '../../wgsl/element.ts'
 import type { Binding, Shader } from '../../wgsl/shader.ts'
-import { grid, nestOf, otherDims, pickDims, walkFields, walkFunction, walkWords } from '../layout.ts'
+import { grid, nestOf, otherDims, pickDims, type Walk, walk, walkFunction, walkOf } from '../layout.ts'
 import { sortInto } from '../sort.ts'
 
 const workgroup = 256
@@ -96,8 +97,9 @@ function run(engine: Engine, y: View, x: View, index: View, source: View, dim: n
     sortInto(engine, shaped(keys), shaped(order), flat, own.length, false)
     const starts = alloc(groups * (size + 1))
     const kernel = engine.kernel('scatterAdd starts', 'scatterAdd', findStarts)
-    const [gx, gy] = grid(Math.ceil((groups * (size + 1)) / workgroup))
-    engine.runWords(kernel, [starts, bufferOf(keys)], [groups * (size + 1), size + 1, length], gx, gy)
+    const all = groups * (size + 1)
+    const values = { count: all, size: size + 1, length }
+    engine.run(kernel, [starts, bufferOf(keys)], values, grid(Math.ceil(all / workgroup)))
     bound = [starts, bufferOf(order)]
   } else if (how === 'small') bound = [bufferOf(index)]
 
@@ -119,33 +121,26 @@ function run(engine: Engine, y: View, x: View, index: View, source: View, dim: n
     y.shape,
     y.shape.map((_, d) => (own.includes(d) ? strides[own.indexOf(d)] : 0)),
   )
-  const views = [y, x, coordinate]
-  if (how !== 'none') views.push(along(source), how === 'small' ? along(index) : groupOf)
+  const terms = how === 'none' ? [] : [along(source), how === 'small' ? along(index) : groupOf]
+  const views = [y, x, coordinate, ...terms]
   const nest = nestOf(y.shape, views)
   const rank = nest.sizes.length
-  const names = ['y_at', 'x_at', 'k_at', 'source_at', 'index_at'].slice(0, views.length)
   const buffers: GpuBuffer[] = []
   const place = [...[y, x, ...(how === 'none' ? [] : [source])].map(bufferOf), ...bound].map((b) => {
     const at = buffers.indexOf(b)
     return at >= 0 ? at : buffers.push(b) - 1
   })
   const kernel = engine.kernel(`scatterAdd ${how} ${y.dtype} ${rank} ${place}`, 'scatterAdd', () =>
-    shader(how, y.dtype, rank, names, place),
+    shader(how, y.dtype, rank, place),
   )
-  const words = [
-    count,
-    y.offset,
-    x.offset,
-    source.offset,
-    index.offset,
-    size,
-    length,
-    source.strides[dim] ?? 0,
-    index.strides[dim] ?? 0,
-    ...names.flatMap((_, i) => walkWords(nest, i)),
-  ]
-  const [gx, gy] = grid(Math.ceil(count / workgroup))
-  engine.runWords(kernel, buffers, words, gx, gy)
+  const at = (n: number): Walk | null => (n < views.length ? walkOf(nest, n) : null)
+  const values = {
+    ...{ count, y0: y.offset, x0: x.offset, source0: source.offset, index0: index.offset, size, length },
+    ...{ source_step: source.strides[dim] ?? 0, index_step: index.strides[dim] ?? 0 },
+    ...{ y_at: walkOf(nest, 0), x_at: walkOf(nest, 1), k_at: walkOf(nest, 2) },
+    ...{ source_at: at(3), index_at: at(4) },
+  }
+  engine.run(kernel, buffers, values, grid(Math.ceil(count / workgroup)))
   for (const buffer of scratch) engine.pool.free(buffer)
 }
 
@@ -154,9 +149,11 @@ function dense(buffer: GpuBuffer | null, shape: readonly number[]): View {
   return { buffer: buffer as GpuBuffer, dtype: 'int32', shape, strides, offset: 0 }
 }
 
+const startParams = block({ count: u32, size: u32, length: u32 })
+
 /** Finds, for each row of sorted keys and each k, how many keys are below k. */
-const findStarts = (): Shader => ({
-  params: ['count: u32', 'size: u32', 'length: u32'],
+const findStarts = (): Shader<ValuesOf<typeof startParams>> => ({
+  params: startParams,
   bindings: [
     { name: 'starts', item: 'i32', write: true },
     { name: 'keys', item: 'i32' },
@@ -175,13 +172,21 @@ while (low < high) {
 starts[t] = i32(low);`,
 })
 
+const params = (how: How, rank: number) =>
+  block({
+    ...{ count: u32, y0: i32, x0: i32, source0: i32, index0: i32, size: i32, length: u32 },
+    ...{ source_step: i32, index_step: i32 },
+    ...{ y_at: walk(rank), x_at: walk(rank), k_at: walk(rank) },
+    source_at: when(how !== 'none', walk(rank)),
+    index_at: when(how !== 'none', walk(rank)),
+  })
+
 function shader(
   how: How,
   dtype: DType,
   rank: number,
-  names: readonly string[],
   place: readonly number[],
-): Shader {
+): Shader<ValuesOf<typeof params>> {
   const { item } = elementOf(dtype)
   const items = [item, item, ...(how === 'none' ? [] : [item]), 'i32', 'i32'] as const
   const bindings = Array.from(
@@ -208,21 +213,12 @@ for (var j = first; j < end; j++) {
 }`,
   }[how]
   return {
-    params: [
-      'count: u32',
-      'y0: i32',
-      'x0: i32',
-      'source0: i32',
-      'index0: i32',
-      'size: i32',
-      'length: u32',
-      'source_step: i32',
-      'index_step: i32',
-      ...names.flatMap((name) => walkFields(name, rank)),
-    ],
+    params: params(how, rank),
     bindings,
     workgroup: [workgroup],
-    declarations: names.map((name) => walkFunction(name, rank)).join('\n'),
+    declarations: ['y_at', 'x_at', 'k_at', ...(how === 'none' ? [] : ['source_at', 'index_at'])]
+      .map((name) => walkFunction(name, rank))
+      .join('\n'),
     body: `let i = (wg.x + wg.y * groups.x) * ${workgroup}u + li;
 if (i >= p.count) { return; }
 var sum = ${at(1)}[p.x0 + x_at(i)];
