@@ -82,10 +82,18 @@ export const f32: Part<number> = {
 }
 
 /** A part of whole numbers, which `words` takes from a value. */
-export const several = <T>(fields: Part<T>['fields'], words: (value: T) => readonly number[]): Part<T> => ({
-  fields,
-  put: (value, at, { u32 }) => u32.set(words(value), at),
-})
+export function several<T>(fields: Part<T>['fields'], words: (value: T) => readonly number[]): Part<T> {
+  const names = fields('…')
+  return {
+    fields,
+    put(value, at, { u32 }) {
+      const list = words(value)
+      if (list.length !== names.length)
+        throw new ValueError(`webgpu: a kernel got ${list.length} numbers for ${names}`)
+      u32.set(list, at)
+    },
+  }
+}
 
 /** Parts of their own names, with `suffix` behind these, that are given together. */
 export function group<P extends Parts>(parts: P, suffix = ''): Part<Values<P>> {

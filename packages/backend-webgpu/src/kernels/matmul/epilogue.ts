@@ -1,6 +1,7 @@
 /** What products have in common: parameters, places of matrices, and what happens to an element before it is stored. */
 
 import type { TypedProgram } from '@tilegrad/core'
+import { several } from '../../wgsl/block.ts'
 import { lower } from '../../wgsl/lowering.ts'
 import { mathCode } from '../../wgsl/math.ts'
 import type { Binding, Item } from '../../wgsl/shader.ts'
@@ -34,36 +35,27 @@ export function epilogueOf(p: Problem, program: TypedProgram | undefined): Epilo
 export const epilogueKey = (e: Epilogue): string =>
   `${e.type}${e.outs}${e.vectors ? 'v' : 's'}${e.extras.join()}:${e.program?.id ?? ''}`
 
-/** Numbers every kernel gets before its matrices'. */
-const scalars = ['total', 'tilesN', 'tilesM', 'splits', 'kStep', 'm', 'n', 'k']
-
-/** Names of the parameters for so many matrices and dims of the batch; `values` gives them in this order. */
-export function fields(matrices: number, dims: number): string[] {
-  const names = [...scalars]
-  for (let i = 0; i < matrices; i++) {
-    names.push(`o${i}`, `r${i}`, `c${i}`)
-    for (let d = 0; d < dims; d++) names.push(`t${i}_${d}`)
+/** Parameters of matrices, each with so many dims of the batch, and the sizes of those. */
+export function places(matrices: number, dims: number) {
+  const batch = Array.from({ length: dims }, (_, d) => d)
+  const names = Array.from({ length: matrices }, (_, i) => [
+    ...[`o${i}`, `r${i}`, `c${i}`],
+    ...batch.map((d) => `t${i}_${d}`),
+  ])
+  return {
+    matrices: several(
+      () => names.flat().map((name) => `${name}: i32`),
+      (all: readonly Matrix[]) => all.flatMap((x) => [x.offset, x.row, x.column, ...x.batch]),
+    ),
+    sizes: several(
+      () => batch.map((d) => `n${d}: i32`),
+      (sizes: readonly number[]) => sizes,
+    ),
   }
-  for (let d = 0; d < dims; d++) names.push(`n${d}`)
-  return names.map((n) => `${n}: i32`)
-}
-
-export function values(
-  first: readonly number[],
-  matrices: readonly Matrix[],
-  sizes: readonly number[],
-): number[] {
-  const words = [...first]
-  for (const x of matrices) {
-    words.push(x.offset, x.row, x.column)
-    for (const stride of x.batch) words.push(stride)
-  }
-  words.push(...sizes)
-  return words
 }
 
 /** `q0`, `q1` …: where matrices start for the item of the batch that `item` counts (which this uses up). */
-export function places(matrices: number, dims: number): string {
+export function starts(matrices: number, dims: number): string {
   const lines = Array.from({ length: matrices }, (_, i) => `var q${i} = p.o${i};`)
   for (let d = dims - 1; d >= 0; d--) {
     lines.push(`let at${d} = item % p.n${d}; item /= p.n${d};`)

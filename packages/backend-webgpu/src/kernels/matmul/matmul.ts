@@ -11,7 +11,7 @@
 import type { KernelOf, Primitives, TypedProgram } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
 import { grid } from '../layout.ts'
-import { epilogueKey, epilogueOf, values } from './epilogue.ts'
+import { epilogueKey, epilogueOf } from './epilogue.ts'
 import { type Plan, planOf } from './plan.ts'
 import { accessA, accessB, type Matrix, type Problem, problemOf, transposed } from './problem.ts'
 import { reduceShader, reduceThreads, reduceWidth } from './reduce.ts'
@@ -67,13 +67,11 @@ function tiles(
   const tilesN = Math.ceil((p.n - (tile.plus ? 1 : 0)) / tile.bn)
   const tilesM = Math.ceil(p.m / tile.bm)
   const total = tilesN * tilesM * splits * p.items
-  const first = [total, tilesN, tilesM, splits, stepOf(p, plan), p.m, p.n, p.k]
-  engine.runWords(
-    kernel,
-    matrices.map((x) => x.buffer),
-    [...values(first, matrices, p.sizes), ...(p.band === undefined ? [] : [p.band])],
-    ...grid(total),
-  )
+  const { m, n, k, sizes } = p
+  const cut = { total, tilesN, tilesM, splits, kStep: stepOf(p, plan) }
+  const values = { ...cut, m, n, k, matrices, sizes, band: p.band }
+  const buffers = matrices.map((x) => x.buffer)
+  engine.run(kernel, buffers, values, grid(total))
 }
 
 /** Steps of k in each part. */
@@ -113,12 +111,9 @@ function split(
   const matrices = [parts, ...p.outs, ...p.extras]
   const wide = p.n / width
   const total = p.items * p.m * wide
-  const first = [total, wide, 0, splits, part, p.m, p.n, p.k]
-  engine.runWords(
-    kernel,
-    matrices.map((x) => x.buffer),
-    values(first, matrices, p.sizes),
-    ...grid(Math.ceil(total / reduceThreads)),
-  )
+  const { m, n, sizes } = p
+  const values = { total, tilesN: wide, splits, kStep: part, m, n, matrices, sizes }
+  const buffers = matrices.map((x) => x.buffer)
+  engine.run(kernel, buffers, values, grid(Math.ceil(total / reduceThreads)))
   engine.pool.free(buffer)
 }

@@ -5,14 +5,15 @@
  * Reference: `matmul` in core's reference/kernels.ts. Test: matmul.test.ts.
  */
 
+import { block, i32, type ValuesOf } from '../../wgsl/block.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import {
   bindings,
   declarations,
   type Epilogue,
-  fields,
   loadExtras,
   places,
+  starts,
   store,
   type Width,
 } from './epilogue.ts'
@@ -25,7 +26,13 @@ const atOnce = 8
 /** Columns per thread: vectors where the parts' rows are multiples of four long. */
 export const reduceWidth = (n: number): Width => (n % 4 === 0 ? 4 : 1)
 
-export function reduceShader(e: Epilogue, dims: number, width: Width): Shader {
+const params = (matrices: number, dims: number) =>
+  block({
+    ...{ total: i32, tilesN: i32, splits: i32, kStep: i32, m: i32, n: i32 },
+    ...places(matrices, dims),
+  })
+
+export function reduceShader(e: Epilogue, dims: number, width: Width): Shader<ValuesOf<typeof params>> {
   const matrices = 1 + e.outs + e.extras.length
   const v = width === 4 ? (`vec4<${e.type}>` as const) : e.type
   const some = Array.from({ length: atOnce }, (_, j) => j)
@@ -39,7 +46,7 @@ export function reduceShader(e: Epilogue, dims: number, width: Width): Shader {
     `let n = (id % p.tilesN) * ${width};`,
     'var item = id / p.tilesN;',
     'let m = item % p.m; item /= p.m;',
-    places(matrices, dims),
+    starts(matrices, dims),
     `var sum = ${v}(); var i = 0;`,
     `for (; i + ${atOnce} <= p.splits; i += ${atOnce}) {`,
     ...some.map((j) => `let part${j} = ${part(`i + ${j}`)};`),
@@ -51,7 +58,7 @@ export function reduceShader(e: Epilogue, dims: number, width: Width): Shader {
     store(e, 1, 'm', 'n', 'sum', ['r', 'a'], width),
   ]
   return {
-    params: fields(matrices, dims),
+    params: params(matrices, dims),
     bindings: [{ name: 'x0', item: v }, ...bindings(e, 1)],
     workgroup: [reduceThreads],
     declarations: declarations(e),

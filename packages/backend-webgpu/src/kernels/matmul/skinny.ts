@@ -11,6 +11,7 @@
 
 import type { TypedProgram } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
+import { block, i32, type ValuesOf } from '../../wgsl/block.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { grid } from '../layout.ts'
 import { enablesOf, plus, reduction, subgroupOf, workgroup } from '../rows.ts'
@@ -20,11 +21,10 @@ import {
   type Epilogue,
   epilogueKey,
   epilogueOf,
-  fields,
   loadExtras,
   places,
+  starts,
   store,
-  values,
 } from './epilogue.ts'
 import { accessA, accessB, type Problem, transposed } from './problem.ts'
 
@@ -60,12 +60,9 @@ export function skinny(engine: Engine, label: string, p: Problem, program: Typed
   const kernel = engine.kernel(key, label, () => shader(p.m, lanes, held, exact, subgroup, epilogue))
   const columns = workgroup / lanes
   const matrices = [p.a, p.b, ...p.outs, ...p.extras]
-  engine.runWords(
-    kernel,
-    matrices.map((x) => x.buffer),
-    values([0, 0, 0, 0, 0, p.m, p.n, p.k], matrices, p.sizes),
-    ...grid(Math.ceil(p.n / columns)),
-  )
+  const buffers = matrices.map((x) => x.buffer)
+  const { n, k, sizes } = p
+  engine.run(kernel, buffers, { n, k, matrices, sizes }, grid(Math.ceil(n / columns)))
 }
 
 /** As many threads to a column as it takes to keep all cores busy. */
@@ -75,6 +72,8 @@ function lanesOf({ tuning }: Engine, { n, k }: Problem): number {
   return lanes
 }
 
+const params = (matrices: number) => block({ n: i32, k: i32, ...places(matrices, 0) })
+
 /** `held`: the vectors of w of a thread, 0 if there may be more; `exact` if all threads have so many. */
 function shader(
   rows: number,
@@ -83,7 +82,7 @@ function shader(
   exact: boolean,
   subgroup: number,
   epilogue: Epilogue,
-): Shader {
+): Shader<ValuesOf<typeof params>> {
   const all = Array.from({ length: rows }, (_, m) => m)
   const ks = Array.from({ length: unroll }, (_, k) => k)
   const at = (k: number): string => (k === 0 ? 'j' : `j + ${k * lanes}`)
@@ -112,7 +111,7 @@ ${ks.map(add).join('\n')}
 for (; j < vectors; j += ${lanes}) { ${load(0)} ${add(0)} }`
   const folded = { lanes, subgroup }
   return {
-    params: fields(2 + epilogue.outs + epilogue.extras.length, 0),
+    params: params(2 + epilogue.outs + epilogue.extras.length),
     bindings: [
       { name: 'x0', item: 'vec4<f32>' },
       { name: 'x1', item: 'vec4<f32>' },
@@ -125,7 +124,7 @@ ${reduction(folded, 'total', 'f32', plus)}`,
     body: `let lane = i32(li % ${lanes}u);
 let column = i32((wg.x + wg.y * groups.x) * ${workgroup / lanes}u + li / ${lanes}u);
 let n = min(column, p.n - 1);
-${places(2 + epilogue.outs + epilogue.extras.length, 0)}
+${starts(2 + epilogue.outs + epilogue.extras.length, 0)}
 let base = (q1 + n * p.c1) >> 2u;
 ${all.map((m) => `let row${m} = (q0 + ${m} * p.r0) >> 2u; var s${m} = 0.0;`).join('\n')}
 let vectors = p.k >> 2u;

@@ -12,9 +12,10 @@
  * Reference: `matmul` in core's reference/kernels.ts. Test: matmul.test.ts.
  */
 
+import { block, i32, type ValuesOf, when } from '../../wgsl/block.ts'
 import type { Binding, Shader } from '../../wgsl/shader.ts'
 import { end, endBeyond, endOnce } from './ends.ts'
-import { bindings, declarations, fields, places } from './epilogue.ts'
+import { bindings, declarations, places, starts } from './epilogue.ts'
 import { bytesOf, elementAt, rowOf, stages, type Tile, type TileSpec, threadsOf, type Way } from './stages.ts'
 
 const range = (n: number): number[] => Array.from({ length: n }, (_, i) => i)
@@ -47,7 +48,15 @@ function lastStep({ bm, bn, tm, tn }: Tile, { a, b }: TileSpec): string[] {
   ]
 }
 
-export function tileShader(t: Tile, spec: TileSpec): Shader {
+const params = (matrices: number, dims: number, band: boolean) =>
+  block({
+    ...{ total: i32, tilesN: i32, tilesM: i32, splits: i32, kStep: i32, m: i32, n: i32, k: i32 },
+    ...places(matrices, dims),
+    band: when(band, i32),
+  })
+type Params = ValuesOf<typeof params>
+
+export function tileShader(t: Tile, spec: TileSpec): Shader<Params> {
   const { epilogue: e, dims } = spec
   const { type } = e
   const { bm, bn, bk, tm, tn, slices } = t
@@ -74,7 +83,7 @@ export function tileShader(t: Tile, spec: TileSpec): Shader {
         ]
       : [`let m0 = (item % p.tilesM) * ${bm}; item /= p.tilesM;`]),
     'let split = item % p.splits; item /= p.splits;',
-    places(matrices, dims),
+    starts(matrices, dims),
     // Partial products lie one after another.
     'q2 += split * (p.total / (p.tilesN * p.tilesM * p.splits)) * p.m * p.n;',
     `var kEnd = min(p.k${spec.tail === 'one' ? ' - 1' : ''}, (split + 1) * p.kStep);`,
@@ -85,8 +94,8 @@ export function tileShader(t: Tile, spec: TileSpec): Shader {
   // Without a split the place of the first output must stay as it is: split is 0 then.
 
   const { load, store, beyond } = stages(t, spec, lines)
-  const made = (): Shader => ({
-    params: [...fields(matrices, dims), ...(spec.band ? ['band: i32'] : [])],
+  const made = (): Shader<Params> => ({
+    params: params(matrices, dims, spec.band),
     bindings: [...inputs, ...bindings(e, 2)],
     workgroup: [threads],
     declarations: declarations(e),

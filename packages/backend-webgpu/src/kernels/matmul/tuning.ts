@@ -11,6 +11,7 @@ import { Engine } from '../../commands/queue.ts'
 import type { Gpu } from '../../device/gpu.ts'
 import { recall, remember } from '../../device/remembered.ts'
 import { type TileKind, type Tuning, untuned } from '../../device/tuning.ts'
+import { block, f32, u32, type ValuesOf } from '../../wgsl/block.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { multiply } from './matmul.ts'
 import { kinds } from './plan.ts'
@@ -109,9 +110,10 @@ async function coresOf(engine: Engine): Promise<number> {
   const out = engine.pool.alloc(4, 'float32')
   let rounds = 64
   let groups = 64
-  const one = () => engine.runWords(kernel, [out], [rounds, 0], 1, 1, 1, [[1, 0.999]])
-  const half = () => engine.runWords(kernel, [out], [rounds, 0], groups, 1, 1, [[1, 0.999]])
-  const all = () => engine.runWords(kernel, [out], [rounds, 0], 2 * groups, 1, 1, [[1, 0.999]])
+  const run = (count: number) => engine.run(kernel, [out], { rounds, a: 0.999 }, [count])
+  const one = () => run(1)
+  const half = () => run(groups)
+  const all = () => run(2 * groups)
   const least = leastOf(engine)
   await spent(engine, one)
   while (rounds < 2 ** 24 && (await spent(engine, one)) < least) rounds *= 2
@@ -128,9 +130,11 @@ async function coresOf(engine: Engine): Promise<number> {
   return Math.max(step, cores)
 }
 
+const chainParams = block({ rounds: u32, a: f32 })
+
 /** Chains of multiply-adds that keep a core's units busy. */
-const chains = (threads: number): Shader => ({
-  params: ['rounds: u32', 'a: f32'],
+const chains = (threads: number): Shader<ValuesOf<typeof chainParams>> => ({
+  params: chainParams,
   bindings: [{ name: 'out', item: 'vec4<f32>', write: true }],
   workgroup: [threads],
   body: `var x = vec4f(f32(li)); var y = x + 1.0; var z = x + 2.0; var w = x + 3.0;
