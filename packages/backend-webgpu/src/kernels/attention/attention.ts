@@ -32,24 +32,22 @@ import {
 } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
-import type { Scalar } from '../../wgsl/block.ts'
 import { grid } from '../layout.ts'
 import { backwardBytes, backwardShader, type Gradients, statRows, statShader } from './backward.ts'
 import {
   canShuffle,
   colsOf,
-  commonWords,
+  commonOf,
   type Form,
   formName,
   isVectors,
   type MaskKind,
-  operandWords,
   padded,
   rowsOf,
   type Tile,
 } from './blocks.ts'
 import { forwardBytes, forwardShader } from './forward.ts'
-import { addOptions, optionBuffers } from './options.ts'
+import { optionBuffers, optionsOf } from './options.ts'
 import { shortTiles } from './short.ts'
 import { type Few, few, single, singleTile, takesSingle } from './single.ts'
 import { type Allowance, allowance, type Chunk, chunksOf, storedOf } from './stored.ts'
@@ -168,14 +166,11 @@ export function attention(
       const kernel = engine.kernel(`attention:${formName(form)}`, 'scaled_dot_product_attention', () =>
         forwardShader(form),
       )
-      const { words, floats } = commonWords([q, k, v], attrs, b * h, Math.ceil(t / rowsOf(form.tile)))
-      for (const x of [q, k, v]) words.push(...operandWords(x, form.vectors))
-      const buffers = [q, k, v].map(bufferOf)
-      const scalars: Scalar[] = []
-      addOptions({ words, scalars, buffers }, form, 'keys', inputs, attrs)
-      words.push(...operandWords(out, form.vectors), stats.offset)
-      buffers.push(bufferOf(out), bufferOf(stats))
-      engine.runWords(kernel, buffers, words, ...grid(words[0]), 1, floats, scalars, numbers)
+      const common = commonOf([q, k, v], attrs, b * h, Math.ceil(t / rowsOf(form.tile)))
+      const options = optionsOf(form, 'keys', inputs, attrs)
+      const values = { ...common, q, k, v, ...options.values, o: out, statsAt: stats.offset }
+      const buffers = [...[q, k, v].map(bufferOf), ...options.buffers, ...[out, stats].map(bufferOf)]
+      engine.run(kernel, buffers, values, grid(common.count), numbers)
     },
   }
 }
@@ -214,20 +209,23 @@ export function attentionBackward(
         )
         const items = isQ ? b * h : chunk ? chunk.items * chunk.heads : b * keyHeads
         const blocks = Math.ceil((isQ ? t : s) / rowsOf(form.tile))
-        const { words, floats } = commonWords([q, k, v], attrs, items, blocks)
-        for (const x of [q, k, v, dout]) words.push(...operandWords(x, form.vectors))
-        const buffers = [q, k, v, dout].map(bufferOf).concat(saved)
-        const scalars: Scalar[] = []
-        addOptions({ words, scalars, buffers }, form, isQ ? 'keys' : 'queries', inputs, attrs)
-        if (gradients === 'qkv') words.push(...operandWords(out, form.vectors), stats.offset)
-        buffers.push(...results.filter((_, n) => form.sharing[n] === n).map(bufferOf))
+        const common = commonOf([q, k, v], attrs, items, blocks)
+        const options = optionsOf(form, isQ ? 'keys' : 'queries', inputs, attrs)
         const stored = chunk && storedOf(engine, form.tile, chunk, inputs, attrs, outputs[0])
-        if (stored) {
-          words.push(...stored.words)
-          buffers.push(stored.buffer)
+        const gradient = (of: string): View | undefined => results[gradients.indexOf(of)]
+        const values = {
+          ...{ ...common, q, k, v, g: dout, ...options.values },
+          short: { o: out, statsAt: stats.offset },
+          stored: stored?.values,
+          ...{ dq: gradient('q'), dk: gradient('k'), dv: gradient('v') },
         }
-        words.push(...results.flatMap((x) => operandWords(x, form.vectors)))
-        engine.runWords(kernel, buffers, words, ...grid(words[0]), 1, floats, scalars, numbers)
+        const buffers = [
+          ...[q, k, v, dout].map(bufferOf),
+          ...[...saved, ...options.buffers],
+          ...results.filter((_, n) => form.sharing[n] === n).map(bufferOf),
+          ...(stored ? [stored.buffer] : []),
+        ]
+        engine.run(kernel, buffers, values, grid(common.count), numbers)
         if (stored) {
           stored.multiply()
           engine.pool.free(stored.buffer)
@@ -254,20 +252,10 @@ export function attentionBackward(
         const name = 'scaled_dot_product_attentionBackward'
         const kernel = engine.kernel(`attentionStat:${vectors}`, name, () => statShader({ vectors }))
         const width = v.shape[3]
-        const words = [
-          rows,
-          h,
-          t,
-          width,
-          ...[dout, out].flatMap((x) => operandWords(x, vectors)),
-          stats.offset,
-        ]
-        engine.runWords(
-          kernel,
-          [dout, out, stats].map(bufferOf).concat(stat),
-          words,
-          ...grid(Math.ceil(rows / statRows)),
-        )
+        const sizes = { rows, heads: h, queries: t, width }
+        const values = { ...sizes, g: dout, o: out, statsAt: stats.offset }
+        const buffers = [dout, out, stats].map(bufferOf).concat(stat)
+        engine.run(kernel, buffers, values, grid(Math.ceil(rows / statRows)))
       }
 
       const one = (gradients: Gradients, results: readonly View[]): void =>

@@ -18,6 +18,8 @@
  * Reference: `ATTENTION` in core's ops/attention/attention.ts. Test: attention.test.ts.
  */
 
+import type { View } from '@tilegrad/core'
+import { block, group, i32, type Part, u32, type ValuesOf, when } from '../../wgsl/block.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import {
   colsOf,
@@ -27,7 +29,7 @@ import {
   each,
   type Form,
   load,
-  operandParams,
+  operand,
   place,
   putWeights,
   rowSwizzle,
@@ -91,21 +93,25 @@ export const backwardBytes = (form: Form, gradients: Gradients): number =>
     ? Infinity
     : Object.values(tilesOf(form, gradients)).reduce((sum, floats) => sum + 4 * floats, 0)
 
-export function backwardShader(form: Form, gradients: Gradients): Shader {
+const params = (form: Form, gradients: Gradients) => {
+  const x = operand(form.vectors)
+  const gradient = (of: string): Part<View | null | undefined> => when(gradients.includes(of), x)
+  return block({
+    ...{ ...commonParams, q: x, k: x, v: x, g: x, ...optionParams(form) },
+    short: when(gradients === 'qkv', group({ o: x, statsAt: i32 })),
+    stored: when(form.stored, storedParams),
+    ...{ dq: gradient('q'), dk: gradient('k'), dv: gradient('v') },
+  })
+}
+
+export function backwardShader(form: Form, gradients: Gradients): Shader<ValuesOf<typeof params>> {
   const { tile, vectors, dropout, stored, sharing } = form
   const item = vectors ? 'vec4<f32>' : 'f32'
   const ofQueries = gradients === 'q'
   const own = [...gradients].map((g) => `d${g}`)
   const short = gradients === 'qkv'
   return {
-    params: [
-      ...commonParams,
-      ...['q', 'k', 'v', 'g'].flatMap(operandParams),
-      ...optionParams(form),
-      ...(short ? [...operandParams('o'), 'statsAt: i32'] : []),
-      ...(stored ? storedParams : []),
-      ...own.flatMap(operandParams),
-    ],
+    params: params(form, gradients),
     bindings: [
       { name: 'q', item },
       { name: 'k', item },
@@ -323,20 +329,18 @@ const lanes = 16
 /** Rows per workgroup of `statShader`. */
 export const statRows = 16
 
+const statParams = (vectors: boolean) =>
+  block({
+    ...{ rows: u32, heads: u32, queries: u32, width: u32 },
+    ...{ g: operand(vectors), o: operand(vectors), statsAt: i32 },
+  })
+
 /** Computes what `weight` takes of the softmax and δ = sum(dO ∘ O) for every row of queries, by 16 threads per row. */
-export function statShader({ vectors }: Pick<Form, 'vectors'>): Shader {
+export function statShader({ vectors }: Pick<Form, 'vectors'>): Shader<ValuesOf<typeof statParams>> {
   const item = vectors ? 'vec4<f32>' : 'f32'
   const step = vectors ? 4 : 1
   return {
-    params: [
-      'rows: u32',
-      'heads: u32',
-      'queries: u32',
-      'width: u32',
-      ...operandParams('g'),
-      ...operandParams('o'),
-      'statsAt: i32',
-    ],
+    params: statParams(vectors),
     bindings: [
       { name: 'g', item },
       { name: 'o', item },

@@ -15,6 +15,7 @@
 
 import type { AttentionAttrs, TypedProgram, View } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
+import { f32, i32, several, u32 } from '../../wgsl/block.ts'
 
 /**
  * How a workgroup shares a block of scores: ty × tx threads with rm rows and kn columns each, 4 or, where tx is a multiple of
@@ -87,14 +88,15 @@ export const each = (n: number, line: (i: number) => string): string =>
 export const column = ({ tx }: Tile, j: number): number => (j >> 2) * 4 * tx + (j & 3)
 
 /** Parameters of an operand: where it begins, then its strides; in vectors of four if `vectors`. */
-export const operandParams = (name: string): string[] =>
-  ['At', 'Batch', 'Head', 'Row', 'Step'].map((part) => `${name}${part}: i32`)
-
-export function operandWords({ offset, strides }: View, vectors: boolean): number[] {
-  const [b, h, row, step = 0] = strides as [number, number, number, number?]
-  const unit = vectors ? 4 : 1
-  return [offset / unit, b / unit, h / unit, row / unit, step]
-}
+export const operand = (vectors: boolean) =>
+  several(
+    (name) => ['At', 'Batch', 'Head', 'Row', 'Step'].map((part) => `${name}${part}: i32`),
+    ({ offset, strides }: View) => {
+      const [b, h, row, step = 0] = strides
+      const unit = vectors ? 4 : 1
+      return [offset / unit, b / unit, h / unit, row / unit, step]
+    },
+  )
 
 /** A view whose rows can be read and written as vectors of four. */
 export const isVectors = ({ shape, strides, offset }: View): boolean =>
@@ -104,24 +106,12 @@ export const isVectors = ({ shape, strides, offset }: View): boolean =>
 
 export const far = 2 ** 30
 
-export const commonParams = [
-  'count: u32',
-  'blocks: u32',
-  'together: u32',
-  'heads: u32',
-  'group: u32',
-  'queries: i32',
-  'keys: i32',
-  'width: i32',
-  'valueWidth: i32',
-  'high: i32',
-  'low: i32',
-  'ninf: f32',
-  'scale: f32',
-  'zero: f32',
-]
-
-const floatsAt = [commonParams.indexOf('ninf: f32'), commonParams.indexOf('scale: f32')] as const
+/** Parameters that all kernels have. Key j is visible to query i where low < j − i ≤ high. */
+export const commonParams = {
+  ...{ count: u32, blocks: u32, together: u32, heads: u32, group: u32 },
+  ...{ queries: i32, keys: i32, width: i32, valueWidth: i32, high: i32, low: i32 },
+  ...{ ninf: f32, scale: f32, zero: f32 },
+}
 
 /** The key that query 0 is level with. */
 export const offsetOf = (q: View, k: View, { causal }: Pick<AttentionAttrs, 'causal'>): number =>
@@ -148,27 +138,19 @@ function together([q, k, v]: readonly View[], { causal, window }: AttentionAttrs
   return Math.max(1, Math.floor(cached / (4 * Math.max(s, t) * (d + dv))))
 }
 
-/** Values of `commonParams`; `items` heads of `blocks` blocks. Key j is visible to i where low < j − i ≤ high. */
-export function commonWords(
-  operands: readonly View[],
-  attrs: AttentionAttrs,
-  items: number,
-  blocks: number,
-): { words: number[]; floats: [number, number][] } {
+/** Values of `commonParams` for `items` heads of `blocks` blocks. */
+export function commonOf(operands: readonly View[], attrs: AttentionAttrs, items: number, blocks: number) {
   const { causal, window, scale } = attrs
   const [q, k, v] = operands
   const [, h, t, d] = q.shape
   const [, hk, s] = k.shape
   const offset = offsetOf(q, k, attrs)
-  const high = causal === 'none' ? far : offset
-  const low = window > 0 ? offset - Math.min(window, far) : -far
-  const dv = v.shape[3]
   return {
-    words: [items * blocks, blocks, together(operands, attrs), h, h / hk, t, s, d, dv, high, low, 0, 0, 0],
-    floats: [
-      [floatsAt[0], -Infinity],
-      [floatsAt[1], scale],
-    ],
+    ...{ count: items * blocks, blocks, together: together(operands, attrs), heads: h, group: h / hk },
+    ...{ queries: t, keys: s, width: d, valueWidth: v.shape[3] },
+    high: causal === 'none' ? far : offset,
+    low: window > 0 ? offset - Math.min(window, far) : -far,
+    ...{ ninf: -Infinity, scale, zero: 0 },
   }
 }
 

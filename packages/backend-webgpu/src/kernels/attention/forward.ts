@@ -7,6 +7,7 @@
  * Reference: `ATTENTION` in core's ops/attention/attention.ts. Test: attention.test.ts.
  */
 
+import { block, i32, type ValuesOf } from '../../wgsl/block.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import {
   colsOf,
@@ -15,7 +16,7 @@ import {
   each,
   type Form,
   load,
-  operandParams,
+  operand,
   place,
   power,
   putWeights,
@@ -67,7 +68,12 @@ ${each(rm, (i) => {
 })}`
 }
 
-export function forwardShader(form: Form): Shader {
+const params = (form: Form) => {
+  const x = operand(form.vectors)
+  return block({ ...commonParams, q: x, k: x, v: x, ...optionParams(form), o: x, statsAt: i32 })
+}
+
+export function forwardShader(form: Form): Shader<ValuesOf<typeof params>> {
   const { tile, dq, dv, vectors, shuffle, rowsInPlace, valuesInPlace, exact, dropout } = form
   const { rm, kn, tx } = tile
   const [rows, cols, threads] = [rowsOf(tile), colsOf(tile), threadsOf(tile)]
@@ -148,13 +154,7 @@ l${i} = select(1.0 / l${i}, 0.0, l${i} == 0.0); }`,
 )}
 ${store(form, { to: 'o', width4: v4, width: 'p.valueWidth', head: 'h', first: 'q0', limit: 'p.queries', value: (i, c) => `o${i}_${c} * l${i}` })}`
   return {
-    params: [
-      ...commonParams,
-      ...['q', 'k', 'v'].flatMap(operandParams),
-      ...optionParams(form),
-      ...operandParams('o'),
-      'statsAt: i32',
-    ],
+    params: params(form),
     bindings: [
       { name: 'q', item },
       { name: 'k', item },

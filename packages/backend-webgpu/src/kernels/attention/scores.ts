@@ -83,7 +83,7 @@ ${s} = select(${s}${mask === 'float32' ? ' + m' : ''}, p.ninf, out); }`
 export function droppedFunction({ dropout }: Form): string {
   if (!dropout) return ''
   const { code, values, functions } = lower(dropout.exprs, (node) =>
-    node.kind === 'param' ? `p.drop${node.slot}` : 'number',
+    node.kind === 'param' ? `p.drop_${node.slot}` : 'number',
   )
   return `${mathCode(functions)}\nfn dropped(number: i32) -> f32 {\n${code}\nreturn ${values[0]};\n}`
 }

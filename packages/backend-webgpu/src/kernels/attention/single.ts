@@ -16,21 +16,11 @@
 import { type AttentionAttrs, attentionOperands, type View } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf } from '../../device/buffers.ts'
-import type { Scalar } from '../../wgsl/block.ts'
+import { block, f32, group, i32, u32, type ValuesOf, when } from '../../wgsl/block.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { grid } from '../layout.ts'
-import {
-  commonParams,
-  commonWords,
-  each,
-  type Form,
-  formName,
-  operandParams,
-  operandWords,
-  power,
-  type Tile,
-} from './blocks.ts'
-import { addOptions, optionBindings, optionParams } from './options.ts'
+import { commonOf, commonParams, each, type Form, formName, operand, power, type Tile } from './blocks.ts'
+import { optionBindings, optionParams, optionsOf } from './options.ts'
 import { headOptions, hide, scaled } from './scores.ts'
 
 /** When queries are few, and how their keys are shared out. */
@@ -88,30 +78,22 @@ export function single(
 
   const key = `attentionSingle:${formName(form)}:${parts > 1}`
   const kernel = engine.kernel(key, name, () => singleShader(form, parts > 1))
-  const { words, floats } = commonWords([q, k, v], attrs, b * h, t)
-  for (const x of [q, k, v]) words.push(...operandWords(x, form.vectors))
-  const buffers = [q, k, v].map(bufferOf)
-  const scalars: Scalar[] = []
-  addOptions({ words, scalars, buffers }, form, 'keys', inputs, attrs)
-  words.push(span, parts)
-  const result = [...operandWords(out, form.vectors), stats.offset]
+  const common = commonOf([q, k, v], attrs, b * h, t)
+  const options = optionsOf(form, 'keys', inputs, attrs)
+  const result = { o: out, statsAt: stats.offset }
+  const values = { ...common, q, k, v, ...options.values, span, parts, result }
+  const buffers = [...[q, k, v].map(bufferOf), ...options.buffers]
+  const results = [out, stats].map(bufferOf)
   if (parts === 1) {
-    words.push(...result)
-    buffers.push(...[out, stats].map(bufferOf))
-    engine.runWords(kernel, buffers, words, ...grid(rows), 1, floats)
+    engine.run(kernel, [...buffers, ...results], values, grid(rows))
     return
   }
   const apart = engine.pool.alloc(4 * rows * parts * (v4 + 1), 'float32')
-  engine.runWords(kernel, [...buffers, apart], words, ...grid(rows), parts, floats)
+  engine.run(kernel, [...buffers, apart], values, [...grid(rows), parts])
   const merge = engine.kernel(`attentionMerge:${form.vectors}:${dv}`, name, () => mergeShader(form))
-  engine.runWords(
-    merge,
-    [apart, ...[out, stats].map(bufferOf)],
-    [rows, parts, h, t, 0, ...result],
-    ...grid(Math.ceil((rows * v4) / mergeThreads)),
-    1,
-    [[4, -Infinity]],
-  )
+  const sizes = { count: rows, parts, heads: h, queries: t, ninf: -Infinity }
+  const groups = grid(Math.ceil((rows * v4) / mergeThreads))
+  engine.run(merge, [apart, ...results], { ...sizes, result }, groups)
   engine.pool.free(apart)
 }
 
@@ -141,14 +123,22 @@ ${put}
 if (${c} == 0) { stats[u32(p.statsAt) + row] = largest; stats[u32(p.statsAt) + ${plane} + row] = total; }`
 }
 
-const resultParams = [...operandParams('o'), 'statsAt: i32']
+const resultParams = ({ vectors }: Form) => group({ o: operand(vectors), statsAt: i32 })
 const resultBindings = ({ vectors }: Form): Shader['bindings'] => [
   { name: 'o', item: vectors ? 'vec4<f32>' : 'f32', write: true },
   { name: 'stats', item: 'f32', write: true },
 ]
 
+const params = (form: Form, apart: boolean) => {
+  const x = operand(form.vectors)
+  return block({
+    ...{ ...commonParams, q: x, k: x, v: x, ...optionParams(form) },
+    ...{ span: i32, parts: u32, result: when(!apart, resultParams(form)) },
+  })
+}
+
 /** `apart`: the workgroups of a row have a part of the keys each. */
-function singleShader(form: Form, apart: boolean): Shader {
+function singleShader(form: Form, apart: boolean): Shader<ValuesOf<typeof params>> {
   const { dq, dv, vectors, mask } = form
   const item = vectors ? 'vec4<f32>' : 'f32'
   const [q4, v4] = [Math.ceil(dq / 4), Math.ceil(dv / 4)]
@@ -236,14 +226,7 @@ if (li == 0u) { parts[at + ${v4}u] = vec4f(largest, total, 0.0, 0.0); }`
     : storeRow(form, 'c', 'p.blocks', 'p.count')
 }`
   return {
-    params: [
-      ...commonParams,
-      ...['q', 'k', 'v'].flatMap(operandParams),
-      ...optionParams(form),
-      'span: i32',
-      'parts: u32',
-      ...(apart ? [] : resultParams),
-    ],
+    params: params(form, apart),
     bindings: [
       { name: 'q', item },
       { name: 'k', item },
@@ -262,11 +245,14 @@ var<workgroup> to: array<vec4f, ${ways * v4}>;`,
 
 const mergeThreads = 64
 
+const mergeParams = (form: Form) =>
+  block({ count: u32, parts: u32, heads: u32, queries: u32, ninf: f32, result: resultParams(form) })
+
 /** Puts parts together: a thread has a vector of a row. */
-function mergeShader(form: Form): Shader {
+function mergeShader(form: Form): Shader<ValuesOf<typeof mergeParams>> {
   const v4 = Math.ceil(form.dv / 4)
   return {
-    params: ['count: u32', 'parts: u32', 'heads: u32', 'queries: u32', 'ninf: f32', ...resultParams],
+    params: mergeParams(form),
     bindings: [{ name: 'parts', item: 'vec4<f32>' }, ...resultBindings(form)],
     workgroup: [mergeThreads],
     body: `let index = (wg.x + wg.y * groups.x) * ${mergeThreads}u + li;

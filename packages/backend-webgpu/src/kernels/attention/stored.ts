@@ -9,14 +9,15 @@
 import { type AttentionAttrs, attentionOperands, type View } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
+import { block, group, i32, type Part, several, u32, type ValuesOf } from '../../wgsl/block.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { grid } from '../layout.ts'
 import { multiply } from '../matmul/matmul.ts'
 import { planOf } from '../matmul/plan.ts'
-import type { Problem } from '../matmul/problem.ts'
+import type { Matrix, Problem } from '../matmul/problem.ts'
 import { colsOf, each, far, offsetOf, rowsOf, type Tile } from './blocks.ts'
 
-export const storedParams = ['firstHead: u32', 'dsKeys: i32', 'dsRow: i32', 'margin: i32']
+export const storedParams = group({ firstHead: u32, dsKeys: i32, dsRow: i32, margin: i32 })
 
 /** The bytes that dS may take, and the number of workgroups that must run at a time for it to pay. */
 export interface Allowance {
@@ -76,7 +77,7 @@ const rowBytes = (queries: number, tile: Tile): number => 4 * Math.ceil(queries 
 export interface Stored {
   readonly buffer: GpuBuffer
   /** Values of `storedParams`. */
-  readonly words: readonly number[]
+  readonly values: { firstHead: number; dsKeys: number; dsRow: number; margin: number }
   multiply(): void
 }
 
@@ -92,20 +93,20 @@ export function storedOf(
   const { q, k } = attentionOperands(inputs, attrs)
   const [, h, t, d] = q.shape
   const [, hk, s] = k.shape
-  const group = h / hk
+  const perKey = h / hk
   const row = rowBytes(t, tile) / 4
   const keys = Math.ceil(s / rowsOf(tile)) * rowsOf(tile)
   const step = keys * row
-  const count = chunk.items * chunk.heads * group * step
+  const count = chunk.items * chunk.heads * perKey * step
   const buffer = engine.pool.alloc(count, 'float32')
   const [item, head] = [Math.floor(chunk.first / hk), chunk.first % hk]
   const [kItem, kHead, kRow, kColumn] = k.strides
   const [dqItem, dqHead, dqRow, dqColumn] = dq.strides
   const problem: Problem = {
     ...{ m: t, n: d, k: s, type: 'f32', extras: [] },
-    items: chunk.items * chunk.heads * group,
-    sizes: [chunk.items, chunk.heads, group],
-    a: { buffer, offset: 0, row: 1, column: row, batch: [chunk.heads * group * step, group * step, step] },
+    items: chunk.items * chunk.heads * perKey,
+    sizes: [chunk.items, chunk.heads, perKey],
+    a: { buffer, offset: 0, row: 1, column: row, batch: [chunk.heads * perKey * step, perKey * step, step] },
     b: {
       buffer: bufferOf(k),
       offset: k.offset + item * kItem + head * kHead,
@@ -116,10 +117,10 @@ export function storedOf(
     outs: [
       {
         buffer: bufferOf(dq),
-        offset: dq.offset + item * dqItem + head * group * dqHead,
+        offset: dq.offset + item * dqItem + head * perKey * dqHead,
         row: dqRow,
         column: dqColumn,
-        batch: [dqItem, group * dqHead, dqHead],
+        batch: [dqItem, perKey * dqHead, dqHead],
       },
     ],
     ...(attrs.causal !== 'none' && { band: offsetOf(q, k, attrs) }),
@@ -127,37 +128,40 @@ export function storedOf(
   const { bm, bk } = planOf(engine, problem, true).tile
   const elements = problem.items * t * d
   const high = attrs.causal === 'none' ? far : offsetOf(q, k, attrs)
-  const words = [elements, t, d, s, high, chunk.heads, group, row, step]
-  for (const x of [problem.outs[0], problem.b]) words.push(x.offset, ...x.batch, x.row, x.column)
+  const mended = {
+    ...{ count: elements, rows: t, width: d, keys: s, high, heads: chunk.heads, group: perKey },
+    ...{ dsRow: row, dsStep: step, q: problem.outs[0], k: problem.b },
+  }
   return {
     buffer,
-    words: [chunk.first, keys, row / 4, bm + bk],
+    values: { firstHead: chunk.first, dsKeys: keys, dsRow: row / 4, margin: bm + bk },
     multiply() {
       const name = 'scaled_dot_product_attentionBackward'
       multiply(engine, name, problem, undefined)
       const kernel = engine.kernel('attentionBackward:mended', name, mendShader)
-      engine.runWords(kernel, [dq, k].map(bufferOf).concat(buffer), words, ...grid(Math.ceil(elements / 256)))
+      engine.run(kernel, [dq, k].map(bufferOf).concat(buffer), mended, grid(Math.ceil(elements / 256)))
     },
   }
 }
 
-const places = (name: string): string[] =>
-  ['At', 'Item', 'Head', 'Group', 'Row', 'Step'].map((part) => `${name}${part}: i32`)
+const place: Part<Matrix> = several(
+  (name) => ['At', 'Item', 'Head', 'Group', 'Row', 'Step'].map((part) => `${name}${part}: i32`),
+  ({ offset, batch, row, column }) => [offset, ...batch, row, column],
+)
+const mendParams = block({
+  ...{ count: u32, rows: i32, width: i32, keys: i32, high: i32, heads: i32, group: i32 },
+  ...{ dsRow: i32, dsStep: i32, q: place, k: place },
+})
 
 /**
  * Adds dQ up once more where it is not finite, without the keys whose dS is 0: one that is hidden but not finite was
  * multiplied by it.
  */
-function mendShader(): Shader {
+function mendShader(): Shader<ValuesOf<typeof mendParams>> {
   const at = (name: string, row: string): string =>
     `p.${name}At + item * p.${name}Item + head * p.${name}Head + part * p.${name}Group + ${row} * p.${name}Row + c * p.${name}Step`
   return {
-    params: [
-      'count: u32',
-      ...['rows', 'width', 'keys', 'high', 'heads', 'group', 'dsRow', 'dsStep'].map((name) => `${name}: i32`),
-      ...places('q'),
-      ...places('k'),
-    ],
+    params: mendParams,
     bindings: [
       { name: 'dq', item: 'f32', write: true },
       { name: 'k', item: 'f32' },

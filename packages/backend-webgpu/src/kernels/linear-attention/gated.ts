@@ -12,8 +12,9 @@
 import type { GatedLinearAttentionAttrs, GradientAttrs, KernelOf, Primitives, View } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf } from '../../device/buffers.ts'
+import { block, i32, u32, type ValuesOf } from '../../wgsl/block.ts'
 import type { Shader } from '../../wgsl/shader.ts'
-import { operandParams, operandWords } from '../attention/blocks.ts'
+import { operand } from '../attention/blocks.ts'
 import { grid } from '../layout.ts'
 import { basis, threads } from './blocks.ts'
 import { type Call, compute, maxWidth } from './linear-attention.ts'
@@ -67,9 +68,9 @@ export function gatedLinearAttentionBackward(
       if (rows === 0) return
       const sums = engine.pool.alloc(rows, 'float32')
       const kernel = engine.kernel('gatedLinearAttentionSums', 'gated_linear_attentionBackward', sumsShader)
-      const operands = [q, dq, k, dk]
-      const words = [rows, h, t, width, ...operands.flatMap((x) => operandWords(x, false))]
-      engine.runWords(kernel, [...operands.map(bufferOf), sums], words, ...grid(Math.ceil(rows / threads)))
+      const values = { count: rows, heads: h, steps: t, width, q, dq, k, dk }
+      const buffers = [...[q, dq, k, dk].map(bufferOf), sums]
+      engine.run(kernel, buffers, values, grid(Math.ceil(rows / threads)))
       const view: View = { ...result, buffer: sums, strides: [h * t, t, 1, 1], offset: 0 }
       scan.run([result], [view], { kind: 'sum', dim: 2, reverse: true }, [])
       engine.pool.free(sums)
@@ -77,11 +78,17 @@ export function gatedLinearAttentionBackward(
   }
 }
 
+const plain = operand(false)
+const sumsParams = block({
+  ...{ count: u32, heads: u32, steps: u32, width: i32 },
+  ...{ q: plain, dq: plain, k: plain, dk: plain },
+})
+
 /** Computes q · dq − k · dk of every row, a thread each. */
-function sumsShader(): Shader {
+function sumsShader(): Shader<ValuesOf<typeof sumsParams>> {
   const names = ['q', 'dq', 'k', 'dk'] as const
   return {
-    params: ['count: u32', 'heads: u32', 'steps: u32', 'width: i32', ...names.flatMap(operandParams)],
+    params: sumsParams,
     bindings: [
       ...names.map((name) => ({ name, item: 'f32' }) as const),
       { name: 'sums', item: 'f32', write: true },

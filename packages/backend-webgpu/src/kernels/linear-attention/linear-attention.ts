@@ -28,12 +28,12 @@
  */
 
 import type { GradientAttrs, KernelOf, LinearAttentionAttrs, View } from '@tilegrad/core'
-import type { GpuKernel } from '../../commands/pipelines.ts'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
-import { isVectors, operandWords } from '../attention/blocks.ts'
+import { isVectors } from '../attention/blocks.ts'
 import { grid } from '../layout.ts'
 import {
+  depth,
   type Form,
   formName,
   type Kind,
@@ -44,7 +44,7 @@ import {
   threads,
 } from './blocks.ts'
 import { outputsBytes, outputsShader, rowsOf, statRows, statShader } from './outputs.ts'
-import { chunkFadesShader, fadesShader, planParams, segmentsShader, statesShader } from './states.ts'
+import { chunkFadesShader, fadesShader, segmentsShader, statesShader } from './states.ts'
 
 export const maxWidth = 128
 
@@ -137,75 +137,47 @@ export function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs,
   const op = kind === 'mean' ? 'linear_attention' : 'gated_linear_attention'
   const name = `${op}${result === 'out' ? '' : 'Backward'}`
 
-  const words = [0, blocksI, blocksO, h, rows, keys, inner, outer, length, perSegment, chunks, segments]
-  words.push(innerPad, outer4, stateSize, local ? heads * chunks * stateSize : 0, 16, 0)
-  words.push(heads * keys, heads * (keys + chunks))
-  const floats = [[planParams.indexOf('eps: f32'), eps]] as const
-  const operands = (list: readonly View[]): number[] =>
-    list.flatMap((view) => operandWords(view, form.vectors))
-  const launch = (
-    kernel: GpuKernel,
-    buffers: readonly GpuBuffer[],
-    count: number,
-    groups: number,
-    more: readonly number[],
-  ): void => engine.runWords(kernel, buffers, [count, ...words.slice(1), ...more], ...grid(groups), 1, floats)
+  const plan = {
+    ...{ blocksI, blocksO, heads: h, rows, keys, inner, outer },
+    ...{ chunkRows: length, segmentChunks: perSegment, chunks, segments },
+    ...{ innerPad, outer4, stateSize, segmentsAt: local ? heads * chunks * stateSize : 0 },
+    ...{ depth, eps, chunkFadeAt: heads * keys, segmentFadeAt: heads * (keys + chunks) },
+  }
 
   const all = causal ? [x, k, v] : [x]
   const of = stat && needsStat(whole) ? [stat] : []
   if (decay) {
     const fade = engine.pool.alloc(4 * heads * (keys + chunks + segments), 'float32')
     of.push(fade)
-    const count = heads * chunks
-    launch(
-      engine.kernel('linearAttentionFades', name, fadesShader),
-      [bufferOf(decay), fade],
-      count,
-      Math.ceil(count / threads),
-      operandWords(decay, false),
+    const fades = engine.kernel('linearAttentionFades', name, fadesShader)
+    let count = heads * chunks
+    engine.run(fades, [bufferOf(decay), fade], { ...plan, count, decay }, grid(Math.ceil(count / threads)))
+    const chunkFades = engine.kernel(`linearAttentionChunkFades:${form.reach}`, name, () =>
+      chunkFadesShader(form.reach),
     )
-    launch(
-      engine.kernel(`linearAttentionChunkFades:${form.reach}`, name, () => chunkFadesShader(form.reach)),
-      [fade],
-      heads * segments,
-      Math.ceil((heads * segments) / threads),
-      [],
-    )
+    count = heads * segments
+    engine.run(chunkFades, [fade], { ...plan, count }, grid(Math.ceil(count / threads)))
   }
   let count = heads * segments * blocksI * blocksO
   // The state's kernel does not depend on the tile.
   const stateKey = `linearAttentionStates:${formName({ ...form, tile: softwareTile })}`
-  launch(
-    engine.kernel(stateKey, name, () => statesShader(whole)),
-    [bufferOf(k), bufferOf(v), ...of, states],
-    count,
-    count,
-    operands([k, v]),
-  )
+  const sums = engine.kernel(stateKey, name, () => statesShader(whole))
+  engine.run(sums, [bufferOf(k), bufferOf(v), ...of, states], { ...plan, count, k, v }, grid(count))
+
+  const segmentKey = `linearAttentionSegments:${form.reach}:${decay !== undefined}`
+  const add = engine.kernel(segmentKey, name, () => segmentsShader(form))
   count = heads * stateSize
-  launch(
-    engine.kernel(`linearAttentionSegments:${form.reach}:${decay !== undefined}`, name, () =>
-      segmentsShader(form),
-    ),
-    [states, ...(decay ? of : [])],
-    count,
-    Math.ceil(count / threads),
-    [],
-  )
+  engine.run(add, [states, ...(decay ? of : [])], { ...plan, count }, grid(Math.ceil(count / threads)))
+
+  const finish = engine.kernel(`linearAttention:${formName(whole)}`, name, () => outputsShader(whole))
   count = heads * Math.ceil(rows / rowsOf(whole.tile)) * blocksO
-  launch(
-    engine.kernel(`linearAttention:${formName(whole)}`, name, () => outputsShader(whole)),
-    [
-      ...[...all, ...(factor ? [factor] : [])].map(bufferOf),
-      ...of,
-      states,
-      bufferOf(y),
-      ...(norm ? [bufferOf(norm)] : []),
-    ],
-    count,
-    count,
-    [...operands(views), y.offset, ...(norm ? [norm.offset] : [])],
-  )
+  const buffers = [
+    ...[...all, ...(factor ? [factor] : [])].map(bufferOf),
+    ...[...of, states, bufferOf(y)],
+    ...(norm ? [bufferOf(norm)] : []),
+  ]
+  const values = { ...plan, count, x, k, v, f: factor, yAt: y.offset, normAt: norm?.offset }
+  engine.run(finish, buffers, values, grid(count))
   engine.pool.free(states)
   if (decay) for (const fade of of) engine.pool.free(fade)
 }
@@ -240,13 +212,10 @@ export function linearAttentionBackward(
         const kernel = engine.kernel(`linearAttentionStat:${vectors}`, 'linear_attentionBackward', () =>
           statShader(vectors),
         )
-        const words = [rows, h, t, width, ...operandWords(dout, vectors), out.offset, norm.offset]
-        engine.runWords(
-          kernel,
-          [dout, out, norm].map(bufferOf).concat(stat),
-          words,
-          ...grid(Math.ceil(rows / statRows)),
-        )
+        const places = { g: dout, oAt: out.offset, normAt: norm.offset }
+        const values = { rows, heads: h, queries: t, width, ...places }
+        const buffers = [dout, out, norm].map(bufferOf).concat(stat)
+        engine.run(kernel, buffers, values, grid(Math.ceil(rows / statRows)))
       }
       const [needQ, needK, needV] = attrs.needs
       const rest = [...outputs]

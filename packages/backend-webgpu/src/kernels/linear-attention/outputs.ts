@@ -9,8 +9,9 @@
  * Reference: `LINEAR_ATTENTION` in core's ops/linear-attention/linear-attention.ts. Test: linear-attention.test.ts.
  */
 
+import { block, i32, u32, type ValuesOf, when } from '../../wgsl/block.ts'
 import type { Shader } from '../../wgsl/shader.ts'
-import { each, operandParams } from '../attention/blocks.ts'
+import { each, operand } from '../attention/blocks.ts'
 import {
   basis,
   depth,
@@ -47,7 +48,15 @@ function sizes({ tile, blockO, reach }: Form) {
 /** Bytes of workgroup memory. */
 export const outputsBytes = (form: Form): number => 16 * sizes(form).all
 
-export function outputsShader(form: Form): Shader {
+const params = (vectors: boolean, factor: boolean, norm: boolean) => {
+  const x = operand(vectors)
+  return block({
+    ...{ ...planParams, x, k: x, v: x, f: when(factor, x) },
+    ...{ yAt: i32, normAt: when(norm, i32) },
+  })
+}
+
+export function outputsShader(form: Form): Shader<ValuesOf<typeof params>> {
   const { kind, result, reach, local, vectors, blockO, tile } = form
   const { x, k, v, extra } = productOf(form)
   const faded = kind === 'faded'
@@ -106,12 +115,7 @@ ${each(tn / 4, (h) => {
 } }`,
   )
   return {
-    params: [
-      ...planParams,
-      ...['x', 'k', 'v', ...(factor ? ['f'] : [])].flatMap(operandParams),
-      'yAt: i32',
-      ...(norm ? ['normAt: i32'] : []),
-    ],
+    params: params(vectors, factor, norm),
     bindings: [
       { name: 'x', item },
       ...(causal ? (['k', 'v'] as const).map((name) => ({ name, item }) as const) : []),
@@ -240,20 +244,18 @@ const lanes = 16
 /** Rows per workgroup of `statShader`. */
 export const statRows = 16
 
+const statParams = (vectors: boolean) =>
+  block({
+    ...{ rows: u32, heads: u32, queries: u32, width: u32 },
+    ...{ g: operand(vectors), oAt: i32, normAt: i32 },
+  })
+
 /** Computes 1 / n and −δ / n with δ = sum(dO ∘ O) for every row of queries, by 16 threads per row. */
-export function statShader(vectors: boolean): Shader {
+export function statShader(vectors: boolean): Shader<ValuesOf<typeof statParams>> {
   const item = vectors ? 'vec4<f32>' : 'f32'
   const step = vectors ? 4 : 1
   return {
-    params: [
-      'rows: u32',
-      'heads: u32',
-      'queries: u32',
-      'width: u32',
-      ...operandParams('g'),
-      'oAt: i32',
-      'normAt: i32',
-    ],
+    params: statParams(vectors),
     bindings: [
       { name: 'g', item },
       { name: 'o', item },

@@ -11,8 +11,9 @@
  * Reference: `LINEAR_ATTENTION` in core's ops/linear-attention/linear-attention.ts. Test: linear-attention.test.ts.
  */
 
+import { block, f32, i32, u32, type ValuesOf } from '../../wgsl/block.ts'
 import type { Shader } from '../../wgsl/shader.ts'
-import { each, operandParams } from '../attention/blocks.ts'
+import { each, operand } from '../attention/blocks.ts'
 import {
   basis,
   depth,
@@ -32,33 +33,22 @@ import {
 } from './blocks.ts'
 
 /** Numbers that all kernels get; lengths of states are in vectors of four. */
-export const planParams = [
-  'count: u32',
-  'blocksI: u32',
-  'blocksO: u32',
-  'heads: u32',
-  'rows: i32',
-  'keys: i32',
-  'inner: i32',
-  'outer: i32',
+export const planParams = {
+  ...{ count: u32, blocksI: u32, blocksO: u32, heads: u32 },
+  ...{ rows: i32, keys: i32, inner: i32, outer: i32 },
   /** Rows of a chunk, chunks of a segment, chunks and segments of a head. */
-  'chunkRows: i32',
-  'segmentChunks: u32',
-  'chunks: u32',
-  'segments: u32',
+  ...{ chunkRows: i32, segmentChunks: u32, chunks: u32, segments: u32 },
   /** Rows of a state, its columns, the length with the extra vector, and where the segments' states begin. */
-  'innerPad: i32',
-  'outer4: u32',
-  'stateSize: u32',
-  'segmentsAt: u32',
-  'depth: u32',
-  'eps: f32',
+  ...{ innerPad: i32, outer4: u32, stateSize: u32, segmentsAt: u32 },
+  ...{ depth: u32, eps: f32 },
   /** The places in `fade` at which the chunks' and the segments' numbers begin. */
-  'chunkFadeAt: u32',
-  'segmentFadeAt: u32',
-]
+  ...{ chunkFadeAt: u32, segmentFadeAt: u32 },
+}
+const plan = block(planParams)
+const statesParams = (vectors: boolean) => block({ ...planParams, k: operand(vectors), v: operand(vectors) })
+const fadesParams = block({ ...planParams, decay: operand(false) })
 
-export function statesShader(form: Form): Shader {
+export function statesShader(form: Form): Shader<ValuesOf<typeof statesParams>> {
   const { kind, reach, local, vectors, blockI, blockO } = form
   const { k, v, extra } = productOf(form)
   const faded = kind === 'faded'
@@ -90,7 +80,7 @@ ${
         : `if (bi == 0u && li < ${o4}u) { for (var k = 0u; k < p.depth; k++) {
 z += ${extra === 'k' ? 'stat[u32(lines + min(t + i32(k), p.keys - 1)) * 2u + 1u] * ' : ''}s[${depth * i4}u + k * ${o4}u + li]; } }`
   return {
-    params: [...planParams, ...['k', 'v'].flatMap(operandParams)],
+    params: statesParams(vectors),
     bindings: [
       { name: 'k', item },
       { name: 'v', item },
@@ -137,7 +127,7 @@ ${write('p.segmentsAt + (head * p.segments + segment) * p.stateSize')}`,
 }
 
 /** Turns the segments' sums into those of the segments before, after, or (the first one's place) all. */
-export function segmentsShader({ reach, kind }: Pick<Form, 'reach' | 'kind'>): Shader {
+export function segmentsShader({ reach, kind }: Pick<Form, 'reach' | 'kind'>): Shader<ValuesOf<typeof plan>> {
   const faded = kind === 'faded'
   const add = (j: number): string => {
     const keep = reach === 'all' ? '' : `states[u32(at + ${j} * by)] = sum; `
@@ -145,7 +135,7 @@ export function segmentsShader({ reach, kind }: Pick<Form, 'reach' | 'kind'>): S
     return `${keep}sum = sum * fade[u32(segment)].x + x${j}; segment += ${reach === 'future' ? -1 : 1};`
   }
   return {
-    params: planParams,
+    params: plan,
     bindings: [
       { name: 'states', item: 'vec4<f32>', write: true },
       ...(faded ? [{ name: 'fade', item: 'vec4<f32>' } as const] : []),
@@ -174,9 +164,9 @@ ${reach === 'all' ? 'states[u32(first)] = sum;' : ''}`,
  * those after it, and the sum of log α up to it as a pair of numbers, whose differences keep their digits where gates are
  * strong (Knuth's exact sum). For every chunk the product of all, second.
  */
-export function fadesShader(): Shader {
+export function fadesShader(): Shader<ValuesOf<typeof fadesParams>> {
   return {
-    params: [...planParams, ...operandParams('decay')],
+    params: fadesParams,
     bindings: [
       { name: 'decay', item: 'f32' },
       { name: 'fade', item: 'vec4<f32>', write: true },
@@ -208,9 +198,9 @@ fade[p.chunkFadeAt + id] = vec4f(1.0, exp(high + low), 0.0, 0.0);`,
 }
 
 /** Computes for every chunk what fades a state between it and its segment's edge, and for every segment the product. */
-export function chunkFadesShader(reach: Reach): Shader {
+export function chunkFadesShader(reach: Reach): Shader<ValuesOf<typeof plan>> {
   return {
-    params: planParams,
+    params: plan,
     bindings: [{ name: 'fade', item: 'vec4<f32>', write: true }],
     workgroup: [threads],
     body: `let id = (wg.x + wg.y * groups.x) * ${threads}u + li;
