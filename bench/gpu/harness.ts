@@ -57,12 +57,18 @@ async function best(backend: WebGpuBackend, run: () => void): Promise<number> {
   return Math.min(...times)
 }
 
+/** Parameters of a kernel that are given as words, in the order of these fields. */
+const inOrder = (...fields: string[]) => ({
+  fields,
+  words: (u32: Uint32Array) => ({ u32, f32: new Float32Array(u32.buffer), scalars: [] }),
+})
+
 export function createGpuPeaks(backend: WebGpuBackend): GpuPeaks {
   const { engine } = backend
   const chains = 16
   const groups = 132 * 32
   const fma = engine.kernel('bench.fma', 'bench', () => ({
-    params: ['rounds: u32', 'a: f32'],
+    params: inOrder('rounds: u32', 'a: f32'),
     bindings: [{ name: 'out', item: 'vec4<f32>', write: true }],
     workgroup: [256],
     body: [
@@ -75,7 +81,7 @@ export function createGpuPeaks(backend: WebGpuBackend): GpuPeaks {
     ].join('\n'),
   }))
   const copy = engine.kernel('bench.copy', 'bench', () => ({
-    params: ['count: u32'],
+    params: inOrder('count: u32'),
     bindings: [
       { name: 'result', item: 'vec4<f32>', write: true },
       { name: 'source', item: 'vec4<f32>' },
@@ -88,7 +94,8 @@ for (var i = 0u; i < 4u; i++) { let a = at + i * 256u; if (a < p.count) { result
   // From so few that a software adapter lives through it to what keeps a large GPU busy.
   let rounds = 1
   let most = 0
-  const multiply = (): void => engine.runWords(fma, [out], [rounds, 0], groups, 1, 1, [[1, 0.999]])
+  const factor = new DataView(Float32Array.of(0.999).buffer).getUint32(0, true)
+  const multiply = (): void => engine.run(fma, [out], Uint32Array.of(rounds, factor), [groups])
   return {
     async warmUp() {
       const end = performance.now() + 500
@@ -107,7 +114,7 @@ for (var i = 0u; i < 4u; i++) { let a = at + i * 256u; if (a < p.count) { result
       const [to, from] = [engine.pool.alloc(4 * count, 'float32'), engine.pool.alloc(4 * count, 'float32')]
       const blocks = Math.ceil(count / 1024)
       const y = Math.ceil(blocks / 65535)
-      const once = () => engine.runWords(copy, [to, from], [count], Math.ceil(blocks / y), y)
+      const once = () => engine.run(copy, [to, from], Uint32Array.of(count), [Math.ceil(blocks / y), y])
       const time = await best(backend, once)
       engine.pool.free(to)
       engine.pool.free(from)
@@ -123,7 +130,7 @@ export async function callsOfDispatch(backend: WebGpuBackend): Promise<number> {
   const count = 100
   const kernels = [0, 1].map((i) =>
     engine.kernel(`bench.calls${i}`, 'bench', () => ({
-      params: [],
+      params: inOrder(),
       bindings: [
         { name: 'y', item: 'f32', write: true },
         ...['a', 'b'].map((name) => ({ name, item: 'f32' }) as const),

@@ -68,6 +68,10 @@ describe('a block', () => {
   })
 })
 
+test('names that occur twice, as of a group and beside it, are refused', () => {
+  expect(() => block({ blocks: u32, options: group({ blocks: i32 }) })).toThrow(ValueError)
+})
+
 test('a group is written together, under its own names', () => {
   const params = block({ first: u32, slopes: group({ slopesAt: i32, x: operand }), last: u32 })
   expect(params.fields.map((field) => field.split(':')[0])).toEqual([

@@ -13,6 +13,7 @@ import {
 import { afterEach, describe, expect, test } from 'vitest'
 import { collected } from '../../core/test/support/collected.ts'
 import { createWebGpuBackend, type WebGpuBackend, type WebGpuOptions } from '../src/index.ts'
+import { block } from '../src/wgsl/block.ts'
 import type { Shader } from '../src/wgsl/shader.ts'
 
 const opened: WebGpuBackend[] = []
@@ -28,8 +29,8 @@ afterEach(() => {
   expect(errors.splice(0)).toEqual([])
 })
 
-const shader = (body: string): Shader => ({
-  params: [],
+const shader = (body: string): Shader<object> => ({
+  params: block({}),
   bindings: [{ name: 'y', item: 'f32', write: true }],
   workgroup: [1],
   body,
@@ -41,11 +42,11 @@ describe('what is invalid is told with the name of the operator', () => {
   test('a kernel that does not compile', async () => {
     const backend = await open()
     const { engine } = backend
-    engine.runWords(
+    engine.run(
       engine.kernel('bad', 'wobble', () => shader('y[0] = 1u;')),
       [buffer(backend)],
-      [],
-      1,
+      {},
+      [1],
     )
     await expect(engine.read(buffer(backend), 0, 16)).rejects.toThrow(/^wobble: its kernel is invalid on .*/s)
     // Told once; what is valid goes on.
@@ -58,7 +59,7 @@ describe('what is invalid is told with the name of the operator', () => {
     const kernel = engine.kernel('good', 'wobble', () => shader('y[0] = 1;'))
     const gone = buffer(backend)
     gone.gpu.destroy()
-    engine.runWords(kernel, [gone], [], 1)
+    engine.run(kernel, [gone], {}, [1])
     await expect(engine.read(buffer(backend), 0, 16)).rejects.toThrow(/^wobble: invalid on .*destroyed/s)
   })
 
@@ -67,7 +68,7 @@ describe('what is invalid is told with the name of the operator', () => {
     const { engine } = backend
     const kernel = engine.kernel('good', 'wobble', () => shader('y[0] = 1;'))
     const most = backend.gpu.limits.maxComputeWorkgroupsPerDimension
-    expect(() => engine.runWords(kernel, [buffer(backend)], [], 1, most + 1)).toThrow(
+    expect(() => engine.run(kernel, [buffer(backend)], {}, [1, most + 1])).toThrow(
       `wobble: needs 1 × ${most + 1} × 1 workgroups`,
     )
   })

@@ -19,6 +19,7 @@ import { createWebGpuBackend, type WebGpuBackend } from '../src/index.ts'
 import { multiply } from '../src/kernels/matmul/matmul.ts'
 import type { Plan } from '../src/kernels/matmul/plan.ts'
 import { problemOf } from '../src/kernels/matmul/problem.ts'
+import { block, u32, type ValuesOf } from '../src/wgsl/block.ts'
 import type { Shader } from '../src/wgsl/shader.ts'
 import { gpus, shared } from './support/gpus.ts'
 
@@ -258,8 +259,9 @@ describe.each(gpus.map(({ name, gpu }, i) => ({ name, gpu, i })))('$name', ({ gp
   })
 
   test('kernels see their own workgroups, parameters, memory and names', async () => {
-    const shader = (count: number, value: string): Shader => ({
-      params: ['count: u32', 'scale: u32'],
+    const params = block({ count: u32, scale: u32 })
+    const shader = (count: number, value: string): Shader<ValuesOf<typeof params>> => ({
+      params,
       bindings: [
         { name: 'x', item: 'u32' },
         { name: 'out', item: 'u32', write: true },
@@ -285,7 +287,7 @@ describe.each(gpus.map(({ name, gpu }, i) => ({ name, gpu, i })))('$name', ({ gp
     const before = engine.counts.dispatches
     kernels.forEach((kernel, k) => {
       const buffers = [x, outs[k]].map((t) => (t as Tensor).buffer as GpuBuffer)
-      engine.runWords(kernel, buffers, [2 + k, 10 + 10 * k], 2 + k)
+      engine.run(kernel, buffers, { count: 2 + k, scale: 10 + 10 * k }, [2 + k])
     })
     expect(engine.counts.dispatches - before).toBe(1)
     const row = (factor: number, at: number) => [4, 3, 2, 1].map((v) => v * factor + at)
@@ -358,8 +360,9 @@ describe('without a GPU', () => {
 
   test('errors name both', async () => {
     // A member called like a binding, against the rules.
-    const shader: Shader = {
-      params: ['count: u32'],
+    const params = block({ count: u32 })
+    const shader: Shader<ValuesOf<typeof params>> = {
+      params,
       bindings: [{ name: 'out', item: 'u32', write: true }],
       workgroup: [1],
       joins: 'count',
@@ -372,11 +375,11 @@ describe('without a GPU', () => {
       ['left', a],
       ['right', b],
     ] as const)
-      engine.runWords(
+      engine.run(
         engine.kernel(label, label, () => shader),
         [t.buffer as GpuBuffer],
+        { count: 1 },
         [1],
-        1,
       )
     engine.flush()
     await vi.waitFor(() => expect(() => engine.check('next')).toThrow(/^left and right: /), patience)

@@ -3,13 +3,14 @@
 import { DeviceError } from '@tilegrad/core'
 import type { GpuBuffer } from '../device/buffers.ts'
 import type { Gpu } from '../device/gpu.ts'
-import { type Binding, fieldsOf, type Shader, shaderCode } from '../wgsl/shader.ts'
+import type { Block } from '../wgsl/block.ts'
+import { type Binding, type Shader, shaderCode } from '../wgsl/shader.ts'
 import { canJoin, independent, joinedCode } from './joined.ts'
 
 /** A compiled kernel; V are the values that its parameters are given as, `never` where nobody gives any. */
 export interface GpuKernel<V = never> {
   readonly label: string
-  readonly params: Shader<V>['params']
+  readonly params: Block<V>
   /** Null until it is encoded, if it may be joined with others: maybe it never runs by itself. */
   pipeline: GPUComputePipeline | null
   readonly layout: Layout
@@ -189,7 +190,7 @@ export class Pipelines {
   }
 
   #make(label: string, shader: Shader): GpuKernel {
-    const paramBytes = 16 * Math.max(1, Math.ceil(fieldsOf(shader.params).length / 4))
+    const paramBytes = 16 * Math.max(1, Math.ceil(shader.params.fields.length / 4))
     const most = this.#gpu.limits.maxStorageBuffersPerShaderStage
     if (shader.bindings.length > most)
       throw new DeviceError(

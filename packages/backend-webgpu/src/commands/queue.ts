@@ -115,9 +115,7 @@ export class Engine {
     numbers: readonly number[] = [],
   ): void {
     if (x === 0 || y === 0 || z === 0) return
-    const { params } = kernel
-    if (!('fields' in params)) throw new DeviceError(kernel.label)
-    const { u32, scalars } = params.words(values)
+    const { u32, scalars } = kernel.params.words(values)
     this.dispatch(kernel, buffers, u32, [x, y, z], scalars, numbers)
   }
 
@@ -138,27 +136,6 @@ export class Engine {
     this.#params.u32.set(words, at >>> 2)
     this.#writeScalars(at, scalars, values)
     this.#add(kernel, buffers, at, x, y, z)
-  }
-
-  runWords(
-    kernel: GpuKernel,
-    buffers: readonly GpuBuffer[],
-    params: readonly number[],
-    x: number,
-    y = 1,
-    z = 1,
-    floats?: readonly (readonly [position: number, value: number])[],
-    scalars: readonly Scalar[] = [],
-    values: readonly number[] = [],
-  ): void {
-    if (x === 0 || y === 0 || z === 0) return
-    const words = new Uint32Array(params.length)
-    for (let i = 0; i < params.length; i++) words[i] = params[i]
-    if (floats) {
-      const f32 = new Float32Array(words.buffer)
-      for (const [i, value] of floats) f32[i] = value
-    }
-    this.dispatch(kernel, buffers, words, [x, y, z], scalars, values)
   }
 
   /** Records a dispatch that has been there before. */

@@ -36,14 +36,9 @@ export const walk = (rank: number): Part<Walk> =>
     ({ sizes, strides }) => [...sizes, ...strides],
   )
 
-/** The sizes and strides of one operand over the dims of a nest, as parameters of a kernel: fields and their values. */
 export const walkFields = (name: string, rank: number): string[] => [
   ...Array.from({ length: rank }, (_, d) => `${name}_n${d}: u32`),
   ...Array.from({ length: rank }, (_, d) => `${name}_s${d}: i32`),
-]
-export const walkWords = ({ sizes, strides }: Nest, operand: number): number[] => [
-  ...sizes,
-  ...strides[operand],
 ]
 
 /** `fn name(i: u32) -> i32`: how far from its first element the operand's i-th one lies, in row-major order. */

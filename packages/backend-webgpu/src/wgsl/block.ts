@@ -4,7 +4,7 @@
  *
  *   const params = block({ rows: u32, share: f32, x: walk(rank) })
  *   params.fields                  // rows: u32, share: f32, x_n0: u32, x_s0: i32
- *   engine.runWords(kernel, buffers, { rows, share: 1 / n, x: walkOf(nest, 0) }, grid(rows))
+ *   engine.run(kernel, buffers, { rows, share: 1 / n, x: walkOf(nest, 0) }, grid(rows))
  *
  * Values are written where a call comes for the first time: what is done again keeps its words (commands/replay.ts).
  * Test: block.test.ts.
@@ -55,6 +55,8 @@ export type ValuesOf<B> =
 export function block<P extends Parts>(parts: P): Block<Values<P>> {
   const { fields, put } = group(parts)
   const all = fields('')
+  const names = new Set(all.map((field) => field.split(':')[0]))
+  if (names.size < all.length) throw new ValueError(`webgpu: a name occurs twice in ${all}`)
   return {
     fields: all,
     words(values) {

@@ -14,7 +14,7 @@ export interface Binding {
 
 /** A kernel's code; V are the values that its parameters are given as, `never` where nobody gives any. */
 export interface Shader<V = never> {
-  readonly params: Block<V> | readonly string[]
+  readonly params: Block<V>
   readonly bindings: readonly Binding[]
   readonly workgroup: readonly [x: number, y?: number, z?: number]
   /** Everything outside the entry point: functions, `var<workgroup>`, constants. */
@@ -35,9 +35,6 @@ export interface Shader<V = never> {
   readonly enables?: readonly string[]
 }
 
-export const fieldsOf = (params: Shader['params']): readonly string[] =>
-  'fields' in params ? params.fields : params
-
 export function shaderCode(shader: Shader): string {
   return `${enabled(shader.enables ?? [])}
 ${shared(shader.shared)}
@@ -50,8 +47,7 @@ export const enabled = (names: readonly string[]): string =>
 
 /** What a kernel has outside its entry point; buffers are bound from `at` on, parameters at `paramsAt`. */
 export function moduleCode({ params, bindings, declarations }: Shader, at: number, paramsAt: number): string {
-  const declared = fieldsOf(params)
-  const fields = declared.length > 0 ? declared : ['unused: u32']
+  const fields = params.fields.length > 0 ? params.fields : ['unused: u32']
   return `struct Params { ${fields.join(', ')} }
 @group(0) @binding(${paramsAt}) var<uniform> p: Params;
 ${bindings

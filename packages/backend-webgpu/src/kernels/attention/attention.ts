@@ -168,7 +168,7 @@ export function attention(
       )
       const common = commonOf([q, k, v], attrs, b * h, Math.ceil(t / rowsOf(form.tile)))
       const options = optionsOf(form, 'keys', inputs, attrs)
-      const values = { ...common, q, k, v, ...options.values, o: out, statsAt: stats.offset }
+      const values = { common, q, k, v, options: options.values, o: out, statsAt: stats.offset }
       const buffers = [...[q, k, v].map(bufferOf), ...options.buffers, ...[out, stats].map(bufferOf)]
       engine.run(kernel, buffers, values, grid(common.count), numbers)
     },
@@ -214,7 +214,7 @@ export function attentionBackward(
         const stored = chunk && storedOf(engine, form.tile, chunk, inputs, attrs, outputs[0])
         const gradient = (of: string): View | undefined => results[gradients.indexOf(of)]
         const values = {
-          ...{ ...common, q, k, v, g: dout, ...options.values },
+          ...{ common, q, k, v, g: dout, options: options.values },
           short: { o: out, statsAt: stats.offset },
           stored: stored?.values,
           ...{ dq: gradient('q'), dk: gradient('k'), dv: gradient('v') },

@@ -97,7 +97,7 @@ const params = (form: Form, gradients: Gradients) => {
   const x = operand(form.vectors)
   const gradient = (of: string): Part<View | null | undefined> => when(gradients.includes(of), x)
   return block({
-    ...{ ...commonParams, q: x, k: x, v: x, g: x, ...optionParams(form) },
+    ...{ common: commonParams, q: x, k: x, v: x, g: x, options: optionParams(form) },
     short: when(gradients === 'qkv', group({ o: x, statsAt: i32 })),
     stored: when(form.stored, storedParams),
     ...{ dq: gradient('q'), dk: gradient('k'), dv: gradient('v') },

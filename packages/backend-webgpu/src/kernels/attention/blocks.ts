@@ -15,7 +15,7 @@
 
 import type { AttentionAttrs, TypedProgram, View } from '@tilegrad/core'
 import type { Engine } from '../../commands/queue.ts'
-import { f32, i32, several, u32 } from '../../wgsl/block.ts'
+import { f32, group, i32, several, u32 } from '../../wgsl/block.ts'
 
 /**
  * How a workgroup shares a block of scores: ty × tx threads with rm rows and kn columns each, 4 or, where tx is a multiple of
@@ -107,11 +107,11 @@ export const isVectors = ({ shape, strides, offset }: View): boolean =>
 export const far = 2 ** 30
 
 /** Parameters that all kernels have. Key j is visible to query i where low < j − i ≤ high. */
-export const commonParams = {
+export const commonParams = group({
   ...{ count: u32, blocks: u32, together: u32, heads: u32, group: u32 },
   ...{ queries: i32, keys: i32, width: i32, valueWidth: i32, high: i32, low: i32 },
   ...{ ninf: f32, scale: f32, zero: f32 },
-}
+})
 
 /** The key that query 0 is level with. */
 export const offsetOf = (q: View, k: View, { causal }: Pick<AttentionAttrs, 'causal'>): number =>

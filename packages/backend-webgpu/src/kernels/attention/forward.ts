@@ -70,7 +70,7 @@ ${each(rm, (i) => {
 
 const params = (form: Form) => {
   const x = operand(form.vectors)
-  return block({ ...commonParams, q: x, k: x, v: x, ...optionParams(form), o: x, statsAt: i32 })
+  return block({ common: commonParams, q: x, k: x, v: x, options: optionParams(form), o: x, statsAt: i32 })
 }
 
 export function forwardShader(form: Form): Shader<ValuesOf<typeof params>> {

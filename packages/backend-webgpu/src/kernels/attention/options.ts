@@ -1,4 +1,4 @@
-/** What kernels read for the options of attention beside q, k, v and their gradients: parameters and buffers in order. */
+/** What kernels read for the options of attention beside q, k, v and their gradients: parameters and buffers. */
 
 import { type AttentionAttrs, attentionOperands, type View } from '@tilegrad/core'
 import { bufferOf } from '../../device/buffers.ts'
@@ -8,14 +8,15 @@ import type { Binding } from '../../wgsl/shader.ts'
 import { type Form, offsetOf, operand } from './blocks.ts'
 import type { Streamed } from './visits.ts'
 
-/** Parameters of the options. */
-export const optionParams = ({ mask, blocks, alibi, globals, dropout }: Form) => ({
-  mask: when(mask !== 'none', operand(false)),
-  blocks: when(blocks, group({ counts: operand(false), list: operand(false), blockSize: i32 })),
-  slopes: when(alibi, group({ slopesAt: i32, slopesStep: i32, offset: i32 })),
-  globals: when(globals, group({ globalKeys: i32, globalQueries: i32 })),
-  dropout: when(dropout !== null, group({ draws: i32, drop: numbers(dropout?.params ?? []) })),
-})
+/** What options add to a kernel's parameters. */
+export const optionParams = ({ mask, blocks, alibi, globals, dropout }: Form) =>
+  group({
+    mask: when(mask !== 'none', operand(false)),
+    blocks: when(blocks, group({ counts: operand(false), list: operand(false), blockSize: i32 })),
+    slopes: when(alibi, group({ slopesAt: i32, slopesStep: i32, offset: i32 })),
+    globals: when(globals, group({ globalKeys: i32, globalQueries: i32 })),
+    dropout: when(dropout !== null, group({ draws: i32, drop: numbers(dropout?.params ?? []) })),
+  })
 
 export const optionBindings = ({ mask, blocks, alibi }: Form): Binding[] => [
   ...(mask === 'none' ? [] : [{ name: 'mask', item: elementOf(mask).item }]),

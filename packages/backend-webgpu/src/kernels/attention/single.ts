@@ -81,7 +81,7 @@ export function single(
   const common = commonOf([q, k, v], attrs, b * h, t)
   const options = optionsOf(form, 'keys', inputs, attrs)
   const result = { o: out, statsAt: stats.offset }
-  const values = { ...common, q, k, v, ...options.values, span, parts, result }
+  const values = { common, q, k, v, options: options.values, span, parts, result }
   const buffers = [...[q, k, v].map(bufferOf), ...options.buffers]
   const results = [out, stats].map(bufferOf)
   if (parts === 1) {
@@ -132,7 +132,7 @@ const resultBindings = ({ vectors }: Form): Shader['bindings'] => [
 const params = (form: Form, apart: boolean) => {
   const x = operand(form.vectors)
   return block({
-    ...{ ...commonParams, q: x, k: x, v: x, ...optionParams(form) },
+    ...{ common: commonParams, q: x, k: x, v: x, options: optionParams(form) },
     ...{ span: i32, parts: u32, result: when(!apart, resultParams(form)) },
   })
 }

@@ -137,12 +137,12 @@ export function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs,
   const op = kind === 'mean' ? 'linear_attention' : 'gated_linear_attention'
   const name = `${op}${result === 'out' ? '' : 'Backward'}`
 
-  const plan = {
-    ...{ blocksI, blocksO, heads: h, rows, keys, inner, outer },
+  const planOf = (count: number) => ({
+    ...{ count, blocksI, blocksO, heads: h, rows, keys, inner, outer },
     ...{ chunkRows: length, segmentChunks: perSegment, chunks, segments },
     ...{ innerPad, outer4, stateSize, segmentsAt: local ? heads * chunks * stateSize : 0 },
     ...{ depth, eps, chunkFadeAt: heads * keys, segmentFadeAt: heads * (keys + chunks) },
-  }
+  })
 
   const all = causal ? [x, k, v] : [x]
   const of = stat && needsStat(whole) ? [stat] : []
@@ -151,23 +151,28 @@ export function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs,
     of.push(fade)
     const fades = engine.kernel('linearAttentionFades', name, fadesShader)
     let count = heads * chunks
-    engine.run(fades, [bufferOf(decay), fade], { ...plan, count, decay }, grid(Math.ceil(count / threads)))
+    engine.run(
+      fades,
+      [bufferOf(decay), fade],
+      { plan: planOf(count), decay },
+      grid(Math.ceil(count / threads)),
+    )
     const chunkFades = engine.kernel(`linearAttentionChunkFades:${form.reach}`, name, () =>
       chunkFadesShader(form.reach),
     )
     count = heads * segments
-    engine.run(chunkFades, [fade], { ...plan, count }, grid(Math.ceil(count / threads)))
+    engine.run(chunkFades, [fade], { plan: planOf(count) }, grid(Math.ceil(count / threads)))
   }
   let count = heads * segments * blocksI * blocksO
   // The state's kernel does not depend on the tile.
   const stateKey = `linearAttentionStates:${formName({ ...form, tile: softwareTile })}`
   const sums = engine.kernel(stateKey, name, () => statesShader(whole))
-  engine.run(sums, [bufferOf(k), bufferOf(v), ...of, states], { ...plan, count, k, v }, grid(count))
+  engine.run(sums, [bufferOf(k), bufferOf(v), ...of, states], { plan: planOf(count), k, v }, grid(count))
 
   const segmentKey = `linearAttentionSegments:${form.reach}:${decay !== undefined}`
   const add = engine.kernel(segmentKey, name, () => segmentsShader(form))
   count = heads * stateSize
-  engine.run(add, [states, ...(decay ? of : [])], { ...plan, count }, grid(Math.ceil(count / threads)))
+  engine.run(add, [states, ...(decay ? of : [])], { plan: planOf(count) }, grid(Math.ceil(count / threads)))
 
   const finish = engine.kernel(`linearAttention:${formName(whole)}`, name, () => outputsShader(whole))
   count = heads * Math.ceil(rows / rowsOf(whole.tile)) * blocksO
@@ -176,7 +181,7 @@ export function compute(engine: Engine, call: Call, attrs: LinearAttentionAttrs,
     ...[...of, states, bufferOf(y)],
     ...(norm ? [bufferOf(norm)] : []),
   ]
-  const values = { ...plan, count, x, k, v, f: factor, yAt: y.offset, normAt: norm?.offset }
+  const values = { plan: planOf(count), x, k, v, f: factor, yAt: y.offset, normAt: norm?.offset }
   engine.run(finish, buffers, values, grid(count))
   engine.pool.free(states)
   if (decay) for (const fade of of) engine.pool.free(fade)

@@ -51,7 +51,7 @@ export const outputsBytes = (form: Form): number => 16 * sizes(form).all
 const params = (vectors: boolean, factor: boolean, norm: boolean) => {
   const x = operand(vectors)
   return block({
-    ...{ ...planParams, x, k: x, v: x, f: when(factor, x) },
+    ...{ plan: planParams, x, k: x, v: x, f: when(factor, x) },
     ...{ yAt: i32, normAt: when(norm, i32) },
   })
 }

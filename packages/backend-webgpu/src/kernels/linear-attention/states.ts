@@ -11,7 +11,7 @@
  * Reference: `LINEAR_ATTENTION` in core's ops/linear-attention/linear-attention.ts. Test: linear-attention.test.ts.
  */
 
-import { block, f32, i32, u32, type ValuesOf } from '../../wgsl/block.ts'
+import { block, f32, group, i32, u32, type ValuesOf } from '../../wgsl/block.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { each, operand } from '../attention/blocks.ts'
 import {
@@ -33,7 +33,7 @@ import {
 } from './blocks.ts'
 
 /** Numbers that all kernels get; lengths of states are in vectors of four. */
-export const planParams = {
+export const planParams = group({
   ...{ count: u32, blocksI: u32, blocksO: u32, heads: u32 },
   ...{ rows: i32, keys: i32, inner: i32, outer: i32 },
   /** Rows of a chunk, chunks of a segment, chunks and segments of a head. */
@@ -43,10 +43,11 @@ export const planParams = {
   ...{ depth: u32, eps: f32 },
   /** The places in `fade` at which the chunks' and the segments' numbers begin. */
   ...{ chunkFadeAt: u32, segmentFadeAt: u32 },
-}
-const plan = block(planParams)
-const statesParams = (vectors: boolean) => block({ ...planParams, k: operand(vectors), v: operand(vectors) })
-const fadesParams = block({ ...planParams, decay: operand(false) })
+})
+const ownParams = block({ plan: planParams })
+const statesParams = (vectors: boolean) =>
+  block({ plan: planParams, k: operand(vectors), v: operand(vectors) })
+const fadesParams = block({ plan: planParams, decay: operand(false) })
 
 export function statesShader(form: Form): Shader<ValuesOf<typeof statesParams>> {
   const { kind, reach, local, vectors, blockI, blockO } = form
@@ -127,7 +128,10 @@ ${write('p.segmentsAt + (head * p.segments + segment) * p.stateSize')}`,
 }
 
 /** Turns the segments' sums into those of the segments before, after, or (the first one's place) all. */
-export function segmentsShader({ reach, kind }: Pick<Form, 'reach' | 'kind'>): Shader<ValuesOf<typeof plan>> {
+export function segmentsShader({
+  reach,
+  kind,
+}: Pick<Form, 'reach' | 'kind'>): Shader<ValuesOf<typeof ownParams>> {
   const faded = kind === 'faded'
   const add = (j: number): string => {
     const keep = reach === 'all' ? '' : `states[u32(at + ${j} * by)] = sum; `
@@ -135,7 +139,7 @@ export function segmentsShader({ reach, kind }: Pick<Form, 'reach' | 'kind'>): S
     return `${keep}sum = sum * fade[u32(segment)].x + x${j}; segment += ${reach === 'future' ? -1 : 1};`
   }
   return {
-    params: plan,
+    params: ownParams,
     bindings: [
       { name: 'states', item: 'vec4<f32>', write: true },
       ...(faded ? [{ name: 'fade', item: 'vec4<f32>' } as const] : []),
@@ -198,9 +202,9 @@ fade[p.chunkFadeAt + id] = vec4f(1.0, exp(high + low), 0.0, 0.0);`,
 }
 
 /** Computes for every chunk what fades a state between it and its segment's edge, and for every segment the product. */
-export function chunkFadesShader(reach: Reach): Shader<ValuesOf<typeof plan>> {
+export function chunkFadesShader(reach: Reach): Shader<ValuesOf<typeof ownParams>> {
   return {
-    params: plan,
+    params: ownParams,
     bindings: [{ name: 'fade', item: 'vec4<f32>', write: true }],
     workgroup: [threads],
     body: `let id = (wg.x + wg.y * groups.x) * ${threads}u + li;
