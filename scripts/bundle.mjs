@@ -57,6 +57,7 @@ async function engine(entry, outfile) {
         /^import \{(.*)\} from "@tilegrad\/core(\/kernel)?";$/gm,
         (_, names, kernel) => `const {${names.replaceAll(' as ', ': ')}} = ${kernel ? 'kernel' : 'core'};`,
       )
+      .replace(/^import \* as (\w+) from "@tilegrad\/core";$/m, 'const $1 = core;')
       .replace(
         /^import \{ WorkerDiedError \} from "\.{1,2}\/errors\.js";$/m,
         'const { WorkerDiedError } = errors;',

@@ -1,17 +1,9 @@
 /**
- * Everything that a backend brings, by name, and what decides the code of each kernel: the one place that lists kernels.
+ * Everything that a backend brings, by name, and what decides the code of each kernel. Fused kernels are beside their operators.
  * A backend that lacks a primitive, misspells a kernel or reads an attribute that does not exist does not compile.
  */
 
 import type { TypedProgram } from '../expr/program.ts'
-import type { AttentionAttrs } from '../ops/attention/attention.ts'
-import type { RotaryAttrs } from '../ops/attention/rotary.ts'
-import type { EmbeddingAttrs } from '../ops/indexing.ts'
-import type { LinearAttrs } from '../ops/linear.ts'
-import type { GatedLinearAttentionAttrs } from '../ops/linear-attention/gated.ts'
-import type { LinearAttentionAttrs } from '../ops/linear-attention/linear-attention.ts'
-import type { CrossEntropyAttrs } from '../ops/loss.ts'
-import type { LayerNormAttrs, RmsNormAttrs } from '../ops/norm.ts'
 import type { DType } from '../tensor/dtype.ts'
 import type { View } from './backend.ts'
 
@@ -143,8 +135,9 @@ export type GradientAttrs<A> = A & {
 }
 
 /**
- * The fused kernels that a backend may bring, and what decides the code of each. The kernel of an operator's gradient
- * gets the operator's inputs, its outputs and what it saved, and the gradients of its outputs.
+ * The fused kernels that a backend may bring, and what decides the code of each: every operator that has one adds it here,
+ * in its own file. The kernel of an operator's gradient gets the operator's inputs, its outputs and what it saved, and the
+ * gradients of its outputs.
  *
  * Operators of your own can have kernels, too: `declare module '@tilegrad/core' { interface FusedKernels { … } }`.
  */
@@ -155,50 +148,6 @@ export interface FusedKernels {
    * asked call by call, with outputs and inputs in a row.
    */
   readonly foreach?: KernelOf<ElementwiseAttrs>
-  /** Joins tensors along a dim. */
-  readonly cat?: KernelOf<DimAttrs>
-  /** The Euclidean norm of all elements of all inputs. */
-  readonly total_norm?: KernelOf<object>
-  /** Rotary position embedding (Su et al. 2021). */
-  readonly rotary_embedding?: KernelOf<RotaryAttrs>
-  /** A product of matrices with what follows it. */
-  readonly linear?: KernelOf<LinearAttrs>
-  /** Softmax along a dim. */
-  readonly softmax?: KernelOf<DimAttrs>
-  /** The gradient of softmax. */
-  readonly softmaxBackward?: KernelOf<GradientAttrs<DimAttrs>>
-  /** Logarithms of softmax along a dim. */
-  readonly log_softmax?: KernelOf<DimAttrs>
-  /** The gradient of log-softmax. */
-  readonly log_softmaxBackward?: KernelOf<GradientAttrs<DimAttrs>>
-  /** Layer normalisation (Ba et al. 2016). */
-  readonly layer_norm?: KernelOf<LayerNormAttrs>
-  /** The gradients of layer normalisation. */
-  readonly layer_normBackward?: KernelOf<GradientAttrs<LayerNormAttrs>>
-  /** Root mean square normalisation (Zhang & Sennrich 2019). */
-  readonly rms_norm?: KernelOf<RmsNormAttrs>
-  /** The gradients of root mean square normalisation. */
-  readonly rms_normBackward?: KernelOf<GradientAttrs<RmsNormAttrs>>
-  /** Cross-entropy of rows of logits. */
-  readonly cross_entropy?: KernelOf<CrossEntropyAttrs>
-  /** The gradient of cross-entropy. */
-  readonly cross_entropyBackward?: KernelOf<GradientAttrs<CrossEntropyAttrs>>
-  /** Rows of a matrix by their indices. */
-  readonly embedding?: KernelOf<EmbeddingAttrs>
-  /** The gradient of an embedding's matrix. */
-  readonly embeddingBackward?: KernelOf<GradientAttrs<EmbeddingAttrs>>
-  /** Attention that never stores queries × keys (Dao et al. 2022). */
-  readonly scaled_dot_product_attention?: KernelOf<AttentionAttrs>
-  /** The gradients of attention. */
-  readonly scaled_dot_product_attentionBackward?: KernelOf<GradientAttrs<AttentionAttrs>>
-  /** Linear attention (Katharopoulos et al. 2020). */
-  readonly linear_attention?: KernelOf<LinearAttentionAttrs>
-  /** The gradients of linear attention. */
-  readonly linear_attentionBackward?: KernelOf<GradientAttrs<LinearAttentionAttrs>>
-  /** Linear attention with decay (Yang et al. 2024). */
-  readonly gated_linear_attention?: KernelOf<GatedLinearAttentionAttrs>
-  /** The gradients of linear attention with decay. */
-  readonly gated_linear_attentionBackward?: KernelOf<GradientAttrs<GatedLinearAttentionAttrs>>
 }
 
 /** What a backend brings: all primitives, and those of the fused kernels that it has. */

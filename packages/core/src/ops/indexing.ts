@@ -92,6 +92,15 @@ export interface EmbeddingAttrs {
   readonly paddingIdx: number | null
 }
 
+declare module '../dispatch/kernels.ts' {
+  interface FusedKernels {
+    /** Rows of a matrix by their indices. */
+    readonly embedding?: KernelOf<EmbeddingAttrs>
+    /** The gradient of an embedding's matrix. */
+    readonly embeddingBackward?: KernelOf<GradientAttrs<EmbeddingAttrs>>
+  }
+}
+
 const EMBEDDING: Op<EmbeddingAttrs> = {
   name: 'embedding',
   kernel: (kernels) => kernels.embedding,

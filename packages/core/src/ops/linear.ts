@@ -57,6 +57,13 @@ export interface LinearAttrs {
   readonly epilogue: TypedProgram
 }
 
+declare module '../dispatch/kernels.ts' {
+  interface FusedKernels {
+    /** A product of matrices with what follows it. */
+    readonly linear?: KernelOf<LinearAttrs>
+  }
+}
+
 interface Form {
   readonly op: Op<LinearAttrs>
   readonly attrs: LinearAttrs

@@ -287,6 +287,15 @@ function counted(x: Tensor, target: Tensor, ignoreIndex: number): Tensor {
   return out
 }
 
+declare module '../dispatch/kernels.ts' {
+  interface FusedKernels {
+    /** Cross-entropy of rows of logits. */
+    readonly cross_entropy?: KernelOf<CrossEntropyAttrs>
+    /** The gradient of cross-entropy. */
+    readonly cross_entropyBackward?: KernelOf<GradientAttrs<CrossEntropyAttrs>>
+  }
+}
+
 const CROSS_ENTROPY: Op<CrossEntropyAttrs> = {
   name: 'cross_entropy',
   kernel: (kernels) => kernels.cross_entropy,

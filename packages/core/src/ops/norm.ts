@@ -32,6 +32,19 @@ function standardise(x: Tensor, eps: number): Tensor {
   return elementwise(SCALE, [c, rsqrt(add(variance, eps))])
 }
 
+declare module '../dispatch/kernels.ts' {
+  interface FusedKernels {
+    /** Layer normalisation (Ba et al. 2016). */
+    readonly layer_norm?: KernelOf<LayerNormAttrs>
+    /** The gradients of layer normalisation. */
+    readonly layer_normBackward?: KernelOf<GradientAttrs<LayerNormAttrs>>
+    /** Root mean square normalisation (Zhang & Sennrich 2019). */
+    readonly rms_norm?: KernelOf<RmsNormAttrs>
+    /** The gradients of root mean square normalisation. */
+    readonly rms_normBackward?: KernelOf<GradientAttrs<RmsNormAttrs>>
+  }
+}
+
 const LAYER_NORM: Op<LayerNormAttrs> = {
   name: 'layer_norm',
   kernel: (kernels) => kernels.layer_norm,

@@ -212,6 +212,19 @@ const STD: Op<{ dim: Dims; options: VarOptions }> = {
 export const std = (x: Tensor, dim?: Dims, options: VarOptions = {}): Tensor =>
   apply(STD, [x], { dim, options })[0]
 
+declare module '../dispatch/kernels.ts' {
+  interface FusedKernels {
+    /** Softmax along a dim. */
+    readonly softmax?: KernelOf<DimAttrs>
+    /** The gradient of softmax. */
+    readonly softmaxBackward?: KernelOf<GradientAttrs<DimAttrs>>
+    /** Logarithms of softmax along a dim. */
+    readonly log_softmax?: KernelOf<DimAttrs>
+    /** The gradient of log-softmax. */
+    readonly log_softmaxBackward?: KernelOf<GradientAttrs<DimAttrs>>
+  }
+}
+
 const SOFTMAX: Op<{ dim: number }> = {
   name: 'softmax',
   kernel: (kernels) => kernels.softmax,

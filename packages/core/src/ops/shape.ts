@@ -433,6 +433,13 @@ const joined = (parts: readonly Tensor[], dim: number): TensorSpec => ({
   dtype: parts.map((t) => t.dtype).reduce(promote),
 })
 
+declare module '../dispatch/kernels.ts' {
+  interface FusedKernels {
+    /** Joins tensors along a dim. */
+    readonly cat?: KernelOf<DimAttrs>
+  }
+}
+
 const CAT: Op<DimAttrs> = {
   name: 'cat',
   kernel: (kernels) => kernels.cat,

@@ -7,6 +7,13 @@ import { rootOfSquares } from './centred.ts'
 import { add, square } from './pointwise.ts'
 import { sum } from './reduction.ts'
 
+declare module '../dispatch/kernels.ts' {
+  interface FusedKernels {
+    /** The Euclidean norm of all elements of all inputs. */
+    readonly total_norm?: KernelOf<object>
+  }
+}
+
 const TOTAL_NORM: Op<object> = {
   name: 'total_norm',
   kernel: (kernels) => kernels.total_norm,

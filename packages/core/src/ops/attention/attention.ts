@@ -101,6 +101,15 @@ const ADD_MASK = program('attention.mask', 2, ([s, mask]) =>
 )
 const ALL_HIDDEN = program('attention.all_hidden', 1, ([m]) => e.eq(m, -Infinity))
 
+declare module '../../dispatch/kernels.ts' {
+  interface FusedKernels {
+    /** Attention that never stores queries × keys (Dao et al. 2022). */
+    readonly scaled_dot_product_attention?: KernelOf<AttentionAttrs>
+    /** The gradients of attention. */
+    readonly scaled_dot_product_attentionBackward?: KernelOf<GradientAttrs<AttentionAttrs>>
+  }
+}
+
 const ATTENTION: Op<AttentionAttrs> = {
   name: 'scaled_dot_product_attention',
   kernel: (kernels) => kernels.scaled_dot_product_attention,

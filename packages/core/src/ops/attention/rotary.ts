@@ -27,6 +27,13 @@ const name = 'rotary_embedding'
 const FIRST = program(name, 4, ([a, b, c, s]) => e.sub(e.mul(a, c), e.mul(b, s)))
 const SECOND = program(name, 4, ([a, b, c, s]) => e.add(e.mul(b, c), e.mul(a, s)))
 
+declare module '../../dispatch/kernels.ts' {
+  interface FusedKernels {
+    /** Rotary position embedding (Su et al. 2021). */
+    readonly rotary_embedding?: KernelOf<RotaryAttrs>
+  }
+}
+
 /** Inputs x (…, D), cos and sin (…, R/2) that broadcast to x's leading dims, and have no gradient. */
 const ROTARY: Op<RotaryAttrs> = {
   name,

@@ -44,6 +44,15 @@ function written(
   return state ? [out, state] : [out]
 }
 
+declare module '../../dispatch/kernels.ts' {
+  interface FusedKernels {
+    /** Linear attention with decay (Yang et al. 2024). */
+    readonly gated_linear_attention?: KernelOf<GatedLinearAttentionAttrs>
+    /** The gradients of linear attention with decay. */
+    readonly gated_linear_attentionBackward?: KernelOf<GradientAttrs<GatedLinearAttentionAttrs>>
+  }
+}
+
 const GATED: Op<GatedLinearAttentionAttrs> = {
   name: 'gated_linear_attention',
   kernel: (kernels) => kernels.gated_linear_attention,

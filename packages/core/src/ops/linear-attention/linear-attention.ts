@@ -89,6 +89,15 @@ function written(inputs: readonly Tensor[], attrs: WrittenAttrs): Tensor[] {
   return attrs.wantState && after ? [mean, after] : [mean]
 }
 
+declare module '../../dispatch/kernels.ts' {
+  interface FusedKernels {
+    /** Linear attention (Katharopoulos et al. 2020). */
+    readonly linear_attention?: KernelOf<LinearAttentionAttrs>
+    /** The gradients of linear attention. */
+    readonly linear_attentionBackward?: KernelOf<GradientAttrs<LinearAttentionAttrs>>
+  }
+}
+
 const LINEAR_ATTENTION: Op<LinearAttentionAttrs> = {
   name: 'linear_attention',
   kernel: (kernels) => kernels.linear_attention,
