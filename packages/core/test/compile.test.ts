@@ -102,6 +102,15 @@ describe('compile', () => {
     )
   })
 
+  it('has no graph behind its results, and backward() says who has to call it', () => {
+    const w = tensor([1, 2], { requiresGrad: true })
+    const f = compile((x: Tensor) => w.mul(x).sum())
+    for (let i = 0; i < 3; i++) f(ones([2]))
+    expect(() => f(ones([2])).backward()).toThrow(
+      /by a compiled function, which must call backward\(\) itself$/,
+    )
+  })
+
   it('records each shape and each plain value by itself', async () => {
     const f = compile((x: Tensor, times: number) => x.mul(times))
     for (let i = 0; i < 4; i++)

@@ -16,6 +16,7 @@ import {
   softmax,
   type Tensor,
   tensor,
+  ValueError,
   type View,
 } from '../src/index.ts'
 
@@ -147,6 +148,17 @@ describe('a composed operator', () => {
     expect(pathOf([['float32'], ['int32', 'bool']], 'float32', ['int32', 'bool'])).toBe('fused')
     expect(pathOf([['float32'], ['int32', 'bool']], 'float32', ['int32', 'float32'])).toBe('composed')
     expect(asked).toEqual(['float32', 'float32'])
+  })
+
+  test('a kernel that is named instead of picked is an error that says how to pick it', () => {
+    for (const more of [{ kernel: 'scaled_exp' }, { gradient: 'scaled_expBackward' }]) {
+      const op = { ...OP, ...more } as unknown as Op<Attrs>
+      const x = make(both)
+      expect(() => grad(apply(op, [x], { scale: 2 })[0].sum(), [x])).toThrow(ValueError)
+      expect(() => grad(apply(op, [x], { scale: 2 })[0].sum(), [x])).toThrow(
+        /^scaled_exp: a kernel is picked by a function, \(kernels\) => kernels.softmax, not 'scaled_exp/,
+      )
+    }
   })
 
   test('has second derivatives through its fused backward', () => {

@@ -171,7 +171,7 @@ class Pass implements PassOf {
   seed(root: Tensor, given: Tensor | null): void {
     if (!root.requiresGrad) {
       throw new GradError(
-        `backward: the tensor ${show(root.shape)} does not require a gradient: it was made from no tensor that does, inside noGrad(), or detached`,
+        `backward: the tensor ${show(root.shape)} does not require a gradient: it was made from no tensor that does, inside noGrad(), detached, or by a compiled function, which must call backward() itself`,
       )
     }
     if (given && !sameShape(given.shape, root.shape))

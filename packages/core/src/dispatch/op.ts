@@ -8,7 +8,8 @@ import {
   record,
   shouldRecord,
 } from '../autograd/tape.ts'
-import { GradError } from '../errors.ts'
+import { describe } from '../checks.ts'
+import { GradError, ValueError } from '../errors.ts'
 import { backendOf } from '../primitives/common.ts'
 import { addTensors, fill } from '../primitives/elementwise.ts'
 import { alias, contiguous } from '../primitives/views.ts'
@@ -57,6 +58,7 @@ export interface Op<A = unknown> {
  * attrs `{ ...attrs, needs }`; it fills one output per input with `needs[i]`, in order. Where there is none, the
  * composition is differentiated. See `adds` of KernelOf for what it may do besides.
  *
+ * @throws ValueError where `kernel` of the operator is no function, and what its `validate` throws.
  * @example
  * import type { Op } from 'tilegrad'
  *
@@ -72,7 +74,7 @@ export function apply<A extends object>(
   const inputs = tensorsOf(op.name, operands)
   const backend = backendOf(op.name, inputs)
   op.validate?.(inputs, attrs)
-  const kernel = op.kernel?.(backend.kernels)
+  const kernel = picked(op.name, op.kernel, backend.kernels)
   if (kernel && op.infer && takes(kernel, inputs, attrs)) {
     const specs = op.infer(inputs, attrs)
     const all = allocateAll(backend, specs)
@@ -100,6 +102,19 @@ export function apply<A extends object>(
   settle(outputs, made as Tensor[], recording && !rule)
   listener?.composed(op.name, backend, begun)
   return outputs
+}
+
+/** The kernel that an operator picks, if it has one. */
+function picked<K>(
+  op: string,
+  pick: ((kernels: KernelTable) => K) | undefined,
+  kernels: KernelTable,
+): K | undefined {
+  if (pick && typeof pick !== 'function')
+    throw new ValueError(
+      `${op}: a kernel is picked by a function, (kernels) => kernels.softmax, not ${describe(pick)}`,
+    )
+  return pick?.(kernels)
 }
 
 /** After a composition: its outputs belong to the caller's scope; its temporaries to the graph, or to nobody. */
@@ -130,7 +145,7 @@ function fusedBackward<A extends object>(op: Op<A>, all: readonly Tensor[]): Bac
       // Fused kernels want unit steps along the last dim, which a gradient expanded from a sum has not.
       else args.push(d.rank > 0 && d.strides[d.rank - 1] !== 1 ? contiguous(d) : d)
     }
-    const kernel = op.gradient?.(outputs[0].backend.kernels)
+    const kernel = picked(op.name, op.gradient, outputs[0].backend.kernels)
     const waiting = kernel?.adds && needs[0] ? pass.take(0) : null
     if (waiting) args.push(waiting)
     const attrs: GradientAttrs<A> = Object.assign(waiting ? { needs, adds: true } : { needs }, node.attrs)

@@ -39,7 +39,7 @@ function half(fraction: number, bias: number): Half {
       const e = Math.min(Math.max((word[0] >> 23) - 127 + bias, 1), top)
       // Numbers from 2⁵² on are whole: adding it rounds. A carry goes into the exponent.
       const bits = size / unit[e] + 2 ** 52 - 2 ** 52 + (e - 1) * one
-      const sign = value < 0 || Object.is(value, -0) ? 2 ** 15 : 0
+      const sign = value < 0 || 1 / value < 0 ? 2 ** 15 : 0
       return sign + (size >= 0 ? Math.min(bits, top * one) : top * one + 1)
     },
   }
@@ -100,8 +100,10 @@ export const isFloat = (dtype: DType): boolean => info[dtype].float
  * @example
  * promote('int32', 'float32') // → float32
  */
-export const promote = (a: DType, b: DType): DType =>
-  a === b || info[a].rank > info[b].rank ? a : info[a].rank < info[b].rank ? b : 'float32'
+export function promote(a: DType, b: DType): DType {
+  const above = info[a].rank - info[b].rank
+  return a === b || above > 0 ? a : above < 0 ? b : 'float32'
+}
 
 /**
  * Tells what a true division or a transcendental gives: floats stay, integers and bools become float32.
