@@ -18,6 +18,10 @@ export class CpuBuffer {
   }
 }
 
+/** Byte address of a view's first element. */
+export const addressOf = (view: View): number =>
+  (view.buffer as CpuBuffer).ptr + view.offset * dtypeInfo[view.dtype].bytes
+
 /** Rounds bytes up to whole cache lines. */
 export const align64 = (bytes: number): number => Math.ceil(bytes / 64) * 64
 
@@ -97,7 +101,7 @@ export function createEngine(features: Features, memory: Heap, pool: Pool, mark 
       }
       return kernel
     },
-    address: (view) => (view.buffer as CpuBuffer).ptr + view.offset * dtypeInfo[view.dtype].bytes,
+    address: addressOf,
     run(kernel, rows, grain, words) {
       write(words)
       pool.run(kernel, rows, grain, params)

@@ -20,20 +20,18 @@ import {
   attentionOperands,
   dropoutFactors,
   dropoutParams,
-  dtypeInfo,
   type GradientAttrs,
   specialize,
   type View,
 } from '@tilegrad/core'
-import { f32bits, wordOf } from '../../element.ts'
+import { wordOf } from '../../element.ts'
 import { align64, type Engine, type KernelFactory } from '../../engine.ts'
 import { flagOf } from '../indexing/indexing.ts'
 import { narrow, type Tile, tileFor } from '../matmul/micro.ts'
 import { type BackwardMode, buildBackward } from './backward.ts'
-import { type Form, formName, type operands, queryBlock, type Word, wordNames } from './blocks.ts'
+import { commonParams, type Form, formName, passParams, queryBlock } from './blocks.ts'
 import { buildForward, forwardScratch } from './forward.ts'
 import { backwardScratch } from './queries.ts'
-import { dropWord } from './scores.ts'
 import { chunksOf, chunksPerBlock, far, keyStep } from './visits.ts'
 
 /** The largest head that the blocks' scratch memory is meant for. */
@@ -70,86 +68,54 @@ function tileOf(tile: Tile, queries: number): Tile {
   return narrow(tile, vectors)
 }
 
-/** Writes parameters by name, straight into the block that kernels read. */
-function writer(engine: Engine): (name: Word, value: number) => void {
-  const base = engine.params >>> 2
-  return (name, value) => {
-    // Compiling a kernel may grow memory, which renews its views.
-    engine.memory.i32[base + (wordIndex.get(name) as number)] = value
-  }
-}
-const wordIndex = new Map<Word, number>(wordNames.map((name, i) => [name, i]))
-
-function writeOperand(
-  engine: Engine,
-  set: ReturnType<typeof writer>,
-  name: (typeof operands)[number],
-  view: View,
-): void {
-  const { bytes } = dtypeInfo[view.dtype]
-  const [b, h, row, step = 0] = view.strides
-  set(`${name}Ptr`, engine.address(view))
-  set(`${name}Batch`, b * bytes)
-  set(`${name}Head`, h * bytes)
-  set(`${name}Row`, row * bytes)
-  set(`${name}Step`, step * bytes)
-}
-
-/** The rows' maxima, then their sums, (2, B, H, T). */
-function writeStats(engine: Engine, set: ReturnType<typeof writer>, stats: View): void {
-  const [, b, h, t] = stats.shape
-  set('topPtr', engine.address(stats))
-  set('sumPtr', engine.address(stats) + 4 * b * h * t)
-}
-
+/** Writes the parameters that do not depend on the pass. */
 function writeCommon(
   engine: Engine,
   inputs: readonly View[],
   attrs: AttentionAttrs,
   numbers: readonly number[],
-): ReturnType<typeof writer> {
-  const set = writer(engine)
-  set('flagPtr', flagOf(engine))
+): void {
   const { q, k, v, mask, blocks, slopes } = attentionOperands(inputs, attrs)
   const { causal, window, globalTokens, blockSize } = attrs
   const [queries, keys] = [q.shape[2], k.shape[2]]
-  set('heads', q.shape[1])
-  set('group', q.shape[1] / k.shape[1])
-  set('queries', queries)
-  set('keys', keys)
-  set('width', q.shape[3])
-  set('valueWidth', v.shape[3])
-  set('scale', f32bits(attrs.scale))
   const offset = causal === 'bottom-right' ? keys - queries : 0
-  set('offset', offset)
-  set('high', causal === 'none' ? far : offset)
-  set('low', window > 0 ? offset - Math.min(window, far) : -far)
   const globals = window > 0 ? Math.min(globalTokens, far) : 0
-  set('globalKeys', globals)
-  set('globalQueries', globals > 0 ? globals - offset : 0)
-  set('queryChunks', chunksOf(queries, queryBlock, blockSize))
-  writeOperand(engine, set, 'q', q)
-  writeOperand(engine, set, 'k', k)
-  writeOperand(engine, set, 'v', v)
-  if (mask) writeOperand(engine, set, 'mask', mask)
-  if (blocks) {
-    const step = keyStep(blockSize)
-    set('blockSize', blockSize)
-    set('keyStep', step)
-    set('queriesPerBlock', chunksPerBlock(queryBlock, blockSize))
-    set('keysPerBlock', chunksPerBlock(step, blockSize))
-    for (const name of ['kvNumBlocks', 'kvIndices', 'qNumBlocks', 'qIndices'] as const)
-      writeOperand(engine, set, name, blocks[name])
-  }
-  if (slopes) {
-    set('slopesPtr', engine.address(slopes))
-    set('slopesStep', 4 * slopes.strides[0])
-  }
-  dropoutOf(attrs)?.params.forEach(({ source, dtype }, slot) => {
-    set(dropWord(slot), wordOf(dtype, numbers[source]))
+  const step = keyStep(blockSize)
+  commonParams.write(engine, {
+    heads: q.shape[1],
+    group: q.shape[1] / k.shape[1],
+    queries,
+    keys,
+    width: q.shape[3],
+    valueWidth: v.shape[3],
+    scale: attrs.scale,
+    low: window > 0 ? offset - Math.min(window, far) : -far,
+    high: causal === 'none' ? far : offset,
+    globalKeys: globals,
+    globalQueries: globals > 0 ? globals - offset : 0,
+    offset,
+    queryChunks: chunksOf(queries, queryBlock, blockSize),
+    flagPtr: flagOf(engine),
+    q,
+    k,
+    v,
+    mask,
+    blockSize,
+    keyStep: step,
+    queriesPerBlock: chunksPerBlock(queryBlock, blockSize),
+    keysPerBlock: chunksPerBlock(step, blockSize),
+    kvNumBlocks: blocks?.kvNumBlocks,
+    kvIndices: blocks?.kvIndices,
+    qNumBlocks: blocks?.qNumBlocks,
+    qIndices: blocks?.qIndices,
+    slopesPtr: slopes ? engine.address(slopes) : 0,
+    slopesStep: slopes ? 4 * slopes.strides[0] : 0,
+    drop: dropoutOf(attrs)?.params.map(({ source, dtype }) => wordOf(dtype, numbers[source])),
   })
-  return set
 }
+
+/** The distance of the rows' sums from their maxima: both are in one tensor, (2, B, H, T). */
+const planeBytes = ({ shape: [, b, h, t] }: View): number => 4 * b * h * t
 
 /**
  * Runs kernels; and once more, with care, where a result is not finite and something is hidden: 0 · NaN may have brought
@@ -180,13 +146,23 @@ export const attention: KernelFactory<AttentionAttrs> = (engine) => ({
     const copies = k.strides[3] !== 1 || v.strides[3] !== 1 || v.strides[2] !== dv
     const bytes = forwardScratch(form.tile, d, dv, copies, form.mask)
     const scratch = engine.scratch(bytes)
-    const set = writeCommon(engine, inputs, attrs, numbers)
-    writeOperand(engine, set, 'out', out)
-    writeStats(engine, set, stats)
-    set('scratch', scratch)
-    set('scratchStep', align64(bytes))
     const chunks = chunksOf(t, queryBlock, attrs.blockSize)
-    set('blocks', chunks)
+    writeCommon(engine, inputs, attrs, numbers)
+    passParams.write(engine, {
+      out,
+      topPtr: engine.address(stats),
+      sumPtr: engine.address(stats) + planeBytes(stats),
+      scratch,
+      scratchStep: align64(bytes),
+      blocks: chunks,
+      dout: null,
+      needQ: 0,
+      needK: 0,
+      needV: 0,
+      dq: null,
+      dk: null,
+      dv: null,
+    })
     withCare(engine, attrs, (careful) => {
       const built = careful ? { ...form, careful } : form
       const kernel = engine.kernel(`attention:${formName(built)}`, (m) => buildForward(m, built))
@@ -207,27 +183,30 @@ export const attentionBackward: KernelFactory<GradientAttrs<AttentionAttrs>> = (
     const form = formOf(engine, inputs, attrs)
     const bytes = backwardScratch(form.tile, form.mask, d, dv)
     const scratch = engine.scratch(bytes)
-    const set = writeCommon(engine, inputs, attrs, numbers)
-    writeOperand(engine, set, 'out', out)
-    writeOperand(engine, set, 'dout', dout)
     let next = 0
-    for (const [name, need, flag] of [
-      ['dq', needQ, 'needQ'],
-      ['dk', needK, 'needK'],
-      ['dv', needV, 'needV'],
-    ] as const) {
-      if (need) writeOperand(engine, set, name, outputs[next++])
-      set(flag, Number(need))
-    }
-    writeStats(engine, set, stats)
-    set('scratch', scratch)
-    set('scratchStep', align64(bytes))
+    const [dq, dk, dvalues] = [needQ, needK, needV].map((need) => (need ? outputs[next++] : null))
+    writeCommon(engine, inputs, attrs, numbers)
+    passParams.write(engine, {
+      out,
+      topPtr: engine.address(stats),
+      sumPtr: engine.address(stats) + planeBytes(stats),
+      scratch,
+      scratchStep: align64(bytes),
+      blocks: 1,
+      dout,
+      needQ: Number(needQ),
+      needK: Number(needK),
+      needV: Number(needV),
+      dq,
+      dk,
+      dv: dvalues,
+    })
     const run = (careful: boolean, mode: BackwardMode, items: number, chunks: number): void => {
       if (items * chunks === 0) return
       const built = careful ? { ...form, careful } : form
       const key = `attentionBackward:${mode}:${formName(built)}`
       const kernel = engine.kernel(key, (m) => buildBackward(m, built, mode))
-      set('blocks', chunks)
+      passParams.set(engine, { blocks: chunks })
       engine.launch(kernel, items * chunks, 1)
     }
     const queryChunks = chunksOf(t, queryBlock, attrs.blockSize)

@@ -9,6 +9,7 @@
  */
 
 import type { TypedProgram } from '@tilegrad/core'
+import { block, float, optional, type Part, tensor, word } from '../../block.ts'
 import {
   type Func,
   type FunctionBuilder,
@@ -52,84 +53,87 @@ export interface Form {
 export const formName = ({ tile, mask, blocks, alibi, dropout, careful }: Form): string =>
   `${tile.rows}x${tile.vectors}:${mask}${blocks ? ':blocks' : ''}${alibi ? ':alibi' : ''}${dropout ? `:dropout${dropout.id}` : ''}${careful ? ':careful' : ''}`
 
-const operandWords = ['Ptr', 'Batch', 'Head', 'Row', 'Step'] as const
-type OperandWord<N extends string> = `${N}${(typeof operandWords)[number]}`
+const drops: Part<readonly number[], '0' | '1' | '2' | '3' | '4'> = {
+  ends: ['0', '1', '2', '3', '4'],
+  put: (values, at, words) => words.set(values, at),
+}
+
 /**
- * Operands with strides over batch, head, row and along the row, in bytes. For the mask, rows are queries.
+ * The parameters that do not depend on the pass. Of the mask rows are queries; of a block mask's lists blocks of queries, or
+ * of keys.
  */
-export const operands = [
-  ...(['q', 'k', 'v', 'mask', 'out', 'dout', 'dq', 'dk', 'dv'] as const),
-  // A block mask's: rows are blocks of queries, and for the last two blocks of keys.
-  ...(['kvNumBlocks', 'kvIndices', 'qNumBlocks', 'qIndices'] as const),
-] as const
-type OperandName = (typeof operands)[number]
-
-const scalars = [
-  'heads',
+export const commonParams = block({
+  heads: word,
   /** Query heads per key head. */
-  'group',
-  'queries',
-  'keys',
+  group: word,
+  queries: word,
+  keys: word,
   /** D and Dv. */
-  'width',
-  'valueWidth',
-  /** A float32. */
-  'scale',
+  width: word,
+  valueWidth: word,
+  scale: float,
   /** The bounds of the keys j that query i sees: i + low < j ≤ i + high. */
-  'low',
-  'high',
+  low: word,
+  high: word,
   /** The numbers of first keys that are seen, and of first queries that see, whatever `low` says. */
-  'globalKeys',
-  'globalQueries',
+  globalKeys: word,
+  globalQueries: word,
   /** The difference from the number of a query to that of the key at its place. */
-  'offset',
-  /** The size of a block mask's blocks, and how they are cut into chunks. */
-  'blockSize',
-  'keyStep',
-  'queriesPerBlock',
-  'keysPerBlock',
-  /** ALiBi's slopes, per head. */
-  'slopesPtr',
-  'slopesStep',
-  /** The params of dropout's expression. */
-  'drop0',
-  'drop1',
-  'drop2',
-  'drop3',
-  'drop4',
-  /** Each row's maximum and sum, (B, H, T) both, contiguous. */
-  'topPtr',
-  'sumPtr',
-  /** The address of a flag that is set where a result is not finite. */
-  'flagPtr',
-  'scratch',
-  'scratchStep',
-  /** Chunks of queries, or of keys, per head: tasks are numbered (b, head, chunk). */
-  'blocks',
+  offset: word,
   /** Chunks of queries per head. */
-  'queryChunks',
-  /** 1 where a gradient is wanted. */
-  'needQ',
-  'needK',
-  'needV',
-] as const
+  queryChunks: word,
+  /** The address of a flag that is set where a result is not finite. */
+  flagPtr: word,
+  q: tensor,
+  k: tensor,
+  v: tensor,
+  mask: optional(tensor),
+  /** The size of a block mask's blocks, and how they are cut into chunks. */
+  blockSize: word,
+  keyStep: word,
+  queriesPerBlock: word,
+  keysPerBlock: word,
+  kvNumBlocks: optional(tensor),
+  kvIndices: optional(tensor),
+  qNumBlocks: optional(tensor),
+  qIndices: optional(tensor),
+  /** ALiBi's slopes, per head. */
+  slopesPtr: word,
+  slopesStep: word,
+  /** The params of dropout's expression. */
+  drop: optional(drops),
+})
 
-/** Words of the parameter block. */
-export type Word = (typeof scalars)[number] | OperandWord<OperandName>
-export const wordNames: readonly Word[] = [
-  ...scalars,
-  ...operands.flatMap((name) => operandWords.map((w) => `${name}${w}` as const)),
-]
-const wordAt = new Map<Word, number>(wordNames.map((name, i) => [name, 4 * i]))
+/** The other parameters of forward and backward passes. */
+export const passParams = block(
+  {
+    out: tensor,
+    /** Each row's maximum and sum, (B, H, T) both, contiguous. */
+    topPtr: word,
+    sumPtr: word,
+    scratch: word,
+    scratchStep: word,
+    /** Chunks of queries, or of keys, per head: tasks are numbered (b, head, chunk). */
+    blocks: word,
+    dout: optional(tensor),
+    /** 1 where a gradient is wanted. */
+    needQ: word,
+    needK: word,
+    needV: word,
+    dq: optional(tensor),
+    dk: optional(tensor),
+    dv: optional(tensor),
+  },
+  commonParams,
+)
+
+type OperandName = 'q' | 'k' | 'v' | 'mask' | 'out' | 'dout' | 'dq' | 'dk' | 'dv' | BlockLists
+type BlockLists = 'kvNumBlocks' | 'kvIndices' | 'qNumBlocks' | 'qIndices'
 
 /** The place of a parameter in the parameter block, in bytes. */
-export const wordOffset = (name: Word): number => wordAt.get(name) as number
-
+export const wordOffset = passParams.offset
 /** Reads parameters by name. */
-export const reader =
-  (params: I32) =>
-  (name: Word): I32 =>
-    i32.load(params, wordOffset(name))
+export const { reader } = passParams
 
 /** Bytes from the first row's maximum or sum to those of another row. */
 export const statsAt = (word: ReturnType<typeof reader>, b: I32, h: I32, row: I32): I32 =>

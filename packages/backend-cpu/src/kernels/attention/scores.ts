@@ -157,8 +157,7 @@ export function keepFactors(
 }
 
 /** The name of the parameter that holds a param of dropout's expression. */
-export const dropWord = (slot: number): `drop${0 | 1 | 2 | 3 | 4}` =>
-  `drop${slot}` as `drop${0 | 1 | 2 | 3 | 4}`
+const dropWord = (slot: number): `drop${0 | 1 | 2 | 3 | 4}` => `drop${slot}` as `drop${0 | 1 | 2 | 3 | 4}`
 
 const dropParams = ['i32', 'i32', 'i32', 'i32'] as const
 

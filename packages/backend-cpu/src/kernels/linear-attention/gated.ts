@@ -10,20 +10,14 @@
  */
 
 import type { GatedLinearAttentionAttrs, GradientAttrs, View } from '@tilegrad/core'
-import type { Engine, KernelFactory } from '../../engine.ts'
+import type { KernelFactory } from '../../engine.ts'
 import { f32, f64, type ModuleBuilder } from '../../wasm/index.ts'
-import { compute, maxWidth, type Setter, writeCommon, writeTensor } from './linear-attention.ts'
-import { type Product, reader, rowOf } from './operands.ts'
+import { compute, maxWidth } from './linear-attention.ts'
+import { type Product, productParams, reader, rowOf } from './operands.ts'
 
 const fits = (inputs: readonly View[]): boolean => {
   const [q, , v] = inputs
   return [q, v].every((t) => t.shape[3] >= 1 && t.shape[3] <= maxWidth)
-}
-
-const write = (engine: Engine, inputs: readonly View[], hasDecay: boolean): Setter => {
-  const set = writeCommon(engine, inputs)
-  if (hasDecay) writeTensor(engine, set, 'decay', inputs[3])
-  return set
 }
 
 export const gatedLinearAttention: KernelFactory<GatedLinearAttentionAttrs> = (engine) => ({
@@ -31,8 +25,7 @@ export const gatedLinearAttention: KernelFactory<GatedLinearAttentionAttrs> = (e
   supports: fits,
   run([out], inputs, { hasDecay }) {
     const [q, , v] = inputs
-    const set = write(engine, inputs, hasDecay)
-    writeTensor(engine, set, 'y', out)
+    const tensors = { y: out, ...(hasDecay && { decay: inputs[3] }) }
     const p = {
       x: 'phiQ',
       k: 'phiK',
@@ -43,7 +36,7 @@ export const gatedLinearAttention: KernelFactory<GatedLinearAttentionAttrs> = (e
     } as const
     const steps = q.shape[2]
     const heads = q.shape[0] * q.shape[1]
-    compute(engine, set, p, 'identity', {
+    compute(engine, inputs, tensors, p, 'identity', {
       heads,
       rows: steps,
       keys: steps,
@@ -64,8 +57,7 @@ export const gatedLinearAttentionBackward: KernelFactory<GradientAttrs<GatedLine
     const dout = inputs[inputs.length - 1]
     const [b, h, steps, d] = q.shape
     const dv = v.shape[3]
-    const set = write(engine, inputs, hasDecay)
-    writeTensor(engine, set, 'dout', dout)
+    const decay = hasDecay ? { decay: inputs[3] } : {}
     const left = [...outputs]
     const gradient = (
       i: number,
@@ -75,9 +67,8 @@ export const gatedLinearAttentionBackward: KernelFactory<GradientAttrs<GatedLine
     ): View | undefined => {
       if (!needs[i]) return undefined
       const y = left.shift() as View
-      writeTensor(engine, set, 'y', y)
       const sizes = { heads: b * h, rows: steps, keys: steps, inner, outer }
-      compute(engine, set, { ...p, decay: hasDecay }, 'identity', sizes)
+      compute(engine, inputs, { y, dout, ...decay }, { ...p, decay: hasDecay }, 'identity', sizes)
       return y
     }
     const dq = gradient(
@@ -94,10 +85,7 @@ export const gatedLinearAttentionBackward: KernelFactory<GradientAttrs<GatedLine
     )
     gradient(2, { x: 'phiK', k: 'phiQ', v: 'plainGradients', reach: 'future', finish: 'none' }, d, dv)
     if (!needs[3] || !dq || !dk || b * h * steps === 0) return
-    writeTensor(engine, set, 'dout', dq)
-    writeTensor(engine, set, 'out', dk)
-    writeTensor(engine, set, 'y', left.shift() as View)
-    set('rows', steps)
+    productParams.set(engine, { out: dk, dout: dq, y: left.shift() as View, rows: steps })
     engine.launch(engine.kernel('gatedLinearAttention:decay', buildDecayGradient), b * h, 1)
   },
 })

@@ -19,10 +19,9 @@ import {
   type LinearAttentionAttrs,
   type View,
 } from '@tilegrad/core'
-import { f32bits } from '../../element.ts'
 import { align64, type Engine, type KernelFactory } from '../../engine.ts'
 import { type Tile, tileFor } from '../matmul/micro.ts'
-import { chunk, type Pass, type Product, type tensors, type Word, wordNames } from './operands.ts'
+import { chunk, type Pass, type Product, productParams } from './operands.ts'
 import { buildPrefix, buildProduct, padded, productScratch } from './product.ts'
 
 /** The largest head that the states in scratch memory are meant for. */
@@ -31,38 +30,14 @@ export const maxWidth = 256
 const fits = ([q, , v]: readonly View[], { featureMap }: LinearAttentionAttrs): boolean =>
   featureMap in featureMaps && [q.shape[3], v.shape[3]].every((n) => n >= 1 && n <= maxWidth)
 
-const wordIndex = new Map<Word, number>(wordNames.map((name, i) => [name, i]))
-
-export type Setter = (name: Word, value: number) => void
-
-function writer(engine: Engine): Setter {
-  const base = engine.params >>> 2
-  return (name, value) => {
-    // Compiling a kernel may grow memory, which renews its views.
-    engine.memory.i32[base + (wordIndex.get(name) as number)] = value
-  }
-}
-
-export function writeTensor(engine: Engine, set: Setter, name: (typeof tensors)[number], view: View): void {
-  const [b, h, row, step] = view.strides
-  set(`${name}Ptr`, engine.address(view))
-  set(`${name}Batch`, 4 * b)
-  set(`${name}Head`, 4 * h)
-  set(`${name}Row`, 4 * row)
-  set(`${name}Step`, 4 * step)
-}
-
-/** Writes the parameters that do not depend on the product. */
-export function writeCommon(engine: Engine, [q, k, v]: readonly View[]): Setter {
-  const set = writer(engine)
-  writeTensor(engine, set, 'q', q)
-  writeTensor(engine, set, 'k', k)
-  writeTensor(engine, set, 'v', v)
-  set('heads', q.shape[1])
-  set('queries', q.shape[2])
-  set('width', q.shape[3])
-  set('valueWidth', v.shape[3])
-  return set
+/** The tensors of a product, and what does not depend on their sizes. */
+export interface Tensors {
+  readonly y: View
+  readonly out?: View
+  readonly dout?: View
+  readonly decay?: View
+  readonly norm?: View
+  readonly eps?: number
 }
 
 interface Sizes {
@@ -75,7 +50,14 @@ interface Sizes {
   readonly outer: number
 }
 
-export function compute(engine: Engine, set: Setter, p: Product, feature: FeatureMap, s: Sizes): void {
+export function compute(
+  engine: Engine,
+  [q, k, v]: readonly View[],
+  tensors: Tensors,
+  p: Product,
+  feature: FeatureMap,
+  s: Sizes,
+): void {
   if (s.heads * s.rows === 0) return
   const tile = tileOf(tileFor(engine.features))
   const { threads } = engine.features
@@ -84,15 +66,34 @@ export function compute(engine: Engine, set: Setter, p: Product, feature: Featur
   const bytes = productScratch(s.inner, s.outer)
   const [chunks, keyChunks] = [Math.ceil(s.rows / chunk), Math.ceil(s.keys / chunk)]
   const whole = s.heads % threads === 0 || s.heads >= 4 * threads || keyChunks < 4
-  set('rows', s.rows)
-  set('keys', s.keys)
-  set('inner', s.inner)
-  set('outer', s.outer)
-  set('outerStep', outerStep)
-  set('stateBytes', stateBytes)
-  set('keyChunks', keyChunks)
-  set('scratch', engine.scratch(bytes))
-  set('scratchStep', align64(bytes))
+  const scratch = engine.scratch(bytes)
+  productParams.write(engine, {
+    q,
+    k,
+    v,
+    heads: q.shape[1],
+    queries: q.shape[2],
+    width: q.shape[3],
+    valueWidth: v.shape[3],
+    eps: tensors.eps ?? 0,
+    normPtr: tensors.norm ? engine.address(tensors.norm) : 0,
+    decay: tensors.decay,
+    out: tensors.out,
+    dout: tensors.dout,
+    y: tensors.y,
+    rows: s.rows,
+    keys: s.keys,
+    inner: s.inner,
+    outer: s.outer,
+    outerStep,
+    stateBytes,
+    keyChunks,
+    scratch,
+    scratchStep: align64(bytes),
+    statesPtr: 0,
+    totalsPtr: 0,
+    chunks: 0,
+  })
   const run = (pass: Pass, tasks: number): void => {
     const key = `linearAttention:${p.x},${p.k},${p.v}:${p.reach}:${p.finish}:${p.decay ?? false}:${feature}:${pass}:${name(tile)}`
     engine.launch(
@@ -108,16 +109,14 @@ export function compute(engine: Engine, set: Setter, p: Product, feature: Featur
   const all = s.heads * keyChunks * stateBytes
   const states = engine.memory.alloc(all + (p.decay ? 4 * s.heads * keyChunks : 0))
   try {
-    set('statesPtr', states)
-    set('totalsPtr', states + all)
-    set('chunks', keyChunks)
+    productParams.set(engine, { statesPtr: states, totalsPtr: states + all, chunks: keyChunks })
     run('states', s.heads * keyChunks)
     const decay = p.decay ?? false
     const prefix = engine.kernel(`linearAttention:prefix:${p.reach}:${decay}`, (m) =>
       buildPrefix(m, p.reach, decay),
     )
     engine.launch(prefix, (s.heads * stateBytes) / 64, 16)
-    set('chunks', chunks)
+    productParams.set(engine, { chunks })
     run('outputs', s.heads * chunks)
   } finally {
     engine.memory.free(states)
@@ -134,13 +133,10 @@ export const linearAttention: KernelFactory<LinearAttentionAttrs> = (engine) => 
   supports: fits,
   run([out, norm], inputs, attrs) {
     const [q, k, v] = inputs
-    const set = writeCommon(engine, inputs)
-    set('eps', f32bits(attrs.eps))
-    set('normPtr', engine.address(norm))
-    writeTensor(engine, set, 'y', out)
     compute(
       engine,
-      set,
+      inputs,
+      { y: out, norm, eps: attrs.eps },
       { x: 'phiQ', k: 'phiK', v: 'values', reach: attrs.causal ? 'past' : 'all', finish: 'normalise' },
       attrs.featureMap,
       {
@@ -159,18 +155,14 @@ export const linearAttentionBackward: KernelFactory<GradientAttrs<LinearAttentio
   supports: fits,
   run(outputs, inputs, attrs) {
     const [q, k, v, out, norm, dout] = inputs
-    const set = writeCommon(engine, inputs)
-    set('normPtr', engine.address(norm))
-    writeTensor(engine, set, 'out', out)
-    writeTensor(engine, set, 'dout', dout)
     const heads = q.shape[0] * q.shape[1]
     const [t, s, d, dv] = [q.shape[2], k.shape[2], q.shape[3], v.shape[3]]
     const [past, future] = attrs.causal ? (['past', 'future'] as const) : (['all', 'all'] as const)
     let next = 0
     const gradient = (i: number, p: Product, sizes: Omit<Sizes, 'heads'>): void => {
       if (!attrs.needs[i]) return
-      writeTensor(engine, set, 'y', outputs[next++])
-      compute(engine, set, p, attrs.featureMap, { heads, ...sizes })
+      const tensors = { y: outputs[next++], out, dout, norm }
+      compute(engine, inputs, tensors, p, attrs.featureMap, { heads, ...sizes })
     }
     gradient(
       0,

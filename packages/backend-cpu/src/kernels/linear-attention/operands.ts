@@ -4,6 +4,7 @@
  */
 
 import type { FeatureMap } from '@tilegrad/core'
+import { block, float, optional, tensor, word } from '../../block.ts'
 import { mathF32x4 } from '../../lowering/math.ts'
 import {
   type Func,
@@ -45,48 +46,44 @@ export interface Product {
   readonly decay?: boolean
 }
 
-const operandWords = ['Ptr', 'Batch', 'Head', 'Row', 'Step'] as const
-export const tensors = ['q', 'k', 'v', 'out', 'dout', 'y', 'decay'] as const
-type TensorName = (typeof tensors)[number]
-const scalars = [
-  'heads',
-  /** Rows of x, and of k and v. */
-  'rows',
-  'keys',
+type TensorName = 'q' | 'k' | 'v' | 'out' | 'dout' | 'y' | 'decay'
+
+export const productParams = block({
+  q: tensor,
+  k: tensor,
+  v: tensor,
+  heads: word,
+  queries: word,
   /** D and Dv. */
-  'width',
-  'valueWidth',
+  width: word,
+  valueWidth: word,
+  eps: float,
+  /** n, (B, H, T), contiguous; `queries` are its T. */
+  normPtr: word,
+  decay: optional(tensor),
+  out: optional(tensor),
+  dout: optional(tensor),
+  y: tensor,
+  /** Rows of x, and of k and v. */
+  rows: word,
+  keys: word,
   /** Columns of x and k, and of v; and bytes of a row of v, padded to whole vectors. */
-  'inner',
-  'outer',
-  'outerStep',
-  /** A float32. */
-  'eps',
-  /** n, (B, H, T), contiguous; and T. */
-  'normPtr',
-  'queries',
-  'scratch',
-  'scratchStep',
-  /** States of all chunks, bytes of one, and how many there are per head. */
-  'statesPtr',
-  'stateBytes',
-  /** The factor by which each chunk fades a state, a float32 each. */
-  'totalsPtr',
-  'chunks',
+  inner: word,
+  outer: word,
+  outerStep: word,
+  /** Bytes of a state. */
+  stateBytes: word,
   /** The number of chunks of k and v per head. */
-  'keyChunks',
-] as const
-export type Word = (typeof scalars)[number] | `${TensorName}${(typeof operandWords)[number]}`
-export const wordNames: readonly Word[] = [
-  ...scalars,
-  ...tensors.flatMap((name) => operandWords.map((w) => `${name}${w}` as const)),
-]
-const wordAt = new Map<Word, number>(wordNames.map((name, i) => [name, 4 * i]))
-const wordOffset = (name: Word): number => wordAt.get(name) as number
-export const reader =
-  (params: I32) =>
-  (name: Word): I32 =>
-    i32.load(params, wordOffset(name))
+  keyChunks: word,
+  scratch: word,
+  scratchStep: word,
+  /** States of all chunks, and how many there are per head. */
+  statesPtr: word,
+  /** The factor by which each chunk fades a state, a float32 each. */
+  totalsPtr: word,
+  chunks: word,
+})
+export const { reader } = productParams
 export type Read = ReturnType<typeof reader>
 
 export const rowOf = (word: Read, name: TensorName, b: I32, h: I32, row: I32): I32 =>
@@ -281,7 +278,7 @@ export function finishFunc(
     const columns = f.let(word(finish === 'phiQ' || finish === 'phiK' ? 'width' : 'valueWidth'))
     const at = f.let(from)
     if (finish === 'normalise') {
-      const eps = f.let(f32.load(params, wordOffset('eps')))
+      const eps = f.let(f32.load(params, productParams.offset('eps')))
       const last = f.let(from.add(columns.shl(2)))
       const norm = f.let(addressOfNorm(word, b, h, row))
       f.for(0, rows, 1, () => {
