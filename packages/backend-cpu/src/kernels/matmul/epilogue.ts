@@ -10,7 +10,7 @@ import { hoistConstants } from '../../lowering/math.ts'
 import type { Heap } from '../../machine/heap.ts'
 import { type Func, i32, type ModuleBuilder, type V128, v128 } from '../../wasm/index.ts'
 import { type Access, load } from '../elementwise/access.ts'
-import { at } from './tiles.ts'
+import { moreParams, reader } from './tiles.ts'
 
 const words = ['i32', 'i32', 'i32', 'i32', 'i32'] as const
 /** Parameter block, first row, first column, numbers of rows and columns. */
@@ -26,7 +26,7 @@ export interface Epilogue {
 
 /**
  * Adds the function for a program of float32 inputs and outputs. `access`: how each input but the first moves along a
- * row. Parameters, from `at.batch` on: addresses of the outputs but the first; address and bytes from row to row of
+ * row. Parameters, from `moreParams` on: addresses of the outputs but the first; address and bytes from row to row of
  * each input but the first; the program's params.
  */
 export function epilogueFunc(
@@ -49,13 +49,16 @@ export function epilogueFunc(
     const k = hoistConstants(f, (trial, constants, x) => {
       lowerNodes(trial, constants, order, new Map(), () => x, powers)
     })
-    const extras = at.batch + program.exprs.length - 1
+    const named = reader(params)
+    const extras = moreParams + program.exprs.length - 1
     const uniform: Values = new Map()
     const param = (slot: number): V128 => v128.load32Splat(params, 4 * (extras + 2 * access.length + slot))
     lowerNodes(f, k, once, uniform, (t) => param(t.kind === 'param' ? t.slot : 0), powers)
-    const outRow = f.let(word(at.outRow))
+    const outRow = f.let(named('outRow'))
     const here = f.let(row.mul(outRow).add(column.shl(2)))
-    const outputs = program.exprs.map((_, o) => f.let(word(o === 0 ? at.out : at.batch + o - 1).add(here)))
+    const outputs = program.exprs.map((_, o) =>
+      f.let((o === 0 ? named('out') : word(moreParams + o - 1)).add(here)),
+    )
     const steps = access.map((_, n) => f.let(word(extras + 2 * n + 1)))
     const inputs = access.map((how, n) => {
       const first = word(extras + 2 * n).add(row.mul(steps[n]))

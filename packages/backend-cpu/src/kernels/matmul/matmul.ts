@@ -35,7 +35,7 @@ import {
   sweepRows,
   sweepScratch,
 } from './skinny.ts'
-import { at, buildTiles, kBlock, tileScratch } from './tiles.ts'
+import { buildTiles, kBlock, matmulParams, moreParams, tileScratch } from './tiles.ts'
 import { tunedTile } from './tuning.ts'
 
 /** The multiply-adds below which a task is not worth handing to another thread (about 2 µs). */
@@ -307,39 +307,40 @@ interface Cut {
 function launch(engine: Engine, kernel: Kernel, p: Problem, out: View, cut: Cut, epilogue?: Epilogue): void {
   // May renew the views of memory: before they are used.
   const scratch = engine.scratch(cut.scratch)
-  const w = engine.memory.i32
-  const base = engine.params >>> 2
   const rowTasks = cut.parts ?? Math.ceil(p.m / cut.rows)
   const columnTasks = Math.ceil(p.n / cut.columns)
-  w[base + at.m] = p.m
-  w[base + at.n] = p.n
-  w[base + at.k] = p.k
-  w[base + at.aRow] = p.aRow
-  w[base + at.aK] = p.aK
-  w[base + at.bK] = p.bK
-  w[base + at.bColumn] = p.bColumn
-  w[base + at.outRow] = p.outRow
-  w[base + at.outColumn] = p.outColumn
-  w[base + at.a] = engine.address(p.a)
-  w[base + at.b] = engine.address(p.b)
-  w[base + at.out] = engine.address(out)
-  w[base + at.taskRows] = cut.rows
-  w[base + at.taskColumns] = cut.columns
-  w[base + at.rowTasks] = rowTasks
-  w[base + at.columnTasks] = columnTasks
-  w[base + at.scratch] = scratch
-  w[base + at.scratchStep] = align64(cut.scratch)
-  w[base + at.kStep] = cut.step
-  w[base + at.batchDims] = p.batchDims
+  matmulParams.write(engine, {
+    m: p.m,
+    n: p.n,
+    k: p.k,
+    aRow: p.aRow,
+    aK: p.aK,
+    bK: p.bK,
+    bColumn: p.bColumn,
+    outRow: p.outRow,
+    outColumn: p.outColumn,
+    a: engine.address(p.a),
+    b: engine.address(p.b),
+    out: engine.address(out),
+    taskRows: cut.rows,
+    taskColumns: cut.columns,
+    rowTasks,
+    columnTasks,
+    scratch,
+    scratchStep: align64(cut.scratch),
+    kStep: cut.step,
+    batchDims: p.batchDims,
+  })
+  const w = engine.memory.i32
+  const more = (engine.params >>> 2) + moreParams
   for (let d = 0; d < p.batchDims; d++) {
-    const entry = base + at.batch + 4 * d
+    const entry = more + 4 * d
     w[entry] = out.shape[d]
     w[entry + 1] = 4 * p.a.strides[d]
     w[entry + 2] = 4 * p.b.strides[d]
     w[entry + 3] = 4 * out.strides[d]
   }
-  // One matrix has no batch dims: the words after them are free.
-  epilogue?.write(engine.memory, base + at.batch)
+  epilogue?.write(engine.memory, more)
   const work = Math.min(cut.rows, p.m) * Math.min(cut.columns, p.n) * Math.max(1, p.k)
   engine.launch(kernel, p.items * rowTasks * columnTasks, Math.max(1, Math.ceil(taskWork / work)))
 }

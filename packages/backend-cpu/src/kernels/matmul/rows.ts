@@ -22,7 +22,7 @@ import type { Features } from '../../machine/features.ts'
 import { f32, type I32, i32, type ModuleBuilder, type V128, v128 } from '../../wasm/index.ts'
 import { add, madd, type Number32, type Tile } from './micro.ts'
 import { freeStripsFunc, least } from './panels.ts'
-import { at } from './tiles.ts'
+import { reader } from './tiles.ts'
 
 export const rowsMost = 16
 /** Parts of k: always as many, so that results do not depend on the number of threads. */
@@ -61,11 +61,6 @@ export const rowsScratch = (m: number, n: number, threads: number): number =>
 
 /** Bytes from the sums of one part to those of the next. */
 const partBytes = (word: ReturnType<typeof reader>): I32 => word('m').mul(word('n')).shl(2).add(gap)
-
-const reader =
-  (params: I32) =>
-  (name: Exclude<keyof typeof at, 'batch'>): I32 =>
-    i32.load(params, 4 * at[name])
 
 /** The beginning of a task: a run of columns of one part, which has up to `kStep` steps of k. */
 interface Task {

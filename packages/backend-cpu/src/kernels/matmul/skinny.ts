@@ -22,7 +22,6 @@ import {
   f32x4,
   type I32,
   type I32In,
-  i32,
   i32x4,
   type ModuleBuilder,
   type V128,
@@ -32,7 +31,7 @@ import {
 import { add, madd, type Number32 } from './micro.ts'
 import { packer } from './pack.ts'
 import { least } from './panels.ts'
-import { at, batchItem } from './tiles.ts'
+import { batchItem, reader } from './tiles.ts'
 
 /** The most rows for which these kernels win; tiles of pairs of vectors win earlier. */
 export const dotsRows = (features: Features): number => (features.revectorized ? 12 : 32)
@@ -64,11 +63,6 @@ function forTasks(
     body(a, b, out, f.let(least(word('n').sub(n0), word('taskColumns'))))
   })
 }
-
-const reader =
-  (params: I32) =>
-  (name: Exclude<keyof typeof at, 'batch'>): I32 =>
-    i32.load(params, 4 * at[name])
 
 /** Scratch memory: the rows of a, where they are not contiguous. */
 export const dotsScratch = (rows: number, k: number): number => 4 * rows * k

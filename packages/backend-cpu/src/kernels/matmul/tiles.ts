@@ -11,6 +11,7 @@
  * Reference: `matmul` in core's reference/kernels.ts. Test: matmul.test.ts.
  */
 
+import { block, word } from '../../block.ts'
 import { type FunctionBuilder, type I32, i32, type ModuleBuilder, type Var } from '../../wasm/index.ts'
 import type { EpilogueFunc } from './epilogue.ts'
 import type { Number32, Tile } from './micro.ts'
@@ -24,34 +25,22 @@ export const kChunk = 4
 /** Rows per block: 96 × 256 numbers are 96 KB; a multiple of the rows of every tile. */
 export const rowBlock = 96
 
-/** The parameter block, in words. Sizes and positions count elements, strides bytes. */
-export const at = {
-  m: 0,
-  n: 1,
-  k: 2,
-  aRow: 3,
-  aK: 4,
-  bK: 5,
-  bColumn: 6,
-  outRow: 7,
-  outColumn: 8,
-  a: 9,
-  b: 10,
-  out: 11,
+/** The parameters of products. Sizes and positions count elements, strides bytes. */
+export const matmulParams = block({
+  ...{ m: word, n: word, k: word },
+  ...{ aRow: word, aK: word, bK: word, bColumn: word, outRow: word, outColumn: word },
+  ...{ a: word, b: word, out: word },
   /** Size of a task, and how many there are along m and n. */
-  taskRows: 12,
-  taskColumns: 13,
-  rowTasks: 14,
-  columnTasks: 15,
+  ...{ taskRows: word, taskColumns: word, rowTasks: word, columnTasks: word },
   /** Scratch memory of thread 0 and its distance to that of the next. */
-  scratch: 16,
-  scratchStep: 17,
+  ...{ scratch: word, scratchStep: word },
   /** Steps of k per block. */
-  kStep: 18,
-  batchDims: 19,
-  /** The first word of the batch dims, each its size, then the strides of a, b and out. */
-  batch: 20,
-} as const
+  kStep: word,
+  batchDims: word,
+})
+export const { reader } = matmulParams
+/** The first word behind them: the batch's dims, each its size, then the strides of a, b and out; or an epilogue's own. */
+export const moreParams = matmulParams.offsets.size
 
 /** Bytes of scratch memory per thread for tasks of so many columns. */
 export const tileScratch = (tile: Tile, taskColumns: number, kStep: number): number =>
@@ -67,8 +56,8 @@ export function batchItem(
   pointers: readonly Var<'i32'>[],
 ): void {
   const left = f.let(index)
-  const entry = f.let(params.add(4 * at.batch).add(i32.load(params, 4 * at.batchDims).mul(16)))
-  const first = f.let(params.add(4 * at.batch))
+  const first = f.let(params.add(4 * moreParams))
+  const entry = f.let(first.add(reader(params)('batchDims').mul(16)))
   f.while(entry.ne(first), () => {
     entry.set(entry.sub(16))
     const size = f.let(i32.load(entry))
@@ -94,7 +83,7 @@ export function buildTiles(
   const pack = packer(m)
   const panelProduct = panelFunc(m, pack, tile, type)
   m.kernel('main', (f, start, end, params, thread) => {
-    const word = (name: Exclude<keyof typeof at, 'batch'>): I32 => i32.load(params, 4 * at[name])
+    const word = reader(params)
     const [rows, columns, depth] = [f.let(word('m')), f.let(word('n')), f.let(word('k'))]
     const [aRow, aK, outRow, outColumn] = [
       f.let(word('aRow')),
