@@ -47,6 +47,7 @@ export {
 export * from './errors.ts'
 export type { Binary, Expr, Unary } from './expr/expr.ts'
 export * as expr from './expr/expr.ts'
+export { type NamedProgram, namedProgram } from './expr/named.ts'
 export {
   type Gradient,
   gradient,

@@ -3,9 +3,18 @@ import { derivative, parse } from 'mathjs'
 import { describe, expect, test } from 'vitest'
 import { derive } from '../src/expr/derive.ts'
 import * as e from '../src/expr/expr.ts'
+import { namedProgram } from '../src/expr/named.ts'
 import { program, specialize } from '../src/expr/program.ts'
 import { elementwise, parseFormula } from '../src/formula.ts'
-import { applyProgram, dataSync, grad, type Tensor, tensor, ValueError } from '../src/index.ts'
+import {
+  applyProgram,
+  applyProgramInto,
+  dataSync,
+  grad,
+  type Tensor,
+  tensor,
+  ValueError,
+} from '../src/index.ts'
 
 const float64 = (values: readonly number[]): Tensor =>
   tensor(new Float64Array(values), { requiresGrad: true })
@@ -303,5 +312,40 @@ describe('formulas', () => {
 
   test('want one tensor per variable', () => {
     expect(() => elementwise('a * b')(tensor([1]))).toThrow('takes 2 tensors (a, b), got 1')
+  })
+})
+
+describe('programs with names', () => {
+  const STEP = namedProgram('step', ['p', 'g', 'm'], ['lr', 'keep'], ({ g, m, p }, { keep, lr }) => {
+    const next = e.add(e.mul(keep, m), g)
+    return [e.sub(p, e.mul(lr, next)), next]
+  })
+  const BY_PLACE = program(
+    'step',
+    3,
+    ([p, g, m], [lr, keep]) => {
+      const next = e.add(e.mul(keep, m), g)
+      return [e.sub(p, e.mul(lr, next)), next]
+    },
+    2,
+  )
+
+  test('are those whose inputs and numbers stand in the order of the names', () => {
+    expect([STEP.name, STEP.inputs, STEP.params]).toEqual(['step', 3, 2])
+    expect(STEP.exprs).toEqual(BY_PLACE.exprs)
+  })
+
+  test('put numbers in order, and take a function that is asked for them', () => {
+    expect(STEP.numbers({ keep: 0.5, lr: 2 })).toEqual([2, 0.5])
+    const [p, g, m] = [[1], [3], [4]].map(float64)
+    applyProgramInto(
+      [p.detach(), m.detach()],
+      STEP,
+      [p, g, m].map((t) => t.detach()),
+      () => STEP.numbers({ keep: 0.5, lr: 2 }),
+    )
+    expect([dataSync(p)[0], dataSync(m)[0]]).toEqual([1 - 2 * 5, 5])
+    // @ts-expect-error there is no such number
+    STEP.numbers({ keep: 0.5, rate: 2 })
   })
 })

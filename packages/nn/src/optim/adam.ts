@@ -1,10 +1,9 @@
 import {
   describeValue,
-  type Expr,
   expr as e,
   expectOptions,
   type Names,
-  program,
+  namedProgram,
   type Tensor,
   ValueError,
 } from '@tilegrad/core'
@@ -32,27 +31,18 @@ export interface AdamOptions {
 
 /**
  * Makes the program of a step, one pass over memory for all parameters together: it reads p, g and both moments, and
- * writes p and both moments. What depends on lr and the step number comes in as params, computed in double precision, so
+ * writes p and both moments. What depends on lr and the step number comes in as numbers, computed in double precision, so
  * that nothing is compiled again.
  *
- * Params: the factor of p (AdamW) or the share of p in the gradient (Adam), 1 − β₁, β₂, 1 − β₂, lr / (1 − β₁ᵗ),
- * √(1 − β₂ᵗ), eps.
+ * `decay` is the factor of p (AdamW) or the share of p in the gradient (Adam), `share1` and `share2` are 1 − β₁ and 1 − β₂,
+ * `size` is lr / (1 − β₁ᵗ), `root2` √(1 − β₂ᵗ).
  */
 const adam = (name: string, decoupled: boolean) =>
-  program(
+  namedProgram(
     name,
-    4,
-    (inputs, params) => {
-      const [p, g, m, v] = inputs as readonly [Expr, Expr, Expr, Expr]
-      const [decay, share1, beta2, share2, size, root2, eps] = params as readonly [
-        Expr,
-        Expr,
-        Expr,
-        Expr,
-        Expr,
-        Expr,
-        Expr,
-      ]
+    ['p', 'g', 'm', 'v'],
+    ['decay', 'share1', 'beta2', 'share2', 'size', 'root2', 'eps'],
+    ({ p, g, m, v }, { decay, share1, beta2, share2, size, root2, eps }) => {
       const d = decoupled ? g : e.add(g, e.mul(decay, p))
       const mean = e.add(m, e.mul(share1, e.sub(d, m)))
       const square = e.add(e.mul(beta2, v), e.mul(share2, e.mul(d, d)))
@@ -60,7 +50,6 @@ const adam = (name: string, decoupled: boolean) =>
       const from = decoupled ? e.mul(p, decay) : p
       return [e.sub(from, e.mul(size, e.div(mean, denominator))), mean, square]
     },
-    7,
   )
 const ADAM = adam('adam', false)
 const ADAMW = adam('adamw', true)
@@ -86,8 +75,9 @@ function update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState, d
   const decay = decoupled ? 1 - lr * weightDecay : weightDecay
   const size = lr / (1 - beta1 ** state.step)
   const root2 = Math.sqrt(1 - beta2 ** state.step)
-  const params = [decay, 1 - beta1, beta2, 1 - beta2, size, root2, eps]
-  return { program: decoupled ? ADAMW : ADAM, outputs: [p, m, v], inputs: [p, g, m, v], params }
+  const program = decoupled ? ADAMW : ADAM
+  const params = program.numbers({ decay, share1: 1 - beta1, beta2, share2: 1 - beta2, size, root2, eps })
+  return { program, outputs: [p, m, v], inputs: [p, g, m, v], params }
 }
 
 /**

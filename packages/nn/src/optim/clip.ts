@@ -1,10 +1,9 @@
 import {
   applyProgramIntoEach,
   describeValue,
-  type Expr,
   expr as e,
+  namedProgram,
   noGrad,
-  program,
   type Tensor,
   totalNorm,
   ValueError,
@@ -12,24 +11,12 @@ import {
 } from '@tilegrad/core'
 
 /** g · min(1, max / (norm + 1e-6)), PyTorch's factor, which is computed once for all of g; NaN stays NaN. */
-const SCALE = program(
-  'clip_grad_norm',
-  2,
-  (inputs, params) => {
-    const [g, norm] = inputs as readonly [Expr, Expr]
-    return e.mul(g, e.min(1, e.div(params[0] as Expr, e.add(norm, 1e-6))))
-  },
-  1,
+const SCALE = namedProgram('clip_grad_norm', ['g', 'norm'], ['max'], ({ g, norm }, { max }) =>
+  e.mul(g, e.min(1, e.div(max, e.add(norm, 1e-6)))),
 )
-const LIMIT = program(
-  'clip_grad_value',
-  1,
-  (inputs, params) => {
-    const [g, max] = [inputs[0] as Expr, params[0] as Expr]
-    // Comparisons with NaN are false: it stays, to be noticed.
-    return e.select(e.gt(g, max), max, e.select(e.lt(g, e.neg(max)), e.neg(max), g))
-  },
-  1,
+// Comparisons with NaN are false: it stays, to be noticed.
+const LIMIT = namedProgram('clip_grad_value', ['g'], ['max'], ({ g }, { max }) =>
+  e.select(e.gt(g, max), max, e.select(e.lt(g, e.neg(max)), e.neg(max), g)),
 )
 
 function gradients(op: string, params: readonly Tensor[]): Tensor[] {
@@ -63,7 +50,7 @@ export function clipGradNorm(params: readonly Tensor[], maxNorm: number): Tensor
     const norm = totalNorm(grads)
     applyProgramIntoEach(
       SCALE,
-      grads.map((g) => ({ outputs: [g], inputs: [g, norm], params: [maxNorm] })),
+      grads.map((g) => ({ outputs: [g], inputs: [g, norm], params: SCALE.numbers({ max: maxNorm }) })),
     )
     return norm
   })
@@ -84,7 +71,11 @@ export function clipGradValue(params: readonly Tensor[], maxValue: number): void
   noGrad(() =>
     applyProgramIntoEach(
       LIMIT,
-      gradients('clipGradValue', params).map((g) => ({ outputs: [g], inputs: [g], params: [maxValue] })),
+      gradients('clipGradValue', params).map((g) => ({
+        outputs: [g],
+        inputs: [g],
+        params: LIMIT.numbers({ max: maxValue }),
+      })),
     ),
   )
 }

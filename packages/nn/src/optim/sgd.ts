@@ -3,7 +3,7 @@ import {
   type Expr,
   expr as e,
   expectOptions,
-  program,
+  namedProgram,
   type Tensor,
   ValueError,
 } from '@tilegrad/core'
@@ -30,35 +30,24 @@ export interface SGDOptions {
   nesterov: boolean
 }
 
-const decayed = (p: Expr, g: Expr, wd: Expr): Expr => e.add(g, e.mul(wd, p))
+const decayed = (p: Expr, g: Expr, decay: Expr): Expr => e.add(g, e.mul(decay, p))
 const step = (p: Expr, lr: Expr, by: Expr): Expr => e.sub(p, e.mul(lr, by))
 
-type Two = readonly [Expr, Expr]
-type Three = readonly [Expr, Expr, Expr]
-
-const PLAIN = program(
-  'sgd',
-  2,
-  (inputs, params) => {
-    const [[p, g], [lr, wd]] = [inputs as Two, params as Two]
-    return step(p, lr, decayed(p, g, wd))
-  },
-  2,
+const PLAIN = namedProgram('sgd', ['p', 'g'], ['lr', 'decay'], ({ p, g }, { lr, decay }) =>
+  step(p, lr, decayed(p, g, decay)),
 )
 
-/** Outputs p and the momentum; params lr, weight decay, momentum, share of the gradient. */
+/** Writes p and the momentum; `share` is the share of the gradient. */
 const withMomentum = (nesterov: boolean) =>
-  program(
+  namedProgram(
     'sgd',
-    3,
-    (inputs, params) => {
-      const [p, g, m] = inputs as Three
-      const [lr, wd, momentum, share] = params as readonly [Expr, Expr, Expr, Expr]
-      const d = decayed(p, g, wd)
+    ['p', 'g', 'm'],
+    ['lr', 'decay', 'momentum', 'share'],
+    ({ p, g, m }, { lr, decay, momentum, share }) => {
+      const d = decayed(p, g, decay)
       const next = e.add(e.mul(momentum, m), e.mul(share, d))
       return [step(p, lr, nesterov ? e.add(d, e.mul(momentum, next)) : next), next]
     },
-    4,
   )
 const MOMENTUM = withMomentum(false)
 const NESTEROV = withMomentum(true)
@@ -104,16 +93,14 @@ export class SGD extends Optimizer<SGDOptions> {
   }
 
   protected update(p: Tensor, g: Tensor, options: SGDOptions, state: ParamState): Update {
-    const { lr, momentum, dampening, weightDecay, nesterov } = options
-    if (momentum === 0) return { program: PLAIN, outputs: [p], inputs: [p, g], params: [lr, weightDecay] }
+    const { lr, momentum, dampening, weightDecay: decay, nesterov } = options
+    if (momentum === 0)
+      return { program: PLAIN, outputs: [p], inputs: [p, g], params: PLAIN.numbers({ lr, decay }) }
     // Momentum starts as the whole gradient: 0 · momentum + 1 · g.
     const share = state.tensors.momentum ? 1 - dampening : 1
     const m = stateTensor(state, p, 'momentum')
-    return {
-      program: nesterov ? NESTEROV : MOMENTUM,
-      outputs: [p, m],
-      inputs: [p, g, m],
-      params: [lr, weightDecay, momentum, share],
-    }
+    const program = nesterov ? NESTEROV : MOMENTUM
+    const params = program.numbers({ lr, decay, momentum, share })
+    return { program, outputs: [p, m], inputs: [p, g, m], params }
   }
 }
