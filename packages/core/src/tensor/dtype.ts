@@ -73,13 +73,27 @@ export const info: Record<DType, Info> = {
 export const numbersOf = (dtype: DType, length: number): TypedArray =>
   new (info[dtype].half ? Float32Array : info[dtype].Memory)(length)
 
-/** Elements as they lie in memory. */
+/**
+ * Elements as they lie in memory: those of 16 bits as a Uint16Array, others as they are.
+ *
+ * @example
+ * import { pack } from '@tilegrad/core/kernel'
+ *
+ * pack('bfloat16', Float32Array.of(1)) // → 16256
+ */
 export function pack(dtype: DType, elements: TypedArray): TypedArray {
   const { half } = info[dtype]
   return half ? Uint16Array.from(elements, half.store) : elements
 }
 
-/** A copy of elements that lie in memory, as numbers. */
+/**
+ * A copy of elements that lie in memory, as numbers.
+ *
+ * @example
+ * import { unpack } from '@tilegrad/core/kernel'
+ *
+ * unpack('bfloat16', Uint16Array.of(16256)) // → 1
+ */
 export function unpack(dtype: DType, memory: TypedArray): TypedArray {
   const { half } = info[dtype]
   return half ? Float32Array.from(memory, half.load) : memory.slice()
