@@ -19,9 +19,24 @@ export default {
       from: { path: `^packages/${name}/` },
       to: {
         path: '^(packages|examples|docs|test|bench)/',
-        pathNot: `^packages/(${[name, ...allowed].join('|')})/`,
+        // The tests of engines run cases that all engines have in common.
+        pathNot: `^packages/(${[name, ...allowed].join('|')})/|^test/kernels/`,
       },
     })),
+    {
+      name: 'sources-import-no-tests',
+      comment: 'what is published stands without the tests',
+      severity: 'error',
+      from: { path: '^(packages|examples)/[^/]+/src/' },
+      to: { path: '^test/|/test/' },
+    },
+    {
+      name: 'cases-are-of-no-engine',
+      comment: 'test/kernels holds what all engines have in common: it knows core only',
+      severity: 'error',
+      from: { path: '^test/kernels/' },
+      to: { path: '^(packages|examples|docs|test|bench)/', pathNot: '^(packages/core|test/kernels)/' },
+    },
     {
       name: 'core-depends-on-seedrandom-only',
       comment: 'no other package and no Node module, so that core runs anywhere',

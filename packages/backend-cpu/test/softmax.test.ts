@@ -1,133 +1,32 @@
 /** Softmax, log-softmax and their gradients against the composition on the reference backend, in float64. */
 
-import { layout, logSoftmax, softmax } from '@tilegrad/core'
-import { beforeAll, describe, expect, test } from 'vitest'
-import type { CpuBackend } from '../src/backend.ts'
+import { expect, test } from 'vitest'
+import { dense } from '../../../test/kernels/operand.ts'
+import { random } from '../../../test/kernels/random.ts'
+import { testSoftmax } from '../../../test/kernels/softmax.cases.ts'
 import { expBelow } from '../src/kernels/softmax.ts'
 import { f32x4, i32, v128 } from '../src/wasm/index.ts'
-import { check, evaluate, makeBackends } from './fused-rig.ts'
-import { get, integer, output, pick, put, random, randomLayout, release, twin } from './row-rig.ts'
+import { get, output, put, release } from './row-rig.ts'
+import { backends, engine } from './support/engine.ts'
 
-let backends: { name: string; backend: CpuBackend }[]
-beforeAll(async () => {
-  backends = await makeBackends()
-})
-
-const operators = [
+testSoftmax(engine, {
   // x − m, of size up to 60, is rounded by 2e-6, which exp makes a relative error; exp adds as much as 4e-6 (see
   // expBelow), the sum little. The gradient subtracts terms of size up to |y dy|.
-  {
-    name: 'softmax',
-    op: softmax,
-    tolerances: [
-      [1e-37, 8e-6],
-      [1e-6, 1e-5],
-    ],
-  },
+  softmax: [
+    [1e-37, 8e-6],
+    [1e-6, 1e-5],
+  ],
   // The output is a difference of numbers of size |x| ≤ 30.
-  {
-    name: 'log_softmax',
-    op: logSoftmax,
-    tolerances: [
-      [4e-6, 1e-6],
-      [5e-6, 1e-5],
-    ],
-  },
-] as const
-
-for (const { name, op, tolerances } of operators) {
-  describe(name, () => {
-    const one = (shape: number[], rnd: () => number, scale = 10, value?: (i: number) => number) => {
-      const x = twin(
-        randomLayout(rnd, shape, { lastDense: true }),
-        'float32',
-        value ?? (() => (rnd() - 0.5) * scale),
-      )
-      const dout = twin(randomLayout(rnd, shape, { lastDense: true }), 'float32', () => rnd() - 0.5)
-      const c = { inputs: [x], needs: [true], dout, call: ([t]: readonly never[]) => op(t as never, -1) }
-      check(backends, c as never, [name, `${name}Backward`], tolerances)
-    }
-
-    test('any rows', () => {
-      const rnd = random(name.length)
-      for (let i = 0; i < 60; i++) {
-        const rank = integer(rnd, 1, 4)
-        const shape = Array.from({ length: rank }, (_, d) =>
-          d === rank - 1 ? pick(rnd, [1, 2, 5, 16, 31, 67, 200]) : pick(rnd, [1, 2, 3, 9]),
-        )
-        one(shape, rnd, pick(rnd, [1, 10, 60]))
-      }
-    })
-
-    test('long rows and many rows', () => {
-      const rnd = random(3)
-      one([3, 10_000], rnd)
-      one([700, 65], rnd)
-    })
-
-    test('extreme values', () => {
-      const rnd = random(4)
-      const special = (i: number) => [0, -Infinity, 80, -80, 88.9, -120][i % 6] as number
-      const c = (value: (i: number) => number, shape = [4, 30]) => ({
-        inputs: [twin(layout.contiguous(shape), 'float32', value)],
-        needs: [false],
-        dout: null,
-        call: (([t]: readonly never[]) => op(t as never, -1)) as never,
-      })
-      check(backends, c(special), [name], tolerances)
-      check(
-        backends,
-        c(() => 1e30 * (rnd() - 0.5)),
-        [name],
-        [[0, 1e-6]],
-      )
-      // NaN anywhere, +∞, and rows of nothing but −∞ are NaN throughout, other rows not.
-      check(
-        backends,
-        c((i) => (i === 35 ? Number.NaN : 1)),
-        [name],
-        tolerances,
-      )
-      check(
-        backends,
-        c((i) => (i === 35 ? Infinity : 1)),
-        [name],
-        tolerances,
-      )
-      check(
-        backends,
-        c((i) => (i >= 30 && i < 60 ? -Infinity : 1)),
-        [name],
-        tolerances,
-      )
-      const rows = evaluate(
-        backends[0]?.backend as CpuBackend,
-        c((i) => (i >= 30 && i < 60 ? -Infinity : 1)),
-      )
-      expect(rows.results[0]?.slice(30, 60).every(Number.isNaN)).toBe(true)
-      expect(rows.results[0]?.slice(0, 30).every(Number.isFinite)).toBe(true)
-    })
-
-    test('other dims and strided last dims are composed', () => {
-      const { backend } = backends[0] as { backend: CpuBackend }
-      const strided = twin({ shape: [4, 6], strides: [1, 4], offset: 0 }, 'float32', (i) => i)
-      const plain = twin(layout.contiguous([4, 6]), 'float32', (i) => i)
-      const fused = (input: typeof plain, dim: number) =>
-        evaluate(backend, { inputs: [input], needs: [false], dout: null, call: ([t]) => op(t as never, dim) })
-          .fused
-      expect(fused(strided, 1)).toEqual([])
-      expect(fused(plain, 0)).toEqual([])
-      expect(fused(plain, 1)).toEqual([name])
-    })
-  })
-}
+  log_softmax: [
+    [4e-6, 1e-6],
+    [5e-6, 1e-5],
+  ],
+})
 
 test('expBelow is as exact as it says, down to where it gives 0', () => {
   const n = 100_000
   const rnd = random(41)
-  const x = twin(layout.contiguous([n]), 'float32', (i) =>
-    i < 4 ? ([0, -Infinity, Number.NaN, -1e30][i] as number) : -90 * rnd() ** 2,
-  )
+  const x = dense([n], (i) => (i < 4 ? [0, -Infinity, Number.NaN, -1e30][i] : -90 * rnd() ** 2))
   for (const { name, backend } of backends) {
     const { engine } = backend
     const kernel = engine.kernel('test expBelow', (m) => {
