@@ -18,7 +18,7 @@ export function extent(l: Layout): number {
 
 /** `value`: by position in the storage. */
 export function operand(l: Layout, dtype: DType, value: (i: number) => number): Operand {
-  const data = dtypeInfo[dtype].make(extent(l))
+  const data = new dtypeInfo[dtype].Memory(extent(l))
   for (let i = 0; i < data.length; i++) data[i] = value(i)
   return { layout: l, dtype, data }
 }
@@ -29,7 +29,7 @@ export function dense(
   value: (i: number) => number,
   dtype: DType = 'float32',
 ): Operand {
-  const data = dtypeInfo[dtype].make(layout.numel(shape))
+  const data = new dtypeInfo[dtype].Memory(layout.numel(shape))
   for (let i = 0; i < data.length; i++) data[i] = value(i)
   return { layout: layout.contiguous(shape), dtype, data }
 }
