@@ -5,7 +5,7 @@
  */
 
 export { expectWindow } from './checks.ts'
-export { type Listener, listen } from './dispatch/call.ts'
+export { type Listener, listen, takes } from './dispatch/call.ts'
 export {
   assigned,
   eachRun,
@@ -15,6 +15,5 @@ export {
   uncaptured,
   unchanged,
 } from './dispatch/capturing.ts'
-export { takes } from './dispatch/kernels.ts'
 export { pack, unpack } from './tensor/dtype.ts'
 export { collapse, denseFrom, leadOf, type Nest, stridesOver, viewOf } from './tensor/nest.ts'

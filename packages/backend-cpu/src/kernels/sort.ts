@@ -104,8 +104,7 @@ function buildSort(m: ModuleBuilder, variant: Variant): void {
       if (type === 'float64') {
         setKeys('new', lowKey)
         setKeys('kept', highKey)
-      } else
-        setKeys('new', (p) => (type === 'int32' ? i32.load(p).xor(-0x80000000) : floatKey(f, i32.load(p))))
+      } else setKeys('new', (p) => keyOf[type](f, i32.load(p)))
 
       const [at, p, q] = [f.let(items), f.let(to), f.let(toIndex)]
       f.for(0, n, 1, () => {
@@ -128,6 +127,12 @@ function floatKey(f: FunctionBuilder, bits: I32): I32 {
   const word = f.let(bits)
   const key = i32.select(word.eq(-0x80000000), i32.const(-0x80000000), ordered(word))
   return i32.select(word.and(0x7fffffff).gtU(0x7f800000), i32.const(-1), key)
+}
+
+/** The key of an element of 32 bits: an unsigned integer of the same order. */
+const keyOf: Readonly<Record<Exclude<SortType, 'float64'>, (f: FunctionBuilder, bits: I32) => I32>> = {
+  float32: floatKey,
+  int32: (_, bits) => bits.xor(-0x80000000),
 }
 
 const isNumber = (at: I32): I32 => f64.load(at).eq(f64.load(at))

@@ -1,6 +1,6 @@
 import type { Backend, View } from '../dispatch/backend.ts'
-import type { Call } from '../dispatch/call.ts'
-import { type ElementwiseAttrs, takes } from '../dispatch/kernels.ts'
+import { type Call, takes } from '../dispatch/call.ts'
+import type { ElementwiseAttrs } from '../dispatch/kernels.ts'
 import { expressionWork, program, specialize, type TypedProgram, typedPostOrder } from '../expr/program.ts'
 import { partOf, rebuild } from '../expr/rebuild.ts'
 import type { LinearAttrs } from '../ops/linear.ts'

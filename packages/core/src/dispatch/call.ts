@@ -75,6 +75,22 @@ export function listen(next: Listener | null): Listener | null {
   return before
 }
 
+/**
+ * Says whether a kernel takes these inputs, by their dtypes and then by all else.
+ *
+ * @example
+ * import { takes } from '@tilegrad/core/kernel'
+ *
+ * takes({ dtypes: [['float32']], run: () => {} }, [ones([2]), zeros([1], { dtype: 'int32' })], {}) // → false
+ */
+export function takes<A>(kernel: KernelOf<A>, inputs: readonly View[], attrs: A): boolean {
+  const { dtypes } = kernel
+  if (dtypes)
+    for (let i = 0; i < inputs.length; i++)
+      if (!dtypes[Math.min(i, dtypes.length - 1)].includes(inputs[i].dtype)) return false
+  return kernel.supports?.(inputs, attrs) ?? true
+}
+
 /** Runs a kernel. */
 export function run<A>(call: Call<A>): void {
   if (listener === null) launch(call)

@@ -17,8 +17,8 @@ import { type ArrayOperand, tensorsOf } from '../tensor/operands.ts'
 import { collect, drop, settled, track } from '../tensor/scope.ts'
 import type { Tensor } from '../tensor/tensor.ts'
 import type { View } from './backend.ts'
-import { listening, NO_NUMBERS, run, type Work } from './call.ts'
-import { type GradientAttrs, type KernelOf, type KernelTable, takes } from './kernels.ts'
+import { listening, NO_NUMBERS, run, takes, type Work } from './call.ts'
+import type { GradientAttrs, KernelOf, KernelTable } from './kernels.ts'
 import { allocateAll, placesLike, type TensorSpec } from './placing.ts'
 
 /**

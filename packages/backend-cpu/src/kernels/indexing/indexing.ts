@@ -242,7 +242,7 @@ export function runAdds(engine: Engine, a: Adds): void {
   const depth = Math.max(0, a.free.sizes.length - 1)
   const n = a.free.sizes[depth] ?? 1
   const [toStep, indexStep, fromStep] = [0, 1, 2].map((k) => (n > 1 ? (a.free.strides[k][depth] ?? 0) : 0))
-  const rows = n > 1 && bytes === 4 && toStep === 1 && indexStep === 0 && fromStep === 1
+  const rows = n > 1 && a.dtype in addFour && toStep === 1 && indexStep === 0 && fromStep === 1
   const alongStep = a.along.strides[1].at(-1) ?? 0
   const kind = rows ? 'rows' : Math.abs(alongStep) <= Math.abs(fromStep) ? 'lines' : 'elements'
   const outer = layout.numel(a.free.sizes.slice(0, depth))
@@ -348,7 +348,7 @@ function buildAdds(
       } else {
         each(index, source, (where, from) => {
           if (kind === 'elements') return across(where, from, put)
-          const sum = dtype === 'float32' ? f32x4.add : i32x4.add
+          const sum = addFour[dtype as 'float32' | 'int32']
           at(where, (to) => {
             eachVector(f, 0, width, 2, (v) => v.store(to, sum(v.load(to), v.load(from))))
           })
@@ -358,6 +358,8 @@ function buildAdds(
     })
   })
 }
+
+const addFour = { float32: f32x4.add, int32: i32x4.add }
 
 /** Adds one element to another. */
 const addOne: Readonly<Record<Moved, (f: FunctionBuilder, to: I32, from: I32) => void>> = {
