@@ -504,12 +504,14 @@ describe('errors', () => {
   })
 
   test('what a run refuses is told with the operators', async () => {
-    hold(unavailable)
-    const { result, calls } = recorded(unavailable, () => values([4]).add(1))
-    const prepared = prepare(unavailable, calls)
+    // Of its own: whoever takes the buffer next would be told as well.
+    const broken = await createWebGpuBackend({ backend: 'null' })
+    const { result, calls } = recorded(broken, () => values([4]).add(1))
+    const prepared = prepare(broken, calls)
     bufferOf(result).gpu.destroy()
     prepared.run()
-    await expect(unavailable.finished()).rejects.toThrow(/add.*: invalid on /)
+    await expect(broken.finished()).rejects.toThrow(/add.*: invalid on /)
+    broken.close()
   })
 
   test('a lost device', async () => {
