@@ -6,9 +6,12 @@ import { check, type Engine, evaluate, rounds, type Tolerances } from './fused.t
 import { dense, rows } from './operand.ts'
 import { integer, pick, random } from './random.ts'
 
-const operators = { softmax, log_softmax: logSoftmax }
+const operators: Readonly<Record<'softmax' | 'log_softmax', (x: Tensor, dim: number) => Tensor>> = {
+  softmax,
+  log_softmax: logSoftmax,
+}
 
-export function testSoftmax(engine: Engine, tolerances: Record<keyof typeof operators, Tolerances>): void {
+export function testSoftmax(engine: Engine, tolerances: Record<'softmax' | 'log_softmax', Tolerances>): void {
   describe.each(['softmax', 'log_softmax'] as const)('%s', (name) => {
     const op = operators[name]
     const along = ([t]: readonly Tensor[]): Tensor => op(t, -1)
