@@ -10,8 +10,17 @@ import { type DType, dtypeInfo, type TypedArray, UnsupportedOpError } from '@til
 export const viewOf = (memory: ArrayBufferLike, dtype: DType, address: number, count: number): TypedArray =>
   new dtypeInfo[dtype].Memory(memory, address, count)
 
-/** The dtypes that kernels of expressions compute with: float32, int32, and bool as a mask of all ones or zeros. */
+/** What kernels of expressions compute with: float32, int32, and bool as a mask of all ones or zeros. */
 export type Lane = 'float32' | 'int32' | 'bool'
+
+/** How elements of each dtype that these kernels take look in a lane. */
+const lanes: Readonly<Partial<Record<DType, Lane>>> = {
+  float32: 'float32',
+  float16: 'float32',
+  bfloat16: 'float32',
+  int32: 'int32',
+  bool: 'bool',
+}
 
 /** Truncates and saturates, NaN is 0: as int32 conversions do everywhere. */
 export const toInt32 = (x: number): number => Math.max(-(2 ** 31), Math.min(2 ** 31 - 1, Math.trunc(x))) || 0
@@ -30,11 +39,12 @@ const words: Readonly<Record<Lane, (value: number) => number>> = {
   bool: (value) => (value === 0 ? 0 : -1),
 }
 
-export const isLane = (dtype: DType): dtype is Lane => dtype in words
+export const fillsLanes = (dtype: DType): boolean => lanes[dtype] !== undefined
 
-/** A dtype as one that fills lanes. Throws UnsupportedOpError for others: kernels ask `isLane` before. */
+/** What a dtype is in a lane. Throws UnsupportedOpError for others: kernels ask `fillsLanes` before. */
 export function laneOf(dtype: DType): Lane {
-  if (isLane(dtype)) return dtype
+  const lane = lanes[dtype]
+  if (lane) return lane
   throw new UnsupportedOpError(`elementwise: no WebAssembly for ${dtype}`)
 }
 

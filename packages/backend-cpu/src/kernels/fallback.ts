@@ -27,6 +27,8 @@ export function fallbackKernels(engine: Engine): Primitives {
 /** The kernel where it takes the inputs, else the JavaScript one. */
 export function either<A>(kernel: KernelOf<A>, js: KernelOf<A>): KernelOf<A> {
   return {
+    // What has 16 bits is widened for it: see core's primitives/widen.ts.
+    ...(kernel.dtypes && { dtypes: kernel.dtypes }),
     run(outputs, inputs, attrs, numbers) {
       if (takes(kernel, inputs, attrs)) return kernel.run(outputs, inputs, attrs, numbers)
       reportPath('javascript')

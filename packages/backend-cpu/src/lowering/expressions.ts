@@ -4,7 +4,7 @@
  */
 
 import { type Typed, typedPostOrder, UnsupportedOpError } from '@tilegrad/core'
-import { isLane, type Lane, laneOf, toInt32 } from '../element.ts'
+import { fillsLanes, type Lane, laneOf, toInt32 } from '../element.ts'
 import { type FunctionBuilder, f32x4, i32x4, type V128, v128 } from '../wasm/index.ts'
 import { type Gaussian, gaussian } from './gaussian.ts'
 import { type Constants, type MathName, mathCode, pow } from './math.ts'
@@ -73,13 +73,13 @@ function gaussianOf(t: Typed): Typed | undefined {
   const square = t.args[0]?.args[0]
   const [minus] = t.args
   if (t.kind !== 'unary' || t.op !== 'exp' || minus?.kind !== 'unary' || minus.op !== 'neg') return undefined
-  if (square?.kind !== 'binary' || square.op !== 'mul' || square.dtype !== 'float32') return undefined
+  if (square?.kind !== 'binary' || square.op !== 'mul' || laneOf(square.dtype) !== 'float32') return undefined
   return square.args[0] === square.args[1] ? square.args[0] : undefined
 }
 
 /** The u of 1 + erf(u), as in GELU. */
 function cumulativeOf(t: Typed): Typed | undefined {
-  if (t.kind !== 'binary' || t.op !== 'add' || t.dtype !== 'float32') return undefined
+  if (t.kind !== 'binary' || t.op !== 'add' || laneOf(t.dtype) !== 'float32') return undefined
   const [one, erf] = t.args as readonly [Typed, Typed]
   return one.kind === 'const' && one.value === 1 && erf.kind === 'unary' && erf.op === 'erf'
     ? erf.args[0]
@@ -99,7 +99,7 @@ export function lowerTyped(
 }
 
 /** Whether all nodes have dtypes that lanes hold. */
-export const isLowerable = (nodes: readonly Typed[]): boolean => nodes.every((t) => isLane(t.dtype))
+export const isLowerable = (nodes: readonly Typed[]): boolean => nodes.every((t) => fillsLanes(t.dtype))
 
 /** The dtype of what a node works on. */
 const operandOf = (t: Typed): Lane => laneOf((t.args[0] as Typed).dtype)

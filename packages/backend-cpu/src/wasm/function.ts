@@ -14,7 +14,7 @@ import {
   type V128,
   type ValType,
 } from './node.ts'
-import { memoryCode } from './scalar-ops.ts'
+import { checkLane, memoryCode } from './scalar-ops.ts'
 
 export const typeByte: Readonly<Record<ValType, number>> = {
   i32: 0x7f,
@@ -126,10 +126,7 @@ export class FunctionBuilder {
 
   /** Stores one lane of 8, 16, 32 or 64 bits at `ptr + offset` bytes. */
   storeLane(bits: 8 | 16 | 32 | 64, ptr: I32In, value: V128, lane: number, offset = 0): void {
-    const lanes = 128 / bits
-    if (!Number.isInteger(lane) || lane < 0 || lane >= lanes) {
-      throw new RangeError(`storeLane: lane ${lane} is not an integer in 0 … ${lanes - 1}`)
-    }
+    checkLane(lane, 128 / bits)
     const code = memoryCode([0xfd, 88 + log2[bits]], log2[bits], offset)
     this.#statement([...code, lane], liftI32(ptr), value)
   }

@@ -57,20 +57,24 @@ export function consecutive<const N extends readonly string[]>(
   return Object.fromEntries(names.map((name, i) => [name, first + i])) as Record<N[number], number>
 }
 
-type Lift<In> = (x: In) => Node
-type Code = number | readonly number[]
-const bytesOf = (code: Code): readonly number[] => (typeof code === 'number' ? [code] : code)
+/** Throws for a number that no lane has. */
+export function checkLane(lane: number, count: number): void {
+  if (!Number.isInteger(lane) || lane < 0 || lane >= count) {
+    throw new RangeError(`lane: ${lane} is not an integer in 0 … ${count - 1}`)
+  }
+}
 
-function unary<A, R extends ValType>(a: Lift<A>, result: R): (code: Code) => (x: A) => Exprs[R] {
+type Lift<In> = (x: In) => Node
+function unary<A, R extends ValType>(a: Lift<A>, result: R): (code: number) => (x: A) => Exprs[R] {
   return (code) => {
-    const bytes = bytesOf(code)
+    const bytes = [code]
     return (x) => make(result, bytes, [a(x)])
   }
 }
 
-function binary<A, R extends ValType>(a: Lift<A>, result: R): (code: Code) => (x: A, y: A) => Exprs[R] {
+function binary<A, R extends ValType>(a: Lift<A>, result: R): (code: number) => (x: A, y: A) => Exprs[R] {
   return (code) => {
-    const bytes = bytesOf(code)
+    const bytes = [code]
     return (x, y) => make(result, bytes, [a(x), a(y)])
   }
 }
@@ -147,55 +151,22 @@ function attach(type: ValType, ops: object): void {
   }
 }
 
-/** 32-bit integers: addresses, counters, conditions. Loads of 8 and 16 bits extend by sign (S) or zeros (U). */
+/** 32-bit integers: addresses, counters, conditions. Loads of 8 and 16 bits extend by zeros. */
 export const i32 = {
   ...intOps('i32', liftI32, [0x45, 0x46, 0x67, 0x6a]),
-  ...define({ extend8S: 0xc0, extend16S: 0xc1 }, unary(liftI32, 'i32')),
-  ...define({ wrapI64: 0xa7 }, unary(liftI64, 'i32')),
-  ...define({ truncF32S: 0xa8, truncF32U: 0xa9, reinterpretF32: 0xbc }, unary(liftF32, 'i32')),
-  ...define({ truncF64S: 0xaa, truncF64U: 0xab }, unary(liftF64, 'i32')),
-  ...define({ truncSatF32S: [0xfc, 0], truncSatF32U: [0xfc, 1] }, unary(liftF32, 'i32')),
-  ...define({ truncSatF64S: [0xfc, 2], truncSatF64U: [0xfc, 3] }, unary(liftF64, 'i32')),
-  ...define(
-    {
-      load: [[0x28], 2],
-      load8S: [[0x2c], 0],
-      load8U: [[0x2d], 0],
-      load16S: [[0x2e], 1],
-      load16U: [[0x2f], 1],
-    },
-    load('i32'),
-  ),
+  ...define({ load: [[0x28], 2], load8U: [[0x2d], 0], load16U: [[0x2f], 1] }, load('i32')),
 } as const
 
-/** 64-bit integers: random numbers, hashes, int64 tensors. */
+/** 64-bit integers: pairs of 32 bits that are moved as one. */
 export const i64 = {
   ...intOps('i64', liftI64, [0x50, 0x51, 0x79, 0x7c]),
-  ...define({ extend8S: 0xc2, extend16S: 0xc3, extend32S: 0xc4 }, unary(liftI64, 'i64')),
-  ...define({ extendI32S: 0xac, extendI32U: 0xad }, unary(liftI32, 'i64')),
-  ...define({ truncF32S: 0xae, truncF32U: 0xaf }, unary(liftF32, 'i64')),
-  ...define({ truncF64S: 0xb0, truncF64U: 0xb1, reinterpretF64: 0xbd }, unary(liftF64, 'i64')),
-  ...define({ truncSatF32S: [0xfc, 4], truncSatF32U: [0xfc, 5] }, unary(liftF32, 'i64')),
-  ...define({ truncSatF64S: [0xfc, 6], truncSatF64U: [0xfc, 7] }, unary(liftF64, 'i64')),
-  ...define(
-    {
-      load: [[0x29], 3],
-      load8S: [[0x30], 0],
-      load8U: [[0x31], 0],
-      load16S: [[0x32], 1],
-      load16U: [[0x33], 1],
-      load32S: [[0x34], 2],
-      load32U: [[0x35], 2],
-    },
-    load('i64'),
-  ),
+  ...define({ load: [[0x29], 3] }, load('i64')),
 } as const
 
 /** 32-bit floats. `min` and `max` propagate NaN, `nearest` rounds ties to even. */
 export const f32 = {
   ...floatOps('f32', liftF32, [0x5b, 0x8b, 0x92]),
-  ...define({ convertI32S: 0xb2, convertI32U: 0xb3, reinterpretI32: 0xbe }, unary(liftI32, 'f32')),
-  ...define({ convertI64S: 0xb4, convertI64U: 0xb5 }, unary(liftI64, 'f32')),
+  ...define({ convertI32S: 0xb2 }, unary(liftI32, 'f32')),
   ...define({ demoteF64: 0xb6 }, unary(liftF64, 'f32')),
   ...define({ load: [[0x2a], 2] }, load('f32')),
 } as const
@@ -203,8 +174,7 @@ export const f32 = {
 /** 64-bit floats. `min` and `max` propagate NaN, `nearest` rounds ties to even. */
 export const f64 = {
   ...floatOps('f64', liftF64, [0x61, 0x99, 0xa0]),
-  ...define({ convertI32S: 0xb7, convertI32U: 0xb8 }, unary(liftI32, 'f64')),
-  ...define({ convertI64S: 0xb9, convertI64U: 0xba, reinterpretI64: 0xbf }, unary(liftI64, 'f64')),
+  ...define({ convertI32S: 0xb7 }, unary(liftI32, 'f64')),
   ...define({ promoteF32: 0xbb }, unary(liftF32, 'f64')),
   ...define({ load: [[0x2b], 3] }, load('f64')),
 } as const

@@ -13,10 +13,12 @@ import { GradError, ValueError } from '../errors.ts'
 import { backendOf } from '../primitives/common.ts'
 import { addTensors, fill } from '../primitives/elementwise.ts'
 import { alias, contiguous } from '../primitives/views.ts'
+import { anyHalf, narrowed, widen } from '../primitives/widen.ts'
+import { isFloat, promote } from '../tensor/dtype.ts'
 import { type ArrayOperand, tensorsOf } from '../tensor/operands.ts'
 import { collect, drop, settled, track } from '../tensor/scope.ts'
 import type { Tensor } from '../tensor/tensor.ts'
-import type { View } from './backend.ts'
+import type { Backend, View } from './backend.ts'
 import { listening, NO_NUMBERS, run, takes, type Work } from './call.ts'
 import type { GradientAttrs, KernelOf, KernelTable } from './kernels.ts'
 import { allocateAll, placesLike, type TensorSpec } from './placing.ts'
@@ -74,22 +76,29 @@ export function apply<A extends object>(
   const inputs = tensorsOf(op.name, operands)
   const backend = backendOf(op.name, inputs)
   op.validate?.(inputs, attrs)
-  const kernel = picked(op.name, op.kernel, backend.kernels)
-  if (kernel && op.infer && takes(kernel, inputs, attrs)) {
-    const specs = op.infer(inputs, attrs)
-    const all = allocateAll(backend, specs)
-    const { name, flops } = op
-    settled(all, () =>
-      run({ op: name, path: 'fused', backend, kernel, outputs: all, inputs, attrs, numbers, flops }),
-    )
-    const own = op.outputs ?? 1
-    const mine = all.length > own ? all.slice(0, own) : all
-    if (shouldRecord(inputs)) {
-      record(op.name, inputs, mine, attrs, op.backward ?? fusedBackward(op, all), numbers)
-      const node = mine[0].gradFn
-      if (node && all.length > own) node.owned = all.slice(own)
-    } else for (let i = own; i < all.length; i++) all[i].dispose()
-    return mine
+  const kernel = op.infer && picked(op.name, op.kernel, backend.kernels)
+  const halves = anyHalf(inputs)
+  if (kernel) {
+    const fits = takes(kernel, inputs, attrs)
+    const all = (fits || halves) && fused(op, kernel, backend, inputs, attrs, numbers, fits)
+    if (all) {
+      const own = op.outputs ?? 1
+      const mine = all.length > own ? all.slice(0, own) : all
+      if (shouldRecord(inputs)) {
+        record(op.name, inputs, mine, attrs, op.backward ?? fusedBackward(op, all), numbers)
+        const node = mine[0].gradFn
+        if (node && all.length > own) node.owned = all.slice(own)
+      } else for (let i = own; i < all.length; i++) all[i].dispose()
+      return mine
+    }
+  }
+  if (halves) {
+    // In float32, and rounded once.
+    const dtype = inputs
+      .map((t) => t.dtype)
+      .filter(isFloat)
+      .reduce(promote)
+    return apply(op, widen(inputs), attrs, numbers).map((t) => narrowed(t, dtype))
   }
   const listener = listening()
   const begun = listener?.begin(backend)
@@ -115,6 +124,45 @@ function picked<K>(
       `${op}: a kernel is picked by a function, (kernels) => kernels.softmax, not ${describe(pick)}`,
     )
   return pick?.(kernels)
+}
+
+/**
+ * Runs a fused kernel: the operator's own outputs, and then what it saves; null if it takes no such inputs. Those of 16 bits
+ * come to it as float32 where it does not take (`fits`) them, and its own outputs are rounded: what is saved for the backward pass
+ * has 16 bits then, but for what the kernel saves beside.
+ */
+function fused<A extends object>(
+  op: Op<A>,
+  kernel: KernelOf<A>,
+  backend: Backend,
+  inputs: readonly Tensor[],
+  attrs: A,
+  numbers: readonly number[],
+  fits: boolean,
+): readonly Tensor[] | null {
+  const { name, flops } = op
+  const go = (inputs: readonly Tensor[]): Tensor[] => {
+    const outputs = allocateAll(backend, op.infer?.(inputs, attrs) ?? [])
+    settled(outputs, () =>
+      run({ op: name, path: 'fused', backend, kernel, outputs, inputs, attrs, numbers, flops }),
+    )
+    return outputs
+  }
+  if (fits) return go(inputs)
+  const { result, made } = collect(() =>
+    noGrad(() => {
+      const wide = widen(inputs)
+      if (!takes(kernel, wide, attrs)) return null
+      const specs = op.infer?.(inputs, attrs)
+      return go(wide).map((t, i) => (specs && i < (op.outputs ?? 1) ? narrowed(t, specs[i].dtype) : t))
+    }),
+  )
+  drop(
+    made.filter((t) => !result?.includes(t as Tensor)),
+    'dispose()',
+  )
+  for (const t of result ?? []) track(t)
+  return result
 }
 
 /** After a composition: its outputs belong to the caller's scope; its temporaries to the graph, or to nobody. */

@@ -1,9 +1,8 @@
-/** Primitives as operators: each names its kernel, its work and its gradient once, and `perform` does the rest. */
+/** Primitives as operators: each names its kernel, its work and its gradient once; `perform` of primitives/perform.ts does the rest. */
 
 import { type Backward, record, shouldRecord } from '../autograd/tape.ts'
 import type { Tensor } from '../tensor/tensor.ts'
-import type { Backend, View } from './backend.ts'
-import { NO_NUMBERS, run, type Work } from './call.ts'
+import type { Work } from './call.ts'
 import type { KernelOf, Primitives } from './kernels.ts'
 
 /** A primitive operator. */
@@ -16,35 +15,6 @@ export interface Primitive<A> {
   readonly checks?: boolean
   /** The rule of its gradient, from what the tape knows of the call; null where nothing is differentiable. */
   readonly backward: Backward<A> | null
-}
-
-/**
- * Runs a primitive, called `op` by profiles, errors and the tape. `outputs` are what the caller gets; the kernel fills
- * `views` of them, if it wants them in another shape.
- */
-export function perform<A>(
-  primitive: Primitive<A>,
-  op: string,
-  backend: Backend,
-  outputs: readonly Tensor[],
-  inputs: readonly Tensor[],
-  attrs: A,
-  views: readonly View[] = outputs,
-): void {
-  const { kernel, flops } = primitive
-  if (outputs[0].numel > 0 || primitive.checks)
-    run({
-      op,
-      path: 'primitive',
-      backend,
-      kernel: kernel(backend.kernels),
-      outputs: views,
-      inputs,
-      attrs,
-      numbers: NO_NUMBERS,
-      flops,
-    })
-  tape(primitive, op, outputs, inputs, attrs)
 }
 
 /** Puts a call on the tape, where something is to be differentiated. */

@@ -8,7 +8,8 @@ import { reduce } from '../primitives/reduce.ts'
 import { scan } from '../primitives/scan.ts'
 import { argReducePrimitive, sortPrimitive } from '../primitives/sort.ts'
 import { reshapeView } from '../primitives/views.ts'
-import { type DType, toFloat, toSum } from '../tensor/dtype.ts'
+import { narrowed } from '../primitives/widen.ts'
+import { type DType, isHalf, toFloat, toSum } from '../tensor/dtype.ts'
 import { wrapDim, wrapDims } from '../tensor/layout.ts'
 import { asTensor } from '../tensor/operands.ts'
 import type { Tensor } from '../tensor/tensor.ts'
@@ -90,7 +91,9 @@ export function mean(x: Tensor, dim?: Dims, options: SumOptions = {}): Tensor {
   const from = as('mean', x, dtype)
   expectFloat('mean', from.dtype)
   const dims = wrapDims('mean', dim, x.rank)
-  return div(reduce('sum', from, dims, keepdim), count(x, dims))
+  // The sum may be beyond what 16 bits hold.
+  const sums = reduce('sum', isHalf(from.dtype) ? copy(from, 'float32') : from, dims, keepdim)
+  return narrowed(div(sums, count(x, dims)), from.dtype)
 }
 
 /**

@@ -118,7 +118,8 @@ export function compute(
   else launch(backend, kernel, outputs, inputs, params)
 }
 
-function launch(
+/** Runs a typed program as one launch. */
+export function launch(
   backend: Backend,
   program: TypedProgram,
   outputs: readonly View[],
@@ -249,7 +250,8 @@ function apart(
 
 const FILL = program('full', 0, (_, [v]) => v, 1)
 const ADD = program('add', 2, ([a, b]) => addExpr(a, b))
-const COPY = program('copy', 1, ([x]) => x)
+/** Copies, converting where dtypes differ. */
+export const COPY = program('copy', 1, ([x]) => x)
 
 /** A new tensor with every element `value`. */
 export const fill = (backend: Backend, shape: readonly number[], value: number, dtype: DType): Tensor =>

@@ -1,11 +1,12 @@
 import type { GradNode } from '../autograd/tape.ts'
 import { expectInt } from '../checks.ts'
 import type { DimAttrs } from '../dispatch/kernels.ts'
-import { type Primitive, perform } from '../dispatch/primitive.ts'
+import type { Primitive } from '../dispatch/primitive.ts'
 import { DTypeError, ShapeError, show } from '../errors.ts'
 import { allocate, type Tensor } from '../tensor/tensor.ts'
 import { backendOf } from './common.ts'
 import { copy, fill } from './elementwise.ts'
+import { perform } from './perform.ts'
 import { embed } from './views.ts'
 
 function checkIndex(op: string, x: readonly number[], dim: number, index: Tensor): void {

@@ -1,5 +1,5 @@
 import type { GradNode } from '../autograd/tape.ts'
-import { type Primitive, perform } from '../dispatch/primitive.ts'
+import type { Primitive } from '../dispatch/primitive.ts'
 import { DTypeError, ShapeError, show } from '../errors.ts'
 import * as e from '../expr/expr.ts'
 import { program } from '../expr/program.ts'
@@ -8,6 +8,7 @@ import { broadcastShapes, numel, sliceLayout } from '../tensor/layout.ts'
 import { allocate, type Tensor } from '../tensor/tensor.ts'
 import { backendOf } from './common.ts'
 import { copy, elementwise } from './elementwise.ts'
+import { perform } from './perform.ts'
 import { expandView, part, transposeView } from './views.ts'
 
 const MATMUL: Primitive<object> = {

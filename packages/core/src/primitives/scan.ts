@@ -1,12 +1,13 @@
 import type { GradNode } from '../autograd/tape.ts'
 import type { ScanAttrs } from '../dispatch/kernels.ts'
-import { type Primitive, perform } from '../dispatch/primitive.ts'
+import type { Primitive } from '../dispatch/primitive.ts'
 import * as e from '../expr/expr.ts'
 import { type Program, program } from '../expr/program.ts'
 import { sliceLayout } from '../tensor/layout.ts'
 import { allocate, type Tensor } from '../tensor/tensor.ts'
 import { backendOf } from './common.ts'
 import { elementwise } from './elementwise.ts'
+import { perform } from './perform.ts'
 import { embed, part } from './views.ts'
 
 const MUL = program('mul', 2, ([a, b]) => e.mul(a, b))

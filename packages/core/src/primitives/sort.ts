@@ -1,10 +1,11 @@
 import type { ArgReduceAttrs, SortAttrs } from '../dispatch/kernels.ts'
-import { type Primitive, perform } from '../dispatch/primitive.ts'
+import type { Primitive } from '../dispatch/primitive.ts'
 import { largestSize } from '../tensor/layout.ts'
 import { allocate, type Tensor } from '../tensor/tensor.ts'
 import { checkSizes } from './common.ts'
 import { copy, fill } from './elementwise.ts'
 import { scatterAddPrimitive } from './indexing.ts'
+import { perform } from './perform.ts'
 
 /** Stable sort along `dim`: values (differentiable) and int32 indices. NaN counts as the largest. */
 export function sortPrimitive(input: Tensor, dim: number, descending: boolean): [Tensor, Tensor] {

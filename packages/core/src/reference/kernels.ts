@@ -5,22 +5,15 @@ import { info, type TypedArray } from '../tensor/dtype.ts'
 import { broadcastStrides, forEachOffset, type Layout, numel } from '../tensor/layout.ts'
 import { evaluate } from './scalar.ts'
 
+/** Those of 16 bits come as float32: see primitives/widen.ts. */
+const dtypes = [['float32', 'float64', 'int32', 'bool']] as const
+
 /**
  * The primitives in plain JavaScript, to be read: where is each element, then one loop. They are slow and right, and
  * what every other backend is held against. `memoryOf` says where a view's storage is, so that another backend can run
  * them on its own memory.
  */
 export function referenceKernels(memoryOf: (view: View) => TypedArray): Primitives {
-  /** The storage as an array of numbers. */
-  const dataOf = (view: View): TypedArray => {
-    const { half } = info[view.dtype]
-    const memory = memoryOf(view)
-    if (!half) return memory
-    return new Proxy(memory, {
-      get: (bits, i) => half.load(bits[Number(i)]),
-      set: (bits, i, value) => Reflect.set(bits, i, half.store(value)),
-    })
-  }
   return {
     elementwise: {
       run(outputs, inputs, { kernel }, numbers) {
@@ -52,8 +45,9 @@ export function referenceKernels(memoryOf: (view: View) => TypedArray): Primitiv
     },
 
     reduce: {
+      dtypes,
       run([out], [x], { kind, dims }) {
-        const [data, result] = [dataOf(x), dataOf(out)]
+        const [data, result] = [memoryOf(x), memoryOf(out)]
         const within = offsets(pick(x, dims, 0))
         const start = kind === 'sum' ? 0 : kind === 'prod' ? 1 : kind === 'max' ? -Infinity : Infinity
         const int = x.dtype === 'int32'
@@ -72,8 +66,9 @@ export function referenceKernels(memoryOf: (view: View) => TypedArray): Primitiv
     },
 
     argReduce: {
+      dtypes,
       run([out], [x], { kind, dim }) {
-        const [data, result] = [dataOf(x), dataOf(out)]
+        const [data, result] = [memoryOf(x), memoryOf(out)]
         const bases = offsets({ ...dropDims(x, [dim]), offset: x.offset })
         forEachOffset(out, (o, i) => {
           let best = 0
@@ -89,8 +84,9 @@ export function referenceKernels(memoryOf: (view: View) => TypedArray): Primitiv
     },
 
     matmul: {
+      dtypes,
       run([out], [a, b]) {
-        const [left, right, result] = [dataOf(a), dataOf(b), dataOf(out)]
+        const [left, right, result] = [memoryOf(a), memoryOf(b), memoryOf(out)]
         const rank = out.shape.length
         const [m, n, k] = [out.shape[rank - 2], out.shape[rank - 1], a.shape[rank - 1]]
         const batch = (v: View): Int32Array =>
@@ -123,8 +119,9 @@ export function referenceKernels(memoryOf: (view: View) => TypedArray): Primitiv
     },
 
     gather: {
+      dtypes,
       run([out], [x, index], { dim }) {
-        const [data, at, result] = [dataOf(x), dataOf(index), dataOf(out)]
+        const [data, at, result] = [memoryOf(x), memoryOf(index), memoryOf(out)]
         const where = offsets(index)
         const to = offsets(out)
         forEachOffset(starts(x, index, dim), (from, i) => {
@@ -134,8 +131,9 @@ export function referenceKernels(memoryOf: (view: View) => TypedArray): Primitiv
     },
 
     scatterAdd: {
+      dtypes,
       run([out], [x, index, source], { dim }) {
-        const [data, at, added, result] = [dataOf(x), dataOf(index), dataOf(source), dataOf(out)]
+        const [data, at, added, result] = [memoryOf(x), memoryOf(index), memoryOf(source), memoryOf(out)]
         const to = offsets(out)
         forEachOffset(x, (o, i) => {
           result[to[i]] = data[o]
@@ -149,9 +147,10 @@ export function referenceKernels(memoryOf: (view: View) => TypedArray): Primitiv
     },
 
     scan: {
+      dtypes,
       run([out], inputs, { kind, dim, reverse }) {
-        const arrays = inputs.map((v) => dataOf(v))
-        const result = dataOf(out)
+        const arrays = inputs.map((v) => memoryOf(v))
+        const result = memoryOf(out)
         const bases = inputs.map((v) => offsets({ ...dropDims(v, [dim]), offset: v.offset }))
         const n = out.shape[dim] ?? 1
         const int = out.dtype === 'int32'
@@ -170,8 +169,9 @@ export function referenceKernels(memoryOf: (view: View) => TypedArray): Primitiv
     },
 
     sort: {
+      dtypes,
       run([values, indices], [x], { dim, descending }) {
-        const [data, sorted, order] = [dataOf(x), dataOf(values), dataOf(indices)]
+        const [data, sorted, order] = [memoryOf(x), memoryOf(values), memoryOf(indices)]
         const n = x.shape[dim] ?? 1
         const stride = (v: View): number => v.strides[dim] ?? 0
         const bases = offsets({ ...dropDims(x, [dim]), offset: x.offset })

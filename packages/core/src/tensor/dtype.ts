@@ -1,7 +1,7 @@
 import { DTypeError } from '../errors.ts'
 
 /**
- * Element types. `bool` is stored as one byte, 0 or 1; `float16` and `bfloat16` as 2 bytes, and computed with slowly.
+ * Element types. `bool` is stored as one byte, 0 or 1; `float16` and `bfloat16` as 2 bytes, and computed with in float32.
  * There is no int64: indices and integer sums are int32 and wrap.
  */
 export type DType = 'float32' | 'float64' | 'float16' | 'bfloat16' | 'int32' | 'bool'
@@ -68,6 +68,9 @@ export const info: Record<DType, Info> = {
   float32: { bytes: 4, rank: 3, float: true, Memory: Float32Array },
   float64: { bytes: 8, rank: 4, float: true, Memory: Float64Array },
 }
+
+/** Has it 16 bits, which are kept and not computed with? */
+export const isHalf = (dtype: DType): boolean => info[dtype].half !== undefined
 
 /** An array for so many numbers of a dtype. */
 export const numbersOf = (dtype: DType, length: number): TypedArray =>

@@ -1,9 +1,13 @@
-/** How elements come from memory into lanes and back: float32 and int32 as they are, bools as masks. */
+/**
+ * How elements come from memory into lanes and back: float32 and int32 as they are, bools as masks, and those of 16 bits as
+ * float32, rounded to the nearest and of two that are equally near to the even one.
+ */
 
 import type { DType } from '@tilegrad/core'
 import type { Constants } from '../../lowering/math.ts'
 import {
   type FunctionBuilder,
+  f32x4,
   type I32,
   i8x16,
   i16x8,
@@ -27,16 +31,63 @@ export interface Operand {
   readonly stride: I32 | number
 }
 
-/** Four bools that are true, in memory. */
-const trueBits = 0x01010101
-
-/** The constants that `store` uses. */
-export function storeConstants(k: Constants, dtypes: readonly DType[]): void {
-  if (dtypes.includes('bool')) k.i32(trueBits)
+/** How elements that do not fill a lane are widened to it and narrowed again. */
+interface Packed {
+  readonly bytes: 1 | 2
+  /** Makes lanes of words of 32 bits, each with an element in its low bits. */
+  widen(f: FunctionBuilder, x: V128): V128
+  /** Makes words of lanes, with an element in the low bits and nothing above. */
+  narrow(f: FunctionBuilder, k: Constants, x: V128): V128
 }
 
-/** Turns four numbers into masks: anything but 0 is true. */
-const mask = (x: V128): V128 => i32x4.ne(x, i32x4.const(0))
+const word = (n: number): V128 => i32x4.const(n)
+
+const packings: Readonly<Partial<Record<DType, Packed>>> = {
+  bool: {
+    bytes: 1,
+    widen: (_, x) => i32x4.ne(x, i32x4.const(0)),
+    narrow: (_, k, x) => v128.and(x, k.i32(1)),
+  },
+  // The upper half of a float32.
+  bfloat16: {
+    bytes: 2,
+    widen: (_, x) => i32x4.shl(x, 16),
+    narrow(f, k, x) {
+      const even = v128.and(i32x4.shrU(x, 16), k.i32(1))
+      const rounded = f.let(i32x4.shrU(i32x4.add(i32x4.add(x, k.i32(0x7fff)), even), 16))
+      // Rounding may make infinity of what is no number.
+      return i32x4.select(f32x4.ne(x, x), k.i32(0x7fc0), rounded)
+    },
+  },
+  float16: {
+    bytes: 2,
+    widen(f, x) {
+      const size = f.let(i32x4.shl(v128.and(x, word(0x7fff)), 13))
+      // The exponent is smaller by 112, also of numbers without a leading one; that of infinity stays the largest.
+      const finite = f32x4.mul(size, f32x4.const(2 ** 112))
+      const top = v128.or(size, word(0x7f800000))
+      const value = i32x4.select(i32x4.gtS(size, word(0x0f7fffff)), top, finite)
+      return v128.or(value, i32x4.shl(v128.and(x, word(0x8000)), 16))
+    },
+    narrow(f, k, x) {
+      const sign = v128.and(i32x4.shrU(x, 16), k.i32(0x8000))
+      const size = f.let(v128.and(x, k.i32(0x7fffffff)))
+      // Below 2⁻¹⁴ the last bit is worth 2⁻²⁴, as that of numbers from 1/2 to 1: adding 1/2 rounds.
+      const tiny = i32x4.sub(f32x4.add(size, k.f32(0.5)), k.f32(0.5))
+      const even = v128.and(i32x4.shrU(size, 13), k.i32(1))
+      const usual = i32x4.shrU(i32x4.add(i32x4.add(size, k.i32(0xfff - (112 << 23))), even), 13)
+      const finite = f.let(i32x4.select(i32x4.ltS(size, k.i32(113 << 23)), tiny, usual))
+      const large = i32x4.select(i32x4.gtS(size, k.i32(0x7f800000)), k.i32(0x7e00), k.i32(0x7c00))
+      // From 65520 on the nearest is infinity.
+      return v128.or(i32x4.select(i32x4.ltS(size, k.i32(0x477ff000)), finite, large), sign)
+    },
+  },
+}
+
+/** The constants that `store` uses. */
+export function storeConstants(f: FunctionBuilder, k: Constants, dtypes: readonly DType[]): void {
+  for (const dtype of dtypes) packings[dtype]?.narrow(f, k, i32x4.const(0))
+}
 
 /** The address `n` elements further along the innermost dim. */
 export function ahead(f: FunctionBuilder, { access, stride }: Operand, ptr: I32, n: I32 | number): I32 {
@@ -51,20 +102,25 @@ export function ahead(f: FunctionBuilder, { access, stride }: Operand, ptr: I32,
  */
 export function load(f: FunctionBuilder, operand: Operand, ptr: I32, count: 4 | 1, first = 0): V128 {
   const { dtype, access, stride } = operand
-  const isBool = dtype === 'bool'
-  if (access === 'zero') return isBool ? mask(i32x4.splat(i32.load8U(ptr))) : v128.load32Splat(ptr)
-  if (count === 1) return isBool ? mask(i32x4.splat(i32.load8U(ptr))) : v128.load32Zero(ptr)
+  const packed = packings[dtype]
+  const one = (p: I32): I32 => (packed?.bytes === 1 ? i32.load8U(p) : i32.load16U(p))
+  if (access === 'zero') return packed ? packed.widen(f, i32x4.splat(one(ptr))) : v128.load32Splat(ptr)
+  if (count === 1) return packed ? packed.widen(f, i32x4.splat(one(ptr))) : v128.load32Zero(ptr)
   if (access === 'unit') {
-    if (!isBool) return v128.load(ptr, 4 * first)
-    return mask(i32x4.extendLowI16x8U(i16x8.extendLowI8x16U(v128.load32Zero(ptr, first))))
+    if (!packed) return v128.load(ptr, 4 * first)
+    const shorts =
+      packed.bytes === 1
+        ? i16x8.extendLowI8x16U(v128.load32Zero(ptr, first))
+        : v128.load64Zero(ptr, 2 * first)
+    return packed.widen(f, f.let(i32x4.extendLowI16x8U(shorts)))
   }
   let p = ahead(f, operand, ptr, first)
-  let x = f.let(isBool ? i32x4.splat(i32.load8U(p)) : v128.load32Zero(p))
+  let x = f.let(packed ? i32x4.splat(one(p)) : v128.load32Zero(p))
   for (let lane = 1; lane < 4; lane++) {
     p = f.let(p.add(stride))
-    x = f.let(isBool ? i32x4.replaceLane(x, lane, i32.load8U(p)) : v128.load32Lane(p, x, lane))
+    x = f.let(packed ? i32x4.replaceLane(x, lane, one(p)) : v128.load32Lane(p, x, lane))
   }
-  return isBool ? mask(x) : x
+  return packed ? packed.widen(f, x) : x
 }
 
 /** Four rows of four elements of an operand with access 'across', whose first element is at `ptr`. */
@@ -91,11 +147,10 @@ export function store(
   results: readonly V128[],
   width: number,
 ): void {
-  const isBool = dtype === 'bool'
-  const lane = (p: I32, x: V128, n: number): void => {
-    if (isBool) f.storeLow(8, p, i32x4.extractLane(x, n).and(1))
-    else f.storeLane(32, p, x, n)
-  }
+  const packed = packings[dtype]
+  if (packed) results = results.map((x) => f.let(packed.narrow(f, k, x)))
+  const lane = (p: I32, x: V128, n: number): void =>
+    f.storeLane(packed ? ((8 * packed.bytes) as 8 | 16) : 32, p, x, packed ? (4 / packed.bytes) * n : n)
   if (width === 1) {
     lane(ptr, results[0] as V128, 0)
   } else if (access !== 'unit') {
@@ -106,16 +161,20 @@ export function store(
         lane(p, x, n)
       }
     })
-  } else if (!isBool) {
+  } else if (!packed) {
     results.forEach((x, v) => {
       f.store(ptr, x, 16 * v)
     })
   } else {
     const pairs = (xs: readonly V128[], narrow: (a: V128, b: V128) => V128): V128[] =>
       xs.flatMap((x, v) => (v % 2 === 0 ? [narrow(x, xs[v + 1] ?? x)] : []))
-    const bytes = pairs(pairs(results, i16x8.narrowI32x4S), i8x16.narrowI16x8S)
-    const bits = v128.and(bytes[0] as V128, k.i32(trueBits))
-    if (width === 16) f.store(ptr, bits)
-    else f.storeLane(width === 8 ? 64 : 32, ptr, bits, 0)
+    const shorts = pairs(results, i16x8.narrowI32x4U)
+    const parts = packed.bytes === 1 ? pairs(shorts, i8x16.narrowI16x8U) : shorts
+    const bytes = width * packed.bytes
+    if (bytes < 16) f.storeLane((8 * bytes) as 32 | 64, ptr, parts[0] as V128, 0)
+    else
+      parts.forEach((x, v) => {
+        f.store(ptr, x, 16 * v)
+      })
   }
 }

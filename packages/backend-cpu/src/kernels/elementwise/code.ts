@@ -229,6 +229,7 @@ class Body {
     this.#k = hoistConstants(f, (trial, constants, x) => {
       lowerNodes(trial, constants, order, new Map(), () => x, powers)
       storeConstants(
+        trial,
         constants,
         kernel.exprs.map((t) => t.dtype),
       )

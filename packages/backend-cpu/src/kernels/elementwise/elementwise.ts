@@ -18,7 +18,7 @@ import {
   typedPostOrder,
   type View,
 } from '@tilegrad/core'
-import { wordOf } from '../../element.ts'
+import { fillsLanes, laneOf, wordOf } from '../../element.ts'
 import type { Engine } from '../../engine.ts'
 import { costOf, isKnownPower, isLowerable } from '../../lowering/expressions.ts'
 import type { Kernel } from '../../machine/pool.ts'
@@ -189,7 +189,7 @@ function planOf(expression: TypedProgram): Plan {
   )
   const pows = order.flatMap((node) => {
     const exponent = node.args[1]
-    const isPow = node.kind === 'binary' && node.op === 'pow' && node.dtype === 'float32'
+    const isPow = node.kind === 'binary' && node.op === 'pow' && isFloat32(node)
     return isPow && exponent !== undefined && isUniform(exponent) ? [{ node, exponent }] : []
   })
   return {
@@ -204,9 +204,12 @@ function planOf(expression: TypedProgram): Plan {
   }
 }
 
+/** Whether a node is computed in float32. */
+const isFloat32 = (t: Typed): boolean => fillsLanes(t.dtype) && laneOf(t.dtype) === 'float32'
+
 /** Whether constants and params alone decide a node's value, in a way that `uniform` follows. */
 function isUniform(t: Typed): boolean {
-  if (t.dtype !== 'float32') return false
+  if (!isFloat32(t)) return false
   if (t.kind === 'const' || t.kind === 'param') return true
   return (
     (t.kind === 'unary' ? t.op === 'neg' : t.kind === 'binary' && (t.op === 'add' || t.op === 'sub')) &&
