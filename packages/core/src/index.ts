@@ -49,6 +49,7 @@ export type { Binary, Expr, Unary } from './expr/expr.ts'
 export * as expr from './expr/expr.ts'
 export { type NamedProgram, namedProgram } from './expr/named.ts'
 export {
+  type Exprs,
   type Gradient,
   gradient,
   type Program,

@@ -315,6 +315,21 @@ describe('formulas', () => {
   })
 })
 
+test('a program knows how many inputs and numbers it has', () => {
+  const sums = [
+    program('sum', 2, ([a, b]) => e.add(a, b)),
+    program('sum', 1, ([a], [n]) => e.add(a, n), 1),
+    // @ts-expect-error two inputs, not three
+    program('sum', 2, ([a, b, c]) => e.add(a, c ?? b)),
+    // @ts-expect-error one number, not two
+    program('sum', 1, ([a], [m, n]) => e.add(a, n ?? m), 1),
+    program('sum', 1 + sumInputs, (inputs) => inputs.reduce((a, b) => e.add(a, b))),
+  ]
+  expect(sums.map((p) => p.inputs + p.params)).toEqual([2, 2, 2, 2, 2])
+  for (const p of sums) expect(p.exprs.length).toBe(1)
+})
+const sumInputs: number = 1
+
 describe('programs with names', () => {
   const STEP = namedProgram('step', ['p', 'g', 'm'], ['lr', 'keep'], ({ g, m, p }, { keep, lr }) => {
     const next = e.add(e.mul(keep, m), g)

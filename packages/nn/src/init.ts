@@ -115,13 +115,12 @@ function erfinv(x: Expr): Expr {
 const TRUNCATED = program(
   'trunc_normal_',
   1,
-  ([u], [mean, std, a, b]) => {
-    const [x, m, s, lo, hi] = [u, mean, std, a, b] as [Expr, Expr, Expr, Expr, Expr]
-    const edge = (bound: Expr): Expr => e.erf(e.div(e.sub(bound, m), e.mul(s, Math.SQRT2)))
-    const p = e.add(edge(lo), e.mul(x, e.sub(edge(hi), edge(lo))))
+  ([u], [mean, std, low, high]) => {
+    const edge = (bound: Expr): Expr => e.erf(e.div(e.sub(bound, mean), e.mul(std, Math.SQRT2)))
+    const p = e.add(edge(low), e.mul(u, e.sub(edge(high), edge(low))))
     // Bounds far out round to probability ±1, whose quantile is infinite.
     const inside = e.max(e.min(p, 1 - 2 ** -24), 2 ** -24 - 1)
-    return e.min(e.max(e.add(m, e.mul(e.mul(s, Math.SQRT2), erfinv(inside))), lo), hi)
+    return e.min(e.max(e.add(mean, e.mul(e.mul(std, Math.SQRT2), erfinv(inside))), low), high)
   },
   4,
 )

@@ -121,14 +121,22 @@ interface Request {
  */
 // What is not used can be left out of a bundle: calling it has no effect of its own.
 /* @__NO_SIDE_EFFECTS__ */
-export function program(
+export function program<I extends number, P extends number = 0>(
   name: string,
-  inputs: number,
-  build: (inputs: readonly Expr[], params: readonly Expr[]) => Expr | readonly Expr[],
-  params = 0,
+  inputs: I,
+  build: (inputs: Exprs<I>, params: Exprs<P>) => Expr | readonly Expr[],
+  params: P = 0 as P,
 ): Program {
-  return new BuiltLater(name, inputs, params, build)
+  return new BuiltLater(name, inputs, params, build as Build)
 }
+
+/** So many expressions; where it is only known when the program runs how many, any number. */
+export type Exprs<N extends number> = number extends N ? readonly Expr[] : ExactlySo<N>
+type ExactlySo<N extends number, Found extends readonly Expr[] = []> = Found['length'] extends N
+  ? Found
+  : ExactlySo<N, readonly [...Found, Expr]>
+
+type Build = (inputs: readonly Expr[], params: readonly Expr[]) => Expr | readonly Expr[]
 
 class BuiltLater implements Program {
   readonly name: string
@@ -138,9 +146,9 @@ class BuiltLater implements Program {
   readonly gradients = new Map<string, Gradient>()
   latest: Request | null = null
   #exprs: readonly Expr[] | null = null
-  readonly #build: Parameters<typeof program>[2]
+  readonly #build: Build
 
-  constructor(name: string, inputs: number, params: number, build: Parameters<typeof program>[2]) {
+  constructor(name: string, inputs: number, params: number, build: Build) {
     this.name = name
     this.inputs = inputs
     this.params = params

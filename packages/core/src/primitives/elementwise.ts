@@ -37,7 +37,7 @@ const ELEMENTWISE: Primitive<ElementwiseAttrs> = {
  * `dtypes` forces the outputs' dtypes.
  *
  * @example
- * const both = program('both', 1, ([x]) => [expr.exp(x!), expr.neg(x!)])
+ * const both = program('both', 1, ([x]) => [expr.exp(x), expr.neg(x)])
  * applyProgramAll(both, [tensor([0, 1])]).length // → 2
  */
 export function elementwiseAll(
@@ -72,7 +72,7 @@ export function elementwiseAll(
  * Applies an elementwise program with one output.
  *
  * @example
- * const cube = program('cube', 1, ([x]) => expr.mul(expr.square(x!), x!))
+ * const cube = program('cube', 1, ([x]) => expr.mul(expr.square(x), x))
  * await applyProgram(cube, [tensor([2])]).toArray() // → [8]
  */
 export const elementwise = (
@@ -197,7 +197,7 @@ const spoils = (out: Tensor, t: Tensor): boolean =>
  * @throws GradError where a gradient would be lost, DTypeError where an output cannot hold the result, ShapeError for an
  * expanded output.
  * @example
- * const [x, twice] = [tensor([1, 2]), program('twice', 1, ([x]) => expr.mul(2, x!))]
+ * const [x, twice] = [tensor([1, 2]), program('twice', 1, ([x]) => expr.mul(2, x))]
  * applyProgramInto([x], twice, [x])
  * await x.toArray() // → [2, 4]
  */

@@ -3,7 +3,6 @@ import {
   type Backend,
   cat,
   type DType,
-  type Expr,
   expr as e,
   expectOptions,
   GradError,
@@ -22,8 +21,7 @@ import { positive } from '../linear.ts'
 import type { Place } from './place.ts'
 
 /** Keys and values with a row of theirs where it stands at the place. */
-const ROW = program('cache_row', 5, (inputs) => {
-  const [keys, key, values, value, at] = inputs as readonly [Expr, Expr, Expr, Expr, Expr]
+const ROW = program('cache_row', 5, ([keys, key, values, value, at]) => {
   const here = e.eq(e.coord(-2), at)
   return [e.select(here, key, keys), e.select(here, value, values)]
 })

@@ -9,7 +9,6 @@ import {
   compile,
   cumsum,
   describeValue,
-  type Expr,
   expr as e,
   expectOptions,
   type Names,
@@ -367,7 +366,7 @@ function sample(logits: Tensor, options: GenerateOptions): Tensor {
 }
 
 const FINITE = program('finite_choice', 2, ([logit, token]) =>
-  e.select(e.lt(e.abs(logit as Expr), Infinity), token as Expr, NONE),
+  e.select(e.lt(e.abs(logit), Infinity), token, NONE),
 )
 
 function choose(logits: Tensor, top: Tensor | null, options: GenerateOptions): Tensor {
