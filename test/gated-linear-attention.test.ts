@@ -15,7 +15,7 @@ import {
 } from 'tilegrad'
 import { afterAll, describe, expect, test } from 'vitest'
 import { gpus } from '../packages/backend-webgpu/test/support/gpus.ts'
-import { random } from '../packages/backend-webgpu/test/support/random.ts'
+import { random } from './kernels/random.ts'
 
 async function cpu(options: Parameters<typeof createCpuBackend>[0]) {
   const backend = createCpuBackend(options)

@@ -57,3 +57,10 @@ export function mismatch(got: TypedArray, want: TypedArray, atol = 0, rtol = 0):
   }
   return null
 }
+
+/** The largest magnitude among numbers; NaN does not count. */
+export function largest(x: ArrayLike<number>): number {
+  let most = 0
+  for (let i = 0; i < x.length; i++) most = Math.max(most, Math.abs(x[i]) || 0)
+  return most
+}

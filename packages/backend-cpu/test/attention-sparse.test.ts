@@ -22,12 +22,11 @@ import {
   topkBlocks,
 } from '@tilegrad/core'
 import { describe, expect, test } from 'vitest'
+import { mismatch } from '../../../test/kernels/operand.ts'
+import { random } from '../../../test/kernels/random.ts'
 import { collected } from '../../core/test/support/collected.ts'
 import { type Rules, type Sizes, written } from './attention-oracle.ts'
-import { makeBackends } from './fused-rig.ts'
-import { mismatch, random } from './row-rig.ts'
-
-const backends = await makeBackends()
+import { backends } from './support/engine.ts'
 
 interface Case {
   readonly sizes: Sizes

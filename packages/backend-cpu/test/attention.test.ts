@@ -15,11 +15,16 @@ import {
 } from '@tilegrad/core'
 import { takes } from '@tilegrad/core/kernel'
 import { afterAll, describe, expect, test } from 'vitest'
+import { testAttention } from '../../../test/kernels/attention.cases.ts'
+import { checkAttention, type Sizes } from '../../../test/kernels/attention.ts'
+import { extent, mismatch } from '../../../test/kernels/operand.ts'
+import { integer, pick, random } from '../../../test/kernels/random.ts'
 import { collected } from '../../core/test/support/collected.ts'
 import { createCpuBackend } from '../src/backend.ts'
 import type { Engine } from '../src/engine.ts'
 import { attention, attentionBackward } from '../src/kernels/attention/attention.ts'
-import { extent, get, integer, makeEngines, mismatch, output, pick, put, random, release } from './row-rig.ts'
+import { backends, engineBy, engines } from './support/engine.ts'
+import { get, output, put, release } from './support/memory.ts'
 
 interface Operand {
   readonly layout: Layout
@@ -193,7 +198,6 @@ function agree(got: ArrayLike<number>, want: Float64Array, which: number, contex
 }
 
 const names = ['out', 'stats', 'dq', 'dk', 'dv']
-const engines = await makeEngines()
 
 function check(c: Case, needs: readonly boolean[] = [true, true, true], gap = -1): void {
   const want = plain(c)
@@ -210,16 +214,6 @@ function check(c: Case, needs: readonly boolean[] = [true, true, true], gap = -1
     })
     if (!first.has(relaxed)) first.set(relaxed, got)
   }
-}
-
-interface Sizes {
-  B?: number
-  H?: number
-  Hk?: number
-  T: number
-  S?: number
-  D?: number
-  Dv?: number
 }
 
 function make(
@@ -294,70 +288,26 @@ test.each([1, 3, 16, 50, 127, 128, 129, 500])('a window of %i', (window) => {
   check(make(rnd, { T: 290, S: 30, D: 8 }, { window }))
 })
 
-describe('masks', () => {
-  const maskLayouts = (B: number, H: number, T: number, S: number): [string, Layout][] => [
-    ['full', dense(B, H, T, S)],
-    ['per query and key', { ...dense(B, H, T, S), strides: [0, 0, S, 1] }],
-    ['per key of each batch item', { ...dense(B, H, T, S), strides: [S, 0, 0, 1] }],
-    ['transposed', layout.permuteLayout(dense(B, H, S, T), [0, 1, 3, 2])],
-    ['one number', { ...dense(B, H, T, S), strides: [0, 0, 0, 0] }],
-  ]
-  const sizes = { B: 2, H: 2, T: 41, S: 150, D: 8 }
-  test.each(maskLayouts(sizes.B, sizes.H, sizes.T, sizes.S))('%s', (_, l) => {
-    const rnd = random(11)
-    for (const causal of ['none', 'bottom-right'] as const) {
-      check(make(rnd, sizes, { causal }, floats(rnd, l, 3)))
-      const keep: Operand = {
-        layout: l,
-        dtype: 'bool',
-        data: Uint8Array.from({ length: extent(l) }, () => Number(rnd() < 0.7)),
-      }
-      check(make(rnd, sizes, { causal }, keep))
-    }
-  })
+// Against the composition, where `check` is against the formulas.
+testAttention(
+  backends.map(({ backend }) => backend),
+  (c, needs = [true, true, true]) =>
+    checkAttention(
+      engineBy((b) => `relaxed: ${b.engine.features.relaxed}`),
+      c,
+      needs,
+      (which, largest) => [which === 0 ? 2e-6 : 1e-6 + 4e-6 * largest, 1e-5],
+    ),
+)
 
-  test('rows that are masked whole give zeros, and get no gradient', () => {
-    const rnd = random(12)
-    const l = dense(1, 1, 40, 50)
-    const data = Uint8Array.from({ length: 2000 }, (_, i) => Number(i >= 20 * 50 || i < 50))
-    const c = make(rnd, { H: 1, T: 40, S: 50, D: 8 }, {}, { layout: l, dtype: 'bool', data })
-    check(c)
-    const { engine } = engines[0] as { engine: Engine }
-    const [out, stats, dq] = run(engine, c, [true, true, true]) as [Float32Array, Float32Array, Float32Array]
-    expect([stats[5], stats[40 + 5]]).toEqual([-Infinity, 0])
-    expect(out.slice(5 * 8, 6 * 8)).toEqual(new Float32Array(8))
-    expect(dq.slice(5 * 8, 6 * 8)).toEqual(new Float32Array(8))
-    const additive = Float32Array.from(data, (x) => (x ? 0 : -Infinity))
-    check({ ...c, mask: { layout: l, dtype: 'float32', data: additive } })
-  })
-})
-
-test('views of a packed projection, with gaps, backwards, and with rows that are not contiguous', () => {
-  const rnd = random(21)
-  const [B, T, H, D] = [2, 70, 3, 12]
-  const whole = floats(rnd, dense(B, T, 3, H, D))
-  const part = (index: number): Operand => {
-    const l = layout.selectLayout('test', whole.layout, 2, index)
-    return { ...whole, layout: layout.permuteLayout(l, [0, 2, 1, 3]) }
-  }
-  const c = make(rnd, { B, H, T, D }, { causal: 'top-left' })
-  check({ ...c, q: part(0), k: part(1), v: part(2) })
-  const turned = (x: Operand): Operand => {
-    const { shape } = x.layout
-    const l = dense(shape[3] as number, shape[2] as number, shape[1] as number, shape[0] as number)
-    return { ...x, layout: layout.permuteLayout(l, [3, 2, 1, 0]) }
-  }
-  check({ ...c, q: turned(c.q), k: turned(c.k), v: turned(c.v), dout: turned(c.dout) })
-  const flipped = (x: Operand): Operand => ({ ...x, layout: layout.flipLayout(x.layout, [1, 2, 3]) })
-  check({ ...c, q: flipped(c.q), k: flipped(c.k), v: flipped(c.v), dout: flipped(c.dout) })
-  const shared = (x: Operand): Operand => ({ ...x, layout: { ...x.layout, strides: [0, 0, D, 1] } })
-  check({
-    ...c,
-    q: shared(c.q),
-    k: shared(c.k),
-    v: shared(c.v),
-    dout: { ...c.dout, layout: { ...c.dout.layout, strides: [0, 0, 0, 0] } },
-  })
+test('rows that are masked whole have the statistics of none', () => {
+  const rnd = random(12)
+  const l = dense(1, 1, 40, 50)
+  const data = Uint8Array.from({ length: 2000 }, (_, i) => Number(i >= 20 * 50 || i < 50))
+  const c = make(rnd, { H: 1, T: 40, S: 50, D: 8 }, {}, { layout: l, dtype: 'bool', data })
+  check(c)
+  const [, stats] = run(engines[0].engine, c, [true, true, true]) as Float32Array[]
+  expect([stats[5], stats[40 + 5]]).toEqual([-Infinity, 0])
 })
 
 test.each<Sizes & { gap: number }>([
@@ -432,15 +382,6 @@ test('a NaN in dO reaches dQ of its row, and dK and dV of the keys that its quer
       expect(bad(dv as Float32Array, i), `${name}: dv ${i}`).toBe(i <= 70)
     }
   }
-})
-
-test('large scores do not overflow', () => {
-  const rnd = random(31)
-  const c = make(rnd, { T: 40, D: 8 }, { scale: 1 })
-  const { engine } = engines[0] as { engine: Engine }
-  const q = { ...c.q, data: Float32Array.from(c.q.data, (x) => 300 * x) }
-  const [out, stats, ...grads] = run(engine, { ...c, q }, [true, true, true])
-  for (const x of [out, stats, ...grads]) expect((x as Float32Array).every(Number.isFinite)).toBe(true)
 })
 
 test('declines what the kernels do not do', () => {

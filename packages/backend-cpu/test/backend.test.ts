@@ -25,9 +25,10 @@ import {
   zeros,
 } from '@tilegrad/core'
 import { afterAll, describe, expect, it } from 'vitest'
+import { mismatch } from '../../../test/kernels/operand.ts'
+import { random } from '../../../test/kernels/random.ts'
 import { type CpuBackend, type CpuOptions, createCpuBackend } from '../src/index.ts'
 import { detectFeatures } from '../src/machine/features.ts'
-import { mismatch, random } from './row-rig.ts'
 
 const backends: CpuBackend[] = []
 afterAll(() => Promise.all(backends.map((b) => b.close())))

@@ -1,23 +1,19 @@
-/** What the tests of elementwise kernels share: the same storages on two backends, run and compared. */
+/** What the tests of elementwise kernels share: operands likely to be trouble, run and compared. */
 
 import {
   type Backend,
   type DType,
-  dtypeInfo,
   type Layout,
   layout,
   type TypedArray,
   type TypedProgram,
-  type View,
 } from '@tilegrad/core'
-import { extent, integer, pick, randomLayout } from './row-rig.ts'
+import { spacing } from '../../../test/kernels/math.ts'
+import { operand as filled, type Operand } from '../../../test/kernels/operand.ts'
+import { runKernelSync } from '../../../test/kernels/primitive.ts'
+import { integer, pick, randomLayout } from '../../../test/kernels/random.ts'
 
-/** A storage's content and the layout of the view that an operand is. */
-export interface Operand {
-  readonly layout: Layout
-  readonly dtype: DType
-  readonly data: TypedArray
-}
+export type { Operand }
 
 const specials = [0, -0, 1, -1, 0.5, -0.5, 2, -2.5, 3, Infinity, -Infinity, NaN, 1e-40, -1e-40, 1e30, -3e9]
 
@@ -37,11 +33,8 @@ export function value(rnd: () => number, dtype: DType): number {
   return (rnd() < 0.5 ? -1 : 1) * 2 ** (kind < 0.6 ? rnd() * 8 - 4 : rnd() * 60 - 30)
 }
 
-export function operand(rnd: () => number, l: Layout, dtype: DType): Operand {
-  const data = new dtypeInfo[dtype].Memory(extent(l))
-  for (let i = 0; i < data.length; i++) data[i] = value(rnd, dtype)
-  return { layout: l, dtype, data }
-}
+export const operand = (rnd: () => number, l: Layout, dtype: DType): Operand =>
+  filled(l, dtype, () => value(rnd, dtype))
 
 export const dense = (shape: readonly number[]): Layout => layout.contiguous(shape)
 
@@ -61,50 +54,14 @@ export function randomShape(rnd: () => number, most = 2000): number[] {
   }
 }
 
-const whole = (buffer: object, { dtype, data }: Operand): View => ({
-  buffer,
-  dtype,
-  ...layout.contiguous([data.length]),
-})
-
-/**
- * Runs an elementwise kernel on a backend, and returns the outputs' whole storages: what lies between their elements
- * must not have changed. Operands that are the same object share their memory.
- */
-export function runOn(
+/** Runs an elementwise kernel on a backend, and returns the outputs' whole storages. */
+export const runOn = (
   backend: Backend,
   kernel: TypedProgram,
   outputs: readonly Operand[],
   inputs: readonly Operand[],
   params: readonly number[] = [],
-): TypedArray[] {
-  const buffers = new Map<Operand, object>()
-  const place = (o: Operand): View => {
-    let buffer = buffers.get(o)
-    if (buffer === undefined) {
-      buffer = backend.alloc(o.data.byteLength, o.dtype)
-      backend.write(whole(buffer, o), o.data)
-      buffers.set(o, buffer)
-    }
-    return { buffer, dtype: o.dtype, ...o.layout }
-  }
-  const ins = inputs.map(place)
-  const outs = outputs.map(place)
-  backend.kernels.elementwise.run(outs, ins, { kernel }, params)
-  const results = outputs.map((o) => backend.readSync?.(whole(buffers.get(o) as object, o)) as TypedArray)
-  for (const buffer of buffers.values()) backend.free(buffer)
-  return results
-}
-
-const bits = new Float32Array(1)
-const words = new Int32Array(bits.buffer)
-
-/** The distance of two neighbours among the float32 at x. */
-export function spacing(x: number): number {
-  bits[0] = Math.abs(x)
-  const exponent = ((words[0] as number) >>> 23) - 127
-  return 2 ** (Math.max(exponent, -126) - 23)
-}
+): TypedArray[] => runKernelSync(backend, 'elementwise', outputs, inputs, { kernel }, params)
 
 /**
  * The first place where two results differ by more than `ulp` units of the last place, or null. 0: by anything but

@@ -22,6 +22,7 @@ import {
   typedPostOrder,
 } from '@tilegrad/core'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
+import { integer, pick, random, randomLayout } from '../../../test/kernels/random.ts'
 import { type CpuBackend, type CpuOptions, createCpuBackend } from '../src/index.ts'
 import {
   dense,
@@ -33,7 +34,6 @@ import {
   randomShape,
   runOn,
 } from './elementwise-rig.ts'
-import { integer, pick, random, randomLayout } from './row-rig.ts'
 
 const backends: CpuBackend[] = []
 const make = async (options: CpuOptions): Promise<CpuBackend> => {

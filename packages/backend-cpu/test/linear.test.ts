@@ -14,13 +14,16 @@ import {
 } from '@tilegrad/core'
 import { takes } from '@tilegrad/core/kernel'
 import { expect, test } from 'vitest'
+import { mismatch } from '../../../test/kernels/operand.ts'
+import { random } from '../../../test/kernels/random.ts'
 import { linear } from '../src/kernels/matmul/linear.ts'
 import { kernelTable } from '../src/kernels/table.ts'
-import { get, makeEngine, makeEngines, mismatch, output, put, random, release } from './row-rig.ts'
+import { engines as made, makeBackend } from './support/engine.ts'
+import { get, output, put, release } from './support/memory.ts'
 
 const engines = [
-  ...(await makeEngines()),
-  { name: 'revectorized', engine: await makeEngine({ level: 'revectorized', threads: 2 }) },
+  ...made,
+  { name: 'revectorized', engine: (await makeBackend({ level: 'revectorized', threads: 2 })).engine },
 ]
 
 const gelu = (x: e.Expr): e.Expr => e.mul(e.mul(x, 0.5), e.add(1, e.erf(e.mul(x, Math.SQRT1_2))))

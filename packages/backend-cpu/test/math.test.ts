@@ -6,14 +6,24 @@
  * Where results below 2⁻¹²⁶ may be flushed, 0 counts as right for them.
  */
 
-import { expr as e, gelu, grad, program, reference, specialize, tensor, withBackend } from '@tilegrad/core'
+import { gelu, grad, tensor, withBackend } from '@tilegrad/core'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import {
+  awkward,
+  erf,
+  erfc,
+  exponentsFor,
+  nearQuarters,
+  power,
+  samples,
+  sigmoid,
+  specialPowers,
+  worst,
+} from '../../../test/kernels/math.ts'
 import { type CpuBackend, createCpuBackend } from '../src/index.ts'
 import { gaussian } from '../src/lowering/gaussian.ts'
 import { type Constants, hoistConstants, type MathName, mathF32x4, pow } from '../src/lowering/math.ts'
 import { type FunctionBuilder, i32, type V128, v128 } from '../src/wasm/index.ts'
-import { spacing } from './elementwise-rig.ts'
-import { random } from './row-rig.ts'
 
 const levels = ['simd', 'relaxed', 'revectorized'] as const
 type Level = (typeof levels)[number]
@@ -52,107 +62,12 @@ function evaluate(
   return out
 }
 
-const awkward = [
-  0,
-  -0,
-  1,
-  -1,
-  Infinity,
-  -Infinity,
-  NaN,
-  88.72283,
-  88.72284,
-  -87.33654,
-  -87.33655,
-  -103.97,
-  1.4e-45,
-  -1.4e-45,
-  1.1754944e-38,
-  -1.1754944e-38,
-  3.4028235e38,
-  -3.4028235e38,
-  9.02,
-  -9.02,
-  3.93,
-  -3.93,
-  1e6,
-  -1e6,
-  1000001,
-  16777216,
-  0.99999994,
-  1.0000001,
-  0.5,
-  -0.5,
-  Math.PI / 2,
-  Math.PI,
-  2 * Math.PI,
-  710,
-  -710,
-  20,
-  -20,
-]
-
-/** Floats of every size and sign, and more of those that matter. */
-function samples(): Float32Array {
-  const rnd = random(11)
-  const words = new Int32Array(400_000)
-  const out = new Float32Array(words.buffer)
-  for (let i = 0; i < 280_000; i++) words[i] = i * 15339 + Math.floor(rnd() * 15339)
-  for (let i = 280_000; i < out.length; i++) out[i] = (rnd() - 0.5) * (i % 2 === 0 ? 8 : 200)
-  out.set(awkward, 280_000)
-  return out
-}
-const xs = samples()
-
-/** erf of the samples in float64, by core's series and continued fraction. */
-function erfOfSamples(): Float64Array {
-  const kernel = specialize(
-    program('erf', 1, ([x]) => e.erf(x as e.Expr)),
-    ['float64'],
-    [],
-  )
-  const [input, output] = [Float64Array.from(xs), new Float64Array(xs.length)].map((data) => {
-    const buffer = reference.alloc(data.byteLength, 'float64')
-    const view = { buffer, dtype: 'float64' as const, shape: [xs.length], strides: [1], offset: 0 }
-    reference.write(view, data)
-    return view
-  })
-  reference.kernels.elementwise.run([output!], [input!], { kernel }, [])
-  return reference.readSync!(output!) as Float64Array
-}
-const erfs = erfOfSamples()
-/** 1 − erf(x) for x ≥ 1, by its continued fraction. */
-function erfcOf(x: number): number {
-  let fraction = x
-  for (let n = 60; n > 0; n--) fraction = x + n / 2 / fraction
-  return Math.exp(-x * x) / Math.sqrt(Math.PI) / fraction
-}
-
-/** The largest error in ulp; an error at once for anything that is not finite or has the wrong sign. */
-function worst(
-  got: Float32Array,
-  want: (i: number) => number,
-  name: (i: number) => string,
-  flush: boolean,
-  used: (i: number) => boolean = () => true,
-): number {
-  let most = 0
-  for (let i = 0; i < got.length; i++) {
-    if (!used(i)) continue
-    const [y, exact] = [got[i]!, want(i)]
-    const rounded = Math.fround(exact)
-    if (Object.is(y, rounded) || (flush && y === 0 && Math.abs(exact) < 2 ** -126)) continue
-    const error = Number.isFinite(rounded) && rounded !== 0 ? Math.abs(y - exact) / spacing(exact) : Infinity
-    if (!(error <= 100)) throw new Error(`${name(i)} is ${y}; expected ${rounded}`)
-    if (error > most) most = error
-  }
-  return most
-}
+const xs = samples(400_000, { subnormals: true })
 
 const functions: Record<
   MathName,
   {
-    exact: (x: number, sample: number) => number
+    exact: (x: number) => number
     ulp: { relaxed: number; simd: number }
     flush?: true
     bounded?: true
@@ -165,12 +80,12 @@ const functions: Record<
   log1p: { exact: Math.log1p, ulp: { relaxed: 0.9, simd: 0.9 } },
   tanh: { exact: Math.tanh, ulp: { relaxed: 5.5, simd: 6 }, bounded: true },
   sigmoid: {
-    exact: (x) => (x >= 0 ? 1 / (1 + Math.exp(-x)) : Math.exp(x) / (1 + Math.exp(x))),
+    exact: sigmoid,
     ulp: { relaxed: 2.2, simd: 2.2 },
     flush: true,
     bounded: true,
   },
-  erf: { exact: (_, i) => erfs[i]!, ulp: { relaxed: 5.3, simd: 7.5 }, bounded: true },
+  erf: { exact: erf, ulp: { relaxed: 5.3, simd: 7.5 }, bounded: true },
   sin: { exact: Math.sin, ulp: { relaxed: 1.6, simd: 1.6 }, bounded: true },
   cos: { exact: Math.cos, ulp: { relaxed: 1.6, simd: 1.6 }, bounded: true },
 }
@@ -183,10 +98,9 @@ describe.each(levels)('%s', (level) => {
       const used = name === 'expNonPositive' ? (i: number): boolean => !(xs[i]! > 0) : undefined
       const error = worst(
         got,
-        (i) => exact(xs[i]!, i),
+        (i) => exact(xs[i]!),
         (i) => `${name}(${xs[i]})`,
-        flush ?? false,
-        used,
+        { ...(flush && { flush }), ...(used && { used }) },
       )
       expect(error).toBeLessThanOrEqual(ulp[backends[level].level === 'simd' ? 'simd' : 'relaxed'])
       // An error of less than half a unit would mean that nothing was compared.
@@ -227,7 +141,7 @@ describe.each(levels)('%s', (level) => {
       } else {
         const grown = exponent * u * u
         const off = relative(e, Math.exp(-u * u)) - grown
-        const exact = u > -1 ? 1 + erfs[i]! : erfcOf(-u)
+        const exact = u > -1 ? 1 + erf(u) : erfc(-u)
         const offBoth = relative(both, exact) - (u < 0 ? grown : 0)
         most = Math.max(most, off)
         mostBoth = Math.max(mostBoth, offBoth - (u < -4.6 ? 3e-5 : 0))
@@ -246,72 +160,42 @@ describe.each(levels)('%s', (level) => {
     })
     inputs.forEach((x, i) => {
       const density = Math.exp((-x * x) / 2) / Math.sqrt(2 * Math.PI)
-      const exact = erfcOf(-x / Math.SQRT2) / 2 + x * density
+      const exact = erfc(-x / Math.SQRT2) / 2 + x * density
       expect(Math.abs(got[i]! / exact - 1)).toBeLessThan(5e-5)
     })
   })
 
-  const power = (f: FunctionBuilder): ((x: V128, y: V128) => V128) => {
+  const powers = (f: FunctionBuilder): ((x: V128, y: V128) => V128) => {
     const k = hoistConstants(f, (trial, constants, x, y) => {
       pow(trial, constants, x, y)
     })
     return (x, y) => pow(f, k, x, y)
   }
-  const exactPower = (x: number, y: number): number =>
-    x === 1 || (x === -1 && Math.abs(y) === Infinity) ? 1 : x ** y
+  const powerError = (bases: Float32Array, exponents: Float32Array): number =>
+    worst(
+      evaluate(level, 'pow', powers, bases, exponents),
+      (i) => power(bases[i]!, exponents[i]!),
+      (i) => `pow(${bases[i]}, ${exponents[i]})`,
+    )
 
   it('pow is within its bound for bases and exponents of every size', () => {
-    const rnd = random(12)
-    const bases = xs.slice()
-    const exponents = xs.map((_, i) => {
-      const kind = i % 3
-      if (kind === 0) return xs[Math.floor(rnd() * xs.length)]!
-      // So that the result is finite, mostly.
-      if (kind === 1) return ((rnd() - 0.5) * 240) / Math.log2(Math.abs(bases[i]!))
-      return Math.round((rnd() - 0.5) * 40) / (rnd() < 0.3 ? 2 : 1)
-    })
-    const got = evaluate(level, 'pow', power, bases, exponents)
-    const error = worst(
-      got,
-      (i) => exactPower(bases[i]!, exponents[i]!),
-      (i) => `pow(${bases[i]}, ${exponents[i]})`,
-      false,
-    )
+    const exponents = exponentsFor(xs, { subnormals: true })
+    const error = powerError(xs, exponents)
     expect(error).toBeLessThanOrEqual(0.51)
     expect(error).toBeGreaterThan(0.4)
   })
 
   it("pow has C's special cases", () => {
-    const list = [...awkward, 2, -2, 3, -3, 2.5, -2.5, 16777215, -16777217, 1e10, -1e10]
-    const pairs = list.flatMap((x) => list.map((y) => [x, y] as const))
-    while (pairs.length % 4 !== 0) pairs.push([1, 1])
-    const [bases, exponents] = [0, 1].map((n) => Float32Array.from(pairs, (p) => p[n]!)) as [
-      Float32Array,
-      Float32Array,
-    ]
-    const got = evaluate(level, 'pow', power, bases, exponents)
-    const error = worst(
-      got,
-      (i) => exactPower(bases[i]!, exponents[i]!),
-      (i) => `pow(${bases[i]}, ${exponents[i]})`,
-      false,
-    )
-    expect(error).toBeLessThanOrEqual(0.51)
+    expect(powerError(...specialPowers([...awkward, 1.4e-45, -1.4e-45]))).toBeLessThanOrEqual(0.51)
   })
 
   it('sin and cos reduce arguments next to multiples of π/2', () => {
-    // The floats nearest to k · π/2, for k of every size: what is left of them is tiny.
-    const near = Float32Array.from(
-      { length: 4096 },
-      (_, i) => (i < 2048 ? i : Math.round(2 ** (i / 34))) * (Math.PI / 2),
-    )
     for (const name of ['sin', 'cos'] as const) {
-      const got = evaluate(level, name, (f) => mathF32x4(f, [name])[name], near, near)
+      const got = evaluate(level, name, (f) => mathF32x4(f, [name])[name], nearQuarters, nearQuarters)
       const error = worst(
         got,
-        (i) => Math[name](near[i]!),
-        (i) => `${name}(${near[i]})`,
-        false,
+        (i) => Math[name](nearQuarters[i]!),
+        (i) => `${name}(${nearQuarters[i]})`,
       )
       expect(error).toBeLessThanOrEqual(1.6)
     }

@@ -5,23 +5,13 @@
 
 import { type Layout, layout, type View } from '@tilegrad/core'
 import { describe, expect, test } from 'vitest'
+import { extent, mismatch } from '../../../test/kernels/operand.ts'
+import { integer, pick, random, randomLayout } from '../../../test/kernels/random.ts'
 import type { Engine } from '../src/engine.ts'
 import { matmul, matmulBy } from '../src/kernels/matmul/matmul.ts'
 import type { Tile } from '../src/kernels/matmul/micro.ts'
-import {
-  extent,
-  get,
-  integer,
-  makeEngine,
-  makeEngines,
-  mismatch,
-  output,
-  pick,
-  put,
-  random,
-  randomLayout,
-  release,
-} from './row-rig.ts'
+import { engines, makeBackend } from './support/engine.ts'
+import { get, output, put, release } from './support/memory.ts'
 
 interface Operand {
   readonly layout: Layout
@@ -121,8 +111,6 @@ function agree(
     }
   }
 }
-
-const engines = await makeEngines()
 
 /** On all engines: right, and the same bits on all that have the same instructions. */
 function check(a: Operand, b: Operand): void {
@@ -371,7 +359,7 @@ test.each<Tile>([
   { rows: 6, vectors: 2, unroll: 2 },
   { rows: 6, vectors: 4, unroll: 4 },
 ])('tile %o gives the same bits as any other', async (tile) => {
-  const engine = await makeEngine({ threads: 2 })
+  const { engine } = await makeBackend({ threads: 2 })
   const rnd = random(7)
   for (const [m, k, n] of [
     [61, 70, 53],

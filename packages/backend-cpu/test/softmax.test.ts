@@ -6,8 +6,8 @@ import { random } from '../../../test/kernels/random.ts'
 import { testSoftmax } from '../../../test/kernels/softmax.cases.ts'
 import { expBelow } from '../src/kernels/softmax.ts'
 import { f32x4, i32, v128 } from '../src/wasm/index.ts'
-import { get, output, put, release } from './row-rig.ts'
 import { backends, engine } from './support/engine.ts'
+import { get, output, put, release } from './support/memory.ts'
 
 testSoftmax(engine, {
   // x − m, of size up to 60, is rounded by 2e-6, which exp makes a relative error; exp adds as much as 4e-6 (see

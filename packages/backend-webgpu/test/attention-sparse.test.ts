@@ -16,8 +16,8 @@ import {
   tensor,
 } from '@tilegrad/core'
 import { afterAll, describe, expect, test } from 'vitest'
+import { random } from '../../../test/kernels/random.ts'
 import { check, closeGpus, compute, dense, gpus, make, place, type Sizes } from './support/attention.ts'
-import { random } from './support/random.ts'
 
 afterAll(closeGpus)
 

@@ -2,9 +2,11 @@
 
 import { cat, type DType, type Tensor } from '@tilegrad/core'
 import { expect, test } from 'vitest'
+import { check } from '../../../test/kernels/fused.ts'
+import { dense, rows } from '../../../test/kernels/operand.ts'
+import { integer, pick, random } from '../../../test/kernels/random.ts'
 import { createWebGpuBackend } from '../src/index.ts'
-import { backends, check, operand, plain } from './support/fused.ts'
-import { integer, pick, random } from './support/random.ts'
+import { engine } from './support/engine.ts'
 
 const exact = [[0, 0]] as const
 
@@ -16,7 +18,7 @@ test('any number of tensors of any strides, along any dim', async () => {
     const dtype = pick<DType>(rnd, ['float32', 'float32', 'int32', 'bool'])
     // More than can be bound at once, too; and empty ones.
     const inputs = Array.from({ length: pick(rnd, [1, 2, 3, 9, 20]) }, () =>
-      operand(
+      rows(
         rnd,
         shape.map((n, d) => (d === dim ? integer(rnd, 0, 8) : n)),
         [],
@@ -26,20 +28,20 @@ test('any number of tensors of any strides, along any dim', async () => {
     )
     const needs = inputs.map(() => false)
     const call = (xs: readonly Tensor[]) => cat(xs, dim)
-    await check(backends, { inputs, needs, dout: null, call }, ['cat'], exact)
+    await check(engine, { inputs, needs, dout: null, call }, ['cat'], exact)
   }
 })
 
 test('gradients of parts, put together: rows in vectors, more than a workgroup', async () => {
   const rnd = random(2)
-  const heads = () => operand(rnd, [3, 40, 2], [8], () => rnd())
+  const heads = () => rows(rnd, [3, 40, 2], [8], () => rnd())
   const c = {
     inputs: [heads(), heads(), heads()],
     needs: [true, true, true],
-    dout: plain([3, 40, 6, 8], (i) => i),
+    dout: dense([3, 40, 6, 8], (i) => i),
     call: (xs: readonly Tensor[]) => cat(xs, 2),
   }
-  await check(backends, c, ['cat'], exact)
+  await check(engine, c, ['cat'], exact)
 })
 
 test('three tensors are one launch', async () => {

@@ -31,9 +31,9 @@ import {
 } from '@tilegrad/core'
 import { listen } from '@tilegrad/core/kernel'
 import { afterAll, afterEach, describe, expect, test } from 'vitest'
+import { random } from '../../../test/kernels/random.ts'
 import type { GpuBuffer } from '../src/device/buffers.ts'
 import { createWebGpuBackend, type WebGpuBackend } from '../src/index.ts'
-import { random } from './support/random.ts'
 import { sharedGpu } from './support/shared-gpu.ts'
 
 const shared = await sharedGpu()

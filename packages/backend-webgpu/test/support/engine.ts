@@ -7,4 +7,5 @@ import { gpus } from './gpus.ts'
 export const engine: Engine = {
   backends: gpus.map(({ name, gpu }) => ({ name, backend: gpu, kind: name })),
   share: 2 / 3,
+  dtypes: ['float32', 'float32', 'int32'],
 }
