@@ -12,7 +12,7 @@
 import { dtypeInfo, type View } from '@tilegrad/core'
 import { f32bits } from './element.ts'
 import { addressOf, type Engine } from './engine.ts'
-import { type I32, i32 } from './wasm/index.ts'
+import { type FunctionBuilder, type I32, i32, type Var } from './wasm/index.ts'
 
 /** One word, or several that are written from one value of type T. */
 export interface Part<T, End extends string = string> {
@@ -21,10 +21,14 @@ export interface Part<T, End extends string = string> {
   readonly put: (value: T, at: number, words: Int32Array) => void
 }
 
-type Parts = Readonly<Record<string, Part<never>>>
-type Values<P extends Parts> = { readonly [N in keyof P]: P[N] extends Part<infer T> ? T : never }
+export type Parts = Readonly<Record<string, Part<never>>>
+export type ValuesOf<P extends Parts> = { readonly [N in keyof P]: P[N] extends Part<infer T> ? T : never }
 type Names<P extends Parts> = {
   [N in keyof P & string]: P[N] extends Part<never, infer End> ? `${N}${End}` : never
+}[keyof P & string]
+
+type Singles<P extends Parts> = {
+  [N in keyof P & string]: P[N] extends Part<never, ''> ? N : never
 }[keyof P & string]
 
 /** Parameters that are written together; readers also know those of the block before it. */
@@ -34,11 +38,13 @@ export interface Block<P extends Parts, Known extends string = Names<P>> {
   /** The place of a word, in bytes. */
   readonly offset: (name: Known) => number
   /** Writes all its parameters, for the next launch; in the order of the declaration that is fastest. */
-  readonly write: (engine: Engine, values: Values<P>) => void
+  readonly write: (engine: Engine, values: ValuesOf<P>) => void
   /** Writes some of them, where others stay as they are. */
-  readonly set: (engine: Engine, values: Partial<Values<P>>) => void
+  readonly set: (engine: Engine, values: Partial<ValuesOf<P>>) => void
   /** Reads words in a kernel whose parameters lie at an address. */
   readonly reader: (params: I32) => (name: Known) => I32
+  /** Variables of all its single words, in a kernel whose parameters lie at an address. */
+  readonly load: (f: FunctionBuilder, params: I32) => { readonly [N in Singles<P>]: Var<'i32'> }
 }
 
 /** Declares parameters of a kernel, which lie behind those of another block if there is one before. */
@@ -72,9 +78,14 @@ export function block<P extends Parts, Before extends string = never>(
       i++
     }
   }
+  const load = (f: FunctionBuilder, params: I32): Record<string, Var<'i32'>> =>
+    Object.fromEntries(
+      names.flatMap((name) => (offsets.has(name) ? [[name, f.let(i32.load(params, offset(name)))]] : [])),
+    )
   return {
     offsets,
     offset,
+    load: load as Block<P>['load'],
     write,
     set: write,
     reader: (params) => (name) => i32.load(params, offset(name)),
@@ -87,6 +98,26 @@ export const word: Part<number, ''> = {
     words[at] = value
   },
 }
+
+/** The address of a tensor's first element. */
+export const address: Part<View, ''> = {
+  ends: [''],
+  put: (view, at, words) => {
+    words[at] = addressOf(view)
+  },
+}
+
+/** A float64, which takes two words. */
+export const double: Part<number, 'Low' | 'High'> = {
+  ends: ['Low', 'High'],
+  put: (value, at, words) => {
+    doubles[0] = value
+    words[at] = halves[0]
+    words[at + 1] = halves[1]
+  },
+}
+const doubles = new Float64Array(1)
+const halves = new Int32Array(doubles.buffer)
 
 /** A float32. */
 export const float: Part<number, ''> = {

@@ -1,11 +1,12 @@
 /** Parameters of kernels: written by name, read by name. */
 
 import { describe, expect, test } from 'vitest'
-import { block, float, optional, tensor, word } from '../src/block.ts'
+import { address, block, double, float, optional, tensor, word } from '../src/block.ts'
 import { CpuBuffer, createEngine } from '../src/engine.ts'
 import { detectFeatures } from '../src/machine/features.ts'
 import { Heap } from '../src/machine/heap.ts'
 import { Pool } from '../src/machine/pool.ts'
+import { f64 } from '../src/wasm/index.ts'
 
 const features = detectFeatures({ threads: 1 })
 const heap = new Heap({ shared: features.shared })
@@ -103,6 +104,24 @@ test('a block behind another one is written by itself, and its readers know both
   own.write(engine, { c: 3 })
   expect(words(3)).toEqual([1, 2, 3])
   expect([own.offset('b'), own.offset('c')]).toEqual([4, 8])
+})
+
+test('single words are loaded under their names, and a float64 takes two words', () => {
+  const params = block({ to: word, x: address, half: double, n: word })
+  const kernel = engine.kernel('block test of single words', (m) =>
+    m.kernel('main', (f, _start, _end, at) => {
+      const { to, x, n } = params.load(f, at)
+      f.store(to, x.sub(n))
+      f.store(to, f64.load(at, params.offset('halfLow')).mul(3), 8)
+    }),
+  )
+  const to = heap.alloc(64)
+  params.write(engine, { to, x: view(100, [1]), half: 0.5, n: 2 })
+  engine.launch(kernel, 1, 1)
+  expect([heap.i32[to >>> 2], heap.f64[(to + 8) >>> 3]]).toEqual([110, 1.5])
+  const load = (_: keyof ReturnType<typeof params.load>): void => {}
+  // @ts-expect-error it has two words.
+  load('half')
 })
 
 test('a part that a call does not have stays as it was', () => {

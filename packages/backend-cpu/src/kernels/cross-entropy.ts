@@ -13,6 +13,7 @@
  */
 
 import type { CrossEntropyAttrs, GradientAttrs, View } from '@tilegrad/core'
+import { address, block, word } from '../block.ts'
 import type { Engine, KernelFactory } from '../engine.ts'
 import { mathF32x4 } from '../lowering/math.ts'
 import { f32, f32x4, f64, i32, type ModuleBuilder } from '../wasm/index.ts'
@@ -24,10 +25,10 @@ import {
   floatFolds,
   foldRow,
   leadingNest,
-  nestWords,
   runRows,
   total,
   Words,
+  writeNest,
 } from './rows.ts'
 import { expBelow, rowMax } from './softmax.ts'
 
@@ -44,11 +45,21 @@ const fits = (inputs: readonly View[], { labelSmoothing }: CrossEntropyAttrs): b
   )
 }
 
-/** The addresses of the rows' maxima and sums, in [2, N]. */
-const planes = (engine: Engine, stats: View): number[] => {
-  const at = engine.address(stats)
-  return [at, at + 4 * stats.shape[1]]
-}
+/** `tops` and `sums`: each row's maximum and sum; `flag` is set where a label is out of range. */
+const forwardParams = block({
+  ...{ logits: address, target: address, n: word },
+  ...{ tops: address, sums: word, losses: word, ignore: word, flag: word },
+})
+const finishParams = block({
+  ...{ target: address, losses: word, loss: address, count: address, n: word, ignore: word },
+})
+const backwardParams = block({
+  ...{ logits: address, target: address, dloss: address, dlogits: address, n: word },
+  ...{ tops: address, sums: word, count: address, ignore: word },
+})
+
+/** The address of the rows' sums, behind their maxima in [2, N]. */
+const sumsOf = (engine: Engine, stats: View): number => engine.address(stats) + 4 * stats.shape[1]
 
 export const crossEntropy: KernelFactory<CrossEntropyAttrs> = (engine) => ({
   dtypes,
@@ -63,26 +74,28 @@ export const crossEntropy: KernelFactory<CrossEntropyAttrs> = (engine) => ({
         [logits, target],
         1,
         classes,
-        [...planes(engine, stats), each, ignoreIndex, flagOf(engine)],
+        forwardParams,
+        {
+          logits,
+          target,
+          n: classes,
+          tops: stats,
+          sums: sumsOf(engine, stats),
+          losses: each,
+          ignore: ignoreIndex,
+          flag: flagOf(engine),
+        },
         buildForward,
       )
       checkIndex(engine, 'cross_entropy', target, 1, classes, ignoreIndex)
       const nest = leadingNest(1, [target])
       const rank = nest.sizes.length
-      engine.run(
-        engine.kernel(`cross_entropy.finish ${reduction} ${rank}`, (m) => buildFinish(m, reduction, rank)),
-        1,
-        1,
-        [
-          engine.address(target),
-          each,
-          engine.address(loss),
-          engine.address(count),
-          rows,
-          ignoreIndex,
-          ...nestWords(nest, [4]),
-        ],
+      const finish = engine.kernel(`cross_entropy.finish ${reduction} ${rank}`, (m) =>
+        buildFinish(m, reduction, rank),
       )
+      finishParams.write(engine, { target, losses: each, loss, count, n: rows, ignore: ignoreIndex })
+      writeNest(engine, finishParams, nest, [4])
+      engine.launch(finish, 1, 1)
     } finally {
       if (reduction !== 'none') engine.memory.free(each)
     }
@@ -91,8 +104,8 @@ export const crossEntropy: KernelFactory<CrossEntropyAttrs> = (engine) => ({
 
 function buildForward(m: ModuleBuilder, rank: number): void {
   m.kernel('main', (f, start, end, params) => {
-    const words = new Words(f, params)
-    const [logits, target, n, tops, sums, losses, ignore, flag] = Array.from({ length: 8 }, () => words.i32())
+    const { logits, target, n, tops, sums, losses, ignore, flag } = forwardParams.load(f, params)
+    const words = new Words(f, params, forwardParams)
     const exp = expBelow(f)
     const math = mathF32x4(f, ['log'])
     eachRow(f, words, rank, [logits, target], start, end, ([row, at], i) => {
@@ -125,8 +138,8 @@ function buildForward(m: ModuleBuilder, rank: number): void {
 /** Builds a kernel of one row that counts the targets and adds the losses. */
 function buildFinish(m: ModuleBuilder, reduction: CrossEntropyAttrs['reduction'], rank: number): void {
   m.kernel('main', (f, _start, _end, params) => {
-    const words = new Words(f, params)
-    const [target, losses, loss, count, n, ignore] = Array.from({ length: 6 }, () => words.i32())
+    const { target, losses, loss, count, n, ignore } = finishParams.load(f, params)
+    const words = new Words(f, params, finishParams)
     const counted = f.local.i32(0)
     eachRow(f, words, rank, [target], i32.const(0), n, ([at]) => {
       counted.set(counted.add(i32.load(at).ne(ignore)))
@@ -152,7 +165,18 @@ export const crossEntropyBackward: KernelFactory<GradientAttrs<CrossEntropyAttrs
       [logits, target, grads, dlogits],
       1,
       logits.shape[1],
-      [...planes(engine, stats), engine.address(count), ignoreIndex],
+      backwardParams,
+      {
+        logits,
+        target,
+        dloss,
+        dlogits,
+        n: logits.shape[1],
+        tops: stats,
+        sums: sumsOf(engine, stats),
+        count,
+        ignore: ignoreIndex,
+      },
       (m, rank) => buildBackward(m, reduction, rank),
     )
   },
@@ -160,10 +184,8 @@ export const crossEntropyBackward: KernelFactory<GradientAttrs<CrossEntropyAttrs
 
 function buildBackward(m: ModuleBuilder, reduction: CrossEntropyAttrs['reduction'], rank: number): void {
   m.kernel('main', (f, start, end, params) => {
-    const words = new Words(f, params)
-    const [logits, target, dloss, dlogits, n, tops, sums, count, ignore] = Array.from({ length: 9 }, () =>
-      words.i32(),
-    )
+    const { logits, target, dloss, dlogits, n, tops, sums, count, ignore } = backwardParams.load(f, params)
+    const words = new Words(f, params, backwardParams)
     const exp = expBelow(f)
     eachRow(f, words, rank, [logits, target, dloss, dlogits], start, end, ([row, at, grad, to], i) => {
       const label = f.let(i32.load(at))

@@ -11,6 +11,7 @@
 
 import { layout, type RotaryAttrs, type View } from '@tilegrad/core'
 import { stridesOver, viewOf } from '@tilegrad/core/kernel'
+import { address, block, word } from '../block.ts'
 import type { KernelFactory } from '../engine.ts'
 import {
   type FunctionBuilder,
@@ -22,6 +23,8 @@ import {
   v128,
 } from '../wasm/index.ts'
 import { denseRows, eachRow, eachVector, runRows, Words } from './rows.ts'
+
+const rotaryParams = block({ x: address, cos: address, sin: address, y: address, n: word, half: word })
 
 /** A view as if it had the leading dims of another one. */
 const spread = (view: View, rows: readonly number[]): View => {
@@ -37,31 +40,25 @@ export const rotaryEmbedding: KernelFactory<RotaryAttrs> = (engine) => ({
     const lead = x.shape.length - 1
     const rows = x.shape.slice(0, lead)
     const views = [x, spread(cos, rows), spread(sin, rows), y]
-    const [d, half] = [x.shape[lead], cos.shape.at(-1) as number]
-    runRows(
-      engine,
-      `rotary ${interleaved} ${inverse}`,
-      views,
-      views[0].shape.length - 1,
-      d,
-      [half],
-      (m, rank) => build(m, interleaved, inverse, rank),
+    const n = x.shape[lead]
+    const values = { x, cos, sin, y, n, half: cos.shape.at(-1) as number }
+    runRows(engine, `rotary ${interleaved} ${inverse}`, views, lead, n, rotaryParams, values, (m, rank) =>
+      build(m, interleaved, inverse, rank),
     )
   },
 })
 
 function build(m: ModuleBuilder, interleaved: boolean, inverse: boolean, rank: number): void {
   m.kernel('main', (f, start, end, params) => {
-    const words = new Words(f, params)
-    const bases = [words.i32(), words.i32(), words.i32(), words.i32()]
-    const [d, half] = [words.i32(), words.i32()]
+    const { x, cos, sin, y, n: d, half } = rotaryParams.load(f, params)
+    const words = new Words(f, params, rotaryParams)
     const turn = (a: V128, b: V128, c: V128, s: V128): [V128, V128] => {
       const [ac, bc] = [f32x4.mul(a, c), f32x4.mul(b, c)]
       const plus = (p: V128, q: V128): V128 => f32x4.madd(q, s, p)
       const minus = (p: V128, q: V128): V128 => f32x4.nmadd(q, s, p)
       return inverse ? [plus(ac, b), minus(bc, a)] : [minus(ac, b), plus(bc, a)]
     }
-    eachRow(f, words, rank, bases, start, end, ([x, cos, sin, y]) => {
+    eachRow(f, words, rank, [x, cos, sin, y], start, end, ([x, cos, sin, y]) => {
       if (interleaved) pairs(f, half, x, cos, sin, y, turn)
       else {
         const [x2, y2] = [f.let(x.add(half.shl(2))), f.let(y.add(half.shl(2)))]

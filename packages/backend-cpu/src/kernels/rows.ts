@@ -8,6 +8,7 @@
 
 import { dtypeInfo, layout, type View } from '@tilegrad/core'
 import { collapse, denseFrom, type Nest } from '@tilegrad/core/kernel'
+import type { Block, Parts, ValuesOf } from '../block.ts'
 import type { Engine } from '../engine.ts'
 import {
   type Exprs,
@@ -31,7 +32,30 @@ export const leadingNest = (lead: number, views: readonly View[]): Nest =>
     views.map((v) => v.strides.slice(0, lead)),
   )
 
-/** The parameter words that `walk` reads, after the operands' addresses; `bytes`: size of an element per operand. */
+/**
+ * Writes the words that `walk` reads, behind a kernel's parameters; `bytes`: size of an element per operand. A second nest
+ * lies behind the first one.
+ */
+export function writeNest(
+  engine: Engine,
+  { offsets }: { readonly offsets: ReadonlyMap<string, number> },
+  nest: Nest,
+  bytes: readonly number[],
+  inner?: Nest,
+  innerBytes: readonly number[] = [],
+): void {
+  const { i32 } = engine.memory
+  let at = (engine.params >>> 2) + offsets.size
+  const put = ({ sizes, strides }: Nest, bytes: readonly number[]): void => {
+    for (let d = 0; d < sizes.length; d++) i32[at++] = sizes[d]
+    for (let k = 0; k < strides.length; k++)
+      for (let d = 0; d < sizes.length; d++) i32[at++] = strides[k][d] * bytes[k]
+  }
+  put(nest, bytes)
+  if (inner) put(inner, innerBytes)
+}
+
+/** The words of a nest: its sizes, then each operand's strides; `bytes`: size of an element per operand. */
 export function nestWords(nest: Nest, bytes: readonly number[]): number[] {
   const words = [...nest.sizes]
   nest.strides.forEach((strides, k) => {
@@ -48,16 +72,21 @@ export function f64Words(value: number): number[] {
 const doubles = new Float64Array(1)
 const doubleWords = new Int32Array(doubles.buffer)
 
-/** Reads the parameter block word by word, in the order in which the host wrote it. */
+/** Reads words one by one from the `next` one on, in the order in which the host wrote them: those of a nest. */
 export class Words {
   readonly #f: FunctionBuilder
   readonly #params: I32
   #next: number
 
-  constructor(f: FunctionBuilder, params: I32, next = 0) {
+  /** `behind`: the number of words, or the named parameters, that come before. */
+  constructor(
+    f: FunctionBuilder,
+    params: I32,
+    behind: number | { readonly offsets: ReadonlyMap<string, number> } = 0,
+  ) {
     this.#f = f
     this.#params = params
-    this.#next = next
+    this.#next = typeof behind === 'number' ? behind : behind.offsets.size
   }
 
   /** A reader that goes on from here: for code in a loop, which reads the same words in every iteration. */
@@ -320,28 +349,28 @@ export const denseRows = (view: View): boolean =>
   view.shape.length > 0 && denseFrom(view.shape.length - 1, view)
 
 /**
- * Runs a kernel on the rows of several views that agree in their first `lead` dims. The kernel's words are the
- * addresses, `n`, `extra`, and the nest; `build` is told how many dims the nest has.
+ * Runs a kernel on the rows of several views that agree in their first `lead` dims. Behind its parameters lie the words of
+ * the nest; `build` is told how many dims that has. `n`: elements of a row.
  */
-export function runRows(
+export function runRows<P extends Parts>(
   engine: Engine,
   key: string,
   views: readonly View[],
   lead: number,
   n: number,
-  extra: readonly number[],
+  params: Block<P>,
+  values: ValuesOf<P>,
   build: (m: ModuleBuilder, rank: number) => void,
 ): void {
   const nest = leadingNest(lead, views)
   const rank = nest.sizes.length
   const kernel = engine.kernel(`${key} ${rank}`, (m) => build(m, rank))
-  engine.run(kernel, layout.numel(nest.sizes), grainOf(n), [
-    ...views.map((v) => engine.address(v)),
-    n,
-    ...extra,
-    ...nestWords(
-      nest,
-      views.map((v) => dtypeInfo[v.dtype].bytes),
-    ),
-  ])
+  params.write(engine, values)
+  writeNest(
+    engine,
+    params,
+    nest,
+    views.map((v) => dtypeInfo[v.dtype].bytes),
+  )
+  engine.launch(kernel, layout.numel(nest.sizes), grainOf(n))
 }

@@ -13,6 +13,7 @@
  */
 
 import type { DimAttrs, GradientAttrs, View } from '@tilegrad/core'
+import { address, block, word } from '../block.ts'
 import type { KernelFactory } from '../engine.ts'
 import { type Constants, exp2Below, hoistConstants, mathF32x4 } from '../lowering/math.ts'
 import {
@@ -41,13 +42,17 @@ import {
 const fits = (views: readonly View[], dim: number): boolean =>
   views.every((v) => denseRows(v) && v.shape.length === dim + 1) && views[0].shape.every((n) => n > 0)
 
+const forwardParams = block({ x: address, y: address, n: word })
+const backwardParams = block({ y: address, dy: address, dx: address, n: word })
+
 const forward =
   (log: boolean): KernelFactory<DimAttrs> =>
   (engine) => ({
     dtypes: [['float32']],
     supports: (inputs, { dim }) => fits(inputs, dim),
     run([y], [x], { dim }) {
-      runRows(engine, `softmax ${log}`, [x, y], dim, x.shape[dim], [], (m, rank) =>
+      const n = x.shape[dim]
+      runRows(engine, `softmax ${log}`, [x, y], dim, n, forwardParams, { x, y, n }, (m, rank) =>
         buildForward(m, log, rank),
       )
     },
@@ -59,7 +64,9 @@ const backward =
     dtypes: [['float32']],
     supports: ([, y, dy], { dim }) => fits([y, dy], dim),
     run([dx], [, y, dy], { dim }) {
-      runRows(engine, `softmaxBackward ${log}`, [y, dy, dx], dim, y.shape[dim], [], (m, rank) =>
+      const n = y.shape[dim]
+      const values = { y, dy, dx, n }
+      runRows(engine, `softmaxBackward ${log}`, [y, dy, dx], dim, n, backwardParams, values, (m, rank) =>
         buildBackward(m, log, rank),
       )
     },
@@ -97,8 +104,8 @@ export const splat = (x: Var<'f64'>): V128 => f32x4.splat(f32.demoteF64(x))
 
 function buildForward(m: ModuleBuilder, log: boolean, rank: number): void {
   m.kernel('main', (f, start, end, params) => {
-    const words = new Words(f, params)
-    const [x, y, n] = [words.i32(), words.i32(), words.i32()]
+    const { x, y, n } = forwardParams.load(f, params)
+    const words = new Words(f, params, forwardParams)
     const exp = expBelow(f)
     const math = mathF32x4(f, log ? ['log'] : [])
     eachRow(f, words, rank, [x, y], start, end, ([from, to]) => {
@@ -123,8 +130,8 @@ function buildForward(m: ModuleBuilder, log: boolean, rank: number): void {
 
 function buildBackward(m: ModuleBuilder, log: boolean, rank: number): void {
   m.kernel('main', (f, start, end, params) => {
-    const words = new Words(f, params)
-    const [y, dy, dx, n] = [words.i32(), words.i32(), words.i32(), words.i32()]
+    const { y, dy, dx, n } = backwardParams.load(f, params)
+    const words = new Words(f, params, backwardParams)
     const exp = log ? expBelow(f) : undefined
     const zero = f.let(f32x4.const(0))
     eachRow(f, words, rank, [y, dy, dx], start, end, ([out, grad, to]) => {

@@ -14,9 +14,10 @@
 
 import { dtypeInfo, layout } from '@tilegrad/core'
 import { collapse } from '@tilegrad/core/kernel'
+import { address, block, word } from '../block.ts'
 import { align64, type KernelFactory } from '../engine.ts'
 import { type FunctionBuilder, f64, type I32, i32, i64, type ModuleBuilder, type Var } from '../wasm/index.ts'
-import { eachRow, grainOf, nestWords, Words } from './rows.ts'
+import { eachRow, grainOf, Words, writeNest } from './rows.ts'
 
 const insertionMax = 32
 const wideDigitsFrom = 4096
@@ -32,6 +33,13 @@ interface Variant {
   readonly bits: number
   readonly rank: number
 }
+
+const sortParams = block({
+  ...{ x: address, values: address, indices: address, n: word },
+  /** Bytes from one element of a row to the next. */
+  ...{ step: word, toStep: word, indexStep: word },
+  ...{ scratch: word, perThread: word },
+})
 
 export const sort: KernelFactory<{ dim: number; descending: boolean }> = (engine) => ({
   dtypes: [dtypes],
@@ -50,14 +58,11 @@ export const sort: KernelFactory<{ dim: number; descending: boolean }> = (engine
     const variant = { type, descending, bits, rank: nest.sizes.length }
     const perThread = align64(16 * n + countBytes(bits))
     const kernel = engine.kernel(`sort ${Object.values(variant)}`, (m) => buildSort(m, variant))
-    engine.run(kernel, layout.numel(nest.sizes), grainOf(n, sortGrain), [
-      ...views.map((v) => engine.address(v)),
-      n,
-      ...views.map((v) => (v.strides[dim] ?? 0) * dtypeInfo[v.dtype].bytes),
-      engine.scratch(perThread),
-      perThread,
-      ...nestWords(nest, [bytes, bytes, 4]),
-    ])
+    const [step, toStep, indexStep] = views.map((v) => (v.strides[dim] ?? 0) * dtypeInfo[v.dtype].bytes)
+    const scratch = engine.scratch(perThread)
+    sortParams.write(engine, { x, values, indices, n, step, toStep, indexStep, scratch, perThread })
+    writeNest(engine, sortParams, nest, [bytes, bytes, 4])
+    engine.launch(kernel, layout.numel(nest.sizes), grainOf(n, sortGrain))
   },
 })
 
@@ -71,11 +76,8 @@ const keyAt = 4
 function buildSort(m: ModuleBuilder, variant: Variant): void {
   const { type, descending, bits, rank } = variant
   m.kernel('main', (f, start, end, params, thread) => {
-    const words = new Words(f, params)
-    const [x, values, indices, n, step, toStep, indexStep, scratch, perThread] = Array.from(
-      { length: 9 },
-      () => words.i32(),
-    )
+    const { x, values, indices, n, step, toStep, indexStep, scratch, perThread } = sortParams.load(f, params)
+    const words = new Words(f, params, sortParams)
     const mine = f.let(scratch.add(thread.mul(perThread)))
     const other = f.let(mine.add(n.shl(3)))
     const counts = f.let(mine.add(n.shl(4)))

@@ -17,6 +17,7 @@
 
 import { dtypeInfo, layout, ValueError, type View } from '@tilegrad/core'
 import { collapse, type Nest } from '@tilegrad/core/kernel'
+import { block as declare, word } from '../../block.ts'
 import type { Engine, KernelFactory } from '../../engine.ts'
 import {
   type FunctionBuilder,
@@ -29,7 +30,7 @@ import {
   type ModuleBuilder,
   v128,
 } from '../../wasm/index.ts'
-import { eachRow, eachVector, grainOf, nestWords, streamGrain, Words, walk } from '../rows.ts'
+import { eachRow, eachVector, grainOf, streamGrain, Words, walk, writeNest } from '../rows.ts'
 
 /** The dtypes of elements that are moved and added. */
 const moved = ['float32', 'float64', 'int32', 'bool'] as const
@@ -124,18 +125,29 @@ export function runCopy(engine: Engine, c: Copy): void {
   const kernel = engine.kernel(`indexing.copy ${kind} ${bytes} ${index !== undefined} ${rank}`, (m) =>
     buildCopy(m, kind, bytes, index !== undefined, rank),
   )
-  engine.run(kernel, layout.numel(units.sizes), grainOf(Math.min(n, blockElements), streamGrain), [
-    c.from,
-    c.to,
-    ...(index ? [index.address, index.size, index.stride * bytes, flagOf(engine)] : []),
+  copyParams.write(engine, {
+    from: c.from,
+    to: c.to,
+    index: index ? index.address : 0,
+    size: index ? index.size : 0,
+    stride: index ? index.stride * bytes : 0,
+    flag: index ? flagOf(engine) : 0,
     n,
     blocks,
-    fromStep * bytes,
-    toStep * bytes,
-    indexStep * 4,
-    ...nestWords(units, [bytes, bytes, 4]),
-  ])
+    fromStep: fromStep * bytes,
+    toStep: toStep * bytes,
+    indexStep: indexStep * 4,
+  })
+  writeNest(engine, copyParams, units, index ? [bytes, bytes, 4] : [bytes, bytes])
+  const grain = grainOf(Math.min(n, blockElements), streamGrain)
+  engine.launch(kernel, layout.numel(units.sizes), grain)
 }
+
+/** Steps are bytes from one element to the next; `size` and `stride` are those of the dim that the index chooses in. */
+const copyParams = declare({
+  ...{ from: word, to: word, index: word, size: word, stride: word, flag: word },
+  ...{ n: word, blocks: word, fromStep: word, toStep: word, indexStep: word },
+})
 
 function buildCopy(
   m: ModuleBuilder,
@@ -145,12 +157,11 @@ function buildCopy(
   rank: number,
 ): void {
   m.kernel('main', (f, start, end, params) => {
-    const words = new Words(f, params)
-    const bases = [words.i32(), words.i32()]
-    const index = indexed ? words.i32() : undefined
-    const choose = indexed ? chooser(f, words.i32(), words.i32(), words.i32()) : undefined
-    const [n, blocks, fromStep, toStep, indexStep] = Array.from({ length: 5 }, () => words.i32())
-    const operands = index ? [...bases, index] : bases
+    const own = copyParams.load(f, params)
+    const { n, blocks, fromStep, toStep, indexStep } = own
+    const choose = indexed ? chooser(f, own.size, own.stride, own.flag) : undefined
+    const operands = [own.from, own.to, ...(indexed ? [own.index] : [])]
+    const words = new Words(f, params, copyParams)
     eachRow(f, words, rank, operands, start, end, ([from, to, at], unit) => {
       const left = f.let(n.sub(unit.remU(blocks).mul(blockElements)))
       const count = f.let(i32.select(left.ltS(blockElements), left, blockElements))
@@ -258,27 +269,33 @@ export function runAdds(engine: Engine, a: Adds): void {
   const kernel = engine.kernel(`indexing.adds ${kind} ${a.dtype} ${ranks}`, (m) =>
     buildAdds(m, kind, a.dtype, ranks),
   )
-  engine.run(kernel, outer * blocks * ranges, grainOf(along * block), [
-    a.out,
-    a.index,
-    a.source,
-    a.size,
-    a.stride * bytes,
-    flagOf(engine),
-    a.skip,
-    along,
+  addParams.write(engine, {
+    out: a.out,
+    index: a.index,
+    source: a.source,
+    size: a.size,
+    stride: a.stride * bytes,
+    flag: flagOf(engine),
+    skip: a.skip,
+    count: along,
     n,
     block,
     blocks,
     ranges,
-    Math.ceil(a.size / ranges),
-    toStep * bytes,
-    indexStep * 4,
-    fromStep * bytes,
-    ...nestWords(units, [bytes, 4, bytes]),
-    ...nestWords(a.along, [4, bytes]),
-  ])
+    rangeSize: Math.ceil(a.size / ranges),
+    toStep: toStep * bytes,
+    indexStep: indexStep * 4,
+    fromStep: fromStep * bytes,
+  })
+  writeNest(engine, addParams, units, [bytes, 4, bytes], a.along, [4, bytes])
+  engine.launch(kernel, outer * blocks * ranges, grainOf(along * block))
 }
+
+const addParams = declare({
+  ...{ out: word, index: word, source: word, size: word, stride: word, flag: word, skip: word },
+  ...{ count: word, n: word, block: word, blocks: word, ranges: word, rangeSize: word },
+  ...{ toStep: word, indexStep: word, fromStep: word },
+})
 
 /** Loops over the free dim inside (of rows: as vectors; of elements: one by one), or outside of the index: lines. */
 function buildAdds(
@@ -288,24 +305,11 @@ function buildAdds(
   [unitRank, alongRank]: readonly [number, number],
 ): void {
   m.kernel('main', (f, start, end, params) => {
-    const words = new Words(f, params)
-    const bases = [words.i32(), words.i32(), words.i32()]
-    const [
-      size,
-      stride,
-      flag,
-      skip,
-      count,
-      n,
-      block,
-      blocks,
-      ranges,
-      rangeSize,
-      toStep,
-      indexStep,
-      fromStep,
-    ] = Array.from({ length: 13 }, () => words.i32())
-    const units = walk(f, words, unitRank, bases, start)
+    const own = addParams.load(f, params)
+    const { size, stride, flag, skip, count, n, block, blocks } = own
+    const { ranges, rangeSize, toStep, indexStep, fromStep } = own
+    const words = new Words(f, params, addParams)
+    const units = walk(f, words, unitRank, [own.out, own.index, own.source], start)
     f.for(start, end, 1, (unit) => {
       const low = f.let(unit.remU(ranges).mul(rangeSize))
       const left = f.let(n.sub(unit.divU(ranges).remU(blocks).mul(block)))

@@ -17,24 +17,35 @@
 
 import { type GradientAttrs, type LayerNormAttrs, layout, type RmsNormAttrs, type View } from '@tilegrad/core'
 import { denseFrom, leadOf } from '@tilegrad/core/kernel'
+import { address, block as declare, double, optional, word } from '../../block.ts'
 import type { Engine, KernelFactory } from '../../engine.ts'
 import { f32, f32x4, f64, type I32, i32, type ModuleBuilder, type V128, v128 } from '../../wasm/index.ts'
 import { sumPieces } from '../reduce/columns.ts'
 import {
   eachRow,
   eachVector,
-  f64Words,
   floatFolds,
   foldRow,
   grainOf,
   leadingNest,
-  nestWords,
   runRows,
   total,
   type Vector,
   Words,
+  writeNest,
 } from '../rows.ts'
 import { splat } from '../softmax.ts'
+
+const forwardParams = declare({
+  ...{ x: address, y: address, n: word, eps: double },
+  ...{ means: optional(address), rstds: address, weight: optional(address), bias: optional(address) },
+})
+/** Blocks are of rows, whose sums of dweight and dbias lie in `partial`. */
+const backwardParams = declare({
+  ...{ x: address, dy: address, dx: address, rest: optional(address) },
+  ...{ means: optional(address), rstds: address, weight: optional(address) },
+  ...{ partial: word, n: word, rows: word, block: word, blocks: word },
+})
 
 const params = { none: 0, weight: 1, both: 2 } as const
 
@@ -49,14 +60,15 @@ const forward =
     dtypes: [['float32']],
     supports: ([x, ...weights], { size }) => fits(x, [], weights, size),
     run([y, ...stats], [x, ...weights], { size, eps, affine }) {
-      const extra = [...stats, ...weights].map((v) => engine.address(v))
+      const [means, rstds] = centred ? stats : [null, stats[0]]
       runRows(
         engine,
         `norm ${centred} ${affine}`,
         [x, y],
         leadOf(x, size),
         size,
-        [...f64Words(eps), ...extra],
+        forwardParams,
+        { x, y, n: size, eps, means, rstds, weight: weights[0], bias: weights[1] },
         (m, rank) => buildForward(m, centred, affine, rank),
       )
     },
@@ -96,12 +108,13 @@ function buildForward(
   rank: number,
 ): void {
   m.kernel('main', (f, start, end, parameters) => {
-    const words = new Words(f, parameters)
-    const [x, y, n, eps] = [words.i32(), words.i32(), words.i32(), words.f64()]
-    const means = centred ? words.i32() : undefined
-    const rstds = words.i32()
-    const weight = affine === 'none' ? undefined : words.i32()
-    const bias = affine === 'both' ? words.i32() : undefined
+    const own = forwardParams.load(f, parameters)
+    const { x, y, n, rstds } = own
+    const eps = f.let(f64.load(parameters, forwardParams.offset('epsLow')))
+    const means = centred ? own.means : undefined
+    const weight = affine === 'none' ? undefined : own.weight
+    const bias = affine === 'both' ? own.bias : undefined
+    const words = new Words(f, parameters, forwardParams)
     const share = f.let(f64.div(1, f64.convertI32S(n)))
     eachRow(f, words, rank, [x, y], start, end, ([from, to], row) => {
       const at = f.let(row.shl(2))
@@ -183,19 +196,16 @@ function runBackward(engine: Engine, centred: boolean, size: number, g: Gradient
       rank: nest.sizes.length,
     }
     const kernel = engine.kernel(`normBackward ${Object.values(shape)}`, (m) => buildBackward(m, shape))
-    engine.run(kernel, blocks, grainOf(block * size), [
-      ...[...views, ...stats].map((v) => engine.address(v)),
-      weight ? engine.address(weight) : 0,
-      partial,
-      size,
-      rows,
-      block,
-      blocks,
-      ...nestWords(
-        nest,
-        views.map(() => 4),
-      ),
-    ])
+    const [means, rstds] = centred ? stats : [null, stats[0]]
+    const sizes = { partial, n: size, rows, block, blocks }
+    backwardParams.write(engine, { x, dy, dx: views[2], rest, means, rstds, weight, ...sizes })
+    writeNest(
+      engine,
+      backwardParams,
+      nest,
+      views.map(() => 4),
+    )
+    engine.launch(kernel, blocks, grainOf(block * size))
     sums.forEach((out, i) => {
       sumPieces(engine, partial + i * blocks * size * 4, engine.address(out), blocks, size)
     })
@@ -216,11 +226,11 @@ interface Shape {
 
 function buildBackward(m: ModuleBuilder, shape: Shape): void {
   m.kernel('main', (f, start, end, parameters) => {
-    const words = new Words(f, parameters)
-    const operands = Array.from({ length: shape.adds ? 4 : 3 }, () => words.i32())
-    const means = shape.centred ? words.i32() : undefined
-    const rstds = words.i32()
-    const [weight, partial, n, rows, block, blocks] = Array.from({ length: 6 }, () => words.i32())
+    const own = backwardParams.load(f, parameters)
+    const { rstds, weight, partial, n, rows, block, blocks } = own
+    const operands = [own.x, own.dy, own.dx, ...(shape.adds ? [own.rest] : [])]
+    const means = shape.centred ? own.means : undefined
+    const words = new Words(f, parameters, backwardParams)
     const share = f.let(f64.div(1, f64.convertI32S(n)))
     const bytes = f.let(n.shl(2))
     f.for(start, end, 1, (unit) => {

@@ -10,6 +10,7 @@
 
 import { layout } from '@tilegrad/core'
 import { collapse } from '@tilegrad/core/kernel'
+import { address, block, word } from '../../block.ts'
 import type { KernelFactory } from '../../engine.ts'
 import { f32, f32x4, f64, type I32, i32, i32x4, type ModuleBuilder } from '../../wasm/index.ts'
 import {
@@ -19,11 +20,11 @@ import {
   foldRow,
   grainOf,
   intFolds,
-  nestWords,
   streamGrain,
   total,
   type Vector,
   Words,
+  writeNest,
 } from '../rows.ts'
 
 type Kind = 'max' | 'min'
@@ -31,6 +32,8 @@ const dtypes = ['float32', 'float64', 'int32', 'bool'] as const
 type ArgType = (typeof dtypes)[number]
 
 const bytes = { float32: 4, float64: 8, int32: 4, bool: 1 } as const
+
+const argParams = block({ x: address, out: address, n: word, step: word })
 
 export const argReduce: KernelFactory<{ kind: Kind; dim: number }> = (engine) => ({
   dtypes: [dtypes],
@@ -49,22 +52,17 @@ export const argReduce: KernelFactory<{ kind: Kind; dim: number }> = (engine) =>
     const kernel = engine.kernel(`argReduce ${kind} ${type} ${dense} ${rank}`, (m) =>
       dense ? buildDense(m, kind, type, rank) : buildStrided(m, kind, type, rank),
     )
-    engine.run(kernel, layout.numel(out.shape), grainOf(n, streamGrain), [
-      engine.address(x),
-      engine.address(out),
-      n,
-      step * bytes[type],
-      ...nestWords(nest, [bytes[type], 4]),
-    ])
+    argParams.write(engine, { x, out, n, step: step * bytes[type] })
+    writeNest(engine, argParams, nest, [bytes[type], 4])
+    engine.launch(kernel, layout.numel(out.shape), grainOf(n, streamGrain))
   },
 })
 
 function buildDense(m: ModuleBuilder, kind: Kind, type: 'float32' | 'int32', rank: number): void {
   const float = type === 'float32'
   m.kernel('main', (f, start, end, params) => {
-    const words = new Words(f, params)
-    const [x, out, n] = [words.i32(), words.i32(), words.i32()]
-    words.i32()
+    const { x, out, n } = argParams.load(f, params)
+    const words = new Words(f, params, argParams)
     eachRow(f, words, rank, [x, out], start, end, ([row, to]) => {
       const best = float ? total(f, floatFolds[kind]) : undefined
       const int = float ? undefined : total(f, intFolds[kind])
@@ -104,8 +102,8 @@ const loadInt = { int32: (at: I32) => i32.load(at), bool: (at: I32) => i32.load8
 
 function buildStrided(m: ModuleBuilder, kind: Kind, type: ArgType, rank: number): void {
   m.kernel('main', (f, start, end, params) => {
-    const words = new Words(f, params)
-    const [x, out, n, step] = [words.i32(), words.i32(), words.i32(), words.i32()]
+    const { x, out, n, step } = argParams.load(f, params)
+    const words = new Words(f, params, argParams)
     eachRow(f, words, rank, [x, out], start, end, ([row, to]) => {
       const at = f.let(row)
       const where = f.local.i32(0)
