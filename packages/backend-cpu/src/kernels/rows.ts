@@ -32,13 +32,18 @@ export const leadingNest = (lead: number, views: readonly View[]): Nest =>
     views.map((v) => v.strides.slice(0, lead)),
   )
 
+/** Parameters by name, of a block of so many words. */
+interface Named {
+  readonly offsets: { readonly size: number }
+}
+
 /**
  * Writes the words that `walk` reads, behind a kernel's parameters; `bytes`: size of an element per operand. A second nest
  * lies behind the first one.
  */
 export function writeNest(
   engine: Engine,
-  { offsets }: { readonly offsets: ReadonlyMap<string, number> },
+  { offsets }: Named,
   nest: Nest,
   bytes: readonly number[],
   inner?: Nest,
@@ -55,58 +60,25 @@ export function writeNest(
   if (inner) put(inner, innerBytes)
 }
 
-/** The words of a nest: its sizes, then each operand's strides; `bytes`: size of an element per operand. */
-export function nestWords(nest: Nest, bytes: readonly number[]): number[] {
-  const words = [...nest.sizes]
-  nest.strides.forEach((strides, k) => {
-    for (let d = 0; d < strides.length; d++) words.push(strides[d] * bytes[k])
-  })
-  return words
-}
-
-/** A float64 as two parameter words. */
-export function f64Words(value: number): number[] {
-  doubles[0] = value
-  return [doubleWords[0], doubleWords[1]]
-}
-const doubles = new Float64Array(1)
-const doubleWords = new Int32Array(doubles.buffer)
-
-/** Reads words one by one from the `next` one on, in the order in which the host wrote them: those of a nest. */
+/** Reads the words of nests one by one, in the order in which `writeNest` has put them behind named parameters. */
 export class Words {
   readonly #f: FunctionBuilder
   readonly #params: I32
   #next: number
 
-  /** `behind`: the number of words, or the named parameters, that come before. */
-  constructor(
-    f: FunctionBuilder,
-    params: I32,
-    behind: number | { readonly offsets: ReadonlyMap<string, number> } = 0,
-  ) {
+  constructor(f: FunctionBuilder, params: I32, { offsets: { size } }: Named) {
     this.#f = f
     this.#params = params
-    this.#next = typeof behind === 'number' ? behind : behind.offsets.size
+    this.#next = size
   }
 
   /** A reader that goes on from here: for code in a loop, which reads the same words in every iteration. */
   fork(): Words {
-    return new Words(this.#f, this.#params, this.#next)
+    return new Words(this.#f, this.#params, { offsets: { size: this.#next } })
   }
 
   i32(): Var<'i32'> {
     return this.#f.let(i32.load(this.#params, 4 * this.#next++))
-  }
-
-  /** A float64, which takes two words. */
-  f64(): Var<'f64'> {
-    this.#next += 2
-    return this.#f.let(f64.load(this.#params, 4 * (this.#next - 2)))
-  }
-
-  /** A float in every lane. */
-  splat(): Var<'v128'> {
-    return this.#f.let(v128.load32Splat(this.#params, 4 * this.#next++))
   }
 }
 

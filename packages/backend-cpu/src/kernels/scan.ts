@@ -10,6 +10,7 @@
 
 import { dtypeInfo, layout } from '@tilegrad/core'
 import { collapse } from '@tilegrad/core/kernel'
+import { block, word } from '../block.ts'
 import type { KernelFactory } from '../engine.ts'
 import {
   type FunctionBuilder,
@@ -25,7 +26,7 @@ import {
   type Var,
   v128,
 } from '../wasm/index.ts'
-import { grainOf, nestWords, Words, walk } from './rows.ts'
+import { grainOf, Words, walk, writeNest } from './rows.ts'
 
 type Kind = 'sum' | 'prod' | 'affine'
 const dtypes = ['float32', 'float64', 'int32'] as const
@@ -63,28 +64,32 @@ export const scan: KernelFactory<{ kind: Kind; dim: number; reverse: boolean }> 
     const kernel = engine.kernel(`scan ${kind} ${type} ${columns} ${rank}`, (m) =>
       buildScan(m, kind, type, columns, rank),
     )
-    engine.run(kernel, layout.numel(units.sizes), grainOf(n * Math.min(width, strip)), [
-      n,
-      width,
-      strips,
-      ...first,
-      ...steps.map((s) => (reverse ? -s : s)),
-      ...nestWords(
-        units,
-        views.map(() => bytes),
-      ),
-    ])
+    const [out0, a0, b0 = 0] = first
+    const [outStep, aStep, bStep = 0] = steps.map((s) => (reverse ? -s : s))
+    scanParams.write(engine, { n, width, strips, out: out0, a: a0, b: b0, outStep, aStep, bStep })
+    writeNest(
+      engine,
+      scanParams,
+      units,
+      views.map(() => bytes),
+    )
+    engine.launch(kernel, layout.numel(units.sizes), grainOf(n * Math.min(width, strip)))
   },
+})
+
+/** Operands are the output and one input, or two (`b`), with the bytes from one element of a line to the next. */
+const scanParams = block({
+  ...{ n: word, width: word, strips: word },
+  ...{ out: word, a: word, b: word, outStep: word, aStep: word, bStep: word },
 })
 
 function buildScan(m: ModuleBuilder, kind: Kind, type: ScanType, columns: boolean, rank: number): void {
   const operands = kind === 'affine' ? 3 : 2
   m.kernel('main', (f, start, end, params) => {
-    const words = new Words(f, params)
-    const [n, width, strips] = [words.i32(), words.i32(), words.i32()]
-    const bases = Array.from({ length: operands }, () => words.i32())
-    const steps = Array.from({ length: operands }, () => words.i32())
-    const units = walk(f, words, rank, bases, start)
+    const { n, width, strips, out, a, b, outStep, aStep, bStep } = scanParams.load(f, params)
+    const steps = [outStep, aStep, bStep]
+    const words = new Words(f, params, scanParams)
+    const units = walk(f, words, rank, [out, a, b].slice(0, operands), start)
     /** Runs `body` once per element along the dim, with pointers. */
     const along = (byte: I32, body: (at: readonly I32[]) => void): void => {
       const at = units.at.map((p) => f.let(p.add(byte)))

@@ -6,10 +6,11 @@
 
 import { layout, type Reduction } from '@tilegrad/core'
 import { collapse, type Nest } from '@tilegrad/core/kernel'
+import { block, word } from '../../block.ts'
 import type { Engine } from '../../engine.ts'
-import { f32x4, f64x2, type I32, i32, i32x4, type ModuleBuilder, type V128 } from '../../wasm/index.ts'
-import { eachVector, type Fold, floatFolds, grainOf, intFolds, nestWords, Words, walk } from '../rows.ts'
-import { isInt, type Plan, pieceElements, scaleWords } from './plan.ts'
+import { f32x4, f64, f64x2, type I32, i32, i32x4, type ModuleBuilder, type V128 } from '../../wasm/index.ts'
+import { eachVector, type Fold, floatFolds, grainOf, intFolds, Words, walk, writeNest } from '../rows.ts'
+import { isInt, type Plan, pieceElements, scaleOf, scaleParams } from './plan.ts'
 
 /** Columns per strip: 8 rows and the accumulators stay in the L1 cache. */
 const strip = 1024
@@ -40,22 +41,13 @@ export function runColumns(engine: Engine, p: Plan): void {
     const rank = [nest.sizes.length, p.reduced.sizes.length] as const
     const fold = (isInt(p.dtype) ? intFolds : floatFolds)[p.kind]
     const strips = Math.ceil(columns / strip)
-    engine.run(
-      engine.kernel(`reduce.columns ${p.kind} ${p.dtype} ${rank}`, (m) => buildColumns(m, fold, rank)),
-      units * strips * pieces,
-      grainOf(Math.min(rows, size) * Math.min(columns, strip)),
-      [
-        p.x,
-        partial,
-        columns,
-        rows,
-        size,
-        pieces,
-        strips,
-        ...nestWords(nest, [4, 4]),
-        ...nestWords(p.reduced, [4]),
-      ],
+    const kernel = engine.kernel(`reduce.columns ${p.kind} ${p.dtype} ${rank}`, (m) =>
+      buildColumns(m, fold, rank),
     )
+    columnsParams.write(engine, { x: p.x, out: partial, columns, rows, size, pieces, strips })
+    writeNest(engine, columnsParams, nest, [4, 4], p.reduced, [4])
+    const grain = grainOf(Math.min(rows, size) * Math.min(columns, strip))
+    engine.launch(kernel, units * strips * pieces, grain)
     if (direct) return
     const to = collapse(outer.sizes, [outer.strides[1]])
     combine(engine, p, { partial, to, units, columns, pieces, step: p.kept.strides[1][depth] })
@@ -63,6 +55,17 @@ export function runColumns(engine: Engine, p: Plan): void {
     if (!direct) engine.memory.free(partial)
   }
 }
+
+/** Pieces are of `size` rows, strips of columns. */
+const columnsParams = block({
+  ...{ x: word, out: word, columns: word, rows: word },
+  ...{ size: word, pieces: word, strips: word },
+})
+/** `step`: bytes from one column to the next in the result. */
+const combineParams = block({
+  ...{ partial: word, out: word, columns: word, pieces: word, strips: word, step: word },
+  ...scaleParams,
+})
 
 interface Partial {
   readonly partial: number
@@ -81,14 +84,22 @@ function combine(
 ): void {
   const strips = Math.ceil(columns / combineStrip)
   const rank = to.sizes.length
-  engine.run(
-    engine.kernel(`reduce.combine ${p.kind} ${p.dtype} ${rank}`, (m) =>
-      buildCombine(m, p.kind, isInt(p.dtype), rank),
-    ),
-    units * strips,
-    grainOf(pieces * Math.min(columns, combineStrip)),
-    [partial, p.out, columns, pieces, strips, 4 * step, ...scaleWords(p), ...nestWords(to, [4])],
+  const kernel = engine.kernel(`reduce.combine ${p.kind} ${p.dtype} ${rank}`, (m) =>
+    buildCombine(m, p.kind, isInt(p.dtype), rank),
   )
+  const { whole, factor } = scaleOf(p)
+  combineParams.write(engine, {
+    partial,
+    out: p.out,
+    columns,
+    pieces,
+    strips,
+    step: 4 * step,
+    whole,
+    factor,
+  })
+  writeNest(engine, combineParams, to, [4])
+  engine.launch(kernel, units * strips, grainOf(pieces * Math.min(columns, combineStrip)))
 }
 
 /** out [columns] = the sum of partial [pieces, columns], float32, in order: for sums that other kernels have begun. */
@@ -111,10 +122,9 @@ function buildColumns(
   [outerRank, reducedRank]: readonly [number, number],
 ): void {
   m.kernel('main', (f, start, end, params) => {
-    const head = new Words(f, params)
-    const [x, out, columns, rows, size, pieces, strips] = Array.from({ length: 7 }, () => head.i32())
+    const { x, out, columns, rows, size, pieces, strips } = columnsParams.load(f, params)
     f.for(start, end, 1, (unit) => {
-      const words = head.fork()
+      const words = new Words(f, params, columnsParams)
       const piece = f.let(unit.remU(pieces))
       const group = f.let(unit.divU(pieces))
       const column = f.let(group.remU(strips).mul(strip))
@@ -156,12 +166,11 @@ function buildCombine(m: ModuleBuilder, kind: Reduction, int: boolean, outerRank
   const fold = (int ? intFolds : floatFolds)[kind]
   const wide = kind === 'sum' ? f64x2.add : kind === 'prod' ? f64x2.mul : undefined
   m.kernel('main', (f, start, end, params) => {
-    const head = new Words(f, params)
-    const [partial, out, columns, pieces, strips, step] = Array.from({ length: 6 }, () => head.i32())
-    const factor = int ? i32x4.splat(head.i32()) : f64x2.splat(head.f64())
-    const scale = f.let(factor)
+    const { partial, out, columns, pieces, strips, step, whole } = combineParams.load(f, params)
+    const double = f64.load(params, combineParams.offset('factorLow'))
+    const scale = f.let(int ? i32x4.splat(whole) : f64x2.splat(double))
     f.for(start, end, 1, (unit) => {
-      const words = head.fork()
+      const words = new Words(f, params, combineParams)
       const group = f.let(unit.divU(strips))
       const column = f.let(unit.remU(strips).mul(combineStrip))
       const outer = walk(f, words, outerRank, [out], group)

@@ -2,9 +2,10 @@
 
 import type { Reduction, View } from '@tilegrad/core'
 import { collapse, type Nest } from '@tilegrad/core/kernel'
+import { double, word } from '../../block.ts'
 import type { Engine } from '../../engine.ts'
 import { type Exprs, type FunctionBuilder, f32, f64, type I32, i32 } from '../../wasm/index.ts'
-import { type Fold, f64Words, floatFolds, intFolds } from '../rows.ts'
+import { type Fold, floatFolds, intFolds } from '../rows.ts'
 
 /** Large reductions are cut into pieces of about this many elements. */
 export const pieceElements = 16384
@@ -106,6 +107,6 @@ function nest(dims: Dim[], operands: 1 | 2): Nest {
 /** Whether totals are i32. */
 export const isInt = (dtype: keyof typeof elements): boolean => dtype === 'int32' || dtype === 'bool'
 
-/** The factor as parameter words: an i32 (which wraps, as sums do), or a float64. */
-export const scaleWords = (p: Pick<Plan, 'dtype' | 'factor'>): number[] =>
-  isInt(p.dtype) ? [p.factor % 2 ** 32] : f64Words(p.factor)
+/** The factor as parameters: an i32, which wraps, as sums do, and a float64. */
+export const scaleParams = { whole: word, factor: double }
+export const scaleOf = ({ factor }: Pick<Plan, 'factor'>) => ({ whole: factor % 2 ** 32, factor })

@@ -21,12 +21,22 @@
 
 import { layout, type Reduction, type View } from '@tilegrad/core'
 import { collapse } from '@tilegrad/core/kernel'
+import { block, word } from '../../block.ts'
 import { viewOf } from '../../element.ts'
 import type { Engine, KernelFactory } from '../../engine.ts'
-import { type Exprs, type I32, i32, type ModuleBuilder } from '../../wasm/index.ts'
-import { foldRow, grainOf, nestWords, streamGrain, total, Words, walk } from '../rows.ts'
+import { type Exprs, f64, type I32, i32, type ModuleBuilder } from '../../wasm/index.ts'
+import { foldRow, grainOf, streamGrain, total, Words, walk, writeNest } from '../rows.ts'
 import { runColumns } from './columns.ts'
-import { type Element, elements, isInt, type Plan, pieceElements, plan, scaleWords } from './plan.ts'
+import {
+  type Element,
+  elements,
+  isInt,
+  type Plan,
+  pieceElements,
+  plan,
+  scaleOf,
+  scaleParams,
+} from './plan.ts'
 
 const last = (list: readonly number[]): number | undefined => list[list.length - 1]
 
@@ -55,6 +65,9 @@ function fill(engine: Engine, out: View, value: number): void {
 const splitFrom = 65536
 const splitOutputs = 64
 
+/** Pieces are `count` of `size`. */
+const rowsParams = block({ x: word, out: word, size: word, count: word, ...scaleParams })
+
 function runRows(engine: Engine, p: Plan): void {
   const { bytes } = elements[p.dtype]
   const outputs = layout.numel(p.kept.sizes)
@@ -73,13 +86,10 @@ function runRows(engine: Engine, p: Plan): void {
     const element = elements[p.dtype] as Element<'f64' | 'i32'>
     buildRows(m, p.kind, element, run, [outer, inner], { scaled, pieces: false })
   })
-  engine.run(kernel, outputs, grainOf(perOutput, streamGrain), [
-    p.x,
-    p.out,
-    ...(scaled ? scaleWords(p) : []),
-    ...nestWords(p.kept, [bytes, bytes]),
-    ...nestWords(p.reduced, [bytes]),
-  ])
+  const { whole, factor } = scaleOf(p)
+  rowsParams.write(engine, { x: p.x, out: p.out, size: 0, count: 0, whole, factor })
+  writeNest(engine, rowsParams, p.kept, [bytes, bytes], p.reduced, [bytes])
+  engine.launch(kernel, outputs, grainOf(perOutput, streamGrain))
 }
 
 /** Pieces of the outermost reduced dim, each to a partial result in float64 or int32; those in order, here. */
@@ -106,14 +116,9 @@ function runPieces(engine: Engine, p: Plan, run: 'dense' | 'short' | 'strided'):
   )
   const partial = engine.memory.alloc(outputs * pieces * partialBytes)
   try {
-    engine.run(kernel, outputs * pieces, 2, [
-      p.x,
-      partial,
-      size,
-      pieces,
-      ...nestWords(nest, [bytes, partialBytes]),
-      ...nestWords(p.reduced, [bytes]),
-    ])
+    rowsParams.write(engine, { x: p.x, out: partial, size, count: pieces, whole: 1, factor: 1 })
+    writeNest(engine, rowsParams, nest, [bytes, partialBytes], p.reduced, [bytes])
+    engine.launch(kernel, outputs * pieces, 2)
     const { memory } = engine
     const parts = isInt(p.dtype) ? memory.i32 : memory.f64
     const result = { float32: memory.f32, float64: memory.f64, int32: memory.i32, bool: memory.u8 }[p.dtype]
@@ -150,13 +155,10 @@ function buildRows<T extends 'f64' | 'i32'>(
 ): void {
   const fold = element.folds[kind]
   m.kernel('main', (f, start, end, params) => {
-    const words = new Words(f, params)
-    const [x, out] = [words.i32(), words.i32()]
-    const size = pieces ? words.i32() : undefined
-    const count = pieces ? words.i32() : undefined
-    const factor = scaled
-      ? ((fold.type === 'f64' ? words.f64() : words.i32()) as unknown as Exprs[T])
-      : undefined
+    const { x, out, size, count, whole } = rowsParams.load(f, params)
+    const double = f64.load(params, rowsParams.offset('factorLow'))
+    const factor = scaled ? ((fold.type === 'f64' ? f.let(double) : whole) as unknown as Exprs[T]) : undefined
+    const words = new Words(f, params, rowsParams)
     const rows = walk(f, words, keptRank, [x, out], start)
     const sizes = Array.from({ length: reducedRank }, () => words.i32())
     const strides = Array.from({ length: reducedRank }, () => words.i32())
@@ -164,7 +166,7 @@ function buildRows<T extends 'f64' | 'i32'>(
       const acc = total(f, fold)
       const value = acc as Exprs[T]
       let first = sizes[0]
-      if (size && count) {
+      if (pieces) {
         const left = f.let(sizes[0].sub(row.remU(count).mul(size)))
         first = f.let(i32.select(left.ltS(size), left, size))
       }
