@@ -31,7 +31,7 @@ import {
   zeros,
 } from 'tilegrad'
 import { afterAll, describe, expect, test } from 'vitest'
-import { random } from './samples.ts'
+import { random } from './kernels/random.ts'
 
 const [one, two] = [createCpuBackend({ threads: 1 }), createCpuBackend({ threads: 2 })]
 afterAll(async () => {

@@ -29,7 +29,7 @@ import {
 } from 'tilegrad'
 import { afterAll, beforeEach, describe, expect, test } from 'vitest'
 import { collected } from '../packages/core/test/support/collected.ts'
-import { random } from './samples.ts'
+import { random } from './kernels/random.ts'
 
 const cpu = createCpuBackend({ threads: 2 })
 const gpu = await createWebGpuBackend()

@@ -25,7 +25,8 @@ import {
 } from 'tilegrad'
 import { asRank, runWorkers } from 'tilegrad/workers'
 import { afterAll, beforeEach, describe, expect, test } from 'vitest'
-import { random } from './samples.ts'
+import type { Sizes } from './kernels/attention.ts'
+import { random } from './kernels/random.ts'
 
 const cpus = [1, 1, 2].map((threads) => createCpuBackend({ threads }))
 const gpus = [await createWebGpuBackend(), await createWebGpuBackend()] as const
@@ -34,14 +35,7 @@ afterAll(async () => {
   await Promise.all(cpus.map((cpu) => cpu.close()))
 })
 
-interface Case {
-  B?: number
-  H?: number
-  Hk?: number
-  T: number
-  S?: number
-  D?: number
-  Dv?: number
+interface Case extends Sizes {
   isCausal?: boolean
   scale?: number
 }

@@ -1,4 +1,6 @@
 import { type Backend, type DType, type Layout, layout, Tensor, tensor } from '@tilegrad/core'
+import { extent } from './kernels/operand.ts'
+import { random } from './kernels/random.ts'
 
 /** Arguments of operators as data, so that each test makes them on its backend, in its dtype and memory layout. */
 
@@ -54,17 +56,6 @@ export const bool = (shape: readonly number[]): TensorSpec => spec(shape, { dtyp
 export const isSpec = (a: Arg): a is TensorSpec =>
   typeof a === 'object' && a !== null && !Array.isArray(a) && 'fill' in a
 
-/** A generator of its own, so that samples do not depend on what the library draws (mulberry32). */
-export function random(seed: number): () => number {
-  let state = seed >>> 0
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0
-    let t = Math.imul(state ^ (state >>> 15), state | 1)
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32
-  }
-}
-
 function valuesOf(s: TensorSpec, draw: () => number): number[] {
   const n = layout.numel(s.shape)
   if (s.fill === 'list') return [...s.list]
@@ -108,12 +99,8 @@ function layoutOf(kind: LayoutKind, shape: readonly number[]): Layout {
  * Where strides of 0 make elements share memory the last one stays.
  */
 export function placed(values: ArrayLike<number>, at: Layout, dtype: DType, device: Backend): Tensor {
-  let end = at.offset + 1
-  at.shape.forEach((n, i) => {
-    end += Math.max(0, (n - 1) * at.strides[i])
-  })
   const poison = dtype === 'bool' ? 1 : dtype === 'int32' ? 0x55555555 : Number.NaN
-  const memory = new Array<number>(end + 2).fill(poison)
+  const memory = new Array<number>(extent(at) + 2).fill(poison)
   layout.forEachOffset(at, (offset, i) => {
     memory[offset] = values[i]
   })

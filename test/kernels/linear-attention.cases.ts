@@ -3,7 +3,7 @@
 import { type FeatureMap, layout, linearAttention } from '@tilegrad/core'
 import { describe, expect, test } from 'vitest'
 import { type Case, check, type Engine, evaluate } from './fused.ts'
-import { dense, largest, type Operand, operand, rows } from './operand.ts'
+import { dense, elements, largest, type Operand, operand, rows } from './operand.ts'
 import { integer, pick, random, randomLayout } from './random.ts'
 
 export interface Sizes {
@@ -34,10 +34,6 @@ export function make(
 }
 
 const EPS = 1e-6
-const element = ({ layout: l, data }: Operand, b: number, h: number, t: number, d: number): number => {
-  const [sb, sh, st, sd] = l.strides
-  return data[l.offset + b * sb + h * sh + t * st + d * sd]
-}
 const phis: Record<FeatureMap, (x: number) => number> = {
   elu: (x) => (x > 0 ? x + 1 : Math.exp(x)),
   relu: (x) => Math.max(x, 0),
@@ -53,45 +49,39 @@ const slopes: Record<FeatureMap, (x: number) => number> = {
 
 /** out, dq, dk, dv from the quadratic form, in float64. */
 function quadratic({ q, k, v, dout }: Inputs, causal: boolean, featureMap: FeatureMap): Float64Array[] {
-  const [phi, slope] = [phis[featureMap], slopes[featureMap]]
   const [B, H, T, D] = q.layout.shape
-  const S = k.layout.shape[2]
-  const Dv = v.layout.shape[3]
+  const [S, Dv] = v.layout.shape.slice(2)
+  const [Q, K, V, G] = [q, k, v, dout].map(elements)
+  const [fq, fk] = [Q.map(phis[featureMap]), K.map(phis[featureMap])]
   const results = [T * Dv, T * D, S * D, S * Dv].map((n) => new Float64Array(B * H * n))
-  const [out, dq, dk, dv] = results
-  for (let bh = 0; bh < B * H; bh++) {
-    const [b, h] = [Math.floor(bh / H), bh % H]
-    for (let i = 0; i < T; i++) {
-      const row = bh * T + i
-      const seen = causal ? i + 1 : S
-      const a = new Float64Array(seen)
-      let sum = EPS
-      for (let j = 0; j < seen; j++) {
-        let s = 0
-        for (let d = 0; d < D; d++) s += phi(element(q, b, h, i, d)) * phi(element(k, b, h, j, d))
-        a[j] = s
-        sum += s
+  const [out, dfq, dfk, dv] = results
+  for (let row = 0; row < B * H * T; row++) {
+    const keys = Math.floor(row / T) * S
+    const seen = causal ? (row % T) + 1 : S
+    const a = new Float64Array(seen)
+    let sum = EPS
+    for (let j = 0; j < seen; j++) {
+      for (let d = 0; d < D; d++) a[j] += fq[row * D + d] * fk[(keys + j) * D + d]
+      sum += a[j]
+    }
+    for (let j = 0; j < seen; j++)
+      for (let d = 0; d < Dv; d++) out[row * Dv + d] += (a[j] / sum) * V[(keys + j) * Dv + d]
+    let delta = 0
+    for (let d = 0; d < Dv; d++) delta += G[row * Dv + d] * out[row * Dv + d]
+    for (let j = 0; j < seen; j++) {
+      let da = -delta
+      for (let d = 0; d < Dv; d++) {
+        da += G[row * Dv + d] * V[(keys + j) * Dv + d]
+        dv[(keys + j) * Dv + d] += (a[j] / sum) * G[row * Dv + d]
       }
-      for (let j = 0; j < seen; j++) {
-        for (let d = 0; d < Dv; d++) out[row * Dv + d] += (a[j] / sum) * element(v, b, h, j, d)
-      }
-      let delta = 0
-      for (let d = 0; d < Dv; d++) delta += element(dout, b, h, i, d) * out[row * Dv + d]
-      for (let j = 0; j < seen; j++) {
-        let da = -delta
-        for (let d = 0; d < Dv; d++) {
-          da += element(dout, b, h, i, d) * element(v, b, h, j, d)
-          dv[(bh * S + j) * Dv + d] += (a[j] / sum) * element(dout, b, h, i, d)
-        }
-        da /= sum
-        for (let d = 0; d < D; d++) {
-          dq[row * D + d] += da * phi(element(k, b, h, j, d)) * slope(element(q, b, h, i, d))
-          dk[(bh * S + j) * D + d] += da * phi(element(q, b, h, i, d)) * slope(element(k, b, h, j, d))
-        }
+      for (let d = 0; d < D; d++) {
+        dfq[row * D + d] += (da / sum) * fk[(keys + j) * D + d]
+        dfk[(keys + j) * D + d] += (da / sum) * fq[row * D + d]
       }
     }
   }
-  return results
+  const slope = slopes[featureMap]
+  return [out, dfq.map((x, i) => x * slope(Q[i])), dfk.map((x, i) => x * slope(K[i])), dv]
 }
 
 /** out, dq, dk, dv of one head in float64, row by row from the states: in time linear in T. */

@@ -47,6 +47,15 @@ export const rows = (
 export const output = (shape: readonly number[], dtype: DType): Operand =>
   dense(shape, () => (dtype === 'bool' ? 1 : -77), dtype)
 
+/** The elements in row-major order, in float64. */
+export function elements({ layout: l, data }: Operand): Float64Array {
+  const out = new Float64Array(layout.numel(l.shape))
+  layout.forEachOffset(l, (at, i) => {
+    out[i] = data[at]
+  })
+  return out
+}
+
 /** The first place where two results differ by more than `atol + rtol · |want|`, or null. NaN equals NaN. */
 export function mismatch(got: TypedArray, want: TypedArray, atol = 0, rtol = 0): string | null {
   if (got.length !== want.length) return `${got.length} elements, expected ${want.length}`

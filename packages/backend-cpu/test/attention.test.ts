@@ -17,7 +17,7 @@ import { takes } from '@tilegrad/core/kernel'
 import { afterAll, describe, expect, test } from 'vitest'
 import { testAttention } from '../../../test/kernels/attention.cases.ts'
 import { checkAttention, type Sizes } from '../../../test/kernels/attention.ts'
-import { extent, mismatch } from '../../../test/kernels/operand.ts'
+import { elements, extent, mismatch, type Operand, operand } from '../../../test/kernels/operand.ts'
 import { integer, pick, random } from '../../../test/kernels/random.ts'
 import { collected } from '../../core/test/support/collected.ts'
 import { createCpuBackend } from '../src/backend.ts'
@@ -26,18 +26,9 @@ import { attention, attentionBackward } from '../src/kernels/attention/attention
 import { backends, engineBy, engines } from './support/engine.ts'
 import { get, output, put, release } from './support/memory.ts'
 
-interface Operand {
-  readonly layout: Layout
-  readonly dtype: 'float32' | 'bool'
-  readonly data: Float32Array | Uint8Array
-}
-
 const dense = (...shape: number[]): Layout => ({ shape, strides: layout.contiguousStrides(shape), offset: 0 })
-const floats = (rnd: () => number, l: Layout, range = 1): Operand => ({
-  layout: l,
-  dtype: 'float32',
-  data: Float32Array.from({ length: extent(l) }, () => range * (2 * rnd() - 1)),
-})
+const floats = (rnd: () => number, l: Layout, range = 1): Operand =>
+  operand(l, 'float32', () => range * (2 * rnd() - 1))
 
 interface Case {
   readonly q: Operand
@@ -46,15 +37,6 @@ interface Case {
   readonly mask: Operand | null
   readonly dout: Operand
   readonly attrs: AttentionAttrs
-}
-
-/** The elements in row-major order, in float64. */
-function elements({ layout: l, data }: Operand): Float64Array {
-  const out = new Float64Array(layout.numel(l.shape))
-  layout.forEachOffset(l, (at, i) => {
-    out[i] = data[at] as number
-  })
-  return out
 }
 
 /** out, stats (the maxima of rows, then their sums), dq, dk, dv by the formulas, in float64. */

@@ -5,7 +5,7 @@
 
 import { type Layout, layout, type View } from '@tilegrad/core'
 import { describe, expect, test } from 'vitest'
-import { extent, mismatch } from '../../../test/kernels/operand.ts'
+import { extent, operand as filled, mismatch, type Operand } from '../../../test/kernels/operand.ts'
 import { integer, pick, random, randomLayout } from '../../../test/kernels/random.ts'
 import type { Engine } from '../src/engine.ts'
 import { matmul, matmulBy } from '../src/kernels/matmul/matmul.ts'
@@ -13,22 +13,8 @@ import type { Tile } from '../src/kernels/matmul/micro.ts'
 import { engines, makeBackend } from './support/engine.ts'
 import { get, output, put, release } from './support/memory.ts'
 
-interface Operand {
-  readonly layout: Layout
-  readonly dtype: 'float32' | 'int32'
-  readonly data: Float32Array | Int32Array
-}
-
-function operand(rnd: () => number, l: Layout, dtype: Operand['dtype'] = 'float32'): Operand {
-  const n = extent(l)
-  if (dtype === 'float32')
-    return { layout: l, dtype, data: Float32Array.from({ length: n }, () => 2 * rnd() - 1) }
-  return {
-    layout: l,
-    dtype,
-    data: Int32Array.from({ length: n }, () => integer(rnd, -(2 ** 31), 2 ** 31 - 1)),
-  }
-}
+const operand = (rnd: () => number, l: Layout, dtype: 'float32' | 'int32' = 'float32'): Operand =>
+  filled(l, dtype, dtype === 'float32' ? () => 2 * rnd() - 1 : () => integer(rnd, -(2 ** 31), 2 ** 31 - 1))
 
 const dense = (...shape: number[]): Layout => ({ shape, strides: layout.contiguousStrides(shape), offset: 0 })
 /** A matrix (or batch) stored the other way round. */

@@ -1,7 +1,8 @@
 /** Attention whose scores are huge, and whose hidden keys are not finite: on GPUs of several kinds, with all gradients. */
 
 import { afterAll, describe, expect, test } from 'vitest'
-import { gpus as all, type Case, closeGpus, compute, type Data, dense, make } from './support/attention.ts'
+import { type Case, compute, type Data, dense, make } from '../../../test/kernels/attention.ts'
+import { gpus as all, closeGpus } from './support/attention.ts'
 
 /** Between them they run every kernel but the one for few keys: what is loaded, what is read in place, dQ of stored dS. */
 const gpus = all.filter(([name]) => name === 'in place' || name === 'stored')

@@ -19,14 +19,8 @@ import {
   tensor,
 } from '@tilegrad/core'
 import { afterAll, describe, expect, test } from 'vitest'
-import type { WebGpuBackend } from '../src/index.ts'
-import { attentionBackward, backwardTiles } from '../src/kernels/attention/attention.ts'
-import type { Tile } from '../src/kernels/attention/blocks.ts'
-import { allowance } from '../src/kernels/attention/stored.ts'
 import {
   type Case,
-  check,
-  closeGpus,
   compute,
   type Data,
   dense,
@@ -34,8 +28,12 @@ import {
   ofProjection,
   place,
   type Sizes,
-  shared,
-} from './support/attention.ts'
+} from '../../../test/kernels/attention.ts'
+import type { WebGpuBackend } from '../src/index.ts'
+import { attentionBackward, backwardTiles } from '../src/kernels/attention/attention.ts'
+import type { Tile } from '../src/kernels/attention/blocks.ts'
+import { allowance } from '../src/kernels/attention/stored.ts'
+import { check, closeGpus, shared } from './support/attention.ts'
 
 function withTile(tile: Tile, allowed = allowance, gpu = shared.full()): WebGpuBackend {
   Object.assign(gpu.kernels, {

@@ -4,12 +4,8 @@
  */
 import { type Backend, noGrad, scaledDotProductAttention, type Tensor, tensor } from '@tilegrad/core'
 import { afterAll, beforeEach, describe, expect, test } from 'vitest'
-import type { WebGpuBackend } from '../src/index.ts'
-import { attention } from '../src/kernels/attention/attention.ts'
 import {
   type Case,
-  check,
-  closeGpus,
   compute,
   type Data,
   dense,
@@ -17,8 +13,10 @@ import {
   numbers,
   place,
   type Sizes,
-  shared,
-} from './support/attention.ts'
+} from '../../../test/kernels/attention.ts'
+import type { WebGpuBackend } from '../src/index.ts'
+import { attention } from '../src/kernels/attention/attention.ts'
+import { check, closeGpus, shared } from './support/attention.ts'
 
 /** Up to 64 keys in one workgroup, more in parts of at least 16. */
 const few = { queries: 4, alone: 64, part: 16, enough: 64 }

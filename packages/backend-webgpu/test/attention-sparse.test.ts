@@ -16,8 +16,9 @@ import {
   tensor,
 } from '@tilegrad/core'
 import { afterAll, describe, expect, test } from 'vitest'
+import { compute, dense, make, place, type Sizes } from '../../../test/kernels/attention.ts'
 import { random } from '../../../test/kernels/random.ts'
-import { check, closeGpus, compute, dense, gpus, make, place, type Sizes } from './support/attention.ts'
+import { check, closeGpus, gpus } from './support/attention.ts'
 
 afterAll(closeGpus)
 

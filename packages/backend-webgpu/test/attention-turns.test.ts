@@ -3,9 +3,10 @@
  * wide, here with one row per thread, since SwiftShader compiles more for minutes.
  */
 import { afterAll, expect, test } from 'vitest'
+import { make } from '../../../test/kernels/attention.ts'
 import { createWebGpuBackend } from '../src/index.ts'
 import { attentionBackward } from '../src/kernels/attention/attention.ts'
-import { check, closeGpus, make } from './support/attention.ts'
+import { check, closeGpus } from './support/attention.ts'
 
 const gpu = await createWebGpuBackend()
 const keys: string[] = []
