@@ -135,7 +135,8 @@ ${end}`
 
 function forwardShader(t: Tiling, walk: RowWalk, log: boolean): Shader<Params> {
   const x: Stream = { name: 'x', binding: 'x', base: startOf(t.width, 0) }
-  const result = log ? '(x - largest) - logarithm' : t.held > 0 ? 'x * scale' : 'exp(x - largest) * scale'
+  const result = (x: string): string =>
+    log ? `(${x} - largest) - logarithm` : t.held > 0 ? `${x} * scale` : `exp(${x} - largest) * scale`
   return {
     params: params(walk),
     bindings: [
@@ -152,7 +153,7 @@ ${hold(t, [x])}
 ${statistics(t, x, !log)}
 ${log ? `let logarithm = ${ifValid('log(total)')};` : `let scale = ${ifValid('1.0 / total')};`}
 if (!live) { return; }
-${each(t, [x], ({ of, j }) => `y[${startOf(t.width, 1)} + ${j}] = ${result.replace(/\bx\b/, of('x'))};`)}`,
+${each(t, [x], ({ of, j }) => `y[${startOf(t.width, 1)} + ${j}] = ${result(of('x'))};`)}`,
   }
 }
 
