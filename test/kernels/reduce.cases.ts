@@ -157,10 +157,15 @@ export function testArgReduce(engine: Engine, options: { random: number }): void
   test('argReduce: any layout, ties, NaN', async () => {
     const rnd = random(6)
     for (let i = 0; i < options.random; i++) {
-      const dtype = pick(rnd, engine.dtypes)
+      const dtype = pick<DType>(rnd, engine.share === 1 ? [...engine.dtypes, 'bool'] : engine.dtypes)
       const shape = Array.from({ length: integer(rnd, 1, 4) }, () => pick(rnd, [1, 2, 3, 5, 7, 17, 40, 600]))
       if (layout.numel(shape) > 20000) continue
-      const draw = pick(rnd, [() => integer(rnd, -2, 2), value(rnd, dtype, 0.01), value(rnd, dtype, 0.1)])
+      const draw = pick(
+        rnd,
+        dtype === 'bool'
+          ? [value(rnd, dtype)]
+          : [() => integer(rnd, -2, 2), value(rnd, dtype, 0.01), value(rnd, dtype, 0.1)],
+      )
       await check(
         operand(randomLayout(rnd, shape), dtype, draw),
         pick(rnd, ['max', 'min'] as const),

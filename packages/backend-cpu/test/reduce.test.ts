@@ -35,7 +35,7 @@ testReduce(engine, {
     ],
   ],
 })
-testArgReduce(engine, { random: 200 })
+testArgReduce(engine, { random: 400 })
 
 const { backend } = backends[1]
 const sum = async (x: Operand, dims: readonly number[]): Promise<TypedArray> => {

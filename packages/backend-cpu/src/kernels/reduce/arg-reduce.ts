@@ -5,7 +5,7 @@
  * if it is NaN, the first NaN), 4 at a time; the second pass stops early and mostly hits the cache. Other layouts and
  * dtypes element by element. Rows in parallel.
  *
- * Reference: `argReduce` in core's reference/kernels.ts. Test: reduce-arg.test.ts.
+ * Reference: `argReduce` in core's reference/kernels.ts. Test: reduce.test.ts.
  */
 
 import { layout } from '@tilegrad/core'
