@@ -89,12 +89,15 @@ export async function compare(
 export function testForeach(engine: Engine): void {
   test('random sizes: whole tensors, parts of larger ones, some with gaps', async () => {
     const rnd = random(1)
+    // What an engine has ways of its own for, and a few of the others.
+    const kinds = engine.share === 1 ? (['gaps', 'parts'] as const) : (['parts', 'gaps'] as const)
     for (const { backend } of engine.backends)
-      for (let round = 0; round < 6; round++) {
+      for (let round = 0; round < 8; round++) {
         const sizes = Array.from({ length: integer(rnd, 2, engine.share === 1 ? 30 : 12) }, () =>
           pick(rnd, [0, 1, 2, 3, 4, 15, 16, 17, 63, 1000, integer(rnd, 1, 9000)]),
         )
-        for (const kind of ['whole', 'parts', 'gaps'] as const) await compare(backend, round, sizes, kind)
+        if (round < 6) await compare(backend, round, sizes)
+        await compare(backend, round, sizes, kinds[Math.floor(round / 6)])
       }
   })
 

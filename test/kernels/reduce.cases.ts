@@ -81,7 +81,8 @@ export function testReduce(
   test.each(options.large)('reduce: %j over %j', async (shape, dims) => {
     const rnd = random(5)
     for (const kind of ['sum', 'max'] as const) {
-      await check(dense(shape, value(rnd, 'float32')), kind, dims, kind === 'sum' ? { atol: 2e-4 } : {})
+      if (!views)
+        await check(dense(shape, value(rnd, 'float32')), kind, dims, kind === 'sum' ? { atol: 2e-4 } : {})
       // Positive terms, so that the sum's relative error is that of the method.
       const draw = () => rnd() + 0.5
       await check(dense(shape, draw), kind, dims, { rtol: 1e-6 })
