@@ -1,8 +1,8 @@
 import type { Backend, View } from '../dispatch/backend.ts'
-import { NO_NUMBERS, run } from '../dispatch/call.ts'
+import { type Call, NO_NUMBERS, run } from '../dispatch/call.ts'
 import { type Primitive, tape } from '../dispatch/primitive.ts'
 import type { Tensor } from '../tensor/tensor.ts'
-import { isStoredOnly, widened } from './widen.ts'
+import { isStoredOnly, runWide } from './widen.ts'
 
 /**
  * Runs a primitive, called `op` by profiles, errors and the tape. `outputs` are what the caller gets; the kernel fills
@@ -20,10 +20,20 @@ export function perform<A>(
   const { flops } = primitive
   const kernel = primitive.kernel(backend.kernels)
   if (outputs[0].numel > 0 || primitive.checks) {
-    const go = (outputs: readonly View[], inputs: readonly View[]): void =>
-      run({ op, path: 'primitive', backend, kernel, outputs, inputs, attrs, numbers: NO_NUMBERS, flops })
-    if (isStoredOnly(kernel, inputs)) widened(backend, views, inputs, go)
-    else go(views, inputs)
+    const path = 'primitive'
+    const call: Call<A> = {
+      op,
+      path,
+      backend,
+      kernel,
+      outputs: views,
+      inputs,
+      attrs,
+      numbers: NO_NUMBERS,
+      flops,
+    }
+    if (isStoredOnly(call)) runWide(call)
+    else run(call)
   }
   tape(primitive, op, outputs, inputs, attrs)
 }

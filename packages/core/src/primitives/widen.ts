@@ -4,7 +4,7 @@
  */
 
 import type { Backend, View } from '../dispatch/backend.ts'
-import type { KernelOf } from '../dispatch/kernels.ts'
+import { type Call, run } from '../dispatch/call.ts'
 import { specialize } from '../expr/program.ts'
 import { type DType, isHalf } from '../tensor/dtype.ts'
 import { allocate, type Tensor } from '../tensor/tensor.ts'
@@ -17,18 +17,14 @@ export function anyHalf(views: readonly View[]): boolean {
 }
 
 /** Are there operands of 16 bits that a kernel has no code for? One that says nothing of dtypes takes all. */
-export const isStoredOnly = ({ dtypes }: KernelOf<never>, inputs: readonly View[]): boolean =>
+export const isStoredOnly = <A>({ kernel: { dtypes }, inputs }: Call<A>): boolean =>
   dtypes !== undefined &&
   anyHalf(inputs) &&
   inputs.some(({ dtype }, i) => isHalf(dtype) && !dtypes[Math.min(i, dtypes.length - 1)].includes(dtype))
 
-/** Runs what computes in float32 on operands of which some have 16 bits. */
-export function widened(
-  backend: Backend,
-  outputs: readonly View[],
-  inputs: readonly View[],
-  go: (outputs: readonly View[], inputs: readonly View[]) => void,
-): void {
+/** Runs a call of what computes in float32 on operands of which some have 16 bits. */
+export function runWide<A>(call: Call<A>): void {
+  const { backend, outputs, inputs } = call
   const made: Tensor[] = []
   const wide = (view: View, from: boolean): View => {
     if (!isHalf(view.dtype)) return view
@@ -40,7 +36,7 @@ export function widened(
   try {
     const from = inputs.map((view) => wide(view, true))
     const to = outputs.map((view) => wide(view, false))
-    go(to, from)
+    run({ ...call, outputs: to, inputs: from })
     for (let i = 0; i < to.length; i++) if (to[i] !== outputs[i]) convert(backend, outputs[i], to[i])
   } finally {
     for (const t of made) t.dispose()
