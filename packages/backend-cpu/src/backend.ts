@@ -17,14 +17,9 @@ import { viewOf } from './element.ts'
 import { CpuBuffer, createEngine, type Engine } from './engine.ts'
 import { canCheck, guard } from './guard.ts'
 import { kernelTable } from './kernels/table.ts'
-import {
-  detectFeatures,
-  type FeatureLevel,
-  type Features,
-  nodeProcess,
-  refuseRevectorized,
-} from './machine/features.ts'
+import { detectFeatures, type FeatureLevel, type Features } from './machine/features.ts'
 import { Heap, type HeapStats } from './machine/heap.ts'
+import { nodeProcess, refuseRevectorized } from './machine/node.ts'
 import { Pool } from './machine/pool.ts'
 
 /** How a CPU backend is set up. */
@@ -115,7 +110,7 @@ export function createCpuBackend(options: CpuOptions = {}, parts: CpuParts = { k
       },
     },
   }
-  if (features.revectorized) {
+  if (canCheck && features.revectorized) {
     kernels = guard(kernels, {
       backend: { ...memory, kernels },
       plain: () => kernelTable(createEngine(features, heap, pool, 'plain')),

@@ -23,7 +23,7 @@ import {
 } from '@tilegrad/core'
 import { uncaptured } from '@tilegrad/core/kernel'
 import { type Sample, samples } from './kernels/table.ts'
-import { optimizedAtOnce } from './machine/features.ts'
+import { optimizedAtOnce } from './machine/node.ts'
 
 /** Pairs of instructions can be checked: `guard-none.ts`, which bundles for browsers get, says no. */
 export const canCheck: boolean = true

@@ -1,10 +1,11 @@
 /**
  * What this machine's WebAssembly offers: relaxed SIMD, pairs of 128-bit operations as one of 256 bits, threads.
- * V8 hides some of it behind flags, which are set here, at run time, before the first module is compiled.
+ * V8 hides some of it behind flags, which are set at run time, before the first module is compiled: see node.ts.
  */
 
 import { DeviceError, describeValue, ValueError } from '@tilegrad/core'
 import { f32x4, ModuleBuilder } from '../wasm/index.ts'
+import { hasRevectorized, nodeProcess, setV8FlagOnce } from './node.ts'
 
 /**
  * Instruction sets from small to large: SIMD of 128 bits; fused multiply-add and the like ("relaxed"); relaxed
@@ -38,39 +39,6 @@ export interface Features {
   readonly threads: number
 }
 
-/** Node's `process`, reached without imports, so that bundles for browsers stay whole; where Node's types are known. */
-type NodeProcess = typeof globalThis extends { process: infer P } ? P : never
-
-/** Node's `process`, or undefined in a browser. */
-export function nodeProcess(): NodeProcess | undefined {
-  const found: Partial<NodeProcess> | undefined = globalThis.process
-  const isNode = found?.versions?.node !== undefined && found.getBuiltinModule !== undefined
-  return isNode ? (found as NodeProcess) : undefined
-}
-
-/** V8's flags are of the process, and most are set once. */
-const flagsSet = new Set<string>()
-
-/** Node, if flags of V8 may be set here: Bun and Deno show a `process`, too, but have no such flags. */
-function nodeWithFlags(): NodeProcess | undefined {
-  const node = nodeProcess()
-  if (node === undefined || 'bun' in node.versions || 'deno' in node.versions) return undefined
-  return node.env.TILEGRAD_WASM_FLAGS === 'off' ? undefined : node
-}
-
-function setV8Flags(...flags: readonly string[]): void {
-  const v8 = nodeWithFlags()?.getBuiltinModule('node:v8')
-  if (v8 === undefined) return
-  for (const flag of flags) {
-    flagsSet.add(flag)
-    v8.setFlagsFromString(flag)
-  }
-}
-
-function setV8FlagOnce(flag: string): void {
-  if (!flagsSet.has(flag)) setV8Flags(flag)
-}
-
 function validates(
   build: (m: ModuleBuilder) => void,
   options: { relaxed?: boolean; shared?: boolean },
@@ -90,48 +58,6 @@ function hasRelaxed(): boolean {
   if (probe()) return true
   setV8FlagOnce('--experimental-wasm-relaxed-simd')
   return probe()
-}
-
-/** Node's versions with which pairing was tried. Node 22 knows the flag, but gains nothing. */
-const pairing = { first: 24, last: 26 }
-const pairs = '--experimental-wasm-revectorize'
-let pairsWrongly = false
-
-/**
- * Says whether V8 is to pair instructions, which no module could validate. The flag is experimental: `guard` checks what
- * it makes, but no check would survive a crash, so that versions that nobody tried must be asked for.
- */
-function hasRevectorized(asked: boolean): boolean {
-  const node = nodeWithFlags()
-  if (node === undefined || node.arch !== 'x64' || pairsWrongly) return false
-  const major = Number.parseInt(node.versions.node, 10)
-  if (major < pairing.first || (major > pairing.last && !asked)) return false
-  setV8FlagOnce(pairs)
-  return true
-}
-
-/** Takes the flag back, for good: it compiled something wrongly. What V8 compiles from now on is not paired. */
-export function refuseRevectorized(): void {
-  pairsWrongly = true
-  setV8Flags('--no-experimental-wasm-revectorize')
-}
-
-/**
- * Runs `fn`; WebAssembly that is compiled and called in it is compiled anew by the optimising compiler, while the
- * caller waits, when a call ends. Otherwise that happens in the background, once a function has run for a while, and
- * V8's first compiler pairs nothing.
- */
-export function optimizedAtOnce<T>(fn: () => T): T {
-  // Flags cannot be read: who started Node with such ones keeps them. Versions that cannot pair lack some.
-  const own = nodeProcess()?.execArgv.some((arg) => /wasm.(sync|tier)/.test(arg))
-  if (own || !flagsSet.has(pairs)) return fn()
-  setV8Flags('--wasm-sync-tier-up', '--wasm-tiering-budget=1')
-  try {
-    return fn()
-  } finally {
-    // 13,000,000 is what the versions of `pairing` start with.
-    setV8Flags('--no-wasm-sync-tier-up', '--wasm-tiering-budget=13000000')
-  }
 }
 
 function hasSharedMemory(): boolean {

@@ -22,7 +22,8 @@ import { ValueError } from '@tilegrad/core'
 import { WorkerDiedError } from '../errors.ts'
 import type { Features } from './features.ts'
 import type { Heap } from './heap.ts'
-import { type Helper, startWorker } from './pool-worker.ts'
+import type { Helper } from './helper.ts'
+import { startWorker } from './pool-worker.ts'
 import {
   asleep,
   busy,

@@ -12,6 +12,7 @@
  */
 
 import type { Backend, BackendBuffer } from '../dispatch/backend.ts'
+import { findCollector } from './collector.ts'
 
 /** What the net watches over: a storage. Structural, so that this file stands below it. */
 interface Watched {
@@ -153,37 +154,6 @@ export function canReclaim(): boolean {
 
 /** Undefined before it has been looked for. */
 let collector: (() => void) | null | undefined
-
-interface NodeModules {
-  'node:v8': { setFlagsFromString(flag: string): void }
-  'node:vm': {
-    runInNewContext(code: string): () => void
-    createContext(globals: object, options: { microtaskMode: 'afterEvaluate' }): object
-    runInContext(code: string, context: object): unknown
-  }
-}
-
-/** Collects all garbage at once; null where that cannot be asked for. */
-function findCollector(): (() => void) | null {
-  const { process } = globalThis as {
-    process?: { getBuiltinModule?<M extends keyof NodeModules>(name: M): NodeModules[M] }
-  }
-  try {
-    const v8 = process?.getBuiltinModule?.('node:v8')
-    const vm = process?.getBuiltinModule?.('node:vm')
-    if (!v8 || !vm) return null
-    v8.setFlagsFromString('--expose-gc')
-    const gc = vm.runInNewContext('gc')
-    v8.setFlagsFromString('--no-expose-gc')
-    const context = vm.createContext({}, { microtaskMode: 'afterEvaluate' })
-    return () => {
-      vm.runInContext('0', context)
-      gc()
-    }
-  } catch {
-    return null
-  }
-}
 
 /** Memory that is never touched takes none, but V8, SpiderMonkey and JavaScriptCore count it. */
 function hurry(bytes: number): ArrayBuffer | null {

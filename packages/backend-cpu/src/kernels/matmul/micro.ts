@@ -17,7 +17,8 @@
  * Reference: `matmul` in core's reference/kernels.ts. Test: matmul.test.ts.
  */
 
-import { type Features, nodeProcess } from '../../machine/features.ts'
+import type { Features } from '../../machine/features.ts'
+import { nodeProcess } from '../../machine/node.ts'
 import {
   type FunctionBuilder,
   f32x4,

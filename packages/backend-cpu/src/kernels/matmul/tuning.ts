@@ -9,7 +9,8 @@
  */
 
 import type { Engine } from '../../engine.ts'
-import { type FeatureLevel, optimizedAtOnce } from '../../machine/features.ts'
+import type { FeatureLevel } from '../../machine/features.ts'
+import { optimizedAtOnce } from '../../machine/node.ts'
 import { i32, ModuleBuilder } from '../../wasm/index.ts'
 import { multiply, type Tile, tileFor } from './micro.ts'
 
