@@ -2,7 +2,7 @@
 import { spawnSync } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import { createCpuBackend } from '@tilegrad/backend-cpu'
-import { compile, type ProfileRow, profile, scope, tensor, withBackend } from '@tilegrad/core'
+import { compile, type ProfileRow, profile, reclaim, scope, tensor, withBackend } from '@tilegrad/core'
 import { GPT, generate } from '@tilegrad/nn'
 import { gpts } from '../peers/inputs.ts'
 import { type Figure, median, ms } from './harness.ts'
@@ -53,6 +53,7 @@ const memory = (t: number, i: number): Figure => ({
 const stepMemory = (name: 'training step A' | 'training step B'): Figure => ({
   name: `${name}, memory`,
   measure({ backend }) {
+    reclaim()
     const before = backend.stats().liveBytes
     const bytes = scope(() => {
       const step = gptStep(gpts[name])
@@ -71,6 +72,7 @@ const stepMemory = (name: 'training step A' | 'training step B'): Figure => ({
 const compiledMemory = (name: 'training step A' | 'training step B'): Figure => ({
   name: `${name}, compiled, memory`,
   measure({ backend }) {
+    reclaim()
     const before = backend.stats().liveBytes
     const bytes = scope(() => {
       const step = compiledStep(gpts[name])
@@ -88,6 +90,8 @@ const swapped: Figure = {
   name: 'training step B, compiled, half of its memory outside',
   measure({ backend }) {
     const size = gpts['training step B']
+    // What earlier figures left is not this one's.
+    reclaim()
     const { liveBytes } = backend.stats()
     const whole = compiledStep(size)
     // Two recordings, and a run of the plan.

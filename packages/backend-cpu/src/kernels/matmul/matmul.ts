@@ -309,30 +309,30 @@ function launch(engine: Engine, kernel: Kernel, p: Problem, out: View, cut: Cut,
   const scratch = engine.scratch(cut.scratch)
   const rowTasks = cut.parts ?? Math.ceil(p.m / cut.rows)
   const columnTasks = Math.ceil(p.n / cut.columns)
-  matmulParams.write(engine, {
-    m: p.m,
-    n: p.n,
-    k: p.k,
-    aRow: p.aRow,
-    aK: p.aK,
-    bK: p.bK,
-    bColumn: p.bColumn,
-    outRow: p.outRow,
-    outColumn: p.outColumn,
-    a: engine.address(p.a),
-    b: engine.address(p.b),
-    out: engine.address(out),
-    taskRows: cut.rows,
-    taskColumns: cut.columns,
-    rowTasks,
-    columnTasks,
-    scratch,
-    scratchStep: align64(cut.scratch),
-    kStep: cut.step,
-    batchDims: p.batchDims,
-  })
   const w = engine.memory.i32
-  const more = (engine.params >>> 2) + moreParams
+  const base = engine.params >>> 2
+  const { at } = matmulParams
+  w[base + at.m] = p.m
+  w[base + at.n] = p.n
+  w[base + at.k] = p.k
+  w[base + at.aRow] = p.aRow
+  w[base + at.aK] = p.aK
+  w[base + at.bK] = p.bK
+  w[base + at.bColumn] = p.bColumn
+  w[base + at.outRow] = p.outRow
+  w[base + at.outColumn] = p.outColumn
+  w[base + at.a] = engine.address(p.a)
+  w[base + at.b] = engine.address(p.b)
+  w[base + at.out] = engine.address(out)
+  w[base + at.taskRows] = cut.rows
+  w[base + at.taskColumns] = cut.columns
+  w[base + at.rowTasks] = rowTasks
+  w[base + at.columnTasks] = columnTasks
+  w[base + at.scratch] = scratch
+  w[base + at.scratchStep] = align64(cut.scratch)
+  w[base + at.kStep] = cut.step
+  w[base + at.batchDims] = p.batchDims
+  const more = base + moreParams
   for (let d = 0; d < p.batchDims; d++) {
     const entry = more + 4 * d
     w[entry] = out.shape[d]
