@@ -149,6 +149,63 @@ describe('offload', () => {
     })
   })
 
+  it('moves what was made before, also if nothing has used it since', () => {
+    onCpu((cpu) => {
+      const weights = Array.from({ length: 8 }, (_, i) => ones([256, 256]).mul(i))
+      const maxBytes = cpu.stats().liveBytes - MiB
+      const sums = offload(() => weights.map((w) => w.sum().itemSync()), { to: 'host', maxBytes })
+      expect(sums).toEqual(weights.map((_, i) => i * 65536))
+      expect(cpu.stats().liveBytes).toBeLessThanOrEqual(maxBytes)
+      scope(() => {
+        const inside = ones([256, 1024])
+        offload(() => ones([256, 256]).add(1), { to: 'host', maxBytes: cpu.stats().liveBytes - MiB / 2 })
+        expect(inside.sum().itemSync()).toBe(262144)
+      })
+    })
+  })
+
+  it('holds to the smaller of two limits, one within the other', () => {
+    onCpu((cpu) => {
+      const work = (): number[] => {
+        const all = Array.from({ length: 12 }, (_, i) => ones([256, 256]).mul(i))
+        return all.map((t) => t.sum().itemSync())
+      }
+      const maxBytes = 2 * MiB
+      offload(
+        () => {
+          expect(offload(work, { to: 'host' })).toEqual(Array.from({ length: 12 }, (_, i) => i * 65536))
+        },
+        { to: 'host', maxBytes },
+      )
+      expect(cpu.stats().peakBytes).toBeLessThanOrEqual(maxBytes)
+    })
+  })
+
+  it('uses a file again, whatever sizes come', () => {
+    const to = mkdtempSync(join(folder, 'sizes-'))
+    const written = vi.spyOn(process.getBuiltinModule('node:fs'), 'writeSync')
+    const before = written.mock.calls.length
+    onCpu(() => {
+      for (let i = 0; i < 60; i++) {
+        const [a, b] = [ones([1000 + 37 * i, 16]), ones([900 + 11 * i, 8])]
+        scope(() => offload(() => void ones([8192]).add(1), { to, maxBytes: 2 ** 17 }))
+        expect(a.sum().itemSync() + b.sum().itemSync()).toBe((1000 + 37 * i) * 16 + (900 + 11 * i) * 8)
+        for (const t of [a, b]) t.dispose()
+      }
+    })
+    const calls = written.mock.calls.slice(before) as unknown as [
+      number,
+      Uint8Array,
+      number,
+      number,
+      number,
+    ][]
+    expect(calls.length).toBeGreaterThan(60)
+    // Never more than is outside at a time.
+    expect(Math.max(...calls.map(([, , , length, at]) => at + length))).toBeLessThan(MiB / 2)
+    written.mockRestore()
+  })
+
   it('collects what nobody holds before it gives up', () => {
     onCpu((cpu) => {
       const maxBytes = cpu.stats().liveBytes + 2 * MiB
@@ -169,7 +226,10 @@ describe('offload', () => {
       expect(() => offload(big, { to: 'host', maxBytes: MiB / 2 })).toThrow(/offload:.*raise maxBytes/)
       expect(() => offload(big, { to: join(folder, 'none') })).toThrow(ValueError)
       expect(() => offload(big, { to: join(folder, 'none') })).toThrow(/ENOENT/)
-      expect(() => offload(big, { to: '' })).toThrow(/'host' or the path of a folder/)
+      expect(() => offload(big, { to: '' })).toThrow(
+        /offload: to must be 'host' or the path of a folder, got ''/,
+      )
+      expect(() => offload(big, { to: 'host', maxBytes: '1e9' } as never)).toThrow(/got '1e9'/)
       expect(() => offload(big, { to: 'host', maxBytes: -1 })).toThrow(
         /maxBytes must be a number of bytes > 0/,
       )

@@ -1,4 +1,5 @@
 /** Inputs of checkpoints wait for the backward pass in the host's memory: they leave once they have been read. */
+import { tmpdir } from 'node:os'
 import {
   checkpoint,
   compile,
@@ -10,11 +11,13 @@ import {
   type Tensor,
   withBackend,
 } from '@tilegrad/core'
-import { afterEach, describe, expect, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
+import { collected } from '../../core/test/support/collected.ts'
 import { sharedGpu } from './support/shared-gpu.ts'
 
 const gpu = (await sharedGpu()).full()
 const on = <T>(fn: () => T): T => withBackend(gpu, fn)
+beforeEach(collected)
 afterEach(() => gpu.finished())
 
 const MiB = 2 ** 20
@@ -36,6 +39,7 @@ describe('offload on a GPU', () => {
       on(() => y.square().mean().backward())
       const grads = await Promise.all(weights.map((w) => (w.grad as Tensor).data() as Promise<Float32Array>))
       for (const t of [...weights, y]) t.dispose()
+      await collected()
       return { grads, gone }
     }
     const [kept, moved] = [await build(false), await build(true)]
@@ -68,6 +72,26 @@ describe('offload on a GPU', () => {
       on(() => void checkpoint((w: Tensor) => w.matmul(v as Tensor), w as Tensor, { offload: 'host' }))
       await offloaded()
       expect(await run()).toBe(first)
+    }
+  })
+
+  test('what cannot be written stays, and who waits is told', async () => {
+    const fs = process.getBuiltinModule('node:fs')
+    const [w, x] = on(() => [randn([64, 64], { requiresGrad: true }), randn([64, 64])])
+    const full = vi.spyOn(fs, 'writeSync').mockImplementation(() => {
+      throw new Error('ENOSPC: no space left on device, write')
+    })
+    try {
+      const y = on(() => checkpoint((x: Tensor) => w.matmul(x), x, { offload: tmpdir() }))
+      // Nobody waits at first: that ends no process.
+      await x.data()
+      await new Promise((resolve) => setTimeout(resolve, 20))
+      await expect(offloaded()).rejects.toThrow(/no space left/)
+      await offloaded()
+      on(() => y.sum().backward())
+      expect(await (w.grad as Tensor).data()).toHaveLength(64 * 64)
+    } finally {
+      full.mockRestore()
     }
   })
 

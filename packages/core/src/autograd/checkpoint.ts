@@ -53,7 +53,7 @@ export function checkpoint<I extends readonly Tensor[], T>(
   const options = last === undefined || last instanceof Tensor ? {} : last
   const inputs = (options === last ? args.slice(0, -1) : args) as unknown as I
   const { offload } = expectOptions('checkpoint', options, { offload: 1 })
-  const store = offload === undefined ? null : storeOf('checkpoint', offload)
+  const store = offload === undefined ? null : storeOf('checkpoint', 'offload', offload)
   if (!gradEnabled()) return fn(...inputs)
   const rng = getRngState()
   const { result, nodes, made } = record(fn, inputs)

@@ -99,7 +99,7 @@ export function compile<A extends readonly unknown[], R>(
     // Within another one it is a part of that.
     if (capturing()) return fn(...args)
     if (offload === undefined) return called(args, null)
-    const limit = limitOf('compile', offload, maxBytes)
+    const limit = limitOf('compile', 'offload', offload, maxBytes)
     return pager.within(limit, () => called(args, limit))
   }
   const called = (args: A, limit: Limit | null): R => {

@@ -15,7 +15,7 @@ export interface OffloadOptions {
   to: 'host' | (string & {})
   /**
    * Bytes of the backend's memory that may be in use. Default: all that it has. What one operator reads and writes has to
-   * fit.
+   * fit. Within another `offload` the smaller number holds.
    */
   maxBytes?: number
 }
@@ -41,7 +41,7 @@ export function offload<T>(fn: () => T, options: OffloadOptions): T {
   expectFunction('offload', fn)
   const { to, maxBytes } = expectOptions('offload', options, { to: 1, maxBytes: 1 })
   capturing()?.refuses('offload()', 'use the option offload of compile')
-  return pager.within(limitOf('offload', to, maxBytes), () => {
+  return pager.within(limitOf('offload', 'to', to, maxBytes), () => {
     const result = fn()
     refuseAsync('offload', result, 'tensors are moved while it runs. Await outside')
     return result
@@ -49,8 +49,8 @@ export function offload<T>(fn: () => T, options: OffloadOptions): T {
 }
 
 /** @internal The limit that options ask for, on the default backend. */
-export function limitOf(op: string, to: string, maxBytes: number | undefined): Limit {
-  if (maxBytes !== undefined && !(maxBytes > 0))
+export function limitOf(op: string, option: string, to: string, maxBytes: number | undefined): Limit {
+  if (maxBytes !== undefined && !(typeof maxBytes === 'number' && maxBytes > 0))
     throw new ValueError(`${op}: maxBytes must be a number of bytes > 0, got ${describe(maxBytes)}`)
   const backend = defaultBackend()
   if (!backend.exchange)
@@ -64,7 +64,7 @@ export function limitOf(op: string, to: string, maxBytes: number | undefined): L
   return {
     backend,
     maxBytes: maxBytes ?? backend.limitBytes ?? Number.POSITIVE_INFINITY,
-    store: storeOf(op, to),
+    store: storeOf(op, option, to),
   }
 }
 

@@ -3,7 +3,8 @@ import type { Call } from '../dispatch/call.ts'
 import { type Paging, setPaging } from '../dispatch/paging.ts'
 import { OutOfMemoryError } from '../errors.ts'
 import { type DType, info } from '../tensor/dtype.ts'
-import { reclaim } from '../tensor/safety-net.ts'
+import { reclaim, watchedStorages } from '../tensor/safety-net.ts'
+import { tracked } from '../tensor/scope.ts'
 import { Tensor } from '../tensor/tensor.ts'
 import type { Kept, Store } from './store.ts'
 
@@ -11,6 +12,7 @@ import type { Kept, Store } from './store.ts'
 interface Known {
   readonly backend: Backend
   readonly bytes: number
+  /** What its elements are moved as: where memory can be read at once, its bytes. */
   readonly dtype: DType
 }
 
@@ -54,17 +56,38 @@ class Pager implements Paging {
   readonly #limits: Limit[] = []
   /** What kernels that run touch: kernels may run within kernels. */
   #pinned: readonly (readonly View[])[] = []
+  /** Why something that was to leave did not, since somebody waited for it. */
+  #failure: unknown = null
   /** What is being read to leave as soon as it is known. */
   readonly #leaving = new Map<BackendBuffer, Promise<void>>()
 
   /** Runs `fn` while a backend's tensors are limited. */
   within<T>(limit: Limit, fn: () => T): T {
-    this.#limits.push(limit)
+    const { maxBytes = limit.maxBytes } = this.#limitOf(limit.backend) ?? {}
+    // Within another limit the smaller one holds.
+    this.#limits.push({ ...limit, maxBytes: Math.min(limit.maxBytes, maxBytes) })
     setPaging(this)
+    this.#findOlder(limit.backend)
     try {
       return fn()
     } finally {
       this.#limits.pop()
+    }
+  }
+
+  /** Tensors that were made before anybody listened may leave as well, before any other. */
+  #findOlder(backend: Backend): void {
+    const found = [...this.#recent]
+    this.#recent.clear()
+    const storages = tracked().flatMap((t) => (t instanceof Tensor && !t.disposed ? t.storage : []))
+    for (const storage of [...watchedStorages(), ...storages]) {
+      const { buffer, bytes } = storage
+      if (storage.backend !== backend || buffer === null) continue
+      if (!this.#fixed.has(buffer) && !this.#away.has(buffer)) this.#recent.set(buffer, known(backend, bytes))
+    }
+    for (const [buffer, known] of found) {
+      this.#recent.delete(buffer)
+      this.#recent.set(buffer, known)
     }
   }
 
@@ -79,7 +102,7 @@ class Pager implements Paging {
 
   alloc(backend: Backend, bytes: number, dtype: DType): BackendBuffer {
     const buffer = this.#room(backend, bytes, () => backend.alloc(bytes, dtype))
-    if (this.#limits.length > 0 && backend.exchange) this.#recent.set(buffer, { backend, bytes, dtype })
+    if (this.#limits.length > 0 && backend.exchange) this.#recent.set(buffer, known(backend, bytes, dtype))
     return buffer
   }
 
@@ -139,24 +162,24 @@ class Pager implements Paging {
     const { backend, bytes, buffer } = storage
     if (buffer === null || !backend.exchange || bytes < least) return
     if (this.#away.has(buffer) || this.#fixed.has(buffer) || this.#leaving.has(buffer)) return
-    const known: Known = { backend, bytes, dtype }
-    if (backend.readSync) this.#leave(buffer, known, store)
+    const what = known(backend, bytes, dtype)
+    if (backend.readSync) this.#leave(buffer, what, store)
     else {
       const { version } = storage
-      const left = backend.read(whole(buffer, known)).then(
-        (data) => {
-          this.#leaving.delete(buffer)
+      const left = async (): Promise<void> => {
+        try {
+          const data = await backend.read(whole(buffer, what))
           if (storage.buffer === buffer && storage.version === version)
-            this.#left(buffer, known, store.put(data))
-          this.#rest()
-        },
-        (error) => {
+            this.#left(buffer, what, store.put(data))
+        } catch (error) {
+          // It stays where it is; who waits for it is told.
+          this.#failure ??= error
+        } finally {
           this.#leaving.delete(buffer)
           this.#rest()
-          throw error
-        },
-      )
-      this.#leaving.set(buffer, left)
+        }
+      }
+      this.#leaving.set(buffer, left())
     }
     setPaging(this)
     this.#rest()
@@ -165,6 +188,9 @@ class Pager implements Paging {
   /** Resolves when all that was to leave has left. */
   async settled(): Promise<void> {
     await Promise.all(this.#leaving.values())
+    const failure = this.#failure
+    this.#failure = null
+    if (failure !== null) throw failure
   }
 
   freed(buffer: BackendBuffer): boolean {
@@ -212,9 +238,9 @@ class Pager implements Paging {
     }
     if (!this.#limitOf(backend) || this.#fixed.has(buffer)) return
     // The newest come last.
-    const known = this.#recent.get(buffer) ?? away ?? knownOf(backend, view)
+    const what = this.#recent.get(buffer) ?? away ?? knownOf(backend, view)
     this.#recent.delete(buffer)
-    if (known) this.#recent.set(buffer, known)
+    if (what) this.#recent.set(buffer, what)
   }
 
   launch({ backend, outputs, inputs }: Call, go: () => void): void {
@@ -235,8 +261,15 @@ class Pager implements Paging {
   }
 }
 
+/** Where memory can be read at once, it is moved byte by byte, whatever its elements are. */
+const known = (backend: Backend, bytes: number, dtype: DType = 'bool'): Known => ({
+  backend,
+  bytes,
+  dtype: backend.readSync ? 'bool' : dtype,
+})
+
 const knownOf = (backend: Backend, view: View): Known | null =>
-  view instanceof Tensor ? { backend, bytes: view.storage.bytes, dtype: view.dtype } : null
+  view instanceof Tensor ? known(backend, view.storage.bytes, view.dtype) : null
 
 /** The one that there is: what has left memory outlives whoever sent it away. */
 export const pager = new Pager()

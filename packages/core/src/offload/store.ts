@@ -1,3 +1,4 @@
+import { describe } from '../checks.ts'
 import { TilegradError, ValueError } from '../errors.ts'
 import type { TypedArray } from '../tensor/dtype.ts'
 
@@ -36,6 +37,7 @@ interface Files {
 interface NodeProcess {
   readonly pid: number
   getBuiltinModule?(name: 'node:fs'): Files
+  getBuiltinModule?(name: 'node:path'): { resolve(path: string): string }
   on(event: 'exit', listener: () => void): void
 }
 
@@ -43,14 +45,16 @@ const folders = new Map<string, Store>()
 const closed = new FinalizationRegistry<() => void>((close) => close())
 
 /** The host's memory, or a file in a folder: one for all that goes there. */
-export function storeOf(op: string, to: string): Store {
+export function storeOf(op: string, option: string, to: unknown): Store {
   if (to === 'host') return HOST
   if (typeof to !== 'string' || to === '')
-    throw new ValueError(`${op}: offload must be 'host' or the path of a folder`)
-  const known = folders.get(to)
+    throw new ValueError(`${op}: ${option} must be 'host' or the path of a folder, got ${describe(to)}`)
+  const { process } = globalThis as { process?: NodeProcess }
+  const path = process?.getBuiltinModule?.('node:path').resolve(to) ?? to
+  const known = folders.get(path)
   if (known) return known
-  const store = new FileStore(op, to)
-  folders.set(to, store)
+  const store = new FileStore(op, path)
+  folders.set(path, store)
   return store
 }
 
@@ -68,7 +72,8 @@ class FileStore implements Store {
   readonly name: string
   readonly #files: Files
   readonly #fd: number
-  readonly #free: Extent[] = []
+  /** In their order; neighbours are one. */
+  #free: Extent[] = []
   #end = 0
 
   constructor(op: string, folder: string) {
@@ -102,7 +107,7 @@ class FileStore implements Store {
     try {
       this.#move('writeSync', new Uint8Array(buffer, byteOffset, bytes), extent.at)
     } catch (error) {
-      if (!old) this.#free.push(extent)
+      if (!old) this.#giveBack(extent)
       throw new TilegradError(`offload: ${this.name}: ${(error as Error).message}`, { cause: error })
     }
     if (old) return old
@@ -112,7 +117,7 @@ class FileStore implements Store {
       this.#move('readSync', all, extent.at)
       return new Type(all.buffer)
     }
-    return new InFile(extent, get, () => this.#free.push(extent))
+    return new InFile(extent, get, () => this.#giveBack(extent))
   }
 
   /** Reads or writes all of an array, however much of it the system takes at once. */
@@ -124,13 +129,36 @@ class FileStore implements Store {
     }
   }
 
-  /** A free part of just so many bytes, as sizes come again, or one at the end. */
+  /** The smallest free part that is large enough, or one at the end. */
   #take(bytes: number): Extent {
-    const i = this.#free.findIndex((extent) => extent.bytes === bytes)
-    if (i >= 0) return this.#free.splice(i, 1)[0]
+    let best = -1
+    for (const [i, part] of this.#free.entries())
+      if (part.bytes >= bytes && (best < 0 || part.bytes < this.#free[best].bytes)) best = i
+    if (best >= 0) {
+      const { at, bytes: all } = this.#free[best]
+      this.#free.splice(best, 1, ...(all > bytes ? [{ at: at + bytes, bytes: all - bytes }] : []))
+      return { at, bytes }
+    }
     const extent = { at: this.#end, bytes }
     this.#end += bytes
     return extent
+  }
+
+  #giveBack(extent: Extent): void {
+    const merged: Extent[] = []
+    for (const part of [...this.#free, extent].sort((a, b) => a.at - b.at)) {
+      const last = merged.at(-1)
+      if (last && last.at + last.bytes === part.at)
+        merged[merged.length - 1] = { at: last.at, bytes: last.bytes + part.bytes }
+      else merged.push(part)
+    }
+    // What is free at the end is the end's again.
+    const last = merged.at(-1)
+    if (last && last.at + last.bytes === this.#end) {
+      this.#end = last.at
+      merged.pop()
+    }
+    this.#free = merged
   }
 }
 

@@ -85,6 +85,12 @@ function takeOut(list: { place: number }[], place: number): void {
   last.place = place
 }
 
+/** @internal The storages that the net watches over. */
+export const watchedStorages = (): Watched[] => [
+  ...newest,
+  ...watched.flatMap(({ ref }) => ref.deref() ?? []),
+]
+
 function flush(): void {
   flushing = false
   for (const storage of newest) {
