@@ -3,7 +3,8 @@
  *
  * Forward, per row: mean; Σ(x − mean)² in a second pass, so that nothing cancels; y. Statistics in float64, kept as
  * float32. Where the mean is larger than the deviation, its own rounding counts: then Σ(x − mean) tells what it misses
- * by, and both are taken again, so that a row of one value is 0 exactly. Backward, with x̂ = (x − mean) · rstd and g = dy · weight, per row: Σ g and Σ g x̂; then
+ * by, and both are taken again, so that a row of one value is 0 exactly; what float32 still misses of the mean is taken off each
+ * result. Backward, with x̂ = (x − mean) · rstd and g = dy · weight, per row: Σ g and Σ g x̂; then
  * dx = rstd · (g − mean g − x̂ · mean g x̂), and in the same pass dy x̂ and dy are added to the sums of dweight and
  * dbias. Those are kept per block of 32 … 256 rows (the shape decides how many, not the threads) and then added in
  * order. RMS norm is the same without the mean and without Σ g. What else x has received, as where a residual stream
@@ -127,12 +128,14 @@ function buildForward(
         mean.set(splat(sum))
       }
       const centre = (v: Vector): V128 => (mean ? f32x4.sub(v.load(from), mean) : v.load(from))
+      /** What the mean misses by, as float32, far from 0: −0 adds nothing. */
+      const missed = mean && f.local.v128(f32x4.const(-0))
       const squares = total(f, floatFolds.sum)
       foldRow(f, n, 8, floatFolds.sum, [squares], (v) => {
         const x = f.let(centre(v))
         return [[x, x]]
       })
-      if (means && mean) {
+      if (means && mean && missed) {
         f.if(f64.lt(squares.mul(share), sum.mul(sum)), () => {
           const rest = total(f, floatFolds.sum)
           foldRow(f, n, 8, floatFolds.sum, [rest], (v) => [centre(v)])
@@ -146,13 +149,15 @@ function buildForward(
             return [[x, x], x]
           })
           squares.set(f64.max(squares.sub(rest.mul(rest).mul(share)), 0))
+          missed.set(splat(f.let(rest.mul(share).mul(-1))))
         })
       }
       const rstd = f.let(f32.demoteF64(f64.div(1, squares.mul(share).add(eps).sqrt())))
       f.store(rstds.add(at), rstd)
       const scale = f.let(f32x4.splat(rstd))
+      const shift = missed && f.let(f32x4.mul(missed, scale))
       eachVector(f, 0, n, 4, (v) => {
-        const normal = f32x4.mul(centre(v), scale)
+        const normal = shift ? f32x4.madd(centre(v), scale, shift) : f32x4.mul(centre(v), scale)
         const w = weight && v.load(weight)
         v.store(to, w && bias ? f32x4.madd(normal, w, v.load(bias)) : w ? f32x4.mul(normal, w) : normal)
       })
