@@ -23,7 +23,7 @@ export interface Scalar {
 /** What a call's parameters are written to. */
 export interface Words {
   readonly u32: Uint32Array
-  /** The same memory. */
+  /** The memory of `u32`, as floats. */
   readonly f32: Float32Array
   /** The parameters that are numbers of the call's, which are written anew each time that it is done. */
   readonly scalars: Scalar[]

@@ -40,6 +40,17 @@ export interface CheckpointOptions {
  * w.grad?.shape // → 8,8
  */
 export function checkpoint<I extends readonly Tensor[], T>(fn: (...inputs: I) => T, ...inputs: I): T
+/**
+ * Runs `fn(...inputs)` as `checkpoint(fn, ...inputs)` does, with options after the inputs: with `{ offload: 'host' }`, or the
+ * path of a folder, the inputs wait for the backward pass outside of the device's memory.
+ *
+ * @throws GradError as `checkpoint(fn, ...inputs)`; ValueError for a folder that cannot be written; TilegradError if the disk
+ * is full.
+ * @example
+ * const [w, x] = [randn([8, 8], { requiresGrad: true }), randn([4, 8]).mul(2)]
+ * checkpoint((x) => x.matmul(w).gelu(), x, { offload: 'host' }).sum().backward()
+ * w.grad?.shape // → 8,8
+ */
 export function checkpoint<I extends readonly Tensor[], T>(
   fn: (...inputs: I) => T,
   ...args: readonly [...I, CheckpointOptions]

@@ -21,8 +21,8 @@ const placesOf = (spots: ReadonlyMap<Interval, Spot>): number =>
 
 /**
  * Arranges slots in as much memory as a limit leaves beside what is in use all the time, which the function found there,
- * and `passing` bytes of arguments and results that are copied.
- * Pieces that are free do not always lie together: what is asked for shrinks until the places fit.
+ * and `passing` bytes of arguments and results that are copied. Pieces that are free do not always lie together: what is
+ * asked for shrinks until the places fit.
  *
  * @throws CompileError if a step alone needs more.
  */
@@ -90,7 +90,9 @@ export class Mover {
     const kernel: KernelOf<object> = {
       run: ([to]) => {
         const kept = this.#kept.get(slot)
-        if (kept) backend.write(to, kept.get())
+        // Never numbers that are not its own.
+        if (!kept) throw new CompileError(`compile: slot ${slot} comes back without having left`)
+        backend.write(to, kept.get())
       },
     }
     return this.#call(backend, 'bring back', kernel, [view], [])

@@ -56,6 +56,8 @@ class Pager implements Paging {
   readonly #limits: Limit[] = []
   /** What kernels that run touch: kernels may run within kernels. */
   #pinned: readonly (readonly View[])[] = []
+  /** Where there may be tensors that were made while nobody listened: they are looked for when room is needed. */
+  readonly #unsearched = new Set<Backend>()
   /** Why something that was to leave did not, since somebody waited for it. */
   #failure: unknown = null
   /** What is being read to leave as soon as it is known. */
@@ -67,7 +69,7 @@ class Pager implements Paging {
     // Within another limit the smaller one holds.
     this.#limits.push({ ...limit, maxBytes: Math.min(limit.maxBytes, maxBytes) })
     setPaging(this)
-    this.#findOlder(limit.backend)
+    this.#unsearched.add(limit.backend)
     try {
       return fn()
     } finally {
@@ -75,8 +77,9 @@ class Pager implements Paging {
     }
   }
 
-  /** Tensors that were made before anybody listened may leave as well, before any other. */
+  /** Tensors that were made while nobody listened may leave as well, before any other. */
   #findOlder(backend: Backend): void {
+    if (!this.#unsearched.delete(backend)) return
     const found = [...this.#recent]
     this.#recent.clear()
     const storages = tracked().flatMap((t) => (t instanceof Tensor && !t.disposed ? t.storage : []))
@@ -133,6 +136,7 @@ class Pager implements Paging {
   }
 
   #makeRoom({ backend, store }: Limit): boolean {
+    this.#findOlder(backend)
     for (const [buffer, known] of this.#recent) {
       if (known.backend !== backend || known.bytes < least || this.#isPinned(buffer)) continue
       this.#leave(buffer, known, store)
@@ -205,6 +209,7 @@ class Pager implements Paging {
 
   /** Bytes that are taken and cannot leave: what kernels have for their work, and other plans. */
   takenBytes(backend: Backend): number {
+    this.#findOlder(backend)
     let bytes = backend.exchange?.usedBytes() ?? 0
     for (const known of this.#recent.values()) if (known.backend === backend) bytes -= known.bytes
     return Math.max(0, bytes)

@@ -41,8 +41,8 @@ interface NodeProcess {
   on(event: 'exit', listener: () => void): void
 }
 
+/** One file for each folder, as long as the process lives. */
 const folders = new Map<string, Store>()
-const closed = new FinalizationRegistry<() => void>((close) => close())
 
 /** The host's memory, or a file in a folder: one for all that goes there. */
 export function storeOf(op: string, option: string, to: unknown): Store {
@@ -97,8 +97,6 @@ class FileStore implements Store {
     }
     this.name = folder
     this.#files = files
-    const fd = this.#fd
-    closed.register(this, () => files.closeSync(fd))
   }
 
   put(data: TypedArray, old?: Kept): Kept {

@@ -20,10 +20,9 @@ export function perform<A>(
   const { flops } = primitive
   const kernel = primitive.kernel(backend.kernels)
   if (outputs[0].numel > 0 || primitive.checks) {
-    const path = 'primitive'
     const call: Call<A> = {
       op,
-      path,
+      path: 'primitive',
       backend,
       kernel,
       outputs: views,

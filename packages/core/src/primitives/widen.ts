@@ -46,7 +46,7 @@ export function runWide<A>(call: Call<A>): void {
 const convert = (backend: Backend, to: View, from: View): void =>
   launch(backend, specialize(COPY, [from.dtype], [], [to.dtype]), [to], [from], [])
 
-/** Those of 16 bits as float32; others as they are. */
+/** Converts tensors of 16 bits to float32 and leaves others as they are. */
 export const widen = (inputs: readonly Tensor[]): Tensor[] =>
   inputs.map((t) => (isHalf(t.dtype) ? copy(t, 'float32') : t))
 

@@ -5,7 +5,7 @@ import { info, type TypedArray } from '../tensor/dtype.ts'
 import { broadcastStrides, forEachOffset, type Layout, numel } from '../tensor/layout.ts'
 import { evaluate } from './scalar.ts'
 
-/** Those of 16 bits come as float32: see primitives/widen.ts. */
+/** The dtypes that these kernels compute with; tensors of 16 bits come as float32, see primitives/widen.ts. */
 const dtypes = [['float32', 'float64', 'int32', 'bool']] as const
 
 /**
