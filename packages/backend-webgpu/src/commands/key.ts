@@ -84,9 +84,9 @@ export class Key {
     if (this.#end + 5 + 2 * rank > this.#words.length) this.#makeRoom(5 + 2 * rank)
     const to = this.#words
     let at = this.#end
-    // Which operands share a buffer, and whether there is room after the last element.
+    // Which operands share a buffer, and whether there are others' elements after the last one.
     to[at++] = this.#placeOf(buffer)
-    to[at++] = buffer.bytes
+    to[at++] = buffer.count
     to[at++] = dtype === 'float32' ? -1 : this.#identityOf(dtype)
     to[at++] = offset
     to[at++] = rank

@@ -14,6 +14,8 @@ export class GpuBuffer {
   /** Where it lies while it is free. */
   shelf: Shelf
   dtype: DType = 'float32'
+  /** The elements that it was handed out for. */
+  count = 0
   /** The batch of commands that last used it; see `Engine`. */
   batch = -1
 
@@ -135,6 +137,7 @@ export class BufferPool {
     const bytes = Math.min(sizeClass(wanted), most - (most % 4))
     const buffer = this.listener?.lend(bytes) ?? this.#take(bytes)
     buffer.dtype = dtype
+    buffer.count = count
     this.listener?.alloc(buffer, count, dtype)
     return buffer
   }

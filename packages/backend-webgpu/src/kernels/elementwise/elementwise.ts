@@ -81,7 +81,7 @@ function isVector(views: readonly View[], outputs: number, nest: Nest, count: nu
   return views.every((v, i) => {
     const [stride] = nest.strides[i]
     if (stride === 0 && i >= outputs) return true
-    const alone = count % 4 === 0 || i >= outputs || (v.offset === 0 && 4 * count + 16 > bytesOf(v))
+    const alone = count % 4 === 0 || i >= outputs || (v.offset === 0 && count === bufferOf(v).count)
     return stride === 1 && v.offset % 4 === 0 && alone
   })
 }
@@ -95,7 +95,6 @@ function haveVectors(views: readonly View[], outputs: number, { sizes, strides }
     return own[last] === 1 && v.offset % 4 === 0 && own.slice(0, last).every((s) => s % 4 === 0)
   })
 }
-const bytesOf = (v: View): number => bufferOf(v).bytes
 
 /** `views` operands over a nest of so many dims; `sized` if the kernel needs the dims' sizes. */
 const params = (views: number, rank: number, sized: boolean, kernel: TypedProgram) => {
