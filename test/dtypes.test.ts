@@ -111,10 +111,9 @@ const stored = (backend: Backend): DType[] =>
   (Object.keys(dtypeInfo) as DType[]).filter((dtype) => wayOf(backend, dtype, () => {}) !== '–').reverse()
 
 test('GPUs refuse what they do not store, and say what to do', () => {
-  for (const dtype of ['float64', 'float16', 'bfloat16'] as const)
-    expect(() => tensor([1], { dtype, device: engines.WebGPU })).toThrow(
-      `webgpu: ${dtype} is not stored on GPUs here; convert with .to('float32') before moving there`,
-    )
+  expect(() => tensor([1], { dtype: 'float64', device: engines.WebGPU })).toThrow(
+    "webgpu: float64 is not stored on GPUs here; convert with .to('float32') before moving there",
+  )
 })
 
 function table(): string {

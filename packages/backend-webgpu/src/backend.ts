@@ -9,7 +9,9 @@ import {
   largestHolders,
   layout,
   type Names,
+  program,
   shownAs,
+  specialize,
   type TypedArray,
   type View,
 } from '@tilegrad/core'
@@ -21,7 +23,7 @@ import { GPU, type Gpu, type GpuOptions, openGpu } from './device/gpu.ts'
 import { software } from './device/tuning.ts'
 import { tuningOf } from './kernels/matmul/tuning.ts'
 import { kernelTable } from './kernels/table.ts'
-import { elementOf } from './wgsl/element.ts'
+import { memoryOf } from './wgsl/element.ts'
 
 /** How a WebGPU backend is set up. */
 export interface WebGpuOptions extends GpuOptions {
@@ -108,18 +110,23 @@ export function backendOn(gpu: Gpu, maxPooledBytes?: number): WebGpuBackend {
     write(view, data) {
       const count = layout.numel(view.shape)
       if (count === 0) return
-      const part = data.length > count ? data.subarray(0, count) : data
-      const { bytes, write } = elementOf(view.dtype)
-      engine.write(bufferOf(view), bytes * view.offset, write(part))
+      const { bytes, write } = memoryOf(view.dtype)
+      const part = write(data.length > count ? data.subarray(0, count) : data)
+      const first = bytes * view.offset
+      // Queues write whole words.
+      if (first % 4 === 0 && part.byteLength % 4 === 0) engine.write(bufferOf(view), first, part)
+      else writeHalfWords(backend, bufferOf(view), view, part)
     },
     async read(view): Promise<TypedArray> {
       const count = layout.numel(view.shape)
-      const { bytes, read } = elementOf(view.dtype)
-      return read(
-        count === 0
-          ? new ArrayBuffer(0)
-          : await engine.read(bufferOf(view), bytes * view.offset, bytes * count),
-      )
+      const { bytes, read } = memoryOf(view.dtype)
+      if (count === 0) return read(new ArrayBuffer(0))
+      // Copies take whole words.
+      const first = bytes * view.offset
+      const before = first % 4
+      const size = bytes * count
+      const words = await engine.read(bufferOf(view), first - before, 4 * Math.ceil((before + size) / 4))
+      return read(words.byteLength === size ? words : words.slice(before, before + size))
     },
     stats: () => engine.pool.stats(),
     finished: () => engine.finished(),
@@ -132,4 +139,30 @@ export function backendOn(gpu: Gpu, maxPooledBytes?: number): WebGpuBackend {
       `webgpu(${adapter}${backend.closed ? ', closed' : ''}, bytes in use=${engine.pool.stats().usedBytes.toLocaleString('en')})`,
     () => ({ name: 'webgpu', adapter }),
   )
+}
+
+const COPY = program('copy', 1, ([x]) => x)
+
+/** Writes elements of 16 bits that begin or end in the middle of a word: they are put elsewhere and copied. */
+function writeHalfWords(
+  backend: WebGpuBackend,
+  buffer: GpuBuffer,
+  view: View,
+  { buffer: memory, byteOffset, byteLength }: ArrayBufferView,
+): void {
+  const { engine } = backend
+  const words = new Uint8Array(4 * Math.ceil(byteLength / 4))
+  words.set(new Uint8Array(memory, byteOffset, byteLength))
+  const { dtype, shape } = view
+  if (view.offset === 0 && layout.numel(shape) === buffer.count) {
+    engine.write(buffer, 0, words)
+    return
+  }
+  const count = layout.numel(shape)
+  const apart = engine.pool.alloc(count, dtype)
+  engine.write(apart, 0, words)
+  const from: View = { buffer: apart, dtype, shape, strides: layout.contiguousStrides(shape), offset: 0 }
+  const kernel = specialize(COPY, [dtype], [], [dtype])
+  backend.kernels.elementwise.run([view], [from], { kernel }, [])
+  engine.pool.free(apart)
 }

@@ -15,7 +15,7 @@
 import { type Call, DeviceError, type DType, type Prepared, ValueError } from '@tilegrad/core'
 import { GpuBuffer, usage } from '../device/buffers.ts'
 import type { Scalar } from '../wgsl/block.ts'
-import { elementOf } from '../wgsl/element.ts'
+import { elements, laneOf } from '../wgsl/element.ts'
 import type { Grid, KernelListener, Ready, Used } from './dispatch.ts'
 import { after } from './params.ts'
 import type { Binds, Bound, GpuKernel } from './pipelines.ts'
@@ -197,7 +197,7 @@ class Numbers {
       if (Object.is(value, last[i])) continue
       last[i] = value
       changed = true
-      elementOf(this.#dtypes[i]).put(value, this.#places[i], this.#floats, this.words)
+      elements[laneOf(this.#dtypes[i])].put(value, this.#places[i], this.#floats, this.words)
     }
     return changed
   }

@@ -15,7 +15,7 @@ import { BufferPool, type GpuBuffer } from '../device/buffers.ts'
 import type { Gpu } from '../device/gpu.ts'
 import { type Tuning, untuned } from '../device/tuning.ts'
 import type { Scalar } from '../wgsl/block.ts'
-import { elementOf } from '../wgsl/element.ts'
+import { elements, laneOf } from '../wgsl/element.ts'
 import type { Shader } from '../wgsl/shader.ts'
 import type { Grid, KernelListener, Ready, Repeated, Used } from './dispatch.ts'
 import { Params } from './params.ts'
@@ -165,7 +165,7 @@ export class Engine {
     const word = slot >>> 2
     for (let i = 0; i < scalars.length; i++) {
       const { at, source, dtype } = scalars[i]
-      elementOf(dtype).put(values[source], word + at, f32, u32)
+      elements[laneOf(dtype)].put(values[source], word + at, f32, u32)
     }
   }
 

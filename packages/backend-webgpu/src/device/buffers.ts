@@ -1,10 +1,10 @@
 /** GPU memory: one buffer per storage, recycled by size. */
 
 import { type DType, OutOfMemoryError, type View } from '@tilegrad/core'
-import { elementOf } from '../wgsl/element.ts'
+import { memoryOf } from '../wgsl/element.ts'
 import type { Gpu } from './gpu.ts'
 
-/** This backend's piece of memory. Elements are 4 bytes each, bools too; an empty tensor has 4 bytes as well. */
+/** This backend's piece of memory, which an empty tensor has as well. */
 export class GpuBuffer {
   gpu: GPUBuffer
   /** Unique: bind groups are cached by it. */
@@ -127,7 +127,7 @@ export class BufferPool {
   /** A buffer for `count` elements. Throws DTypeError, or OutOfMemoryError if the device has no buffers of that size. */
   alloc(count: number, dtype: DType): GpuBuffer {
     const most = this.#largest
-    const wanted = elementOf(dtype).bytes * count
+    const wanted = memoryOf(dtype).bytes * count
     if (wanted > most) {
       const error = new OutOfMemoryError(wanted, this.#used, most)
       const what = this.listener ? `${this.listener.name}: its workspace` : 'webgpu: a tensor'

@@ -17,7 +17,7 @@ import { type DType, isFloat, layout, type Primitives, type View } from '@tilegr
 import type { Engine } from '../commands/queue.ts'
 import { bufferOf } from '../device/buffers.ts'
 import { block, i32, u32, type ValuesOf } from '../wgsl/block.ts'
-import { elementOf, type Stored, storedOf } from '../wgsl/element.ts'
+import { elementOf, type Lane, laneOf } from '../wgsl/element.ts'
 import { mathCode } from '../wgsl/math.ts'
 import type { Shader } from '../wgsl/shader.ts'
 import { grid, nestOf, otherDims, pickDims, walk, walkFunction, walkOf } from './layout.ts'
@@ -121,7 +121,7 @@ const reading = (rank: number) => ({ x0: i32, x_step: i32, x_at: walk(rank) })
 const writing = (rank: number) => ({ values0: i32, indices0: i32, y_step: i32, y_at: walk(rank) })
 
 /** `k`: unsigned integers in the order of elements v; −0 equals 0, and NaN is the largest. */
-const keys: Readonly<Record<Stored, string>> = {
+const keys: Readonly<Record<Lane, string>> = {
   float32: `let b = bitcast<u32>(v);
   var k = select(b | 0x80000000u, ~b, (b >> 31u) == 1u);
   if (b == 0x80000000u) { k = 0x80000000u; }
@@ -135,7 +135,7 @@ const keyFunction = (
   descending: boolean,
 ): string => `${mathCode(isFloat(dtype) ? ['tg_isnan'] : [])}
 fn key(v: ${elementOf(dtype).item}) -> u32 {
-  ${keys[storedOf(dtype)]}
+  ${keys[laneOf(dtype)]}
   return ${descending ? '~k' : 'k'};
 }`
 

@@ -1,6 +1,6 @@
 /** All kernels of the WebGPU backend. A missing primitive is an error of types; a fused kernel is one line. */
 
-import { type KernelTable, type Primitives, wrapKernels } from '@tilegrad/core'
+import { type KernelOf, type KernelTable, type Primitives, wrapKernels } from '@tilegrad/core'
 import type { Engine } from '../commands/queue.ts'
 import { Memory } from '../commands/replay.ts'
 import { attention, attentionBackward } from './attention/attention.ts'
@@ -24,16 +24,22 @@ import { logSoftmax, logSoftmaxBackward, softmax, softmaxBackward } from './soft
 import { sort } from './sort.ts'
 import { totalNorm } from './total-norm.ts'
 
+/** A kernel of elements that fill words. */
+const ofWords = <A>(kernel: KernelOf<A>): KernelOf<A> => ({
+  dtypes: [['float32', 'int32', 'bool']],
+  ...kernel,
+})
+
 export function kernelTable(engine: Engine): KernelTable {
   const primitives: Primitives = {
     elementwise: elementwise(engine),
-    reduce: reduce(engine),
-    argReduce: argReduce(engine),
-    matmul: matmul(engine),
-    gather: gather(engine),
-    scatterAdd: scatterAdd(engine),
-    scan: scan(engine),
-    sort: sort(engine),
+    reduce: ofWords(reduce(engine)),
+    argReduce: ofWords(argReduce(engine)),
+    matmul: ofWords(matmul(engine)),
+    gather: ofWords(gather(engine)),
+    scatterAdd: ofWords(scatterAdd(engine)),
+    scan: ofWords(scan(engine)),
+    sort: ofWords(sort(engine)),
   }
   const table: KernelTable = {
     ...primitives,
@@ -58,7 +64,7 @@ export function kernelTable(engine: Engine): KernelTable {
     gated_linear_attentionBackward: gatedLinearAttentionBackward(engine, primitives.scan),
     linear: linear(engine),
     foreach: foreach(engine),
-    cat: cat(engine),
+    cat: ofWords(cat(engine)),
     total_norm: totalNorm(engine),
   }
   const memory = new Memory(engine)

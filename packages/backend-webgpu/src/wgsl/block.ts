@@ -11,7 +11,7 @@
  */
 
 import { type DType, ValueError } from '@tilegrad/core'
-import { elementOf } from './element.ts'
+import { elements, laneOf } from './element.ts'
 
 /** A parameter of a dispatch, at position `at`, that is the call's number `source`. */
 export interface Scalar {
@@ -146,7 +146,7 @@ export const when = <T>(present: boolean, { fields, put }: Part<T>): Part<T | nu
 export const numbers = (
   params: readonly { readonly source: number; readonly dtype: DType }[],
 ): Part<number> => ({
-  fields: (name) => params.map(({ dtype }, slot) => `${name}_${slot}: ${elementOf(dtype).item}`),
+  fields: (name) => params.map(({ dtype }, slot) => `${name}_${slot}: ${elements[laneOf(dtype)].item}`),
   put: (first, at, { scalars }) => {
     for (const [slot, { source, dtype }] of params.entries())
       scalars.push({ at: at + slot, source: first + source, dtype })

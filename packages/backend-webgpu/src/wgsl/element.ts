@@ -1,24 +1,28 @@
 /**
- * Element types: how each dtype that a GPU stores lies in memory (an item), what kernels compute with (a value), and the
- * way from one to the other. What depends on the dtype asks here, or has a table of its own over `Stored`: a dtype that
- * is added is then missing wherever the compiler says so.
+ * Element types: how each dtype that a GPU stores lies in memory, and what kernels compute with. Elements of float32, int32
+ * and bool fill a word each; those of 16 bits lie two to a word, the first in its low half, on every GPU alike. What
+ * depends on the dtype asks here, or has a table of its own over `Lane` or `Stored`: a dtype that is added is then
+ * missing wherever the compiler says so.
  */
 
-import { type DType, DTypeError, type TypedArray } from '@tilegrad/core'
+import { type DType, DTypeError, dtypeInfo, type TypedArray } from '@tilegrad/core'
+import { pack, unpack } from '@tilegrad/core/kernel'
+import type { MathName } from './math.ts'
+
+/** The dtypes that kernels compute with; an element of theirs is a word in memory. */
+export type Lane = 'float32' | 'int32' | 'bool'
+
+/** Those of 16 bits, which are computed with as float32. */
+export type Packed = 'float16' | 'bfloat16'
 
 /** The dtypes that GPUs store. */
-export type Stored = 'float32' | 'int32' | 'bool'
-
-/** Items on the host, as they are written to a buffer. */
-export type Words = Uint32Array<ArrayBuffer> | Int32Array<ArrayBuffer> | Float32Array<ArrayBuffer>
+export type Stored = Lane | Packed
 
 export interface Element {
   /** The WGSL type in memory. */
   readonly item: 'f32' | 'i32' | 'u32'
   /** The WGSL type that kernels compute with. */
   readonly value: 'f32' | 'i32' | 'bool'
-  /** Bytes of an item. */
-  readonly bytes: number
   /** The items 0 and 1. */
   readonly zero: string
   readonly one: string
@@ -26,27 +30,20 @@ export interface Element {
   load(item: string): string
   /** A value as an item. */
   store(value: string): string
-  /** Elements on the host as items. */
-  write(elements: TypedArray): Words
-  /** Items that were read as elements on the host. */
-  read(items: ArrayBuffer): TypedArray
   /** Puts a number of a call among a kernel's parameters, as an item. */
   put(value: number, at: number, f32: Float32Array, u32: Uint32Array): void
 }
 
 const same = (x: string): string => x
 
-export const elements: Readonly<Record<Stored, Element>> = {
+export const elements: Readonly<Record<Lane, Element>> = {
   float32: {
     item: 'f32',
     value: 'f32',
-    bytes: 4,
     zero: '0.0',
     one: '1.0',
     load: same,
     store: same,
-    write: (x) => x as Words,
-    read: (items) => new Float32Array(items),
     put: (value, at, f32) => {
       f32[at] = value
     },
@@ -54,13 +51,10 @@ export const elements: Readonly<Record<Stored, Element>> = {
   int32: {
     item: 'i32',
     value: 'i32',
-    bytes: 4,
     zero: '0',
     one: '1',
     load: same,
     store: same,
-    write: (x) => x as Words,
-    read: (items) => new Int32Array(items),
     put: (value, at, _, u32) => {
       u32[at] = value
     },
@@ -69,30 +63,80 @@ export const elements: Readonly<Record<Stored, Element>> = {
   bool: {
     item: 'u32',
     value: 'bool',
-    bytes: 4,
     zero: '0u',
     one: '1u',
     load: (item) => `(${item} != 0u)`,
     store: (value) => `select(0u, 1u, ${value})`,
-    write: (x) => Uint32Array.from(x),
-    read: (items) => Uint8Array.from(new Uint32Array(items)),
     put: (value, at, _, u32) => {
       u32[at] = Number(value !== 0)
     },
   },
 }
 
-const byName: Readonly<Partial<Record<DType, Element>>> = elements
-const isStored = (dtype: DType): dtype is Stored => byName[dtype] !== undefined
+/** Functions of WGSL for two elements of 16 bits: of a word the two values, of two values the word. */
+export const packings: Readonly<Record<Packed, { readonly load: MathName; readonly store: MathName }>> = {
+  float16: { load: 'tg_load_f16', store: 'tg_store_f16' },
+  bfloat16: { load: 'tg_load_bf16', store: 'tg_store_bf16' },
+}
 
-function refuse(dtype: DType): never {
+/** How elements lie in memory. */
+interface Memory {
+  /** Bytes of an element. */
+  readonly bytes: number
+  /** What kernels compute with. */
+  readonly lane: Lane
+  /** Elements on the host as they lie in memory. */
+  write(elements: TypedArray): ArrayBufferView
+  /** What was read from memory as elements on the host. */
+  read(memory: ArrayBuffer): TypedArray
+}
+
+/** One whose elements lie in memory as they do on the host. */
+const plain = (lane: Lane): Memory => ({
+  bytes: 4,
+  lane,
+  write: (elements) => elements,
+  read: (memory) => new dtypeInfo[lane].Memory(memory, 0, memory.byteLength / 4),
+})
+const packed = (dtype: Packed): Memory => ({
+  bytes: 2,
+  lane: 'float32',
+  write: (elements) => pack(dtype, elements),
+  read: (memory) => unpack(dtype, new Uint16Array(memory)),
+})
+
+const memories: Readonly<Record<Stored, Memory>> = {
+  float32: plain('float32'),
+  int32: plain('int32'),
+  bool: {
+    bytes: 4,
+    lane: 'bool',
+    write: (elements) => Uint32Array.from(elements),
+    read: (memory) => Uint8Array.from(new Uint32Array(memory)),
+  },
+  float16: packed('float16'),
+  bfloat16: packed('bfloat16'),
+}
+
+const byName: Readonly<Partial<Record<DType, Memory>>> = memories
+
+/** Tells how elements of a dtype lie in memory. Throws DTypeError for dtypes that GPUs do not store. */
+export function memoryOf(dtype: DType): Memory {
+  const memory = byName[dtype]
+  if (memory) return memory
   throw new DTypeError(
     `webgpu: ${dtype} is not stored on GPUs here; convert with .to('float32') before moving there`,
   )
 }
 
-/** A dtype as one that GPUs store. Throws DTypeError for others. */
-export const storedOf = (dtype: DType): Stored => (isStored(dtype) ? dtype : refuse(dtype))
+/** What kernels compute with where elements are of a dtype. Throws DTypeError for dtypes that GPUs do not store. */
+export const laneOf = (dtype: DType): Lane => memoryOf(dtype).lane
 
-/** Tells how elements of a dtype are stored. Throws DTypeError for dtypes that GPUs do not store. */
-export const elementOf = (dtype: DType): Element => byName[dtype] ?? refuse(dtype)
+export const isPacked = (dtype: DType): dtype is Packed => dtype in packings
+
+/** Tells of a dtype whose elements fill words. Throws DTypeError for others. */
+export function elementOf(dtype: DType): Element {
+  const element = elements[laneOf(dtype)]
+  if (isPacked(dtype)) throw new DTypeError(`webgpu: elements of ${dtype} fill no words`)
+  return element
+}

@@ -1,7 +1,7 @@
-/** Core's typed scalar expressions as WGSL: one `let` per node, in the types of values that `element.ts` names. */
+/** Core's typed scalar expressions as WGSL: one `let` per node, in the types of values that `element.ts` names: 16 bits are float32 here. */
 
 import { type Typed, typedPostOrder, UnsupportedOpError } from '@tilegrad/core'
-import { elements, type Stored, storedOf } from './element.ts'
+import { elements, type Lane, laneOf } from './element.ts'
 import type { MathName } from './math.ts'
 
 type Unary = Extract<Typed, { kind: 'unary' }>['op']
@@ -45,7 +45,7 @@ type Call = (name: MathName, ...args: string[]) => string
 function emit(t: Typed, a: string, b: string, c: string, leaf: (node: Leaf) => string, call: Call): string {
   switch (t.kind) {
     case 'const':
-      return constants[storedOf(t.dtype)](t.value, call)
+      return constants[laneOf(t.dtype)](t.value, call)
     case 'unary':
       return (unaries[t.op][operandOf(t)] ?? unsupported(t))(a, call)
     case 'binary':
@@ -53,14 +53,14 @@ function emit(t: Typed, a: string, b: string, c: string, leaf: (node: Leaf) => s
     case 'select':
       return `select(${c}, ${b}, ${a})`
     case 'cast':
-      return casts[operandOf(t)][storedOf(t.dtype)](a, call)
+      return casts[operandOf(t)][laneOf(t.dtype)](a, call)
     default:
       return leaf(t)
   }
 }
 
 /** The dtype of what a node works on. */
-const operandOf = (t: Typed): Stored => storedOf(t.args[0].dtype)
+const operandOf = (t: Typed): Lane => laneOf(t.args[0].dtype)
 
 function unsupported(t: Typed): never {
   throw new UnsupportedOpError(`elementwise: no WGSL for ${'op' in t ? t.op : t.kind} of ${operandOf(t)}`)
@@ -70,7 +70,7 @@ const bits = new Float32Array(1)
 const word = new Uint32Array(bits.buffer)
 
 /** Numbers as WGSL. NaN and infinities are made at run time: constant expressions must be finite. */
-const constants: Readonly<Record<Stored, (value: number, call: Call) => string>> = {
+const constants: Readonly<Record<Lane, (value: number, call: Call) => string>> = {
   float32: (value, call) => {
     bits[0] = value
     const rounded = bits[0]
@@ -93,7 +93,7 @@ const { float32, int32 } = elements
 const same: One = (x) => x
 
 /** The code that converts a dtype (outer key) to another. */
-const casts: Readonly<Record<Stored, Readonly<Record<Stored, One>>>> = {
+const casts: Readonly<Record<Lane, Readonly<Record<Lane, One>>>> = {
   float32: {
     float32: same,
     int32: (x, call) => call('tg_to_i32', x),
@@ -112,7 +112,7 @@ const casts: Readonly<Record<Stored, Readonly<Record<Stored, One>>>> = {
 }
 
 /** A function for each dtype that typing lets operands have. */
-type ByDType<F> = Readonly<Partial<Record<Stored, F>>>
+type ByDType<F> = Readonly<Partial<Record<Lane, F>>>
 
 const minus: One = (x) => `-${x}`
 const builtin =

@@ -81,6 +81,34 @@ const sine = (name: string, quarters: 0 | 1) => ({
 
 const sources = library({
   tg_isnan: { code: 'fn tg_isnan(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }' },
+  // Two numbers of 16 bits in a word. Stored is the nearest one, of two that are equally near the even one: WGSL's own
+  // packing may round as it likes, and leaves what it makes of numbers beyond the largest to the driver.
+  tg_load_f16: { code: 'fn tg_load_f16(w: u32) -> vec2f { return unpack2x16float(w); }' },
+  tg_store_f16: {
+    code: `fn tg_round_f16(x: f32) -> u32 {
+  let b = bitcast<u32>(x);
+  let size = b & 0x7fffffffu;
+  // Below 2⁻¹⁴ the last bit is worth 2⁻²⁴, as that of numbers from 1/2 to 1: adding 1/2 rounds.
+  let tiny = bitcast<u32>(bitcast<f32>(size) + 0.5) - 0x3f000000u;
+  let usual = (size - 0x38000000u + 0xfffu + ((size >> 13u) & 1u)) >> 13u;
+  let finite = select(usual, tiny, size < 0x38800000u);
+  let large = select(0x7c00u, 0x7e00u, size > 0x7f800000u);
+  return select(large, finite, size < 0x477ff000u) | ((b >> 16u) & 0x8000u);
+}
+fn tg_store_f16(x: vec2f) -> u32 { return tg_round_f16(x[0]) | (tg_round_f16(x[1]) << 16u); }`,
+  },
+  tg_load_bf16: {
+    code: 'fn tg_load_bf16(w: u32) -> vec2f { return vec2f(bitcast<f32>(w << 16u), bitcast<f32>(w & 0xffff0000u)); }',
+  },
+  tg_store_bf16: {
+    code: `fn tg_round_bf16(x: f32) -> u32 {
+  let b = bitcast<u32>(x);
+  let even = (b >> 16u) & 1u;
+  // Rounding might make infinity of what is no number.
+  return select((b + 0x7fffu + even) >> 16u, 0x7fc0u, (b & 0x7fffffffu) > 0x7f800000u);
+}
+fn tg_store_bf16(x: vec2f) -> u32 { return tg_round_bf16(x[0]) | (tg_round_bf16(x[1]) << 16u); }`,
+  },
   // Not constants: WGSL refuses constant expressions that are infinite or NaN.
   tg_bits: { code: 'fn tg_bits(b: u32) -> f32 { var v = b; return bitcast<f32>(v); }' },
   tg_max: {

@@ -1,9 +1,10 @@
 /** The frame around a kernel's WGSL: parameters, bindings, entry point. */
 
 import type { Block } from './block.ts'
+import type { Element } from './element.ts'
 
-/** What one element of a binding is. Bools are stored as u32, 0 or 1. */
-export type Item = 'f32' | 'i32' | 'u32' | 'vec4<f32>' | 'vec4<i32>' | 'vec4<u32>'
+/** What one element of a binding is. Bools are stored as u32, 0 or 1, and two elements of 16 bits as one u32. */
+export type Item = Element['item'] | 'vec2<u32>' | 'vec4<f32>' | 'vec4<i32>' | 'vec4<u32>' | 'atomic<u32>'
 
 export interface Binding {
   readonly name: string

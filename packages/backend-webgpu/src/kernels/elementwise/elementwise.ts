@@ -7,17 +7,20 @@
  * of four; else each element's place is computed from its coordinates. Buffers that appear twice are bound once: a buffer that is
  * written must not be bound a second time.
  *
+ * Of elements of 16 bits two lie in a word. A thread that writes four writes whole words; where it writes one, its
+ * neighbour may be another thread's, and it changes its half of the word by atomic operations.
+ *
  * Reference: `elementwise` in core's reference/kernels.ts. Test: elementwise.test.ts.
  */
 
-import { type Primitives, type TypedProgram, typedPostOrder, type View } from '@tilegrad/core'
+import { type DType, type Primitives, type TypedProgram, typedPostOrder, type View } from '@tilegrad/core'
 import type { Nest } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
 import { block, numbers, several, u32, type ValuesOf } from '../../wgsl/block.ts'
-import { elementOf } from '../../wgsl/element.ts'
+import { type Element, elements, isPacked, laneOf, packings } from '../../wgsl/element.ts'
 import { lower } from '../../wgsl/lowering.ts'
-import { mathCode } from '../../wgsl/math.ts'
+import { type MathName, mathCode } from '../../wgsl/math.ts'
 import type { Binding, Item, Shader } from '../../wgsl/shader.ts'
 import { grid, nestOf } from '../layout.ts'
 
@@ -131,25 +134,27 @@ function shader(
   const rank = nest.sizes.length
   const bindings = written.map((write, b): Binding => {
     const { dtype } = views[place.indexOf(b)]
-    const { item } = elementOf(dtype)
-    return { name: `b${b}`, item: (vectors ? `vec4<${item}>` : item) as Item, ...(write && { write }) }
+    return { name: `b${b}`, item: itemOf(dtype, vectors, write), ...(write && { write }) }
   })
   const inputs = views.slice(outputs)
 
   // The expressions as one function of an element: WGSL computes it once for each of four.
   const { code, values, functions } = lower(kernel.exprs, (node) => {
     if (node.kind === 'input') return `x${node.index}`
-    if (node.kind === 'param') return elementOf(node.dtype).load(`p.a_${node.slot}`)
+    if (node.kind === 'param') return computedAs(node.dtype).load(`p.a_${node.slot}`)
     return node.kind === 'index' ? 'i32(i)' : `c${rank + node.dim}`
   })
   const { coords } = traitsOf(kernel)
   const args = [
     'i: u32',
-    ...inputs.map((v, k) => `x${k}: ${elementOf(v.dtype).value}`),
+    ...inputs.map((v, k) => `x${k}: ${computedAs(v.dtype).value}`),
     ...(coords ? Array.from({ length: rank }, (_, d) => `c${d}: i32`) : []),
   ]
-  const results = kernel.exprs.map((t) => elementOf(t.dtype).value)
-  const declarations = `${mathCode(functions)}
+  const results = kernel.exprs.map((t) => computedAs(t.dtype).value)
+  const used = new Set<MathName>(functions)
+  for (const { dtype } of inputs) if (isPacked(dtype)) used.add(packings[dtype].load)
+  for (const { dtype } of kernel.exprs) if (isPacked(dtype)) used.add(packings[dtype].store)
+  const declarations = `${mathCode(used)}
 struct Out { ${results.map((t, i) => `r${i}: ${t}`).join(', ')} }
 fn f(${args.join(', ')}) -> Out {
 ${code}
@@ -177,19 +182,18 @@ return Out(${values.join(', ')});
       const dims = Array.from({ length: moves ? rank : rank - 1 }, (_, d) => ` + k${d} * p.s${d}_${i}`)
       return `u32(p.o${i}${dims.join('')})`
     }
-    inputs.forEach((_, k) => {
+    inputs.forEach((v, k) => {
       const name = `b${place[outputs + k]}`
       lines.push(`let at${k} = ${at(outputs + k)};`)
-      if (steps[outputs + k] === 0) lines.push(`let w${k} = vec4(${name}[at${k} >> 2u][at${k} & 3u]);`)
-      else lines.push(`let w${k} = ${name}[at${k} >> 2u];`)
+      lines.push(`let w${k} = ${vectorAt(v.dtype, name, `at${k}`, steps[outputs + k] === 0)};`)
     })
     for (let j = 0; j < 4; j++) {
-      const elements = inputs.map((v, k) => elementOf(v.dtype).load(`w${k}[${j}]`))
+      const elements = inputs.map((v, k) => computedAs(v.dtype).load(`w${k}[${j}]`))
       lines.push(`let r${j} = ${call(`first + ${j}u`, elements)};`)
     }
-    kernel.exprs.forEach((t, o) => {
-      const parts = [0, 1, 2, 3].map((j) => elementOf(t.dtype).store(`r${j}.r${o}`))
-      lines.push(`b${place[o]}[(${at(o)}) >> 2u] = vec4(${parts.join(', ')});`)
+    kernel.exprs.forEach(({ dtype }, o) => {
+      const parts = [0, 1, 2, 3].map((j) => `r${j}.r${o}`)
+      lines.push(`b${place[o]}[(${at(o)}) >> 2u] = ${vectorOf(dtype, parts)};`)
     })
   } else {
     if (long) lines.push('{', 'let i = first;')
@@ -207,12 +211,16 @@ return Out(${values.join(', ')});
           ? []
           : [steps[i] === 1 ? 'i32(i)' : `i32(i) * p.s0_${i}`]
         : Array.from({ length: rank }, (_, d) => `i32(k${d}) * p.s${d}_${i}`)
-      return `b${place[i]}[${[`p.o${i}`, ...terms].join(' + ')}]`
+      return [`p.o${i}`, ...terms].join(' + ')
     }
-    const elements = inputs.map((v, k) => elementOf(v.dtype).load(at(outputs + k)))
+    inputs.forEach((v, k) => {
+      const b = place[outputs + k]
+      lines.push(`let x${k} = ${elementAt(v.dtype, `b${b}`, at(outputs + k), written[b])};`)
+    })
+    const elements = inputs.map((_, k) => `x${k}`)
     lines.push(`let r = ${call('i', elements)};`)
-    kernel.exprs.forEach((t, o) => {
-      lines.push(`${at(o)} = ${elementOf(t.dtype).store(`r.r${o}`)};`)
+    kernel.exprs.forEach(({ dtype }, o) => {
+      lines.push(storeAt(dtype, `b${place[o]}`, at(o), `r.r${o}`))
     })
     lines.push('}')
   }
@@ -223,4 +231,48 @@ return Out(${values.join(', ')});
     declarations,
     body: lines.join('\n'),
   }
+}
+
+const computedAs = (dtype: DType): Element => elements[laneOf(dtype)]
+
+/** What is bound of a buffer: vectors of four elements, or one; of 16 bits the words of these. */
+function itemOf(dtype: DType, vectors: boolean, write: boolean): Item {
+  if (isPacked(dtype)) return vectors ? 'vec2<u32>' : write ? 'atomic<u32>' : 'u32'
+  const { item } = computedAs(dtype)
+  return vectors ? (`vec4<${item}>` as Item) : item
+}
+
+/** Four items from element `at` on of a binding of vectors, or four times the one there. */
+function vectorAt(dtype: DType, name: string, at: string, repeated: boolean): string {
+  const vector = `${name}[${at} >> 2u]`
+  if (!isPacked(dtype)) return repeated ? `vec4(${vector}[${at} & 3u])` : vector
+  const { load } = packings[dtype]
+  if (repeated) return `vec4(${load}(${vector}[(${at} >> 1u) & 1u])[${at} & 1u])`
+  return `vec4(${load}(${vector}[0]), ${load}(${vector}[1]))`
+}
+
+/** What four values are stored as. */
+function vectorOf(dtype: DType, values: readonly string[]): string {
+  if (!isPacked(dtype)) return `vec4(${values.map(computedAs(dtype).store).join(', ')})`
+  const { store } = packings[dtype]
+  const [a, b, c, d] = values
+  return `vec2(${store}(vec2(${a}, ${b})), ${store}(vec2(${c}, ${d})))`
+}
+
+/** The value of element `at`. */
+function elementAt(dtype: DType, name: string, at: string, written: boolean): string {
+  if (!isPacked(dtype)) return computedAs(dtype).load(`${name}[${at}]`)
+  const word = `${name}[(${at}) >> 1u]`
+  return `${packings[dtype].load}(${written ? `atomicLoad(&${word})` : word})[(${at}) & 1]`
+}
+
+/** Stores a value as element `at`. */
+function storeAt(dtype: DType, name: string, at: string, value: string): string {
+  if (!isPacked(dtype)) return `${name}[${at}] = ${computedAs(dtype).store(value)};`
+  return `{
+let at = ${at};
+let low = 16u * u32(at & 1);
+atomicAnd(&${name}[at >> 1u], ~(0xffffu << low));
+atomicOr(&${name}[at >> 1u], ${packings[dtype].store}(vec2(${value}, 0.0)) << low);
+}`
 }

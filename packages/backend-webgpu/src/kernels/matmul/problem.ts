@@ -3,7 +3,7 @@
 import type { View } from '@tilegrad/core'
 import { collapse, stridesOver } from '@tilegrad/core/kernel'
 import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
-import { type Stored, storedOf } from '../../wgsl/element.ts'
+import { type Lane, laneOf } from '../../wgsl/element.ts'
 
 /** The place of a matrix; strides and offset in elements. `batch` holds its strides along the dims of the batch. */
 export interface Matrix {
@@ -34,7 +34,7 @@ export interface Problem {
 }
 
 /** The type that products are computed in; those of bools are sums of int32 before they come here. */
-const types: Readonly<Record<Stored, Problem['type']>> = { float32: 'f32', int32: 'i32', bool: 'i32' }
+const types: Readonly<Record<Lane, Problem['type']>> = { float32: 'f32', int32: 'i32', bool: 'i32' }
 
 /** Describes a product of operands of equal rank, or that broadcast (`b` and `extras`) to the rank of the outputs. */
 export function problemOf(outs: readonly View[], a: View, b: View, extras: readonly View[] = []): Problem {
@@ -46,7 +46,7 @@ export function problemOf(outs: readonly View[], a: View, b: View, extras: reado
     k: a.shape.at(-1) as number,
     items: 1,
     sizes: shape.slice(0, d),
-    type: types[storedOf(a.dtype)],
+    type: types[laneOf(a.dtype)],
     a: matrix(a, [...shape.slice(0, -1), a.shape.at(-1) as number]),
     b: matrix(b, [...shape.slice(0, -2), ...b.shape.slice(-2)]),
     outs: outs.map((v) => matrix(v, shape)),

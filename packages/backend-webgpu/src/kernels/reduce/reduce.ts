@@ -13,7 +13,7 @@ import { type DType, isFloat, layout, type Primitives, type Reduction, type View
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf } from '../../device/buffers.ts'
 import { block, i32, u32, type ValuesOf } from '../../wgsl/block.ts'
-import { elementOf, type Stored, storedOf } from '../../wgsl/element.ts'
+import { elementOf, type Lane, laneOf } from '../../wgsl/element.ts'
 import { type MathName, mathCode } from '../../wgsl/math.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { type Lanes, laneCode, neighbour, shareOut, workgroup } from '../lanes.ts'
@@ -145,7 +145,7 @@ ${walkFunction('inner', ranks[1])}`,
 }
 
 /** The items that largest and smallest elements are looked for from. */
-const ends: Readonly<Record<Stored, Readonly<Record<'max' | 'min', string>>>> = {
+const ends: Readonly<Record<Lane, Readonly<Record<'max' | 'min', string>>>> = {
   float32: { max: 'tg_bits(0xff800000u)', min: 'tg_bits(0x7f800000u)' },
   int32: { max: 'i32(-2147483648)', min: '2147483647i' },
   bool: { max: '0u', min: '1u' },
@@ -159,7 +159,7 @@ function operation(
   const { zero, one } = elementOf(dtype)
   if (kind === 'sum') return [zero, (a, b) => `(${a} + ${b})`, []]
   if (kind === 'prod') return [one, (a, b) => `(${a} * ${b})`, []]
-  const start = ends[storedOf(dtype)][kind]
+  const start = ends[laneOf(dtype)][kind]
   return isFloat(dtype)
     ? [start, (a, b) => `tg_${kind}(${a}, ${b})`, [`tg_${kind}`, 'tg_bits']]
     : [start, (a, b) => `${kind}(${a}, ${b})`, []]
