@@ -1,7 +1,7 @@
 import * as tg from '@tilegrad/core'
 import { type Backend, data, grad, isFloat, reference, type Tensor } from '@tilegrad/core'
 import { describe, expect, test } from 'vitest'
-import { CLOSE, difference, EXACT, LOOSE } from './conformance/compare.ts'
+import { CLOSE, difference, EXACT, LOOSE, type Tolerance } from './conformance/compare.ts'
 import { type Row, table } from './op-table.ts'
 import { type Arg, LAYOUTS, type LayoutKind, list, make, tensorsIn } from './samples.ts'
 
@@ -12,15 +12,35 @@ interface Result {
   readonly values: tg.TypedArray
 }
 
+/** What the floats of a sample are. */
+type Float = 'float32' | 'float16' | 'bfloat16'
+
+/**
+ * What single elements may differ by, and what sums of many terms and gradients. Results of 16 bits are rounded from nearly
+ * the same number to neighbours, and gradients are made of results that were rounded so.
+ */
+const tolerances: Readonly<Record<Float, readonly [Tolerance, Tolerance]>> = {
+  float32: [CLOSE, LOOSE],
+  float16: [
+    { rtol: 2 ** -10, atol: 1e-6 },
+    { rtol: 2 ** -8, atol: 1e-3, cancels: true },
+  ],
+  bfloat16: [
+    { rtol: 2 ** -7, atol: 1e-6 },
+    { rtol: 2 ** -5, atol: 1e-2, cancels: true },
+  ],
+}
+
 /** Outputs, and where the operator has them gradients, of one call. */
 async function results(
   row: Row,
   sample: readonly Arg[],
   layout: LayoutKind,
   backend: Backend,
+  float: Float,
 ): Promise<Result[]> {
   const requiresGrad = row.order > 0
-  const args = make(sample, { backend, float: 'float32', layout, seed: 5, requiresGrad })
+  const args = make(sample, { backend, float, layout, seed: 5, requiresGrad })
   const out = (row.run as (...a: unknown[]) => Tensor | readonly Tensor[])(...args)
   const outputs = Array.isArray(out) ? (out as Tensor[]) : [out as Tensor]
   const leaves = tensorsIn(args).filter((t) => t.requiresGrad)
@@ -29,7 +49,7 @@ async function results(
     (y) =>
       make([list(y.shape, cosines(y.numel))], {
         backend,
-        float: 'float32',
+        float,
         layout: 'dense',
         seed: 0,
       })[0] as Tensor,
@@ -54,16 +74,18 @@ async function compare(
   sample: readonly Arg[],
   layout: LayoutKind,
   backend: Backend,
+  float: Float = 'float32',
 ): Promise<void> {
-  const want = await results(row, sample, layout, reference)
-  const got = await results(row, sample, layout, backend)
-  const place = `${row.name}(${JSON.stringify(sample)}) ${layout}`
+  const want = await results(row, sample, layout, reference, float)
+  const got = await results(row, sample, layout, backend, float)
+  const place = `${row.name}(${JSON.stringify(sample)}) ${layout} ${float}`
+  const [close, loose] = tolerances[float]
   expect(
     got.map((r) => [r.what, r.dtype, r.shape]),
     place,
   ).toEqual(want.map((r) => [r.what, r.dtype, r.shape]))
   for (const [i, { what, shape, dtype, values }] of want.entries()) {
-    const tolerance = !isFloat(dtype) ? EXACT : row.long || what.startsWith('gradient') ? LOOSE : CLOSE
+    const tolerance = !isFloat(dtype) ? EXACT : row.long || what.startsWith('gradient') ? loose : close
     expect(difference(got[i].values, values, shape, tolerance), `${what} of ${place}`).toBeNull()
   }
 }
@@ -103,6 +125,17 @@ export function testAgreement(device: string, backend: Backend): void {
       })
     }
   })
+
+  for (const float of ['float16', 'bfloat16'] as const)
+    describe(`${device} agrees with the reference in ${float}`, () => {
+      for (const [i, row] of table.entries()) {
+        test(`${row.name} (row ${i})`, async () => {
+          for (const sample of row.samples)
+            for (const layout of row.dense ? (['dense'] as const) : (['dense', 'strided'] as const))
+              await compare(row, sample, layout, backend, float)
+        })
+      }
+    })
 
   describe(`${device} agrees on special values`, () => {
     for (const [i, row] of table.entries()) {

@@ -113,7 +113,7 @@ export function placed(values: ArrayLike<number>, at: Layout, dtype: DType, devi
 export interface Making {
   readonly backend: Backend
   /** What 'float' means. */
-  readonly float: 'float32' | 'float64'
+  readonly float: Extract<DType, `${string}float${string}`>
   readonly layout: LayoutKind
   readonly seed: number
   readonly requiresGrad?: boolean
