@@ -48,7 +48,7 @@ const others = new Set(
   zeros zerosLike
   allGather allReduce checkpoint compile Mailbox retentionDecays ringAttention ringLinearAttention ringPieces ringShard
   ringUnshard runRanks attentionOperands dropoutParams asTensor describeValue expectOptions expectTensor
-  Printable checkLeaks expectActivation flatOf namedProgram offload offloaded reclaim setPrintOptions shownAs text wrapKernels`.split(
+  Printable autocast checkLeaks expectActivation flatOf namedProgram offload offloaded reclaim setPrintOptions shownAs text wrapKernels`.split(
     /\s+/,
   ),
 )

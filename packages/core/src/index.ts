@@ -13,6 +13,7 @@ export { enableGrad, GradNode, gradEnabled, noGrad } from './autograd/tape.ts'
 export { describe as describeValue, expectOptions, type Names } from './checks.ts'
 export { type Compiled, type CompileOptions, compile } from './compile/compile.ts'
 export type { PlanInfo } from './compile/plan.ts'
+export { type AutocastDType, autocast } from './dispatch/autocast.ts'
 export type {
   Backend,
   BackendBuffer,
@@ -35,7 +36,7 @@ export {
   withBackend,
 } from './dispatch/device.ts'
 export * from './dispatch/kernels.ts'
-export { apply, type Op, type TensorSpec } from './dispatch/op.ts'
+export { apply, type Op, type Precision, type TensorSpec } from './dispatch/op.ts'
 export {
   type Path,
   type Profile,

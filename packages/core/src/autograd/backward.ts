@@ -1,4 +1,5 @@
 import { describe, expectOptions } from '../checks.ts'
+import { casting } from '../dispatch/casting.ts'
 import { DTypeError, GradError, ShapeError, show, ValueError } from '../errors.ts'
 import { addInto, addTensors, copy, fill } from '../primitives/elementwise.ts'
 import { reduce } from '../primitives/reduce.ts'
@@ -123,8 +124,11 @@ interface Mode {
 
 function walk(roots: readonly Tensor[], seeds: readonly (Tensor | null)[], mode: Mode): Map<Tensor, Tensor> {
   const pass = new Pass(mode, roots)
+  const before = casting.now
   const run = (): void => {
     try {
+      // Gradients are computed in the dtypes that the forward pass has made.
+      casting.now = null
       roots.forEach((root, i) => pass.seed(root, seeds[i] ?? null))
       pass.run()
     } catch (error) {
@@ -132,6 +136,7 @@ function walk(roots: readonly Tensor[], seeds: readonly (Tensor | null)[], mode:
       throw error
     } finally {
       pass.end()
+      casting.now = before
     }
   }
   // What is in flight when an error comes by is freed with all that was made.

@@ -1,5 +1,6 @@
 import { expectFunction, expectOptions } from '../checks.ts'
 import { capturing } from '../dispatch/capturing.ts'
+import { type Casting, casting, withCasting } from '../dispatch/casting.ts'
 import { GradError, show } from '../errors.ts'
 import { pager } from '../offload/pager.ts'
 import { storeOf } from '../offload/store.ts'
@@ -114,6 +115,7 @@ class Replayed<I extends readonly Tensor[]> implements Replay {
   /** Tensors from elsewhere that the function's operators read, and their versions. */
   readonly #outside: ReadonlyMap<Tensor, number>
   readonly #expected: ReturnType<typeof signature>
+  readonly #casting: Casting | null = casting.now
 
   constructor(
     fn: (...inputs: I) => unknown,
@@ -139,7 +141,8 @@ class Replayed<I extends readonly Tensor[]> implements Replay {
     const rng = getRngState()
     setRngState(this.#rng)
     try {
-      const { nodes, made } = enableGrad(() => record(this.#fn, this.inputs))
+      const again = (): Recorded<unknown> => enableGrad(() => record(this.#fn, this.inputs))
+      const { nodes, made } = this.#casting?.afresh(again) ?? withCasting(null, again)
       const i = this.#expected.findIndex((e, n) => !nodes[n] || !alike(e, nodes[n]))
       if (i >= 0 || nodes.length !== this.#expected.length) {
         drop(made, 'checkpoint()')

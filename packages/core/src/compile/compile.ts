@@ -1,6 +1,7 @@
 import { gradEnabled, noGrad } from '../autograd/tape.ts'
 import { expectFunction, expectOptions, describe as showValue } from '../checks.ts'
 import { capturing } from '../dispatch/capturing.ts'
+import { casting } from '../dispatch/casting.ts'
 import { defaultBackend } from '../dispatch/device.ts'
 import { CompileError, show, ValueError } from '../errors.ts'
 import { limitOf } from '../offload/offload.ts'
@@ -108,7 +109,7 @@ export function compile<A extends readonly unknown[], R>(
       const at = given.indexOf(t)
       return at >= 0 ? at : given.push(t) - 1
     })
-    const key = `${textOf(tree)} ${given.map(kindOf).join()} ${gradEnabled()} ${idOf(defaultBackend())}`
+    const key = `${textOf(tree)} ${given.map(kindOf).join()} ${gradEnabled()} ${casting.now?.dtype} ${idOf(defaultBackend())}`
     let found = recordings.get(key)
     recordings.delete(key)
     found ??= new Recordings(tree, given, fuse, maxPlans, limit)
@@ -239,7 +240,8 @@ class Recordings {
         const found: Tensor[] = []
         capture.run(() => {
           const args = restored(this.#tree, (index) => this.#inputs[index]) as readonly unknown[]
-          const result = fn(...args)
+          // A replay casts weights as they are then: what was cast outside is none of the function's.
+          const result = casting.now ? casting.now.afresh(() => fn(...args)) : fn(...args)
           refuseAsync('compile', result, 'a compiled function is synchronous. Await outside')
           tree = treeOf('the result', result, (t) => {
             const at = found.indexOf(t)

@@ -20,8 +20,15 @@ import { collect, drop, settled, track } from '../tensor/scope.ts'
 import type { Tensor } from '../tensor/tensor.ts'
 import type { Backend, View } from './backend.ts'
 import { listening, NO_NUMBERS, run, takes, type Work } from './call.ts'
+import { casting } from './casting.ts'
 import type { GradientAttrs, KernelOf, KernelTable } from './kernels.ts'
 import { allocateAll, placesLike, type TensorSpec } from './placing.ts'
+
+/**
+ * What an operator wants in `autocast`: the number of its first operands that it multiplies, which then have 16 bits, or
+ * 'float32' for results that are not rounded to 16 bits.
+ */
+export type Precision = number | 'float32'
 
 /**
  * A composed operator. `compose` is its meaning, in other tensor operators; a backend may bring a fused kernel for it, and
@@ -51,6 +58,8 @@ export interface Op<A = unknown> {
   readonly placesGradients?: boolean
   /** How many outputs are the operator's own (the rest is saved for backward). Default 1. */
   readonly outputs?: number
+  /** What it wants in `autocast`, which knows it of this library's own. Default: each operator that it is composed of by itself. */
+  readonly precision?: Precision
 }
 
 /**
@@ -74,13 +83,26 @@ export function apply<A extends object>(
   numbers = NO_NUMBERS,
 ): readonly Tensor[] {
   const inputs = tensorsOf(op.name, operands)
+  return casting.now
+    ? casting.now.run(op, inputs, (cast, wide) => dispatch(op, cast, attrs, numbers, wide))
+    : dispatch(op, inputs, attrs, numbers)
+}
+
+/** `wide`: results are float32 where operands of 16 bits would have them rounded. */
+function dispatch<A extends object>(
+  op: Op<A>,
+  inputs: readonly Tensor[],
+  attrs: A,
+  numbers: readonly number[],
+  wide?: boolean,
+): readonly Tensor[] {
   const backend = backendOf(op.name, inputs)
   op.validate?.(inputs, attrs)
   const kernel = op.infer && picked(op.name, op.kernel, backend.kernels)
   const halves = anyHalf(inputs)
   if (kernel) {
-    const fits = takes(kernel, inputs, attrs)
-    const all = (fits || halves) && fused(op, kernel, backend, inputs, attrs, numbers, fits)
+    const fits = !(wide && halves) && takes(kernel, inputs, attrs)
+    const all = (fits || halves) && fused(op, kernel, backend, inputs, attrs, numbers, fits, wide)
     if (all) {
       const own = op.outputs ?? 1
       const mine = all.length > own ? all.slice(0, own) : all
@@ -93,12 +115,14 @@ export function apply<A extends object>(
     }
   }
   if (halves) {
-    // In float32, and rounded once.
+    // In float32, and rounded once, to what a kernel would fill.
+    const specs = op.infer?.(inputs, attrs)
     const dtype = inputs
       .map((t) => t.dtype)
       .filter(isFloat)
       .reduce(promote)
-    return apply(op, widen(inputs), attrs, numbers).map((t) => narrowed(t, dtype))
+    const results = dispatch(op, widen(inputs), attrs, numbers)
+    return wide ? results : results.map((t, i) => narrowed(t, specs ? specs[i].dtype : dtype))
   }
   const listener = listening()
   const begun = listener?.begin(backend)
@@ -139,6 +163,7 @@ function fused<A extends object>(
   attrs: A,
   numbers: readonly number[],
   fits: boolean,
+  wide?: boolean,
 ): readonly Tensor[] | null {
   const { name, flops } = op
   const go = (inputs: readonly Tensor[]): Tensor[] => {
@@ -151,10 +176,10 @@ function fused<A extends object>(
   if (fits) return go(inputs)
   const { result, made } = collect(() =>
     noGrad(() => {
-      const wide = widen(inputs)
-      if (!takes(kernel, wide, attrs)) return null
-      const specs = op.infer?.(inputs, attrs)
-      return go(wide).map((t, i) => (specs && i < (op.outputs ?? 1) ? narrowed(t, specs[i].dtype) : t))
+      const widened = widen(inputs)
+      if (!takes(kernel, widened, attrs)) return null
+      const specs = wide ? undefined : op.infer?.(inputs, attrs)
+      return go(widened).map((t, i) => (specs && i < (op.outputs ?? 1) ? narrowed(t, specs[i].dtype) : t))
     }),
   )
   drop(

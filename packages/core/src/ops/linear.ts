@@ -6,9 +6,10 @@ import { derive } from '../expr/derive.ts'
 import type { Expr } from '../expr/expr.ts'
 import * as e from '../expr/expr.ts'
 import { type Program, program, specialize, type TypedProgram } from '../expr/program.ts'
-import { elementwise, elementwiseAll } from '../primitives/elementwise.ts'
+import { copy, elementwise, elementwiseAll } from '../primitives/elementwise.ts'
 import { matmulPrimitive } from '../primitives/matmul.ts'
 import { reshapeView, transposeView } from '../primitives/views.ts'
+import { promote } from '../tensor/dtype.ts'
 import { numel, sameShape } from '../tensor/layout.ts'
 import { asTensor, expectTensor } from '../tensor/operands.ts'
 import type { Tensor } from '../tensor/tensor.ts'
@@ -26,7 +27,8 @@ export interface LinearEpilogue {
 
 /**
  * activation(x · weightᵀ + bias) + residual: x (…, K), weight (N, K), bias (N) and residual (…, N) → (…, N). A backend
- * may compute it in one kernel, all that follows the product while an element is at hand.
+ * may compute it in one kernel, all that follows the product while an element is at hand. The result has the dtype that x
+ * and weight promote to, and residual where there is one; a bias of more bits is added before rounding.
  *
  * @throws ShapeError if the sizes do not fit, ValueError for an unknown activation.
  * @example
@@ -120,8 +122,11 @@ function linearOp(
     const out = new Array<Tensor | null>(node.inputs.length).fill(null)
     if (residual) out[2 + bias] = dy
     if (!d) return out
-    if (bias) out[2] = d
     const [x, w] = [node.input(0), node.input(1)]
+    // Beside a residual of float32 operands of 16 bits give a y of float32: these products are of 16 bits as well.
+    const dtype = promote(x.dtype, w.dtype)
+    if (d.dtype !== dtype) d = copy(d, dtype)
+    if (bias) out[2] = d
     const [n, k] = w.rank === 1 ? [1, w.shape[0]] : w.shape
     const rows = numel(x.shape.slice(0, -1))
     const tall = reshapeView(d, [rows, n])
@@ -163,8 +168,11 @@ function linearOp(
     },
     // A plain product has kernels of its own; so have vectors and other dtypes.
     ...(!plain && {
-      infer: ([x, w]: readonly Tensor[]) =>
-        epilogue.exprs.map(() => ({ shape: outputShape(x, w), dtype: x.dtype })),
+      infer: ([x, w, ...rest]: readonly Tensor[]) => {
+        const dtype = promote(x.dtype, w.dtype)
+        const y = residual ? promote(dtype, rest[bias].dtype) : dtype
+        return epilogue.exprs.map((_, i) => ({ shape: outputShape(x, w), dtype: i ? dtype : y }))
+      },
       flops: ([x, w]: readonly { shape: readonly number[] }[]) => 2 * numel(x.shape) * w.shape[0],
     }),
     compose: (inputs) => {

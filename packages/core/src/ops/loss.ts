@@ -7,7 +7,7 @@ import { program } from '../expr/program.ts'
 import { copy, elementwise } from '../primitives/elementwise.ts'
 import { gatherPrimitive } from '../primitives/indexing.ts'
 import { alias, reshapeView } from '../primitives/views.ts'
-import { isFloat } from '../tensor/dtype.ts'
+import { isFloat, isHalf } from '../tensor/dtype.ts'
 import { sameShape } from '../tensor/layout.ts'
 import { type ArrayOperand, asTensor } from '../tensor/operands.ts'
 import type { Tensor } from '../tensor/tensor.ts'
@@ -237,7 +237,7 @@ function checkWeight(op: string, input: Tensor, weight: Tensor | null | undefine
   const c = input.shape[input.rank === 1 ? 0 : 1]
   if (weight && !sameShape(weight.shape, [c]))
     throw new ShapeError(`${op}: weight ${show(weight.shape)} must have one factor per class, [${c}]`)
-  if (weight && weight.dtype !== input.dtype)
+  if (weight && weight.dtype !== input.dtype && !isHalf(input.dtype))
     throw new DTypeError(`${op}: weight is ${weight.dtype}, the input ${input.dtype}; expected the same`)
 }
 

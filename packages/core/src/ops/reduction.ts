@@ -1,15 +1,16 @@
 import { expectDType, expectFloat, expectOptions, type Names } from '../checks.ts'
+import { casting } from '../dispatch/casting.ts'
 import { apply, type Op } from '../dispatch/op.ts'
 import { ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr/expr.ts'
 import { program } from '../expr/program.ts'
-import { copy, elementwise, fill } from '../primitives/elementwise.ts'
+import { addTensors, copy, elementwise, fill } from '../primitives/elementwise.ts'
 import { reduce } from '../primitives/reduce.ts'
 import { scan } from '../primitives/scan.ts'
 import { argReducePrimitive, sortPrimitive } from '../primitives/sort.ts'
 import { reshapeView } from '../primitives/views.ts'
 import { narrowed } from '../primitives/widen.ts'
-import { type DType, isHalf, toFloat, toSum } from '../tensor/dtype.ts'
+import { type DType, isHalf, toFloat } from '../tensor/dtype.ts'
 import { wrapDim, wrapDims } from '../tensor/layout.ts'
 import { asTensor } from '../tensor/operands.ts'
 import type { Tensor } from '../tensor/tensor.ts'
@@ -39,7 +40,8 @@ export interface SumOptions extends ReduceOptions {
 
 const as = (op: string, x: Tensor, dtype: DType | undefined): Tensor => {
   const from = asTensor(op, x)
-  return dtype === undefined || dtype === from.dtype ? from : copy(from, expectDType(op, dtype))
+  const to = dtype ?? casting.now?.results(op, [from])?.[0] ?? from.dtype
+  return to === from.dtype ? from : copy(from, expectDType(op, to))
 }
 
 const SUMMING: Names<SumOptions> = { keepdim: 1, dtype: 1 }
@@ -104,11 +106,8 @@ export function mean(x: Tensor, dim?: Dims, options: SumOptions = {}): Tensor {
  * @example
  * await tensor([[1, 5], [3, 4]]).amax(1).toArray() // → [5, 4]
  */
-export const amax = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor => {
-  const { keepdim = false } = expectOptions('amax', options, REDUCING)
-  x = asTensor('amax', x)
-  return reduce('max', x, wrapDims('amax', dim, x.rank), keepdim)
-}
+export const amax = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor =>
+  extreme('max', x, dim, options)
 
 /**
  * Finds the smallest over dims, by default all; NaN if there is one. Elements that are equally small share the
@@ -118,14 +117,24 @@ export const amax = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor
  * @example
  * await tensor([[1, 5], [3, 4]]).amin(1).toArray() // → [1, 3]
  */
-export const amin = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor => {
-  const { keepdim = false } = expectOptions('amin', options, REDUCING)
-  x = asTensor('amin', x)
-  return reduce('min', x, wrapDims('amin', dim, x.rank), keepdim)
+export const amin = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor =>
+  extreme('min', x, dim, options)
+
+function extreme(kind: 'max' | 'min', x: Tensor, dim: Dims, options: ReduceOptions): Tensor {
+  const op = `a${kind}`
+  const { keepdim = false } = expectOptions(op, options, REDUCING)
+  x = asTensor(op, x)
+  return reduce(kind, x, wrapDims(op, dim, x.rank), keepdim)
 }
 
-function argReduce(kind: 'max' | 'min', x: Tensor, dim: number | null | undefined, keepdim: boolean): Tensor {
+function argReduce(
+  kind: 'max' | 'min',
+  x: Tensor,
+  dim: number | null | undefined,
+  options: ReduceOptions,
+): Tensor {
   const op = `arg${kind}`
+  const { keepdim = false } = expectOptions(op, options, REDUCING)
   x = asTensor(op, x)
   const all = dim === undefined || dim === null
   if (x.numel === 0 && (all || x.shape[wrapDim(op, dim, x.rank)] === 0))
@@ -149,10 +158,8 @@ function argReduce(kind: 'max' | 'min', x: Tensor, dim: number | null | undefine
  * @example
  * await tensor([[1, 5], [7, 4]]).argmax(1).toArray() // → [1, 0]
  */
-export const argmax = (x: Tensor, dim?: number | null, options: ReduceOptions = {}): Tensor => {
-  const { keepdim = false } = expectOptions('argmax', options, REDUCING)
-  return argReduce('max', x, dim, keepdim)
-}
+export const argmax = (x: Tensor, dim?: number | null, options: ReduceOptions = {}): Tensor =>
+  argReduce('max', x, dim, options)
 
 /**
  * Finds the position of the first smallest along dim, or in the flattened tensor if dim is missing: int32. NaN
@@ -162,10 +169,8 @@ export const argmax = (x: Tensor, dim?: number | null, options: ReduceOptions = 
  * @example
  * await tensor([[1, 5], [7, 4]]).argmin(1).toArray() // → [0, 1]
  */
-export const argmin = (x: Tensor, dim?: number | null, options: ReduceOptions = {}): Tensor => {
-  const { keepdim = false } = expectOptions('argmin', options, REDUCING)
-  return argReduce('min', x, dim, keepdim)
-}
+export const argmin = (x: Tensor, dim?: number | null, options: ReduceOptions = {}): Tensor =>
+  argReduce('min', x, dim, options)
 
 /** Options of `var` and `std`. */
 export interface VarOptions extends ReduceOptions {
@@ -250,7 +255,10 @@ const LOG_SOFTMAX: Op<{ dim: number }> = {
   },
 }
 
-function alongDim(op: Op<{ dim: number }>, input: Tensor, dim: number, dtype: DType | undefined): Tensor {
+const CASTING: Names<CastOptions> = { dtype: 1 }
+
+function alongDim(op: Op<{ dim: number }>, input: Tensor, dim: number, options: CastOptions): Tensor {
+  const { dtype } = expectOptions(op.name, options, CASTING)
   const x = as(op.name, input, dtype)
   expectFloat(op.name, x.dtype)
   const d = wrapDim(op.name, dim, x.rank)
@@ -271,10 +279,8 @@ export interface CastOptions {
  * @example
  * await tensor([[1, 1], [0, 100]]).softmax(1).toArray() // → [[0.5, 0.5], [0, 1]]
  */
-export const softmax = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
-  const { dtype } = expectOptions('softmax', options, { dtype: 1 })
-  return alongDim(SOFTMAX, x, dim, dtype)
-}
+export const softmax = (x: Tensor, dim: number, options: CastOptions = {}): Tensor =>
+  alongDim(SOFTMAX, x, dim, options)
 
 /**
  * Takes x − ln Σ exp(x) along dim, in x's shape: the logarithm of `softmax`, without its loss of precision.
@@ -283,10 +289,8 @@ export const softmax = (x: Tensor, dim: number, options: CastOptions = {}): Tens
  * @example
  * await tensor([0, 100]).logSoftmax(0).toArray() // → [-100, 0]
  */
-export const logSoftmax = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
-  const { dtype } = expectOptions('log_softmax', options, { dtype: 1 })
-  return alongDim(LOG_SOFTMAX, x, dim, dtype)
-}
+export const logSoftmax = (x: Tensor, dim: number, options: CastOptions = {}): Tensor =>
+  alongDim(LOG_SOFTMAX, x, dim, options)
 
 /**
  * Takes `softmax` of −x along dim, in x's shape.
@@ -296,8 +300,8 @@ export const logSoftmax = (x: Tensor, dim: number, options: CastOptions = {}): T
  * await tensor([0, 100]).softmin(0).toArray() // → [1, 0]
  */
 export const softmin = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
-  const { dtype } = expectOptions('softmin', options, { dtype: 1 })
-  return alongDim(SOFTMAX, mul(as('softmin', x, dtype), -1), dim, undefined)
+  const { dtype } = expectOptions('softmin', options, CASTING)
+  return alongDim(SOFTMAX, mul(as('softmin', x, dtype), -1), dim, {})
 }
 
 const LOGSUMEXP: Op<{ dims: readonly number[]; keepdim: boolean }> = {
@@ -308,7 +312,7 @@ const LOGSUMEXP: Op<{ dims: readonly number[]; keepdim: boolean }> = {
     // An infinite maximum would give ∞ − ∞.
     const shift = where(elementwise(FINITE, [top]), top, 0)
     const total = log(reduce('sum', exp(sub(x, shift)), dims, true))
-    const out = elementwise(SUM, [total, shift])
+    const out = addTensors(total, shift)
     return [
       keepdim
         ? out
@@ -320,7 +324,6 @@ const LOGSUMEXP: Op<{ dims: readonly number[]; keepdim: boolean }> = {
   },
 }
 const FINITE = program('isfinite', 1, ([x]) => e.lt(e.abs(x), Infinity))
-const SUM = program('add', 2, ([a, b]) => e.add(a, b))
 
 /**
  * Takes ln Σ exp(x) over dims, null for all, shifted by the largest so that nothing overflows; integers become
@@ -337,10 +340,12 @@ export function logsumexp(x: Tensor, dim: Dims, options: ReduceOptions = {}): Te
   return apply(LOGSUMEXP, [from], { dims: wrapDims('logsumexp', dim, x.rank), keepdim })[0]
 }
 
-function cumulative(kind: 'sum' | 'prod', x: Tensor, dim: number, dtype: DType | undefined): Tensor {
-  x = asTensor(`cum${kind}`, x)
-  const from = as(`cum${kind}`, x, dtype ?? toSum(x.dtype))
-  const d = wrapDim(`cum${kind}`, dim, x.rank)
+function cumulative(kind: 'sum' | 'prod', x: Tensor, dim: number, options: CastOptions): Tensor {
+  const op = `cum${kind}`
+  const { dtype } = expectOptions(op, options, CASTING)
+  x = asTensor(op, x)
+  const from = as(op, x, dtype ?? (x.dtype === 'bool' ? 'int32' : undefined))
+  const d = wrapDim(op, dim, x.rank)
   return x.rank === 0 ? copy(from) : scan(kind, [from], d, false)
 }
 
@@ -351,10 +356,8 @@ function cumulative(kind: 'sum' | 'prod', x: Tensor, dim: number, dtype: DType |
  * @example
  * await tensor([1, 2, 3]).cumsum(0).toArray() // → [1, 3, 6]
  */
-export const cumsum = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
-  const { dtype } = expectOptions('cumsum', options, { dtype: 1 })
-  return cumulative('sum', x, dim, dtype)
-}
+export const cumsum = (x: Tensor, dim: number, options: CastOptions = {}): Tensor =>
+  cumulative('sum', x, dim, options)
 
 /**
  * Multiplies along dim up to and with each element, in x's shape. The gradient is right also where there are
@@ -364,10 +367,8 @@ export const cumsum = (x: Tensor, dim: number, options: CastOptions = {}): Tenso
  * @example
  * await tensor([1, 2, 3]).cumprod(0).toArray() // → [1, 2, 6]
  */
-export const cumprod = (x: Tensor, dim: number, options: CastOptions = {}): Tensor => {
-  const { dtype } = expectOptions('cumprod', options, { dtype: 1 })
-  return cumulative('prod', x, dim, dtype)
-}
+export const cumprod = (x: Tensor, dim: number, options: CastOptions = {}): Tensor =>
+  cumulative('prod', x, dim, options)
 
 /** Options of `sort` and `argsort`. */
 export interface SortOptions {
@@ -449,11 +450,8 @@ export function topk(
  * @example
  * await tensor([[0, 0], [0, 1]]).any(1).toArray() // → [false, true]
  */
-export const any = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor => {
-  const { keepdim = false } = expectOptions('any', options, REDUCING)
-  const from = flags(x)
-  return copy(reduce('sum', from, wrapDims('any', dim, from.rank), keepdim), 'bool')
-}
+export const any = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor =>
+  flagged('any', 'sum', x, dim, options)
 
 /**
  * Says whether all elements are not 0, over dims, by default all: bool.
@@ -462,11 +460,12 @@ export const any = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor 
  * @example
  * await tensor([[1, 1], [0, 1]]).all(1).toArray() // → [true, false]
  */
-export const all = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor => {
-  const { keepdim = false } = expectOptions('all', options, REDUCING)
-  const from = flags(x)
-  return copy(reduce('prod', from, wrapDims('all', dim, from.rank), keepdim), 'bool')
-}
+export const all = (x: Tensor, dim?: Dims, options: ReduceOptions = {}): Tensor =>
+  flagged('all', 'prod', x, dim, options)
 
-/** The elements as 0 and 1. */
-const flags = (x: Tensor): Tensor => copy(copy(x, 'bool'), 'int32')
+/** Reduces the elements as 0 and 1. */
+function flagged(op: string, kind: 'sum' | 'prod', x: Tensor, dim: Dims, options: ReduceOptions): Tensor {
+  const { keepdim = false } = expectOptions(op, options, REDUCING)
+  const from = copy(copy(x, 'bool'), 'int32')
+  return copy(reduce(kind, from, wrapDims(op, dim, from.rank), keepdim), 'bool')
+}

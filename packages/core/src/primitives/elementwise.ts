@@ -2,10 +2,11 @@ import { type GradNode, gradEnabled, noGrad } from '../autograd/tape.ts'
 import type { Backend, View } from '../dispatch/backend.ts'
 import { run } from '../dispatch/call.ts'
 import { type Numbers, numbersOf } from '../dispatch/capturing.ts'
+import { casting } from '../dispatch/casting.ts'
 import type { ElementwiseAttrs } from '../dispatch/kernels.ts'
 import { type Primitive, tape } from '../dispatch/primitive.ts'
 import { DTypeError, GradError, ShapeError, show } from '../errors.ts'
-import { add as addExpr } from '../expr/expr.ts'
+import { add as addExpr, mul as mulExpr } from '../expr/expr.ts'
 import {
   expressionWork,
   gradient,
@@ -53,7 +54,7 @@ export function elementwiseAll(
     p,
     inputs.map((t) => t.dtype),
     typesOf(numbers, params),
-    dtypes,
+    dtypes ?? casting.now?.results(p.name, inputs),
   )
   const shape =
     inputs.length === 1
@@ -249,6 +250,8 @@ function apart(
 }
 
 const FILL = program('full', 0, (_, [v]) => v, 1)
+/** Multiplies by a number. */
+export const TIMES = program('mul', 1, ([x], [n]) => mulExpr(x, n), 1)
 const ADD = program('add', 2, ([a, b]) => addExpr(a, b))
 /** Copies, converting where dtypes differ. */
 export const COPY = program('copy', 1, ([x]) => x)

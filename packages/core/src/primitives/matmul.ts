@@ -1,13 +1,12 @@
 import type { GradNode } from '../autograd/tape.ts'
+import { casting } from '../dispatch/casting.ts'
 import type { Primitive } from '../dispatch/primitive.ts'
 import { DTypeError, ShapeError, show } from '../errors.ts'
-import * as e from '../expr/expr.ts'
-import { program } from '../expr/program.ts'
 import { isFloat, promote } from '../tensor/dtype.ts'
 import { broadcastShapes, numel, sliceLayout } from '../tensor/layout.ts'
 import { allocate, type Tensor } from '../tensor/tensor.ts'
 import { backendOf } from './common.ts'
-import { copy, elementwise } from './elementwise.ts'
+import { copy, elementwise, TIMES } from './elementwise.ts'
 import { perform } from './perform.ts'
 import { expandView, part, transposeView } from './views.ts'
 
@@ -24,6 +23,7 @@ const MATMUL: Primitive<object> = {
 export function matmulPrimitive(op: string, a: Tensor, b: Tensor): Tensor {
   if (a.shape[a.rank - 1] >= manyTimes && a.strides[a.rank - 1] === 0 && b.strides[b.rank - 2] === 0)
     return repeated(op, a, b)
+  if (casting.now) [a, b] = casting.now.operands(op, [a, b])
   const backend = backendOf(op, [a, b])
   const [m, k] = [a.shape[a.rank - 2], a.shape[a.rank - 1]]
   const [k2, n] = [b.shape[b.rank - 2], b.shape[b.rank - 1]]
@@ -51,7 +51,6 @@ const NONE = {}
 
 /** Inner sizes from here on are looked at: a repeated product is one product, whatever 32 bits can count. */
 const manyTimes = 2 ** 24
-const TIMES = program('mul', 1, ([x], [n]) => e.mul(x, n), 1)
 
 /** A product whose inner dim repeats one element on either side. */
 function repeated(op: string, a: Tensor, b: Tensor): Tensor {

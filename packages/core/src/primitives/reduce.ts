@@ -8,29 +8,24 @@ import { toSum } from '../tensor/dtype.ts'
 import { contiguousStrides, largestSize } from '../tensor/layout.ts'
 import { viewOf } from '../tensor/nest.ts'
 import { allocate, type Tensor } from '../tensor/tensor.ts'
-import { copy, elementwise, fill } from './elementwise.ts'
+import { copy, elementwise, fill, TIMES } from './elementwise.ts'
 import { perform } from './perform.ts'
-import { scan, shift } from './scan.ts'
+import { MUL, scan, shift } from './scan.ts'
 import { expandView, permuteView, reshapeView } from './views.ts'
 
 const TIES = program('amax.ties', 2, ([x, y]) =>
   e.cast('float32', e.or(e.eq(x, y), e.and(e.isnan(x), e.isnan(y)))),
 )
 const SHARE = program('amax.share', 3, ([d, ties, n]) => e.div(e.mul(d, ties), n))
-const MUL2 = program('mul', 2, ([a, b]) => e.mul(a, b))
 
 const REDUCE: Primitive<ReduceAttrs> = { kernel: (kernels) => kernels.reduce, backward }
 
 /** Sum, product, largest or smallest over `dims` (sorted, non-negative). Differentiable; ties share the gradient equally. */
 export function reduce(kind: Reduction, input: Tensor, dims: readonly number[], keepdim: boolean): Tensor {
-  const x =
-    kind === 'sum' || kind === 'prod'
-      ? input.dtype === 'bool'
-        ? copy(input, toSum(input.dtype))
-        : input
-      : input
+  const counts = kind === 'sum' || kind === 'prod'
+  const x = counts && input.dtype === 'bool' ? copy(input, toSum(input.dtype)) : input
   const keepShape = x.shape.map((n, i) => (dims.includes(i) ? 1 : n))
-  if ((kind === 'max' || kind === 'min') && dims.some((d) => x.shape[d] === 0)) {
+  if (!counts && dims.some((d) => x.shape[d] === 0)) {
     throw new ShapeError(
       `a${kind}: the ${kind}imum of no elements is undefined: ${show(x.shape)} is empty in dim ${dims.find((d) => x.shape[d] === 0)}`,
     )
@@ -47,7 +42,6 @@ export function reduce(kind: Reduction, input: Tensor, dims: readonly number[], 
   return out
 }
 
-const TIMES = program('mul', 1, ([x], [n]) => e.mul(x, n), 1)
 const POWER = program('pow', 1, ([x], [n]) => e.pow(x, n), 1)
 
 /**
@@ -78,7 +72,7 @@ function backward(node: GradNode<ReduceAttrs>, [dout]: readonly (Tensor | null)[
   const d = reshapeView(dout, keepShape)
   if (kind === 'sum') return [expandView('sum', d, shape)]
   const x = node.input(0)
-  if (kind === 'prod') return [elementwise(MUL2, [d, productOfOthers(x, dims)])]
+  if (kind === 'prod') return [elementwise(MUL, [d, productOfOthers(x, dims)])]
   const y = reshapeView(node.output(0), keepShape)
   const ties = elementwise(TIES, [x, y], [], x.dtype)
   return [elementwise(SHARE, [d, ties, reduce('sum', ties, dims, true)])]
@@ -94,7 +88,7 @@ function productOfOthers(x: Tensor, dims: readonly number[]): Tensor {
   const last = flat.rank - 1
   const left = exclusiveProduct(flat, last, false)
   const right = exclusiveProduct(flat, last, true)
-  const others = reshapeView(elementwise(MUL2, [left, right]), moved.shape)
+  const others = reshapeView(elementwise(MUL, [left, right]), moved.shape)
   const inverse = order.map((_, i) => order.indexOf(i))
   return permuteView(others, inverse)
 }

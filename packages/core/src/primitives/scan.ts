@@ -10,7 +10,8 @@ import { elementwise } from './elementwise.ts'
 import { perform } from './perform.ts'
 import { embed, part } from './views.ts'
 
-const MUL = program('mul', 2, ([a, b]) => e.mul(a, b))
+/** Multiplies two tensors. */
+export const MUL = program('mul', 2, ([a, b]) => e.mul(a, b))
 
 const SCAN: Primitive<ScanAttrs> = { kernel: (kernels) => kernels.scan, backward }
 

@@ -1,5 +1,6 @@
 import type { Names } from '../../checks.ts'
 import { expectFloat } from '../../checks.ts'
+import type { TensorSpec } from '../../dispatch/placing.ts'
 import { ShapeError, show, ValueError } from '../../errors.ts'
 import * as e from '../../expr/expr.ts'
 import { program } from '../../expr/program.ts'
@@ -7,6 +8,7 @@ import { elementwise, fill } from '../../primitives/elementwise.ts'
 import { matmulPrimitive } from '../../primitives/matmul.ts'
 import { scan } from '../../primitives/scan.ts'
 import { contiguous, expandView, reshapeView, transposeView } from '../../primitives/views.ts'
+import { promote } from '../../tensor/dtype.ts'
 import { sameShape } from '../../tensor/layout.ts'
 import { expectTensor } from '../../tensor/operands.ts'
 import type { Tensor } from '../../tensor/tensor.ts'
@@ -89,6 +91,17 @@ export function checkState(op: string, state: Tensor | null, q: Tensor, columns:
     throw new ShapeError(
       `${op}: the initial state ${show(state.shape)} must be (B, H, D, Dv) = ${show([b, h, d, columns])}, as an earlier call returned it`,
     )
+}
+
+/** What an operator with a state gives: results of the dtype of q, and a state of what all is of, with `more` columns than v. */
+export function withState(inputs: readonly Tensor[], more: number): readonly TensorSpec[] {
+  const [q, , v] = inputs
+  const [b, h, t, d] = q.shape
+  const dtype = inputs.map((x) => x.dtype).reduce(promote)
+  return [
+    { shape: [b, h, t, v.shape[3]], dtype: q.dtype },
+    { shape: [b, h, d, v.shape[3] + more], dtype },
+  ]
 }
 
 /** Makes [v, 1], with which the normaliser is one more column of every product. */

@@ -17,6 +17,7 @@ import {
   recur,
   type StateOptions,
   withOnes,
+  withState,
 } from './chunks.ts'
 
 /** Inputs: q, k, v and, with `hasDecay`, log α, (B, H, T, 1). */
@@ -62,7 +63,12 @@ const GATED: Op<GatedLinearAttentionAttrs> = {
 }
 
 /** The operator in a form of the caller's choice, with a decay per row of the state, or with a state: always composed. */
-const WRITTEN: Op<WrittenAttrs> = { name: 'gated_linear_attention', outputs: 2, compose: written }
+const WRITTEN: Op<WrittenAttrs> = {
+  name: 'gated_linear_attention',
+  outputs: 2,
+  infer: (inputs) => withState(inputs, 0),
+  compose: written,
+}
 
 /** Options of `gatedLinearAttention`. */
 export interface GatedLinearAttentionOptions extends LinearFormOptions, StateOptions {

@@ -18,6 +18,7 @@ import {
   recur,
   type StateOptions,
   withOnes,
+  withState,
 } from './chunks.ts'
 
 /** Feature maps φ as expressions: for operators of their own, and for fusing into kernels. */
@@ -114,7 +115,12 @@ const LINEAR_ATTENTION: Op<LinearAttentionAttrs> = {
 }
 
 /** The operator in a form of the caller's choice, or with a state: always composed. */
-const WRITTEN: Op<WrittenAttrs> = { name: 'linear_attention', outputs: 2, compose: written }
+const WRITTEN: Op<WrittenAttrs> = {
+  name: 'linear_attention',
+  outputs: 2,
+  infer: (inputs) => withState(inputs, 1),
+  compose: written,
+}
 
 /** Options of `linearAttention`. */
 export interface LinearAttentionCallOptions extends LinearFormOptions, StateOptions {
