@@ -11,7 +11,7 @@ import {
   tensor,
   withBackend,
 } from '@tilegrad/core'
-import { Adam, AdamW, type Optimizer, parameter, SGD } from '@tilegrad/nn'
+import { Adam, AdamW, GradScaler, type Optimizer, parameter, SGD } from '@tilegrad/nn'
 import { afterAll, expect, test } from 'vitest'
 import { sharedGpu } from '../packages/backend-webgpu/test/support/shared-gpu.ts'
 import { collected } from '../packages/core/test/support/collected.ts'
@@ -142,6 +142,58 @@ test('states go from device to device, and on from there as if nothing had been'
     step(back, t)
   }
   expect(await all(back.params)).toEqual(await all(first.params))
+})
+
+test('steps of a scaler are those without the ones that it skips, in a dispatch or two more', async () => {
+  for (const gpu of gpus) {
+    const most = gpu.gpu.limits.maxStorageBuffersPerShaderStage
+    const cases: [Make, count: number][] = [
+      [(ps) => new AdamW(ps, options), Math.ceil(27 / Math.min(15, Math.floor((most - 3) / 2)))],
+      [
+        (ps) => new SGD(ps, { lr: 0.1, momentum: 0.9 }),
+        Math.ceil(27 / Math.min(15, Math.floor((most - 2) / 2))),
+      ],
+    ]
+    for (const [make, count] of cases) {
+      const [plain, scaled] = [setUp(gpu, make), setUp(gpu, make)]
+      const scaler = new GradScaler({ initScale: 8, growthInterval: 2 })
+      /** As a step of `step`, with scaled gradients; `overflows`: the last parameter's is infinite. */
+      const take = (t: number, overflows: boolean): number => {
+        manualSeed(100 + t)
+        return scope(() => {
+          withBackend(gpu, () => scaler.scale(tensor(0)))
+          const { scale } = scaler.stateDict()
+          for (const [i, p] of scaled.params.entries()) {
+            const grad = withBackend(gpu, () => randn(p.shape)).mul(scale as Tensor)
+            p.grad = (overflows && i === 26 ? grad.div(0) : grad).keep()
+          }
+          const dispatches = dispatchesOf(gpu, () => scaler.step(scaled.optimizer))
+          scaler.update()
+          scaled.optimizer.zeroGrad()
+          return dispatches
+        })
+      }
+      const overflows = [true, false, false, true, false, false]
+      const seen = new Set<number>()
+      for (const [t, overflow] of overflows.entries()) {
+        const dispatches = take(t, overflow)
+        if (t > 0) seen.add(dispatches)
+        if (!overflow) step(plain, t)
+      }
+      const norm = Math.ceil(27 / Math.min(15, most - 1)) + 1
+      // The norm, the look at it, corrections of bias, and the count of what was skipped.
+      expect(Math.max(...seen)).toBeLessThanOrEqual(count + norm + 3)
+      expect(await scaler.getScale()).toBe(8)
+      const [got, want] = [
+        await all([...scaled.params, ...states(scaled)]),
+        await all([...plain.params, ...states(plain)]),
+      ]
+      // Moments are the same; corrections of bias are worked out in float32 on the device, some 10⁻⁷ of steps of 0.01.
+      for (const [i, list] of got.entries())
+        for (const [k, x] of list.entries())
+          expect(Math.abs(x - want[i][k])).toBeLessThan(2e-7 + 1e-6 * Math.abs(x))
+    }
+  }
 })
 
 test('memory and bind groups are flat in a loop, and all of it comes back', async () => {

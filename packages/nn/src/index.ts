@@ -65,7 +65,9 @@ export {
 } from './norm.ts'
 export { Adam, type AdamOptions, AdamW, decayGroups } from './optim/adam.ts'
 export { clipGradNorm, clipGradValue } from './optim/clip.ts'
+export { GradScaler, type GradScalerOptions, type GradScalerStateDict } from './optim/grad-scaler.ts'
 export {
+  type Counted,
   Optimizer,
   type OptimizerStateDict,
   type ParamGroup,

@@ -1,5 +1,6 @@
 import {
   type Backend,
+  compile,
   manualSeed,
   ones,
   profile,
@@ -23,7 +24,7 @@ import {
   parameter,
   SGD,
 } from '@tilegrad/nn'
-import { beforeEach, describe, expect, it } from 'vitest'
+import { beforeEach, describe, expect, it, vi } from 'vitest'
 import { expectNumbers, values } from './helpers.ts'
 
 // In float64 the formulas agree up to rounding, some 1e-16 per operation over a few steps.
@@ -401,4 +402,25 @@ it('a training step reads nothing from the device, generation the tokens once th
   expect([norm.device, tokens.device]).toEqual(['blind', 'blind'])
   expect(reads).toEqual([[1, 3]])
   expect(() => norm.itemSync()).toThrow('cannot read at once')
+})
+
+it('a compiled step is recorded also beside a parameter that nobody lists', () => {
+  const warned = vi.spyOn(console, 'warn').mockImplementation(() => {})
+  const x = parameter(ones([2]))
+  const optimizer = new SGD([x], { lr: 0.1 })
+  const step = compile(() => {
+    x.square().sum().backward()
+    optimizer.step()
+    optimizer.zeroGrad()
+  })
+  // Each time another one, that has its gradient from elsewhere.
+  for (let i = 0; i < 4; i++) {
+    parameter(ones([1]))
+      .sum()
+      .backward()
+    step()
+  }
+  expect(step.plans.length).toBe(1)
+  step.dispose()
+  warned.mockRestore()
 })

@@ -3,6 +3,8 @@ import { type Program, program } from './program.ts'
 
 /** A program whose numbers have names. */
 export interface NamedProgram<N extends string = string> extends Program {
+  /** The names of its numbers, in the program's order. */
+  readonly order: readonly N[]
   /** The numbers of a call in the program's order, as `applyProgram` and the like take them. */
   readonly numbers: (values: Readonly<Record<N, number>>) => number[]
 }
@@ -41,6 +43,6 @@ export function namedProgram<const I extends readonly string[], const N extends 
       (tensors, values) => build(named<I[number]>(inputs, tensors), named(order, values)),
       numbers.length,
     ),
-    { numbers: (values: Readonly<Record<N[number], number>>) => order.map((key) => values[key]) },
+    { order, numbers: (values: Readonly<Record<N[number], number>>) => order.map((key) => values[key]) },
   )
 }

@@ -1,5 +1,6 @@
 import {
   describeValue,
+  type Expr,
   expr as e,
   expectOptions,
   type Names,
@@ -9,6 +10,7 @@ import {
 } from '@tilegrad/core'
 import type { Module } from '../module.ts'
 import {
+  type Counted,
   nonNegative,
   Optimizer,
   type ParamState,
@@ -51,6 +53,23 @@ const adam = (name: string, decoupled: boolean) =>
       return [e.sub(from, e.mul(size, e.div(mean, denominator))), mean, square]
     },
   )
+/** (1 − βᵗ) / (1 − βⁿ) of t steps, n of them not skipped; 1 where none was. `log` is ln β, of 0 a number as good as −∞. */
+const correction = (step: Expr, skipped: Expr, log: Expr): Expr =>
+  e.select(
+    e.gt(skipped, 0),
+    e.div(e.expm1(e.mul(step, log)), e.expm1(e.mul(e.max(e.sub(step, skipped), 1), log))),
+    1,
+  )
+const COUNTED = namedProgram(
+  'adam.counted',
+  ['skipped'],
+  ['step', 'log1', 'log2', 'size', 'root2'],
+  ({ skipped }, { step, log1, log2, size, root2 }) => [
+    e.mul(size, correction(step, skipped, log1)),
+    e.div(root2, e.sqrt(correction(step, skipped, log2))),
+  ],
+)
+const logOf = (beta: number): number => Math.max(-100, Math.log(beta))
 const ADAM = adam('adam', false)
 const ADAMW = adam('adamw', true)
 
@@ -77,7 +96,12 @@ function update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState, d
   const root2 = Math.sqrt(1 - beta2 ** state.step)
   const program = decoupled ? ADAMW : ADAM
   const params = program.numbers({ decay, share1: 1 - beta1, beta2, share2: 1 - beta2, size, root2, eps })
-  return { program, outputs: [p, m, v], inputs: [p, g, m, v], params }
+  const counted = (): Counted => ({
+    program: COUNTED,
+    params: COUNTED.numbers({ step: state.step, log1: logOf(beta1), log2: logOf(beta2), size, root2 }),
+    at: [program.order.indexOf('size'), program.order.indexOf('root2')],
+  })
+  return { program, outputs: [p, m, v], inputs: [p, g, m, v], params, counted }
 }
 
 /**

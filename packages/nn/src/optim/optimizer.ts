@@ -19,8 +19,9 @@ import {
   ValueError,
   zerosLike,
 } from '@tilegrad/core'
-import { eachRun, live, outsideOnly, unchanged } from '@tilegrad/core/kernel'
+import { eachRun, live, outsideOnly, uncaptured, unchanged } from '@tilegrad/core/kernel'
 import { expectEntry, list, takeUnlisted } from '../module.ts'
+import { applyGuarded, type Due, share, takeGuard } from './guard.ts'
 import { packedZeros } from './packed.ts'
 
 /** Parameters updated with the same options, which may be changed between steps. */
@@ -33,10 +34,25 @@ export type ParamsOrGroups<O> =
 
 /** What an optimiser remembers of one parameter. */
 export interface ParamState {
-  /** Updates so far. */
+  /** Updates so far, those included that a `GradScaler` has skipped. */
   step: number
   /** State tensors by name, each of the parameter's shape. */
   tensors: Record<string, Tensor>
+  /** How many of the updates a `GradScaler` has skipped, a scalar, once it has taken a step. Parameters share it. */
+  skipped?: Tensor
+}
+
+/**
+ * Numbers of an update that depend on how many there were before. What was skipped does not count, and is known to the device
+ * alone: there these are worked out again, by a program.
+ */
+export interface Counted {
+  /** Makes the numbers of a scalar, how many steps were skipped, and of `params`. With 0 they are those of the update. */
+  readonly program: Program
+  /** The numbers that the program takes. */
+  readonly params: readonly number[]
+  /** The number of the update, by its place, that each of the program's outputs replaces. */
+  readonly at: readonly number[]
 }
 
 /** The update of one parameter: a program to apply in place. */
@@ -45,6 +61,8 @@ export interface Update extends InPlaceCall {
   readonly program: Program
   /** The numbers that the program takes. */
   readonly params?: readonly number[]
+  /** What of them depends on the number of steps, such as a correction of bias. Default: nothing. */
+  readonly counted?: () => Counted
 }
 
 /** State tensors made together, until `stateTensor` asks for them. */
@@ -141,7 +159,8 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
    * @throws ValueError for options set out of range since, such as a learning rate that is NaN; nothing is changed then.
    */
   step(): void {
-    const lost = takeUnlisted()
+    // It looks at gradients that are none of the step's.
+    const lost = uncaptured(takeUnlisted)
     if (lost) {
       console.warn(
         `tilegrad: ${this.constructor.name}: a parameter ${show(lost.shape)} has a gradient but is in no optimiser, and no module lists it: modules and parameters in objects of other classes or in #private fields are not found; use public properties, arrays or plain objects`,
@@ -184,13 +203,24 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
       eachRun(() => {
         for (const [, , , state] of due) state.step++
       })
+      const guard = takeGuard()
+      // What was skipped once does not count any more, whoever takes the step.
+      const counts = guard !== null || due.some(([, , , state]) => state.skipped)
+      const guarded: Due[] = []
       for (const [p, grad, group, state] of due) {
         const update = this.update(p, grad, group, state)
         if (update.params) live(update.params, () => this.update(p, grad, group, state).params ?? [])
+        if (counts) {
+          const counted = update.counted?.()
+          if (counted) live(counted.params, () => this.update(p, grad, group, state).counted?.().params ?? [])
+          guarded.push({ p, grad, update, counted, state, group })
+          continue
+        }
         const list = updates.get(update.program)
         if (list) list.push(update)
         else updates.set(update.program, [update])
       }
+      if (counts) applyGuarded(`${this.constructor.name}.step`, guarded, guard)
       for (const [program, list] of updates) applyProgramIntoEach(program, list)
     })
   }
@@ -232,7 +262,7 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
     const state: Record<number, ParamState> = {}
     all.forEach((p, i) => {
       const mine = this.#state.get(p)
-      if (mine) state[i] = { step: mine.step, tensors: { ...mine.tensors } }
+      if (mine) state[i] = { ...mine, tensors: { ...mine.tensors } }
     })
     const paramGroups = this.paramGroups.map((group) => ({
       ...group,
@@ -265,6 +295,7 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
     const loaded = all.map((p, i): ParamState | null => {
       const saved = dict.state[keys[i]]
       if (!saved) return null
+      if (saved.skipped) expectEntry(`${name}: skipped of parameter ${i}`, saved.skipped)
       for (const [slot, t] of Object.entries(saved.tensors)) {
         expectEntry(`${name}: ${slot} of parameter ${i}`, t)
         if (t.shape.join() !== p.shape.join()) {
@@ -310,8 +341,10 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
   }
 
   #forget(): void {
-    for (const state of this.#state.values())
+    for (const state of this.#state.values()) {
       for (const t of Object.values({ ...reserved.get(state), ...state.tensors })) t.dispose()
+      state.skipped?.dispose()
+    }
     this.#state.clear()
   }
 
@@ -362,6 +395,15 @@ function copiesOf(
       scope(() => void copy_(to, moveTensor(moveTensor(from.detach(), p.dtype), p.backend)))
       copy.tensors[name] = to
     }
+  }
+  for (const skipped of new Set(states.map((state) => state?.skipped))) {
+    if (!skipped) continue
+    const which = [...states.keys()].filter((i) => states[i]?.skipped === skipped)
+    const own = scope(() => moveTensor(skipped.detach(), params[which[0]].backend).clone().keep())
+    share(
+      which.map((i) => copies[i] as ParamState),
+      own,
+    )
   }
   return copies
 }

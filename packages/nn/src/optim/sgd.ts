@@ -8,6 +8,7 @@ import {
   ValueError,
 } from '@tilegrad/core'
 import {
+  type Counted,
   nonNegative,
   Optimizer,
   type ParamState,
@@ -49,6 +50,10 @@ const withMomentum = (nesterov: boolean) =>
       return [step(p, lr, nesterov ? e.add(d, e.mul(momentum, next)) : next), next]
     },
   )
+/** What was skipped before the first update left no momentum: that still begins as the whole gradient. */
+const COUNTED = namedProgram('sgd.counted', ['skipped'], ['step', 'share'], ({ skipped }, { step, share }) =>
+  e.select(e.le(e.sub(step, skipped), 1), 1, share),
+)
 const MOMENTUM = withMomentum(false)
 const NESTEROV = withMomentum(true)
 
@@ -101,6 +106,11 @@ export class SGD extends Optimizer<SGDOptions> {
     const m = stateTensor(state, p, 'momentum')
     const program = nesterov ? NESTEROV : MOMENTUM
     const params = program.numbers({ lr, decay, momentum, share })
-    return { program, outputs: [p, m], inputs: [p, g, m], params }
+    const counted = (): Counted => ({
+      program: COUNTED,
+      params: COUNTED.numbers({ step: state.step, share: 1 - dampening }),
+      at: [program.order.indexOf('share')],
+    })
+    return { program, outputs: [p, m], inputs: [p, g, m], params, ...(dampening !== 0 && { counted }) }
   }
 }
