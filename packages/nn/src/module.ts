@@ -35,6 +35,9 @@ function mark(tensor: Tensor, role: Role): Tensor {
 const unlisted = new Set<WeakRef<Tensor>>()
 const refs = new WeakMap<Tensor, WeakRef<Tensor>>()
 
+/** @internal The dtype in which to add up what is kept in another: float32 for 16 bits, which do not take in small numbers. */
+export const wide = (dtype: DType): DType => (dtypeInfo[dtype].bytes === 2 ? 'float32' : dtype)
+
 /** @internal Somebody knows of this parameter. */
 export function list(t: Tensor): void {
   const ref = refs.get(t)
@@ -389,6 +392,9 @@ export abstract class Module extends Printable {
    * become new tensors and the old ones are freed: make optimisers afterwards. Moving from a device reads from it at
    * once, which some cannot; see core's `to`.
    *
+   * In 'bfloat16' or 'float16' a model computes and generates with half of the memory. That is for using it: weights of 16 bits
+   * do not take in small updates. To train keep them in float32, and compute in `autocast`.
+   *
    * @param target as `Tensor.to`: a dtype, a device by name or itself, or `{ device, dtype }`.
    * @example
    * const layer = new Linear(3, 2).to('float64')
@@ -437,14 +443,16 @@ export abstract class Module extends Printable {
     return treeOf(this, [])
   }
 
-  /** @internal What `console.log` shows: the tree, and how many parameters there are. */
+  /** @internal What `console.log` shows: the tree, and how many parameters there are, of which dtypes if not of float32. */
   override shown(): string {
     const all = this.parameters()
     const count = (list: readonly Tensor[]): string =>
       list.reduce((n, p) => n + p.numel, 0).toLocaleString('en')
     const frozen = all.filter((p) => !p.requiresGrad)
     const note = frozen.length > 0 ? `, ${count(frozen)} of them frozen` : ''
-    return `${this} with ${count(all)} parameters${note}`
+    const dtypes = [...new Set(all.map((p) => p.dtype))]
+    const kinds = dtypes.every((dtype) => dtype === 'float32') ? '' : ` of ${dtypes.join(' and ')}`
+    return `${this} with ${count(all)} parameters${kinds}${note}`
   }
 
   /**

@@ -13,7 +13,7 @@ import {
   ValueError,
 } from '@tilegrad/core'
 import { Linear } from '../linear.ts'
-import { parameter } from '../module.ts'
+import { parameter, wide } from '../module.ts'
 import { GroupNorm, RMSNorm } from '../norm.ts'
 import { type AttentionCall, type AttentionModuleOptions, PROJECTIONS, SelfAttention } from './multi-head.ts'
 import { type Memory, StateCache } from './state-cache.ts'
@@ -33,7 +33,9 @@ export abstract class StateAttention extends SelfAttention<StateCache> {
     if (!this.isCausal) return null
     const { dtype, backend: device } = this.outProj.weight
     const { numHeads, headDim } = this
-    return new StateCache({ batch, numHeads, headDim, columns: this.stateColumns(), dtype, device })
+    const columns = this.stateColumns()
+    // Every token adds to a state: in 16 bits it would soon not take in any more.
+    return new StateCache({ batch, numHeads, headDim, columns, dtype: wide(dtype), device })
   }
 
   protected attend(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall<StateCache>): Tensor {

@@ -32,7 +32,7 @@ import type { AttentionCache } from '../attention/cache.ts'
 import { keyMaskOf } from '../attention/key-mask.ts'
 import { Place } from '../attention/place.ts'
 import { positive } from '../linear.ts'
-import type { Module } from '../module.ts'
+import { type Module, wide } from '../module.ts'
 
 /** What `generate` needs of a model. */
 export interface LanguageModel {
@@ -357,8 +357,10 @@ function checkTokens(tokens: ArrayLike<number>): void {
 const isOneOf = (x: Tensor, tokens: Tensor): Tensor => x.eq(tokens).any(1, { keepdim: true })
 
 /** Draws a token per row of logits (B, V), int32 (B, 1); -1 where a row has no finite maximum. */
-function sample(logits: Tensor, options: GenerateOptions): Tensor {
+function sample(from: Tensor, options: GenerateOptions): Tensor {
   const { temperature = 1 } = options
+  // Noise and sums of probabilities need more than 16 bits.
+  const logits = from.to(wide(from.dtype))
   const top = temperature > 0 && temperature < 1 ? amax(logits, 1, { keepdim: true }) : null
   const token = choose(logits, top, options)
   // NaN and ∞ are chosen wherever they are, −∞ where there is nothing else; but for what the largest is taken from.

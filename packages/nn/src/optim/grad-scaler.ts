@@ -103,7 +103,7 @@ interface Entry {
  * @example
  * const model = new Linear(4, 1)
  * const optimizer = new AdamW(model.parameters(), { lr: 0.01 })
- * const scaler = new GradScaler()
+ * const scaler = new GradScaler({ initScale: 1024 })
  * const x = randn([8, 4])
  * const loss = autocast('float16', () => model.forward(x).square().mean())
  * scaler.scale(loss).backward()
@@ -112,7 +112,7 @@ interface Entry {
  * scaler.step(optimizer)
  * scaler.update()
  * optimizer.zeroGrad()
- * await scaler.getScale() // → 65536
+ * await scaler.getScale() // → 1024
  */
 export class GradScaler extends Printable {
   /** Says whether it does anything. */

@@ -20,7 +20,7 @@ import {
   zerosLike,
 } from '@tilegrad/core'
 import { eachRun, live, outsideOnly, uncaptured, unchanged } from '@tilegrad/core/kernel'
-import { expectEntry, list, takeUnlisted } from '../module.ts'
+import { expectEntry, list, takeUnlisted, wide } from '../module.ts'
 import { applyGuarded, type Due, share, takeGuard } from './guard.ts'
 import { packedZeros } from './packed.ts'
 
@@ -375,7 +375,7 @@ function groupOf<O>(
   return { ...group, params: [...group.params] }
 }
 
-/** Copies of states, as the parameters' own: on their devices, in their dtypes, those of a name together. */
+/** Copies of states, as the parameters' own: on their devices, those of a name together. */
 function copiesOf(
   states: readonly (ParamState | null)[],
   params: readonly Tensor[],
@@ -392,7 +392,7 @@ function copiesOf(
         Tensor,
       ]
       const from = state.tensors[name]
-      scope(() => void copy_(to, moveTensor(moveTensor(from.detach(), p.dtype), p.backend)))
+      scope(() => void copy_(to, moveTensor(moveTensor(from.detach(), to.dtype), p.backend)))
       copy.tensors[name] = to
     }
   }
@@ -409,7 +409,7 @@ function copiesOf(
 }
 
 /**
- * A state tensor of the parameter's shape, zeros at first.
+ * A state tensor of the parameter's shape, zeros at first: of its dtype, or float32 for a parameter of 16 bits.
  *
  * @example
  * const state = { step: 0, tensors: {} }
@@ -419,7 +419,7 @@ export function stateTensor(state: ParamState, p: Tensor, name: string): Tensor 
   let t = state.tensors[name]
   if (!t) {
     const ready = reserved.get(state)
-    t = ready?.[name] ?? zerosLike(p).keep()
+    t = ready?.[name] ?? zerosLike(p, { dtype: wide(p.dtype) }).keep()
     if (ready) delete ready[name]
     state.tensors[name] = t
   }

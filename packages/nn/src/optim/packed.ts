@@ -1,4 +1,5 @@
 import { dtypeInfo, scope, type Tensor, zeros } from '@tilegrad/core'
+import { wide } from '../module.ts'
 
 /** The elements of which each tensor begins at a multiple, so that no two share a cache line. */
 const alignment = 16
@@ -10,7 +11,7 @@ const slack = 2 ** 20
 const aligned = (n: number): number => alignment * Math.ceil(n / alignment)
 
 /**
- * Zeros of the shapes, dtypes and backends of `like`, in as few pieces of memory as is sensible, in that order: a GPU
+ * Zeros of the shapes and backends of `like`, and of its dtypes, float32 for those of 16 bits, in as few pieces of memory as is sensible, in that order: a GPU
  * binds pieces of memory, not tensors, and so takes more of them at once; elsewhere each has its own. Kept; a piece is freed
  * with the last of its tensors.
  */
@@ -31,7 +32,7 @@ export function packedZeros(like: readonly Tensor[]): Tensor[] {
         size += aligned(like[i].numel)
       }
       scope(() => {
-        const whole = zeros([size], { device: backend, dtype })
+        const whole = zeros([size], { device: backend, dtype: wide(dtype) })
         piece.forEach((i, k) => {
           const { shape, numel } = like[i]
           made[i] = whole.narrow(0, starts[k], numel).reshape(shape).keep()
@@ -49,7 +50,7 @@ function lengthOfPiece(tensors: readonly Tensor[]): number {
   if (!tensors[0].backend.operands) return length
   for (const [i, { numel, dtype, backend }] of tensors.entries()) {
     const bytes = (n: number): number => {
-      const exact = n * dtypeInfo[dtype].bytes
+      const exact = n * dtypeInfo[wide(dtype)].bytes
       return backend.sizeOf?.(exact) ?? exact
     }
     together += aligned(numel)

@@ -19,6 +19,7 @@ import {
   maskedScores,
   type StateOptions,
   stepped,
+  withState,
 } from './chunks.ts'
 import { checkPerStep } from './gated.ts'
 import { decayedBetween, unitLowerInverse } from './triangles.ts'
@@ -34,6 +35,7 @@ const op = 'delta_rule'
 const DELTA_RULE: Op<DeltaAttrs> = {
   name: op,
   outputs: 2,
+  infer: (inputs) => withState(inputs, 0),
   compose: ([q, k, v, beta, ...more], { form, hasDecay, wantState }) => {
     const logDecay = hasDecay ? more[0] : null
     const initial = more[hasDecay ? 1 : 0] ?? null
