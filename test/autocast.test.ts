@@ -1,4 +1,6 @@
 /** What `autocast` makes of each operator, by the table that all operators stand in, and what becomes of weights. */
+import { readFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
 import {
   autocast,
   crossEntropy,
@@ -45,9 +47,16 @@ function called(row: Row, sample: Row['samples'][number], dtype: DType): readonl
   return flat((row.run as (...args: unknown[]) => Tensor | readonly Tensor[])(...replaced(args, tensors)))
 }
 
-test('the policy names operators that there are', () => {
+test('the policy names operators that there are, those that docs/half-precision.md lists', () => {
   const names = new Set(table.map((row) => row.name))
   expect([...policy.keys()].filter((name) => !names.has(name))).toEqual([])
+  const page = readFileSync(fileURLToPath(new URL('../docs/half-precision.md', import.meta.url)), 'utf8')
+  const listed = (row: string): string =>
+    [...(page.split(`| ${row} |`)[1]?.split('\n')[0] ?? '').matchAll(/`(\w+)`/g)]
+      .map(([, name]) => name)
+      .join(' ')
+  expect(listed('operands of 16 bits, and the result')).toBe(PRODUCTS)
+  expect(listed('results of float32')).toBe(FLOAT32)
 })
 
 describe.each(['bfloat16', 'float16'] as const)('in %s', (half) => {
