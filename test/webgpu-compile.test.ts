@@ -5,6 +5,7 @@ import {
   compile,
   decayGroups,
   GPT,
+  type GPTConfig,
   manualSeed,
   randint,
   schedule,
@@ -20,7 +21,7 @@ afterAll(() => gpu.close())
 
 type Wrap = <A extends readonly unknown[], R>(fn: (...args: A) => R) => (...args: A) => R
 
-async function losses(steps: number, wrap: Wrap): Promise<number[]> {
+async function losses(steps: number, wrap: Wrap, config: Partial<GPTConfig> = {}): Promise<number[]> {
   manualSeed(5)
   const { step, optimizer, batch } = withBackend(gpu, () => {
     const model = new GPT({
@@ -30,6 +31,7 @@ async function losses(steps: number, wrap: Wrap): Promise<number[]> {
       numHeads: 2,
       embedDim: 16,
       dropout: 0.1,
+      ...config,
     })
     const optimizer = new AdamW(decayGroups(model, 0.1), { lr: 1e-2 })
     const step = wrap((x: Tensor, y: Tensor) => {
@@ -40,7 +42,7 @@ async function losses(steps: number, wrap: Wrap): Promise<number[]> {
       optimizer.zeroGrad()
       return loss
     })
-    return { step, optimizer, batch: () => randint(0, 13, [2, 12]) }
+    return { step, optimizer, batch: () => randint(0, 13, [4, model.config.blockSize]) }
   })
   const rate = schedule.warmupCosine({ lr: 1e-2, warmupSteps: 3, decaySteps: steps })
   const out: number[] = []
@@ -68,4 +70,24 @@ it('gives the bits of eager training', async () => {
   expect(compiled).toEqual(eager)
   const fused = await losses(12, compile)
   fused.forEach((loss, i) => expect(loss).toBeCloseTo(eager[i] as number, 4))
+})
+
+it('computes activations again beside their gradients', async () => {
+  const config = { blockSize: 32, embedDim: 64, numLayers: 3 }
+  const eager = await losses(6, (fn) => fn, config)
+  let text = ''
+  const compiled = await losses(
+    6,
+    (fn) => {
+      const made = compile(fn)
+      return (...args) => {
+        const result = made(...args)
+        text = String(made)
+        return result
+      }
+    },
+    config,
+  )
+  expect(text).toContain('linear+linear.grad+linear again(')
+  compiled.forEach((loss, i) => expect(loss).toBeCloseTo(eager[i] as number, 4))
 })

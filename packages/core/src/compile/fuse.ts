@@ -7,7 +7,8 @@ import type { LinearAttrs } from '../ops/linear.ts'
 import { isContiguous, numel, sameShape } from '../tensor/layout.ts'
 import type { Capture, Ref, Step } from './capture.ts'
 
-type CallStep = Step & { kind: 'call' }
+/** A step that is a call. */
+export type CallStep = Step & { kind: 'call' }
 
 /** The nodes of an expression from which on registers run out. A draw of dropout has about a hundred. */
 const mostNodes = 192
@@ -15,7 +16,8 @@ const mostNodes = 192
 /** Two calls as one, at the place of the second; null where they do not go together. */
 type Rule = (first: CallStep, second: CallStep, context: Context) => CallStep | null
 
-interface Context {
+/** What is planned, and for which backend. */
+export interface Context {
   readonly backend: Backend
   readonly capture: Capture
 }
@@ -52,13 +54,14 @@ export function fuse(
   return { steps: list.filter((step) => step !== null), fused }
 }
 
-interface Uses {
+/** The steps that read and write each slot. */
+export interface Uses {
   readonly reads: ReadonlyMap<number, readonly number[]>
   readonly writes: ReadonlyMap<number, readonly number[]>
 }
 
 /** Which steps read and write each slot, in order. */
-function usesOf(list: readonly (Step | null)[]): Uses {
+export function usesOf(list: readonly (Step | null)[]): Uses {
   const reads = new Map<number, number[]>()
   const writes = new Map<number, number[]>()
   const add = (to: Map<number, number[]>, { slot }: Ref, i: number): void => {
@@ -100,7 +103,8 @@ function reader(
   return inputs.some(({ slot }) => (writes.get(slot) ?? []).some((w) => w > i && w < end)) ? null : at
 }
 
-const isSame = (r: Ref, s: Ref): boolean =>
+/** Are two the same elements? */
+export const isSame = (r: Ref, s: Ref): boolean =>
   r.slot === s.slot &&
   r.dtype === s.dtype &&
   r.offset === s.offset &&
@@ -111,7 +115,8 @@ const isSame = (r: Ref, s: Ref): boolean =>
 const spoil = (outputs: readonly Ref[], inputs: readonly Ref[]): boolean =>
   outputs.some((o) => inputs.some((r) => r.slot === o.slot && !isSame(r, o)))
 
-const isTooLong = (a: TypedProgram, b: TypedProgram): boolean =>
+/** Have two programs more nodes together than one may have? */
+export const isTooLong = (a: TypedProgram, b: TypedProgram): boolean =>
   typedPostOrder(a.exprs).length + typedPostOrder(b.exprs).length > mostNodes
 
 /** An elementwise call in the place of an input of another one of the same shape. */
@@ -233,8 +238,8 @@ const programOf = ({ call }: CallStep): TypedProgram => (call.attrs as Elementwi
 const nameOf = (first: CallStep, second: CallStep): string => `${first.call.op}+${second.call.op}`
 
 /** Views that tell layouts, and which of them share memory. */
-const asViews = ({ slots }: Capture, refs: readonly Ref[]): View[] =>
-  refs.map((r) => ({ ...r, buffer: slots[r.slot].outer ?? slots[r.slot].storage }))
+export const asViews = ({ slots }: Capture, refs: readonly Ref[]): View[] =>
+  refs.map((r) => ({ ...r, buffer: slots[r.slot].outer ?? slots[r.slot] }))
 
 /**
  * The numbers of two calls as those of the call that they became; of many in one launch, where call c of the second goes on

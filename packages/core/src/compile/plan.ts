@@ -11,7 +11,8 @@ import { Storage } from '../tensor/storage.ts'
 import { Tensor } from '../tensor/tensor.ts'
 import type { Interval, Place, Spot } from './arrange.ts'
 import type { Capture, LeafGrad, Ref, Step } from './capture.ts'
-import { fuse } from './fuse.ts'
+import { type Context, fuse } from './fuse.ts'
+import { recompute } from './recompute.ts'
 import { arrangeWithin, Mover } from './swap.ts'
 
 /** What a recording became: in which order kernels run, and where everything lies. */
@@ -22,6 +23,8 @@ export interface PlanInfo {
   readonly recorded: number
   /** Elementwise operators that became part of their neighbours. */
   readonly fused: number
+  /** Values that are computed a second time rather than kept until they are needed again. */
+  readonly recomputed: number
   /** Bytes that it holds for everything that is computed on the way, all the time. */
   readonly bytes: number
   /** Bytes that would be needed if nothing shared memory. */
@@ -37,6 +40,7 @@ const dropped = new FinalizationRegistry<Prepared>((prepared) => prepared.releas
 export class Plan implements PlanInfo {
   readonly recorded: number
   readonly fused: number
+  readonly recomputed: number
   readonly bytes: number
   readonly unsharedBytes: number
   readonly offloadedBytes: number
@@ -69,17 +73,13 @@ export class Plan implements PlanInfo {
     )
     const wanted = new Set([...results.map(({ slot }) => slot), ...lasting])
     const needed = neededSteps(capture, wanted)
-    const { steps, fused } = fusing ? fuse({ backend, capture }, needed, wanted) : { steps: needed, fused: 0 }
-    const once = constants(capture, steps)
     const fed = new Set([...capture.slots.keys()].filter((slot) => capture.gradIn(slot) !== null))
-    const used = intervals(
-      capture,
-      steps,
-      once,
-      new Set(results.map(({ slot }) => slot)),
-      new Set(lasting),
-      fed,
-    )
+    const kept = new Set(results.map(({ slot }) => slot))
+    const when = (steps: readonly Step[]): Interval[] =>
+      intervals(capture, steps, constants(capture, steps), kept, new Set(lasting), fed)
+    const { steps, fused, recomputed } = lean({ backend, capture }, needed, wanted, fusing, when)
+    const once = constants(capture, steps)
+    const used = when(steps)
     const { parts, spots } = arrangeWithin(backend, capture, steps, used, limit, passing, fusing)
     const storages = new Map<Place, Storage>()
     const partsOf = new Map<number, Interval[]>()
@@ -152,6 +152,7 @@ export class Plan implements PlanInfo {
       new Tensor(storageOf(slot), dtype, shape, strides, firstOf(slot) + offset).keep()
     this.recorded = capture.steps.filter(({ kind }) => kind === 'call').length
     this.fused = fused
+    this.recomputed = recomputed
     this.bytes = bytes
     this.unsharedBytes = used.reduce((n, { bytes }) => n + bytes, 0)
     this.#backend = backend
@@ -228,8 +229,8 @@ export class Plan implements PlanInfo {
   }
 
   get info(): PlanInfo {
-    const { launches, recorded, fused, bytes, unsharedBytes, offloadedBytes } = this
-    return { launches, recorded, fused, bytes, unsharedBytes, offloadedBytes }
+    const { launches, recorded, fused, recomputed, bytes, unsharedBytes, offloadedBytes } = this
+    return { launches, recorded, fused, recomputed, bytes, unsharedBytes, offloadedBytes }
   }
 
   get launches(): number {
@@ -247,13 +248,30 @@ export class Plan implements PlanInfo {
 
   /** The plan, kernel by kernel. */
   toString(): string {
-    const { launches, recorded, fused, bytes, unsharedBytes, offloadedBytes } = this
+    const { launches, recorded, fused, recomputed, bytes, unsharedBytes, offloadedBytes } = this
     const moved = this.#mover ? `, ${showBytes(offloadedBytes)} moved to ${this.#mover.name} and back` : ''
     return [
-      `${launches} launches on ${this.#backend.name} (${recorded} calls recorded, ${fused} fused), ${showBytes(bytes)} for intermediates (${showBytes(unsharedBytes)} unshared)${moved}`,
+      `${launches} launches on ${this.#backend.name} (${recorded} calls recorded, ${fused} fused, ${recomputed} computed again), ${showBytes(bytes)} for intermediates (${showBytes(unsharedBytes)} unshared)${moved}`,
       ...this.#lines,
     ].join('\n')
   }
+}
+
+/** Steps with neighbours as one, and with some of what they compute computed again where memory is short. */
+function lean(
+  context: Context,
+  needed: readonly Step[],
+  wanted: ReadonlySet<number>,
+  fusing: boolean,
+  when: (steps: readonly Step[]) => Interval[],
+): { readonly steps: readonly Step[]; readonly fused: number; readonly recomputed: number } {
+  if (!fusing) return { ...recompute(context, needed, wanted, false, when), fused: 0 }
+  const first = fuse(context, needed, wanted)
+  const { steps, recomputed } = recompute(context, first.steps, wanted, true, when)
+  if (recomputed === 0) return { ...first, recomputed }
+  // What is computed again goes into what needs it.
+  const second = fuse(context, steps, wanted)
+  return { steps: second.steps, fused: first.fused + second.fused, recomputed }
 }
 
 const slotOf = (capture: Capture, storage: Storage): number =>

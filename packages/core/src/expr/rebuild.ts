@@ -28,3 +28,20 @@ export function rebuild(roots: readonly Typed[], replace: (t: Typed) => Typed): 
   }
   return roots.map((root) => out.get(root) as Typed)
 }
+
+/** @internal Makes expressions anew, with what is equal in them computed once. */
+export function interned(roots: readonly Typed[]): Typed[] {
+  const known = new Map<string, Typed>()
+  const out = new Map<Typed, Typed>()
+  for (const t of typedPostOrder(roots)) {
+    const args = t.args.map((arg) => out.get(arg) as Typed)
+    const { id: _, args: __, ...own } = t
+    // JSON knows neither −0 nor what is no number.
+    const value = t.kind === 'const' && (Object.is(t.value, -0) ? '-0' : String(t.value))
+    const key = `${JSON.stringify(own)} ${value} ${args.map(({ id }) => id)}`
+    const found = known.get(key) ?? ({ ...t, id: known.size, args } as Typed)
+    known.set(key, found)
+    out.set(t, found)
+  }
+  return roots.map((root) => out.get(root) as Typed)
+}

@@ -31,8 +31,8 @@ export interface Limit {
 /** What is smaller stays: it would free little. */
 const least = 2 ** 12
 
-/** What a backend may take more than it is asked for. */
-const rounding = 2 ** 12
+/** What a backend may take more than it is asked for, the code of kernels that run for the first time included. */
+const rounding = 2 ** 14
 
 const whole = (buffer: BackendBuffer, { bytes, dtype }: Known): View => ({
   buffer,
