@@ -4,6 +4,7 @@ import { DeviceError } from '@tilegrad/core'
 import type { GpuBuffer } from '../device/buffers.ts'
 import type { Gpu } from '../device/gpu.ts'
 import type { Block } from '../wgsl/block.ts'
+import { withOwnHalves } from '../wgsl/math.ts'
 import { type Binding, type Shader, shaderCode } from '../wgsl/shader.ts'
 import { canJoin, independent, joinedCode } from './joined.ts'
 
@@ -61,6 +62,8 @@ const mostJoined = 512
 
 export class Pipelines {
   readonly #gpu: Gpu
+  /** The GPU's conversions to float16 are known to round to the nearest even number. */
+  readonly #ownHalves: boolean
   readonly #params: GPUBuffer
   readonly #popErrors: (describe: (message: string) => string) => void
   readonly #kernels = new Map<string, GpuKernel>()
@@ -73,6 +76,7 @@ export class Pipelines {
   /** `params` holds the kernels' parameters; `popErrors` ends a scope of validation errors. */
   constructor(gpu: Gpu, params: GPUBuffer, popErrors: (describe: (message: string) => string) => void) {
     this.#gpu = gpu
+    this.#ownHalves = gpu.features.has('shader-f16') && gpu.info.vendor === 'nvidia'
     this.#params = params
     this.#popErrors = popErrors
   }
@@ -205,7 +209,7 @@ export class Pipelines {
   #compile(label: string, layout: Layout, code: string): GPUComputePipeline {
     const { device, adapterName } = this.#gpu
     device.pushErrorScope('validation')
-    const module = device.createShaderModule({ label, code })
+    const module = device.createShaderModule({ label, code: this.#ownHalves ? withOwnHalves(code) : code })
     const pipeline = device.createComputePipeline({
       label,
       layout: layout.pipeline,

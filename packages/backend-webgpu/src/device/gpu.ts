@@ -4,6 +4,7 @@
  */
 import { DeviceError, expectOptions, type Names, ValueError } from '@tilegrad/core'
 import { createDawn, type DawnOptions, SOFTWARE_TOGGLES } from './dawn.ts'
+import { type Matrices, matricesOf, matrixForms } from './matrices.ts'
 
 /** Features that kernels make use of, asked for where the adapter has them. */
 const USEFUL: readonly string[] = [
@@ -11,7 +12,7 @@ const USEFUL: readonly string[] = [
   'subgroups',
   'subgroup-size-control',
   'timestamp-query',
-  'chromium-experimental-subgroup-matrix',
+  ...matrixForms.map(({ feature }) => feature),
 ]
 
 /** Which GPU to open and what to ask it for. */
@@ -69,6 +70,8 @@ export interface Gpu {
   readonly timestamps: boolean
   /** Bytes of `var<immediate>` that `setImmediates` can set for a dispatch; 0 where there is no such thing. */
   readonly immediates: number
+  /** @internal What it takes to multiply matrices of float16 on units of their own; null where there are none. */
+  readonly matrices: Matrices | null
   /** Runs in Node, through npm `webgpu`. */
   readonly isNode: boolean
   /** Settles once, when the device is gone; nothing else can be done with it then, but another can be opened. */
@@ -124,7 +127,8 @@ export async function openGpu(options: GpuOptions = {}): Promise<Gpu> {
     const name = nameOf(adapter.info)
     throw new DeviceError(`openGpu: ${name} gave no device: ${messageOf(cause)}`, { cause })
   }
-  return new OpenGpu(device, adapter.info, immediateBytes(api, device), isNode, options.onError)
+  const matrices = await matricesOf(device, adapter.info)
+  return new OpenGpu(device, adapter.info, immediateBytes(api, device), matrices, isNode, options.onError)
 }
 
 async function requestAdapter(api: GPU, { powerPreference }: GpuOptions): Promise<GPUAdapter | null> {
@@ -145,6 +149,7 @@ class OpenGpu implements Gpu {
   readonly limits: GPUSupportedLimits
   readonly timestamps: boolean
   readonly immediates: number
+  readonly matrices: Matrices | null
   readonly isNode: boolean
   readonly lost: Promise<GpuLost>
   readonly onError: (message: string) => void
@@ -156,6 +161,7 @@ class OpenGpu implements Gpu {
     device: GPUDevice,
     info: GPUAdapterInfo,
     immediates: number,
+    matrices: Matrices | null,
     isNode: boolean,
     onError: (message: string) => void = (message) => console.error(`tilegrad: WebGPU: ${message}`),
   ) {
@@ -168,6 +174,7 @@ class OpenGpu implements Gpu {
     this.limits = allLimits(device.limits) as unknown as GPUSupportedLimits
     this.timestamps = this.features.has('timestamp-query')
     this.immediates = immediates
+    this.matrices = matrices
     this.isNode = isNode
     this.onError = onError
     device.addEventListener('uncapturederror', (event) => {

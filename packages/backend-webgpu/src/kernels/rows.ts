@@ -9,11 +9,12 @@
  * Vectors are of four elements where every row begins at a multiple of four and has a multiple of four elements.
  */
 
-import type { View } from '@tilegrad/core'
+import type { DType, View } from '@tilegrad/core'
 import { type Nest, viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../commands/queue.ts'
 import { type Part, several } from '../wgsl/block.ts'
-import { mathCode } from '../wgsl/math.ts'
+import { isPacked, packings } from '../wgsl/element.ts'
+import { type MathName, mathCode } from '../wgsl/math.ts'
 import type { Item } from '../wgsl/shader.ts'
 import { grid, nestOf } from './layout.ts'
 
@@ -73,7 +74,34 @@ export function widthOf(n: number, lead: number, views: readonly View[]): 4 | 1 
 /** The code of the place where an operand's row begins in its binding, which holds vectors. */
 export const startOf = (width: 4 | 1, i: number): string => (width === 4 ? `(at${i} >> 2u)` : `at${i}`)
 
-export const itemOfWidth = (width: 4 | 1): Item => (width === 4 ? 'vec4<f32>' : 'f32')
+/** What is bound of an operand; elements of 16 bits go in vectors of four only. */
+export const itemOfWidth = (width: 4 | 1, dtype: DType = 'float32'): Item =>
+  isPacked(dtype) ? 'vec2<u32>' : width === 4 ? 'vec4<f32>' : 'f32'
+
+/** Whether rows of `n` elements of these views can be loaded and stored: those of 16 bits only as vectors of four. */
+export const takesWidth = (n: number, lead: number, views: readonly View[]): boolean =>
+  !views.some(({ dtype }) => isPacked(dtype)) || widthOf(n, lead, views) === 4
+
+/** A vector as it is computed with, and as it is stored. */
+export const loaded = (dtype: DType, item: string): string =>
+  isPacked(dtype) ? `load_${dtype}(${item})` : item
+export const stored = (dtype: DType, value: string): string =>
+  isPacked(dtype) ? `store_${dtype}(${value})` : value
+
+/** Functions that `loaded` and `stored` call. */
+export function packedCode(dtypes: readonly DType[]): string {
+  const used = [...new Set(dtypes)].filter(isPacked)
+  const names = used.flatMap((dtype): MathName[] => [packings[dtype].load, packings[dtype].store])
+  return `${mathCode(names)}
+${used
+  .map(
+    (
+      dtype,
+    ) => `fn load_${dtype}(w: vec2u) -> vec4f { return vec4f(${packings[dtype].load}(w.x), ${packings[dtype].load}(w.y)); }
+fn store_${dtype}(x: vec4f) -> vec2u { return vec2u(${packings[dtype].store}(x.xy), ${packings[dtype].store}(x.zw)); }`,
+  )
+  .join('\n')}`
+}
 
 /** The walk over the rows of several views of equal leading sizes: parameters, and where each row begins. */
 export interface RowWalk {
@@ -144,7 +172,13 @@ export interface Stream {
   /** A binding, and the row's first vector in it. */
   readonly binding: string
   readonly base: string
+  /** What lies there; default float32. */
+  readonly dtype?: DType
 }
+
+/** Vector `j` of a stream. */
+export const loadOf = ({ binding, base, dtype = 'float32' }: Stream, j: string): string =>
+  loaded(dtype, `${binding}[${base} + ${j}]`)
 
 /** The value of a stream in the body of a loop, and the number of the vector. */
 export interface Place {
@@ -158,7 +192,7 @@ export function hold(t: Tiling, streams: readonly Stream[]): string {
   const lines: string[] = []
   for (const s of streams)
     for (let k = 0; k < t.held; k++) {
-      const load = `${s.binding}[${s.base} + ${vectorAt(t, k)}]`
+      const load = loadOf(s, vectorAt(t, k))
       if (k < t.held - 1 || t.exact) lines.push(`var ${s.name}${k} = ${load};`)
       else
         lines.push(`var ${s.name}${k} = V(); if (${vectorAt(t, k)} < p.vectors) { ${s.name}${k} = ${load}; }`)
@@ -178,7 +212,7 @@ export function each(t: Tiling, streams: readonly Stream[], body: (at: Place) =>
     return bodies.join('\n')
   }
   const loads = (k: number, j: string): string =>
-    streams.map((s) => `let ${s.name}${k} = ${s.binding}[${s.base} + ${j}];`).join(' ')
+    streams.map((s) => `let ${s.name}${k} = ${loadOf(s, j)};`).join(' ')
   const step = (k: number): string => (k === 0 ? 'j' : `(j + ${k * t.lanes}u)`)
   const all = Array.from({ length: unroll }, (_, k) => k)
   return `var j = lane;

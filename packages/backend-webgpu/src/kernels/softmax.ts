@@ -10,7 +10,7 @@
  * Reference: `SOFTMAX`, `LOG_SOFTMAX` in core's ops/reduction.ts. Test: softmax.test.ts.
  */
 
-import type { DimAttrs, GradientAttrs, KernelOf, View } from '@tilegrad/core'
+import type { DimAttrs, DType, GradientAttrs, KernelOf, View } from '@tilegrad/core'
 import { denseFrom } from '@tilegrad/core/kernel'
 import type { Engine } from '../commands/queue.ts'
 import { bufferOf } from '../device/buffers.ts'
@@ -24,6 +24,7 @@ import {
   itemOfWidth,
   laneCode,
   larger,
+  packedCode,
   plus,
   type RowWalk,
   reduction,
@@ -33,7 +34,9 @@ import {
   type Stream,
   scoped,
   startOf,
+  stored,
   type Tiling,
+  takesWidth,
   tilingKey,
   tilingOf,
   vectorCode,
@@ -42,26 +45,33 @@ import {
 
 /** Whether the kernels take these views: dense along the last dim, none of them empty. */
 const fits = (views: readonly View[], dim: number): boolean =>
-  views.every((v) => denseFrom(dim, v) && v.shape.length === dim + 1 && v.shape.every((n) => n > 0))
+  views.every((v) => denseFrom(dim, v) && v.shape.length === dim + 1 && v.shape.every((n) => n > 0)) &&
+  views.every((v) => v.dtype === views[0].dtype) &&
+  takesWidth(views[0].shape[dim], dim, views)
+
+/** All operands of one of these. */
+const rowDtypes = [['float32', 'float16', 'bfloat16']] as const
 
 const forward =
   (log: boolean) =>
   (engine: Engine): KernelOf<DimAttrs> => ({
-    dtypes: [['float32']],
+    dtypes: rowDtypes,
     supports: (inputs, { dim }) => fits(inputs, dim),
     run([y], [x], { dim }) {
-      run(engine, log ? 'log_softmax' : 'softmax', dim, [x], y, 8, (t, walk) => forwardShader(t, walk, log))
+      run(engine, log ? 'log_softmax' : 'softmax', dim, [x], y, 8, (t, walk) =>
+        forwardShader(t, walk, log, x.dtype),
+      )
     },
   })
 
 const backward =
   (log: boolean) =>
   (engine: Engine): KernelOf<GradientAttrs<DimAttrs>> => ({
-    dtypes: [['float32']],
+    dtypes: rowDtypes,
     supports: ([, y, dy], { dim }) => fits([y, dy], dim),
     run([dx], [, y, dy], { dim }) {
       const name = log ? 'log_softmaxBackward' : 'softmaxBackward'
-      run(engine, name, dim, [y, dy], dx, 4, (t, walk) => backwardShader(t, walk, log))
+      run(engine, name, dim, [y, dy], dx, 4, (t, walk) => backwardShader(t, walk, log, dx.dtype))
     },
   })
 
@@ -83,7 +93,9 @@ function run(
   const n = output.shape[dim]
   const t = tilingOf(engine, n, widthOf(n, dim, views), most)
   const walk = rowWalk(dim, views)
-  const kernel = engine.kernel(`${name}:${tilingKey(t)}:${walk.rank}`, name, () => shader(t, walk))
+  const kernel = engine.kernel(`${name}:${output.dtype}${tilingKey(t)}:${walk.rank}`, name, () =>
+    shader(t, walk),
+  )
   const values = { rows: walk.rows, vectors: n / t.width, walk }
   engine.run(kernel, views.map(bufferOf), values, rowGrid(t, walk.rows))
 }
@@ -133,19 +145,20 @@ let total = group_sum(hsum(part * exp(top - ${t.width === 4 ? 'shift(V(largest))
 ${end}`
 }
 
-function forwardShader(t: Tiling, walk: RowWalk, log: boolean): Shader<Params> {
-  const x: Stream = { name: 'x', binding: 'x', base: startOf(t.width, 0) }
+function forwardShader(t: Tiling, walk: RowWalk, log: boolean, dtype: DType): Shader<Params> {
+  const x: Stream = { name: 'x', binding: 'x', base: startOf(t.width, 0), dtype }
+  const item = itemOfWidth(t.width, dtype)
   const result = (x: string): string =>
     log ? `(${x} - largest) - logarithm` : t.held > 0 ? `${x} * scale` : `exp(${x} - largest) * scale`
   return {
     params: params(walk),
     bindings: [
-      { name: 'x', item: itemOfWidth(t.width) },
-      { name: 'y', item: itemOfWidth(t.width), write: true },
+      { name: 'x', item },
+      { name: 'y', item, write: true },
     ],
     workgroup: [256],
     ...enablesOf(t),
-    declarations: `${vectorCode(t.width)}\n${statisticsCode(t)}`,
+    declarations: `${vectorCode(t.width)}\n${packedCode([dtype])}\n${statisticsCode(t)}`,
     body: `${laneCode(t)}
 ${rowCode(t)}
 ${walk.code('row')}
@@ -153,14 +166,14 @@ ${hold(t, [x])}
 ${statistics(t, x, !log)}
 ${log ? `let logarithm = ${ifValid('log(total)')};` : `let scale = ${ifValid('1.0 / total')};`}
 if (!live) { return; }
-${each(t, [x], ({ of, j }) => `y[${startOf(t.width, 1)} + ${j}] = ${result(of('x'))};`)}`,
+${each(t, [x], ({ of, j }) => `y[${startOf(t.width, 1)} + ${j}] = ${stored(dtype, result(of('x')))};`)}`,
   }
 }
 
-function backwardShader(t: Tiling, walk: RowWalk, log: boolean): Shader<Params> {
-  const y: Stream = { name: 'y', binding: 'y', base: startOf(t.width, 0) }
-  const dy: Stream = { name: 'd', binding: 'dy', base: startOf(t.width, 1) }
-  const item = itemOfWidth(t.width)
+function backwardShader(t: Tiling, walk: RowWalk, log: boolean, dtype: DType): Shader<Params> {
+  const y: Stream = { name: 'y', binding: 'y', base: startOf(t.width, 0), dtype }
+  const dy: Stream = { name: 'd', binding: 'dy', base: startOf(t.width, 1), dtype }
+  const item = itemOfWidth(t.width, dtype)
   return {
     params: params(walk),
     bindings: [
@@ -170,7 +183,7 @@ function backwardShader(t: Tiling, walk: RowWalk, log: boolean): Shader<Params> 
     ],
     workgroup: [256],
     ...enablesOf(t),
-    declarations: `${vectorCode(t.width)}\n${reduction(t, 'group_sum', 'f32', plus)}`,
+    declarations: `${vectorCode(t.width)}\n${packedCode([dtype])}\n${reduction(t, 'group_sum', 'f32', plus)}`,
     body: `${laneCode(t)}
 ${rowCode(t)}
 ${walk.code('row')}
@@ -181,7 +194,7 @@ let sum = group_sum(hsum(part), li);
 if (!live) { return; }
 ${each(t, [y, dy], ({ of, j }) => {
   const [v, d] = [of('y'), of('d')]
-  return `dx[${startOf(t.width, 2)} + ${j}] = ${log ? `${d} - exp(${v}) * sum` : `${v} * (${d} - sum)`};`
+  return `dx[${startOf(t.width, 2)} + ${j}] = ${stored(dtype, log ? `${d} - exp(${v}) * sum` : `${v} * (${d} - sum)`)};`
 })}`,
   }
 }

@@ -415,3 +415,16 @@ export function mathCode(names: Iterable<MathName>): string {
   for (const name of names) add(name)
   return [...out.values()].join('\n')
 }
+
+/**
+ * Code whose conversions to and from float16 are the GPU's own, which take one instruction instead of ten. For GPUs that round
+ * to the nearest even number and to infinity: WGSL lets them choose.
+ */
+export function withOwnHalves(code: string): string {
+  const { tg_load_f16, tg_store_f16 } = sources
+  if (!code.includes(tg_load_f16.code) && !code.includes(tg_store_f16.code)) return code
+  const own = code
+    .replace(tg_load_f16.code, 'fn tg_load_f16(w: u32) -> vec2f { return vec2f(bitcast<vec2<f16>>(w)); }')
+    .replace(tg_store_f16.code, 'fn tg_store_f16(x: vec2f) -> u32 { return bitcast<u32>(vec2<f16>(x)); }')
+  return own.includes('enable f16;') ? own : `enable f16;\n${own}`
+}

@@ -4,7 +4,15 @@ import type { Block } from './block.ts'
 import type { Element } from './element.ts'
 
 /** What one element of a binding is. Bools are stored as u32, 0 or 1, and two elements of 16 bits as one u32. */
-export type Item = Element['item'] | 'vec2<u32>' | 'vec4<f32>' | 'vec4<i32>' | 'vec4<u32>' | 'atomic<u32>'
+export type Item =
+  | Element['item']
+  | 'f16'
+  | 'vec2<u32>'
+  | 'vec4<f16>'
+  | 'vec4<f32>'
+  | 'vec4<i32>'
+  | 'vec4<u32>'
+  | 'atomic<u32>'
 
 export interface Binding {
   readonly name: string
@@ -43,8 +51,15 @@ ${moduleCode(shader, 1, 0)}
 ${stage('main', shader.body, shader.workgroup)}`
 }
 
-export const enabled = (names: readonly string[]): string =>
-  [...new Set(names)].map((name) => `enable ${name};\n`).join('')
+export function enabled(names: readonly string[]): string {
+  const enables = [...new Set(names)].map((name) => `enable ${name};\n`)
+  // Where a subgroup's matrices lie depends on its number: that this is uniform is not proven.
+  const rules = [
+    ['chromium_experimental_subgroup_matrix', 'chromium.subgroup_matrix_uniformity'],
+    ['subgroup_matrix', 'subgroup_matrix_uniformity'],
+  ].flatMap(([name, rule]) => (names.includes(name) ? [`diagnostic(off, ${rule});\n`] : []))
+  return [...enables, ...rules].join('')
+}
 
 /** What a kernel has outside its entry point; buffers are bound from `at` on, parameters at `paramsAt`. */
 export function moduleCode({ params, bindings, declarations }: Shader, at: number, paramsAt: number): string {

@@ -7,7 +7,7 @@ import { program } from '../expr/program.ts'
 import { copy, elementwise } from '../primitives/elementwise.ts'
 import { gatherPrimitive } from '../primitives/indexing.ts'
 import { alias, reshapeView } from '../primitives/views.ts'
-import { isFloat, isHalf } from '../tensor/dtype.ts'
+import { isFloat, isHalf, promote } from '../tensor/dtype.ts'
 import { sameShape } from '../tensor/layout.ts'
 import { type ArrayOperand, asTensor } from '../tensor/operands.ts'
 import type { Tensor } from '../tensor/tensor.ts'
@@ -303,8 +303,8 @@ const CROSS_ENTROPY: Op<CrossEntropyAttrs> = {
   infer: ([x], { reduction }) => [
     { shape: reduction === 'none' ? [x.shape[0]] : [], dtype: x.dtype },
     // The rows' maxima, and their sums of exp(x − maximum); then how many rows count.
-    { shape: [2, x.shape[0]], dtype: x.dtype },
-    { shape: [1], dtype: x.dtype },
+    { shape: [2, x.shape[0]], dtype: promote(x.dtype, 'float32') },
+    { shape: [1], dtype: promote(x.dtype, 'float32') },
   ],
   compose: ([x, target, weight], { ignoreIndex, reduction, labelSmoothing }) => {
     const logp = logSoftmax(counted(x, target, ignoreIndex), 1)

@@ -6,7 +6,7 @@ import { program } from '../expr/program.ts'
 import { elementwise } from '../primitives/elementwise.ts'
 import { reduce } from '../primitives/reduce.ts'
 import { reshapeView } from '../primitives/views.ts'
-import type { DType } from '../tensor/dtype.ts'
+import { type DType, promote } from '../tensor/dtype.ts'
 import { numel, sameShape } from '../tensor/layout.ts'
 import { expectTensor } from '../tensor/operands.ts'
 import type { Tensor } from '../tensor/tensor.ts'
@@ -53,8 +53,8 @@ const LAYER_NORM: Op<LayerNormAttrs> = {
     const rows = size === 0 ? 0 : x.numel / size
     return [
       { shape: x.shape, dtype: x.dtype },
-      { shape: [rows], dtype: x.dtype },
-      { shape: [rows], dtype: x.dtype },
+      { shape: [rows], dtype: promote(x.dtype, 'float32') },
+      { shape: [rows], dtype: promote(x.dtype, 'float32') },
     ]
   },
   compose: ([x, w, b], { size, eps }) => {
@@ -140,7 +140,7 @@ const RMS_NORM: Op<RmsNormAttrs> = {
   gradient: (kernels) => kernels.rms_normBackward,
   infer: ([x], { size }) => [
     { shape: x.shape, dtype: x.dtype },
-    { shape: [size === 0 ? 0 : x.numel / size], dtype: x.dtype },
+    { shape: [size === 0 ? 0 : x.numel / size], dtype: promote(x.dtype, 'float32') },
   ],
   compose: ([x, w], { size, eps }) => {
     const rows = reshapeView(x, [size === 0 ? 0 : x.numel / size, size])

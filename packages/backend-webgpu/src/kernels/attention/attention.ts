@@ -4,7 +4,7 @@
  * `attention/forward.ts` and `attention/backward.ts`, their common steps in `attention/blocks.ts`, which blocks they
  * visit in `attention/visits.ts`, what else happens to scores in `attention/scores.ts`.
  *
- * Takes float32 operands with any strides, D and Dv up to 128, grouped heads, a mask to add or to keep by (any
+ * Takes operands in float32, and in float16 where `attention/matrices.ts` does, with any strides, D and Dv up to 128, grouped heads, a mask to add or to keep by (any
  * strides), causality from either corner, windows, global tokens, masks of blocks, ALiBi and dropout. Declines the
  * gradient of a mask, and what needs more buffers than the GPU binds (8 by default: masks of blocks with both a mask and
  * ALiBi, or backward with either): the composition takes over. A query that sees no key gives zeros and no gradient,
@@ -47,6 +47,7 @@ import {
   type Tile,
 } from './blocks.ts'
 import { forwardBytes, forwardShader } from './forward.ts'
+import { isFloat16, matrixBackward, matrixForward, takesMatrices, takesMatrixGradients } from './matrices.ts'
 import { optionBuffers, optionsOf } from './options.ts'
 import { shortTiles } from './short.ts'
 import { type Few, few, single, singleTile, takesSingle } from './single.ts'
@@ -76,7 +77,16 @@ const forwardBuffers = 5
 const backwardBuffers = 6
 
 /** What follows q, k and v is floating, or flags and lists of blocks. */
-const dtypes = [['float32'], ['float32'], ['float32'], ['float32', 'bool', 'int32']] as const
+const dtypes = [
+  ['float32', 'float16'],
+  ['float32', 'float16'],
+  ['float32', 'float16'],
+  ['float32', 'float16', 'bool', 'int32'],
+] as const
+
+/** Operands are all float32, or in float16 what kernels on subgroup matrices take. */
+const canRead = (inputs: readonly View[], matrices: () => boolean): boolean =>
+  inputs.every(({ dtype }) => dtype !== 'float16') || matrices()
 
 const canTake = (
   engine: Engine,
@@ -151,12 +161,18 @@ export function attention(
 ): KernelOf<AttentionAttrs> {
   return {
     dtypes,
-    supports: (inputs, attrs) => canTake(engine, inputs, attrs, forwardBuffers),
+    supports: (inputs, attrs) =>
+      canTake(engine, inputs, attrs, forwardBuffers) &&
+      canRead(inputs, () => takesMatrices(engine, inputs, attrs)),
     run(outputs, inputs, attrs, numbers) {
       const [out, stats] = outputs
       const { q, k, v } = attentionOperands(inputs, attrs)
       const [b, h, t] = q.shape
       if (b * h * t === 0) return
+      if (isFloat16(inputs)) {
+        matrixForward(engine, outputs, inputs, attrs, numbers)
+        return
+      }
       if (apart && takesSingle(q, attrs, apart)) {
         const form = chooseForm(engine, [singleTile], () => 0, inputs, attrs, [out])
         single(engine, form, outputs, inputs, attrs, apart)
@@ -183,7 +199,9 @@ export function attentionBackward(
   return {
     dtypes,
     supports: (inputs, attrs) =>
-      canTake(engine, inputs, attrs, backwardBuffers) && !(attrs.hasMask && attrs.needs[3]),
+      canTake(engine, inputs, attrs, backwardBuffers) &&
+      !(attrs.hasMask && attrs.needs[3]) &&
+      canRead(inputs, () => takesMatrixGradients(engine, inputs, attrs)),
     run(outputs, inputs, attrs, numbers) {
       const { q, k, v, rest } = attentionOperands(inputs, attrs)
       const [b, h, t] = q.shape
@@ -235,6 +253,10 @@ export function attentionBackward(
       const [needQ, needK, needV] = attrs.needs
       const needAll = needQ && needK && needV
       const fits = (more: number): boolean => canTake(engine, inputs, attrs, backwardBuffers + more)
+      if (isFloat16(inputs)) {
+        matrixBackward(engine, outputs, inputs, attrs, numbers, fits)
+        return
+      }
       const short = shortTiles(tiles, q, k, attrs, allowed.leastGroups)
       // Operands, out and its statistics, and the buffers of the results.
       if (needAll && short.length > 0 && fits(new Set(outputs.map(bufferOf)).size)) {

@@ -88,12 +88,14 @@ export const each = (n: number, line: (i: number) => string): string =>
 export const column = ({ tx }: Tile, j: number): number => (j >> 2) * 4 * tx + (j & 3)
 
 /** Parameters of an operand: where it begins, then its strides; in vectors of four if `vectors`. */
-export const operand = (vectors: boolean) =>
+export const operand = (vectors: boolean) => operandIn(vectors ? 4 : 1)
+
+/** Parameters of an operand in vectors of so many elements. */
+export const operandIn = (unit: 1 | 4 | 8) =>
   several(
     (name) => ['At', 'Batch', 'Head', 'Row', 'Step'].map((part) => `${name}${part}: i32`),
     ({ offset, strides }: View) => {
       const [b, h, row, step = 0] = strides
-      const unit = vectors ? 4 : 1
       return [offset / unit, b / unit, h / unit, row / unit, step]
     },
   )

@@ -43,9 +43,9 @@ if (!(w == 0.0)) { ${each(own, (c) => `${name}${i}_${c} = fma(vec4f(w), b${c}, $
 }`
 }
 
-/** A score that is visible, raised so that its weight, e^(score − largest), is not quite 0: then it counts. */
-export const notZero = (score: string, largest: string): string =>
-  `select(${score}, ${largest} - 87.0, ${score} < ${largest} - 87.0 && ${score} > p.ninf)`
+/** A score that is visible, raised so that its weight, e^(score − largest), is not quite 0, but e^−least: then it counts. */
+export const notZero = (score: string, largest: string, least = 87): string =>
+  `select(${score}, ${largest} - ${least}.0, ${score} < ${largest} - ${least}.0 && ${score} > p.ninf)`
 
 /** The condition that one of a thread's sums is not finite, judged by bits, since WGSL need not know infinities. */
 export const notFinite = (rows: number, vectors: number, name: string): string =>

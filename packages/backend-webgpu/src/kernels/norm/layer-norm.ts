@@ -8,7 +8,14 @@
  * Reference: `LAYER_NORM`, `RMS_NORM` in core's ops/norm.ts. Test: norm.test.ts.
  */
 
-import { type GradientAttrs, type KernelOf, type LayerNormAttrs, layout, type View } from '@tilegrad/core'
+import {
+  type DType,
+  type GradientAttrs,
+  type KernelOf,
+  type LayerNormAttrs,
+  layout,
+  type View,
+} from '@tilegrad/core'
 import { denseFrom, leadOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf } from '../../device/buffers.ts'
@@ -21,6 +28,8 @@ import {
   hold,
   itemOfWidth,
   laneCode,
+  loadOf,
+  packedCode,
   plus,
   type RowWalk,
   reduction,
@@ -30,7 +39,9 @@ import {
   type Stream,
   scoped,
   startOf,
+  stored,
   type Tiling,
+  takesWidth,
   tilingKey,
   tilingOf,
   vectorCode,
@@ -66,8 +77,11 @@ function fits(
 const forward =
   (centred: boolean) =>
   (engine: Engine): KernelOf<LayerNormAttrs> => ({
-    dtypes: [['float32']],
-    supports: (inputs, { size }) => fits(inputs, inputs.length - 1, size),
+    dtypes: [['float32', 'float16', 'bfloat16']],
+    supports: (inputs, { size }) =>
+      fits(inputs, inputs.length - 1, size) &&
+      takesWidth(size, leadOf(inputs[0], size), inputs.slice(0, 1)) &&
+      takesWidth(size, 0, inputs.slice(1)),
     run([y, ...stats], [x, ...weights], { size, eps, affine }) {
       const views = [x, y]
       const lead = leadOf(views[0], size)
@@ -76,8 +90,9 @@ const forward =
       const walk = rowWalk(lead, views)
       const name = centred ? 'layer_norm' : 'rms_norm'
       const early = affine !== 'none' && t.held > 0 && walk.rows <= fewRows
-      const key = `${name}:${tilingKey(t)}:${walk.rank}:${affine}${early ? ':early' : ''}`
-      const kernel = engine.kernel(key, name, () => forwardShader(t, walk, centred, affine, early))
+      const dtypes = [x, ...weights].map(({ dtype }) => dtype)
+      const key = `${name}:${tilingKey(t)}:${walk.rank}:${affine}${early ? ':early' : ''}${dtypes}`
+      const kernel = engine.kernel(key, name, () => forwardShader(t, walk, centred, affine, early, dtypes))
       const [ow, ob] = [0, 1].map((i) => (weights[i]?.offset ?? 0) / width)
       const values = { rows: walk.rows, vectors: size / width, ow, ob, share: 1 / size, eps, walk }
       const buffers = [...views, ...stats, ...weights].map(bufferOf)
@@ -121,11 +136,13 @@ function forwardShader(
   centred: boolean,
   affine: Affine,
   early: boolean,
+  dtypes: readonly DType[],
 ): Shader<ValuesOf<typeof params>> {
-  const item = itemOfWidth(t.width)
-  const x: Stream = { name: 'x', binding: 'x', base: startOf(t.width, 0) }
-  const w: Stream = { name: 'w', binding: 'w', base: 'p.ow' }
-  const b: Stream = { name: 'b', binding: 'b', base: 'p.ob' }
+  const [own, ofWeight = own, ofBias = own] = dtypes
+  const item = itemOfWidth(t.width, own)
+  const x: Stream = { name: 'x', binding: 'x', base: startOf(t.width, 0), dtype: own }
+  const w: Stream = { name: 'w', binding: 'w', base: 'p.ow', dtype: ofWeight }
+  const b: Stream = { name: 'b', binding: 'b', base: 'p.ob', dtype: ofBias }
   const used = affine === 'none' ? [] : affine === 'weight' ? [w] : [w, b]
   const squares = `var squares = V();
 ${centred ? 'var rest = V();' : ''}
@@ -138,7 +155,7 @@ ${scoped(
 )}`
   const statistics = centred
     ? `var part = V();
-let first = x[${startOf(t.width, 0)}]${t.width === 4 ? '.x' : ''};
+let first = ${loadOf(x, '0u')}${t.width === 4 ? '.x' : ''};
 ${scoped(each(t, [x], ({ of }) => `part += ${of('x')} - first;`))}
 let rough = first + group_sum(hsum(part), li) * p.share;
 ${squares}
@@ -155,12 +172,13 @@ if (live && lane == 0u) { rstds[row] = rstd; }`
       { name: 'y', item, write: true },
       ...(centred ? [{ name: 'means', item: 'f32', write: true } as const] : []),
       { name: 'rstds', item: 'f32', write: true },
-      ...(affine !== 'none' ? [{ name: 'w', item }] : []),
-      ...(affine === 'both' ? [{ name: 'b', item }] : []),
+      ...(affine !== 'none' ? [{ name: 'w', item: itemOfWidth(t.width, ofWeight) }] : []),
+      ...(affine === 'both' ? [{ name: 'b', item: itemOfWidth(t.width, ofBias) }] : []),
     ],
     workgroup: [256],
     ...enablesOf(t),
     declarations: `${vectorCode(t.width)}
+${packedCode(dtypes)}
 ${reduction(t, 'group_sum', 'f32', plus)}
 ${centred ? reduction(t, 'group_pair', 'vec2f', plus) : ''}`,
     body: `${laneCode(t)}
@@ -170,10 +188,11 @@ ${hold(t, early ? [x, ...used] : [x])}
 ${statistics}
 if (!live) { return; }
 ${each(t, [x], ({ of, j }) => {
-  const parameter = ({ name, base }: Stream): string => (early ? of(name) : `${name}[${base} + ${j}]`)
+  const parameter = (stream: Stream): string => (early ? of(stream.name) : loadOf(stream, j))
   const normal = centred ? `((${of('x')} - rough) - moments.y) * rstd` : `${of('x')} * rstd`
   const weighted = affine === 'none' ? normal : `${normal} * ${parameter(w)}`
-  return `y[${startOf(t.width, 1)} + ${j}] = ${affine === 'both' ? `${weighted} + ${parameter(b)}` : weighted};`
+  const result = affine === 'both' ? `${weighted} + ${parameter(b)}` : weighted
+  return `y[${startOf(t.width, 1)} + ${j}] = ${stored(own, result)};`
 })}`,
   }
 }

@@ -7,7 +7,7 @@ import { elementwise } from '../../primitives/elementwise.ts'
 import { matmulPrimitive } from '../../primitives/matmul.ts'
 import { reduce } from '../../primitives/reduce.ts'
 import { expandView, reshapeView } from '../../primitives/views.ts'
-import { isFloat } from '../../tensor/dtype.ts'
+import { isFloat, promote } from '../../tensor/dtype.ts'
 import { broadcastShapes, sameShape } from '../../tensor/layout.ts'
 import { asTensor, expectTensor } from '../../tensor/operands.ts'
 import type { Tensor } from '../../tensor/tensor.ts'
@@ -129,7 +129,7 @@ const ATTENTION: Op<AttentionAttrs> = {
       { shape: [b, h, t, v.shape[3]], dtype: q.dtype, order: [0, 2, 1, 3] },
       // The maximum m of each row's scores, and Σ exp(s − m): −∞ and 0 of a row without any key. As one float32,
       // m + ln Σ would lose the logarithm beside a large m.
-      { shape: [2, b, h, t], dtype: q.dtype },
+      { shape: [2, b, h, t], dtype: promote(q.dtype, 'float32') },
     ]
   },
   compose: (inputs, attrs, numbers) => {
