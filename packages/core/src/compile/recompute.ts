@@ -54,26 +54,26 @@ export function recompute(
   when: (steps: readonly Step[]) => readonly Interval[],
 ): { readonly steps: readonly Step[]; readonly recomputed: number } {
   let list = steps
-  let peak = peakOf(when(steps))
+  let used = when(steps)
+  let peak = peakOf(used)
   let best = { steps, recomputed: 0, bytes: peak.bytes }
   const most = peak.bytes
   let left = share * steps.reduce((n, step) => n + workOf(context, step), 0)
   for (let recomputed = 1; recomputed <= steps.length; recomputed++) {
-    const choices = choicesAt(context, list, fixed, fusing, when(list), peak.at)
+    const choices = choicesAt(context, list, fixed, fusing, used, peak.at)
       .filter(({ cost }) => cost <= left)
       .sort((a, b) => b.bytes / b.cost - a.bytes / a.cost)
-    let next: typeof peak | null = null
+    let found = false
     for (const { cost, make } of choices) {
       const made = make()
-      const then = peakOf(when(made))
-      if (then.bytes > peak.bytes) continue
-      next = then
-      list = made
+      const then = when(made)
+      const next = peakOf(then)
+      if (next.bytes > peak.bytes) continue
+      ;[list, used, peak, found] = [made, then, next, true]
       left -= cost
       break
     }
-    if (!next) break
-    peak = next
+    if (!found) break
     if (peak.bytes < best.bytes) best = { steps: list, recomputed, bytes: peak.bytes }
   }
   // Less is not worth its time.
@@ -161,11 +161,8 @@ function choicesAt(
     const usable = (r: Ref): boolean =>
       still(r, next) && (slots[r.slot].outer !== null || (stays.get(r.slot)?.to ?? -1) >= next)
     const value = { context, steps, uses, fixed, from, step, slot, o, next, bytes, still, usable }
-    const ways = [...(fusing ? [beside(value), alone(value)] : []), repeated(value)].filter(
-      (way) => way !== null,
-    )
-    const [cheapest] = ways.sort((a, b) => a.cost - b.cost)
-    if (cheapest) choices.push(cheapest)
+    const choice = (fusing ? (beside(value) ?? alone(value)) : null) ?? repeated(value)
+    if (choice) choices.push(choice)
   }
   return choices
 }
