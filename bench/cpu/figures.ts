@@ -3,7 +3,7 @@ import { spawnSync } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import { createCpuBackend } from '@tilegrad/backend-cpu'
 import { compile, type ProfileRow, profile, reclaim, scope, tensor, withBackend } from '@tilegrad/core'
-import { GPT, generate } from '@tilegrad/nn'
+import { GPT, generate, quantize } from '@tilegrad/nn'
 import { gpts } from '../peers/inputs.ts'
 import { type Figure, median, ms } from './harness.ts'
 import { attention, compiledStep, gemm, gptStep } from './workloads.ts'
@@ -129,6 +129,31 @@ const decoding: Figure = {
   },
 }
 
+/** GPT-2 124M in 32 bits and packed, in turns: what the second one's tokens per second are to the first one's. */
+const packedDecoding = (kind: string, target: number, pack: (model: GPT) => GPT): Figure => ({
+  name: `decoding GPT-2 124M, ${kind} to float32`,
+  async measure() {
+    const sizes = { vocabSize: 50257, blockSize: 1024, numLayers: 12, numHeads: 12, embedDim: 768 }
+    const models = [new GPT(sizes), pack(new GPT(sizes))]
+    const start = tensor([[1, 2, 3, 4]], { dtype: 'int32' })
+    const ratios: number[] = []
+    for (let i = 0; i <= 3; i++) {
+      const times: number[] = []
+      for (const model of models) {
+        const begin = performance.now()
+        const tokens = await generate(model, start, { maxNewTokens: 24, temperature: 0 }).tensor()
+        times.push(performance.now() - begin)
+        tokens.dispose()
+      }
+      ratios.push(times[0] / times[1])
+    }
+    for (const model of models) model.dispose()
+    start.dispose()
+    const value = median(ratios.slice(1))
+    return { value, unit: '×', target: `≥ ${target}×`, met: value >= target }
+  },
+})
+
 /** What of a training step is not spent in kernels: tape, shapes, memory, and JavaScript at large. */
 const overhead: Figure = {
   name: 'training step A, outside of kernels',
@@ -183,5 +208,6 @@ export const figures: readonly Figure[] = [
   compiledMemory('training step B'),
   swapped,
   decoding,
+  packedDecoding('8 bits', 1.5, (model) => quantize(model)),
   overhead,
 ]

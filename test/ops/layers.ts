@@ -129,6 +129,32 @@ op(
   LOSS,
 )
 
+// Weights of 8 bits.
+const words = (shape: readonly number[]): Arg => int(shape, -(2 ** 31), 2 ** 31)
+const scales = (shape: readonly number[]): Arg => f(shape, 0.001, 0.02)
+op(
+  'dequantize',
+  2,
+  [
+    [words([3, 4]), scales([3, 1])],
+    [words([5, 12]), scales([5, 3]), 35],
+    [words([4, 2]), scales([4, 2]), 7],
+  ],
+  FUNCTION,
+)
+op(
+  'quantizedLinear',
+  0,
+  [
+    [f([3, 32]), words([7, 8]), scales([7, 2])],
+    [f([2, 2, 64]), words([9, 16]), scales([9, 1]), f([9]), { activation: 'gelu', residual: f([2, 2, 9]) }],
+    [f([48]), words([5, 12]), scales([5, 3]), f([5]), { activation: 'relu' }],
+    [f([33, 32]), words([17, 8]), scales([17, 1]), null, { residual: f([33, 17]) }],
+    [f([2, 30]), words([6, 8]), scales([6, 2])],
+  ],
+  { ...FUNCTION, ...LONG },
+)
+
 // Attention.
 const attention = (b: number, h: number, hk: number, t: number, s: number, d: number): readonly Arg[] => [
   f([b, h, t, d]),

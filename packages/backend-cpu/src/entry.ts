@@ -3,4 +3,5 @@
  * that it loads.
  */
 export { createCpuBackend } from './backend.ts'
+export { loadPackedProducts } from './kernels/matmul/load-packed.ts'
 export { createPeaks } from './machine/peaks.ts'

@@ -7,7 +7,7 @@
 import './globals.ts'
 
 export type { CpuBackend, CpuOptions } from './backend.ts'
-export { createCpuBackend, createPeaks } from './entry.ts'
+export { createCpuBackend, createPeaks, loadPackedProducts } from './entry.ts'
 export { WorkerDiedError } from './errors.ts'
 export type { FeatureLevel } from './machine/features.ts'
 export type { HeapStats } from './machine/heap.ts'

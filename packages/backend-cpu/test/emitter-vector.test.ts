@@ -176,15 +176,12 @@ const ints = [
   2 ** 31 - 1,
   -(2 ** 31),
 ]
-describe.each([
-  ['i32x4', 32, i32x4],
-  ['i64x2', 64, i64x2],
-] as const)('%s', (_, bits, any) => {
-  const op = any as unknown as typeof i32x4
+describe('i32x4', () => {
+  const [op, bits] = [i32x4, 32]
   const shape = int(bits)
   const s = (x: number) => Number(BigInt.asIntN(bits, BigInt(x)))
   const u = (x: number) => Number(BigInt.asUintN(bits, BigInt(x)))
-  const values = ints.filter((x) => bits > 32 || s(x) === x)
+  const values = ints.filter((x) => s(x) === x)
   test('arithmetic', () => {
     check(shape, values, [
       ['add', op.add, (a, b) => s(a + b)],
@@ -195,43 +192,37 @@ describe.each([
       ['shl', (a) => op.shl(a, 3), (a) => s(a * 8)],
       ['shrS', (a) => op.shrS(a, 2), (a) => Math.floor(a / 4)],
     ])
-    // Of 64 bits there is what kernels use.
-    if (bits < 64) {
-      check(shape, values, [['shrU', (a) => op.shrU(a, 1), (a) => Math.floor(u(a) / 2)]])
-      check(shape, values, [
-        ['eq', op.eq, (a, b) => mask(a === b)],
-        ['ne', op.ne, (a, b) => mask(a !== b)],
-        ['ltS', op.ltS, (a, b) => mask(a < b)],
-        ['gtS', op.gtS, (a, b) => mask(a > b)],
-        ['leS', op.leS, (a, b) => mask(a <= b)],
-        ['geS', op.geS, (a, b) => mask(a >= b)],
-        ['select', (a, b, c) => op.select(op.ltS(a, b), b, c), (a, b, c) => (a < b ? b : c)],
-        ['ltU', op.ltU, (a, b) => mask(u(a) < u(b))],
-        ['gtU', op.gtU, (a, b) => mask(u(a) > u(b))],
-        ['leU', op.leU, (a, b) => mask(u(a) <= u(b))],
-        ['geU', op.geU, (a, b) => mask(u(a) >= u(b))],
-        ['minS', op.minS, min],
-        ['maxS', op.maxS, max],
-        ['minU', op.minU, (a, b) => s(Math.min(u(a), u(b)))],
-        ['maxU', op.maxU, (a, b) => s(Math.max(u(a), u(b)))],
-      ])
-    }
-    if (bits < 64)
-      check(
-        shape,
-        values.filter((x) => Math.abs(x) < 2 ** 26),
-        [['mul', op.mul, (a, b) => s(a * b)]],
-      )
+    check(shape, values, [['shrU', (a) => op.shrU(a, 1), (a) => Math.floor(u(a) / 2)]])
+    check(shape, values, [
+      ['eq', op.eq, (a, b) => mask(a === b)],
+      ['ne', op.ne, (a, b) => mask(a !== b)],
+      ['ltS', op.ltS, (a, b) => mask(a < b)],
+      ['gtS', op.gtS, (a, b) => mask(a > b)],
+      ['leS', op.leS, (a, b) => mask(a <= b)],
+      ['geS', op.geS, (a, b) => mask(a >= b)],
+      ['select', (a, b, c) => op.select(op.ltS(a, b), b, c), (a, b, c) => (a < b ? b : c)],
+      ['ltU', op.ltU, (a, b) => mask(u(a) < u(b))],
+      ['gtU', op.gtU, (a, b) => mask(u(a) > u(b))],
+      ['leU', op.leU, (a, b) => mask(u(a) <= u(b))],
+      ['geU', op.geU, (a, b) => mask(u(a) >= u(b))],
+      ['minS', op.minS, min],
+      ['maxS', op.maxS, max],
+      ['minU', op.minU, (a, b) => s(Math.min(u(a), u(b)))],
+      ['maxU', op.maxU, (a, b) => s(Math.max(u(a), u(b)))],
+    ])
+    check(
+      shape,
+      values.filter((x) => Math.abs(x) < 2 ** 26),
+      [['mul', op.mul, (a, b) => s(a * b)]],
+    )
   })
   test('reductions to a bit', () => {
     const run = compile((a) => op.bitmask(a))
-    const all = compile((a) => op.allTrue(a))
     const anyTrue = compile((a) => v128.anyTrue(a))
     const lanes = 128 / bits
     for (const set of [0, 1, 2, 2 ** lanes - 1, 2 ** (lanes - 1)]) {
       for (let lane = 0; lane < lanes; lane++) shape.set(view, (lane * bits) / 8, (set >> lane) & 1 ? -1 : 0)
       expect(new DataView(run().buffer).getInt32(0, true)).toBe(set)
-      expect(all()[0]).toBe(set === 2 ** lanes - 1 ? 1 : 0)
       expect(anyTrue()[0]).toBe(set === 0 ? 0 : 1)
     }
   })
@@ -306,12 +297,6 @@ test('lanes: splat, extract, replace, shuffle, constants', () => {
       view.getInt32(4 * lane, true),
     )
     expect(word(compile((a) => i32x4.replaceLane(a, lane, 5))()).getInt32(4 * lane, true)).toBe(5)
-    expect(word(compile((a) => f32x4.replaceLane(a, lane, 1.5))()).getFloat32(4 * lane, true)).toBe(1.5)
-    if (lane < 2) {
-      const u64 = view.getBigInt64(8 * lane, true)
-      expect(word(compile((a) => f64x2.extractLane(a, lane))()).getBigInt64(0, true)).toBe(u64)
-      expect(word(compile((a) => f64x2.replaceLane(a, lane, 1.5))()).getFloat64(8 * lane, true)).toBe(1.5)
-    }
   }
   const same = (build: (a: V128, b: V128) => V128, want: ArrayBufferView) => {
     expect(compile(build)()).toEqual(new Uint8Array(want.buffer))
@@ -321,7 +306,6 @@ test('lanes: splat, extract, replace, shuffle, constants', () => {
   same(() => f64x2.splat(0.1), new Float64Array(2).fill(0.1))
   same(() => f32x4.const(1, 2, 3, 4), Float32Array.of(1, 2, 3, 4))
   same(() => f64x2.const(1, 2), Float64Array.of(1, 2))
-  same(() => i64x2.const(1, -2), BigInt64Array.of(1n, -2n))
   same(() => i32x4.const(1, -2, 3, 0xffffffff), Int32Array.of(1, -2, 3, -1))
   same(() => v128.const([...source.subarray(0, 16)]), source.slice(0, 16))
   const u32 = new Uint32Array(source.buffer)
@@ -333,9 +317,14 @@ test('lanes: splat, extract, replace, shuffle, constants', () => {
     (a, b) => f32x4.shuffle(a, b, [1, 1, 4, 4]),
     Uint32Array.from([1, 1, 4, 4], (i) => u32[i]),
   )
+  const at = [15, 0, -1, 3, 16, 127, -128, 8, 1, 2, 4, 5, 6, 7, 9, 10]
   same(
-    (a, b) => i64x2.shuffle(a, b, [3, 0]),
-    Uint32Array.from([6, 7, 0, 1], (i) => u32[i]),
+    (a) => i8x16.swizzle(a, i8x16.const(...at)),
+    Uint8Array.from(at, (i) => (i >= 0 && i < 16 ? source[i] : 0)),
+  )
+  same(
+    (a) => i64x2.shl(a, 5),
+    BigUint64Array.from([0, 8], (i) => BigInt.asUintN(64, view.getBigUint64(i, true) << 5n)),
   )
   expect(() => f32x4.extractLane(f32x4.const(0), 4)).toThrow(RangeError)
   expect(() => f32x4.const(1, 2)).toThrow(RangeError)

@@ -115,6 +115,7 @@ export { type LinearCrossEntropyOptions, linearCrossEntropy } from './ops/linear
 export * from './ops/loss.ts'
 export * from './ops/norm.ts'
 export * from './ops/pointwise.ts'
+export { dequantize, quantizedLinear } from './ops/quantized.ts'
 export {
   bernoulli,
   dropout,

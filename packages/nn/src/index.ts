@@ -79,6 +79,7 @@ export {
 } from './optim/optimizer.ts'
 export * as schedule from './optim/schedule.ts'
 export { SGD, type SGDOptions } from './optim/sgd.ts'
+export { QuantizedEmbedding, QuantizedLinear, type QuantizeOptions, quantize } from './quantize.ts'
 export { type Layer, Sequential } from './sequential.ts'
 export { loadPretrained, type Pretrained, savePretrained } from './weights/pretrained.ts'
 export type { PretrainedConfig } from './weights/pretrained-config.ts'

@@ -1,4 +1,5 @@
 import {
+  type DType,
   describeValue,
   expectOptions,
   type LinearEpilogue,
@@ -56,6 +57,16 @@ export class Linear extends Module {
   /** `epilogue`: an activation and a tensor to add, computed with the product; see core's `linear`. */
   forward(x: Tensor, epilogue?: LinearEpilogue): Tensor {
     return linear(x, this.weight, this.bias, epilogue)
+  }
+
+  /** The dtype of what it is made of, which is that of caches. */
+  get dtype(): DType {
+    return this.weight.dtype
+  }
+
+  /** Computes `length` of the outputs, from number `from` on. */
+  forwardPart(x: Tensor, from: number, length: number): Tensor {
+    return linear(x, this.weight.narrow(0, from, length), this.bias?.narrow(0, from, length))
   }
 
   override extraRepr(): string {

@@ -129,10 +129,12 @@ interface Slot {
   readonly role: Role
 }
 
-/** A module where it was found; `parent` is the module that holds it, directly or in arrays and records. */
+/** A module where it was found; `parent` is the module that holds it, directly or in arrays and records, `owner`. */
 interface Place {
   readonly kind: 'module'
   readonly name: string
+  readonly owner: Properties
+  readonly key: string
   readonly module: Module
   readonly parent: Module
 }
@@ -180,7 +182,7 @@ function* walk(
         )
       }
     } else if (value instanceof Module) {
-      yield { kind: 'module', name, module: value, parent }
+      yield { kind: 'module', name, owner: owner as Properties, key, module: value, parent }
       yield* walk(value, value, `${name}.`, [...path, value])
     } else if (Array.isArray(value) || isRecord(value)) {
       yield* walk(value, parent, `${name}.`, [...path, value])
@@ -477,6 +479,19 @@ function free(t: Tensor): void {
   t.grad?.dispose()
   t.grad = null
   t.dispose()
+}
+
+/**
+ * Puts other modules in the places of modules below `root`, whatever holds them.
+ *
+ * @internal
+ */
+export function replaceModules(root: Module, others: ReadonlyMap<Module, Module>): void {
+  for (const found of [...walk(root, root, '', [root])]) {
+    if (found.kind !== 'module') continue
+    const other = others.get(found.module)
+    if (other) found.owner[found.key] = other
+  }
 }
 
 function treeOf(module: Module, path: readonly Module[]): string {

@@ -45,3 +45,5 @@ export * from '@tilegrad/backend-cpu'
 export type * from '@tilegrad/backend-webgpu'
 export * from '@tilegrad/core'
 export * from '@tilegrad/nn'
+// In place of nn's.
+export { quantize } from './quantize.ts'

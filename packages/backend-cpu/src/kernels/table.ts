@@ -93,7 +93,7 @@ const formula = /* @__PURE__ */ ops.program('guard', 2, ([x, y]) => {
   )
 })
 
-const indices = (x: Tensor, values: readonly number[], shape: readonly number[]): Tensor =>
+const indices = (x: Tensor, values: ArrayLike<number>, shape: readonly number[]): Tensor =>
   ops.tensor(Int32Array.from(values), { device: x.backend }).reshape(shape)
 /** x and what becomes of it: where both have gradients, that of the result is added to the other. */
 const passedBy = (x: Tensor, f: (x: Tensor) => Tensor): Tensor[] => {
@@ -146,7 +146,17 @@ export const samples = (): Readonly<Record<Forward, Sample>> => ({
   },
   linear: {
     shapes: [[19, 41], [37, 41], [37], [19, 37]],
-    run: ([x, w, bias, residual]) => ops.linear(x, w, bias, { activation: 'gelu', residual }),
+    // Of numbers and of bytes.
+    run: ([x, w, bias, residual]) => {
+      const words = indices(
+        x,
+        Int32Array.from({ length: 40 }, (_, i) => Math.imul(i + 1, 0x2545f491)),
+        [5, 8],
+      )
+      const scales = bias.narrow(0, 0, 10).reshape([5, 2])
+      const few = [1, 4, 6].map((n) => ops.quantizedLinear(x.narrow(0, 0, n).narrow(1, 0, 32), words, scales))
+      return [ops.linear(x, w, bias, { activation: 'gelu', residual }), ...few]
+    },
   },
   foreach: {
     shapes: [[37], [5, 37], [3]],

@@ -59,24 +59,22 @@ const shift = (opcode: number) => {
 }
 
 const extractLane =
-  <R extends ValType>(count: number, type: R) =>
+  <R extends ValType>(type: R) =>
   (opcode: number) => {
     const code = simd(opcode)
     return (x: V128, lane: number) => {
-      checkLane(lane, count)
+      checkLane(lane, 4)
       return make(type, [...code, lane], [x])
     }
   }
 
-const replaceLane =
-  <A>(count: number, a: Lift<A>) =>
-  (opcode: number) => {
-    const code = simd(opcode)
-    return (x: V128, lane: number, value: A): V128 => {
-      checkLane(lane, count)
-      return make('v128', [...code, lane], [x, a(value)])
-    }
+const replaceLane = (opcode: number) => {
+  const code = simd(opcode)
+  return (x: V128, lane: number, value: I32In): V128 => {
+    checkLane(lane, 4)
+    return make('v128', [...code, lane], [x, liftI32(value)])
   }
+}
 
 type Setter = (view: DataView, byte: number, value: number) => void
 
@@ -196,7 +194,6 @@ const setF32: Setter = (view, byte, value) => view.setFloat32(byte, value, true)
 const setF64: Setter = (view, byte, value) => view.setFloat64(byte, value, true)
 const setI8: Setter = (view, byte, value) => view.setInt8(byte, value)
 const setI32: Setter = (view, byte, value) => view.setInt32(byte, value, true)
-const setI64: Setter = (view, byte, value) => view.setBigInt64(byte, BigInt(value), true)
 
 /** Four 32-bit floats. */
 export const f32x4 = {
@@ -204,8 +201,7 @@ export const f32x4 = {
   ...define(consecutive(['ceil', 'floor', 'trunc', 'nearest'], 103), unary(liftV128)),
   ...define({ demoteF64x2Zero: 94, convertI32x4S: 250 }, unary(liftV128)),
   ...define({ splat: 19 }, unary<F32In>(liftF32)),
-  ...define({ extractLane: 31 }, extractLane(4, 'f32')),
-  ...define({ replaceLane: 32 }, replaceLane<F32In>(4, liftF32)),
+  ...define({ extractLane: 31 }, extractLane('f32')),
 } as const
 
 /** Two 64-bit floats. */
@@ -213,43 +209,34 @@ export const f64x2 = {
   ...floatShape(2, setF64, [71, 240, 0x107, 0x10c]),
   ...define({ nearest: 148, promoteLowF32x4: 95, convertLowI32x4S: 254 }, unary(liftV128)),
   ...define({ splat: 20 }, unary<F64In>(liftF64)),
-  ...define({ extractLane: 33 }, extractLane(2, 'f64')),
-  ...define({ replaceLane: 34 }, replaceLane<F64In>(2, liftF64)),
 } as const
 
 const shifts = ['shl', 'shrS', 'shrU'] as const
 const intCompare = ['eq', 'ne', 'ltS', 'ltU', 'gtS', 'gtU', 'leS', 'leU', 'geS', 'geU'] as const
 const minMax = ['minS', 'minU', 'maxS', 'maxU'] as const
 
-/** What the four integer shapes share. `base`: opcodes of abs, shl, relaxed lane selection. */
-function intShape(count: number, set: Setter, base: readonly number[]) {
-  const [abs = 0, shl = 0, laneSelect = 0] = base
-  const common = shape(count, set, laneSelect)
-  return {
-    ...common,
-    ...define({ abs, neg: abs + 1 }, unary(common.lift)),
-    ...define({ allTrue: abs + 3, bitmask: abs + 4 }, test),
-    ...define(consecutive(shifts, shl), shift),
-    ...define({ add: shl + 3, sub: shl + 6 }, binary(common.lift)),
-  }
-}
-
-const i32x4Shape = intShape(4, setI32, [160, 171, 0x10b])
+const i32x4Shape = shape(4, setI32, 0x10b)
 /** Four 32-bit integers. */
 export const i32x4 = {
   ...i32x4Shape,
   ...define(
-    { mul: 181, ...consecutive(minMax, 182), ...consecutive(intCompare, 55) },
+    {
+      ...{ add: 174, sub: 177, mul: 181 },
+      ...consecutive(minMax, 182),
+      ...consecutive(intCompare, 55),
+    },
     binary(i32x4Shape.lift),
   ),
-  ...define({ extendLowI16x8U: 169, truncSatF32x4S: 248 }, unary(liftV128)),
+  ...define(consecutive(shifts, 171), shift),
+  ...define({ bitmask: 164 }, test),
+  ...define({ abs: 160, neg: 161, extendLowI16x8U: 169, truncSatF32x4S: 248 }, unary<Lanes>(i32x4Shape.lift)),
   ...define({ splat: 17 }, unary<I32In>(liftI32)),
-  ...define({ extractLane: 27 }, extractLane(4, 'i32')),
-  ...define({ replaceLane: 28 }, replaceLane<I32In>(4, liftI32)),
+  ...define({ extractLane: 27 }, extractLane('i32')),
+  ...define({ replaceLane: 28 }, replaceLane),
 } as const
 
 /** Two 64-bit integers. */
-export const i64x2 = intShape(2, setI64, [192, 203, 0x10c])
+export const i64x2 = { ...define({ shl: 203 }, shift) } as const
 
 /** Eight 16-bit integers. */
 export const i16x8 = {
@@ -260,5 +247,6 @@ export const i16x8 = {
 /** Sixteen 8-bit integers. */
 export const i8x16 = {
   const: constant(16, setI8),
-  ...define({ narrowI16x8U: 102 }, binary(liftV128)),
+  /** `swizzle(x, at)`: byte i of the result is byte `at[i]` of x, or 0 where there is none. */
+  ...define({ narrowI16x8U: 102, swizzle: 14 }, binary(liftV128)),
 } as const

@@ -213,7 +213,8 @@ const epilogue: Rule = (first, second, { backend, capture }) => {
     ? w
     : { ...w, shape: [w.shape[1], w.shape[0]], strides: [w.strides[1], w.strides[0]] }
   const inputs = [x, weight, ...extras, ...second.inputs.filter((_, i) => !place[i]).map(laid)]
-  const attrs: LinearAttrs = { epilogue: whole }
+  const blockSize = isLinear ? (first.call.attrs as LinearAttrs).blockSize : undefined
+  const attrs: LinearAttrs = { epilogue: whole, ...(blockSize !== undefined && { blockSize }) }
   if (!takes(linear, asViews(capture, inputs), attrs)) return null
   const numbers = merged(capture, second.call.numbers, first.call.numbers)
   const flops = first.call.flops?.(

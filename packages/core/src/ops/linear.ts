@@ -57,6 +57,10 @@ export function linear(
 export interface LinearAttrs {
   /** What is computed of each element of the product. */
   readonly epilogue: TypedProgram
+  /** What that was typed of, for kernels of extras and outputs that are not float32. */
+  readonly program?: Program
+  /** Numbers to a block where the weight is of 8 bits: see `quantizedLinear`. Its scales are the input after it. */
+  readonly blockSize?: number
 }
 
 declare module '../dispatch/kernels.ts' {
@@ -66,16 +70,22 @@ declare module '../dispatch/kernels.ts' {
   }
 }
 
-interface Form {
+/** What follows a product, and the operators that it is part of. */
+export interface Form {
   readonly op: Op<LinearAttrs>
-  readonly attrs: LinearAttrs
+  readonly attrs: LinearAttrs & { readonly program: Program }
 }
 
 /** The operators made so far, by activation and then by the other choices. */
 const forms = new Map<Activation | undefined, Form[]>()
 
 /** One operator for each combination of what follows the product. */
-function formOf(bias: 0 | 1, activation: Activation | undefined, residual: 0 | 1, keeps: boolean): Form {
+export function formOf(
+  bias: 0 | 1,
+  activation: Activation | undefined,
+  residual: 0 | 1,
+  keeps: boolean,
+): Form {
   let known = forms.get(activation)
   if (!known) {
     known = []
@@ -94,7 +104,7 @@ function formOf(bias: 0 | 1, activation: Activation | undefined, residual: 0 | 1
     const float32 = Array.from({ length: epilogue.inputs }, () => 'float32' as const)
     form = {
       op: linearOp(epilogue, bias, residual, act),
-      attrs: { epilogue: specialize(epilogue, float32, []) },
+      attrs: { epilogue: specialize(epilogue, float32, []), program: epilogue },
     }
     known[choice] = form
   }

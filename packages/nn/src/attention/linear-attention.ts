@@ -31,7 +31,8 @@ export abstract class StateAttention extends SelfAttention<StateCache> {
   /** A state, whose size does not depend on maxLength; null unless attention is causal. */
   override newCache(batch: number, _maxLength = Number.POSITIVE_INFINITY): StateCache | null {
     if (!this.isCausal) return null
-    const { dtype, backend: device } = this.outProj.weight
+    const { dtype, weight } = this.outProj
+    const device = weight.backend
     const { numHeads, headDim } = this
     const columns = this.stateColumns()
     // Every token adds to a state: in 16 bits it would soon not take in any more.

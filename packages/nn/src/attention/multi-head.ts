@@ -1,7 +1,6 @@
 import {
   DTypeError,
   expectOptions,
-  linear,
   mergeHeads,
   type Names,
   scaledDotProductAttention,
@@ -268,9 +267,7 @@ export abstract class SelfAttention<C extends AttentionCache = AttentionCache> e
     if (!context) return splitHeads(c_attn.forward(x), [q, kv, kv], headDim)
     const rows = (input: Tensor, from: number, heads: readonly number[]): Tensor[] => {
       const [at, length] = [from * headDim, heads.reduce((n, h) => n + h) * headDim]
-      const { weight, bias } = c_attn
-      const all = linear(input, weight.narrow(0, at, length), bias?.narrow(0, at, length))
-      return splitHeads(all, heads, headDim)
+      return splitHeads(c_attn.forwardPart(input, at, length), heads, headDim)
     }
     return [...rows(x, 0, [q]), ...rows(context, q, [kv, kv])]
   }
@@ -345,7 +342,8 @@ export class MultiHeadAttention extends SelfAttention<KVCache> {
     const { numKvHeads, headDim } = this
     // Global tokens stay in sight, so that nothing may go.
     const window = this.globalTokens > 0 ? 0 : this.window
-    const { dtype, backend: device } = this.outProj.weight
+    const { dtype, weight } = this.outProj
+    const device = weight.backend
     const cache = new KVCache({ batch, numKvHeads, headDim, maxLength, window, dtype, device })
     cache.steady &&= !this.slopes && !this.#blocks
     return cache

@@ -29,22 +29,29 @@ import { isLowerable } from '../../lowering/expressions.ts'
 import type { Access } from '../elementwise/access.ts'
 import { epilogueFunc } from './epilogue.ts'
 import { matmulInto } from './matmul.ts'
+import { packed } from './packed-start.ts'
 
 export const linear = (
   engine: Engine,
   { matmul, elementwise }: Pick<Primitives, 'matmul' | 'elementwise'>,
 ): KernelOf<LinearAttrs> => ({
-  dtypes: [['float32']],
-  supports([x, weight, ...extras], { epilogue }) {
+  supports(inputs, attrs) {
+    const [x, weight, ...extras] = inputs
+    if (inputs.some((v) => v.dtype !== 'float32'))
+      return packed.products?.takes(engine.features, inputs, attrs) ?? false
     const shape = [...x.shape.slice(0, -1), weight.shape[0]]
     return (
       x.shape.length > 0 &&
       weight.shape.length === 2 &&
-      fits(epilogue) &&
+      fits(attrs.epilogue) &&
       extras.every((v) => rowsOf(v, shape) !== undefined)
     )
   },
-  run(outputs, [x, weight, ...extras], { epilogue }, numbers) {
+  run(outputs, inputs, attrs, numbers): void {
+    const [x, weight, ...extras] = inputs
+    const { epilogue } = attrs
+    if (weight.dtype !== 'float32')
+      return packed.products?.run(engine, elementwise, outputs, inputs, attrs, numbers)
     const { shape } = outputs[0]
     const [out, a] = shape.length === 1 ? [matrix(outputs[0]), matrix(x)] : [outputs[0], x]
     const batch = a.shape.slice(0, -2)
@@ -77,13 +84,13 @@ export const linear = (
 /** A vector as a matrix of one row. */
 const matrix = (v: View): View => viewOf(v, [1, v.shape[0]], [v.shape[0], v.strides[0]])
 
-/** Whether a program can be lowered where neither an index nor coordinates are known. */
-function fits({ exprs, inputs }: TypedProgram): boolean {
+/** Whether a program of float32 can be lowered where neither an index nor coordinates are known. */
+function fits({ exprs }: TypedProgram): boolean {
   const order = typedPostOrder(exprs)
   return (
     isLowerable(order) &&
     order.every((t) => t.kind !== 'index' && t.kind !== 'coord') &&
-    [...exprs.map((t) => t.dtype), ...inputs].every((dtype) => dtype === 'float32')
+    exprs.every((t) => t.dtype === 'float32')
   )
 }
 

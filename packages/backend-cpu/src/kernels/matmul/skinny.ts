@@ -119,13 +119,13 @@ export function buildDots(m: ModuleBuilder, rows: number, type: Number32): void 
 }
 
 /** Rows in groups of as many as registers allow. */
-function groups(rows: number): { first: number; count: number }[] {
+export function groups(rows: number): { first: number; count: number }[] {
   const all = []
   for (let first = 0; first < rows; first += 4) all.push({ first, count: Math.min(4, rows - first) })
   return all
 }
 
-function pointers(f: FunctionBuilder, first: I32, step: I32In, count: number): Var<'i32'>[] {
+export function pointers(f: FunctionBuilder, first: I32, step: I32In, count: number): Var<'i32'>[] {
   const all = [f.let(first)]
   for (let i = 1; i < count; i++) all.push(f.let(all[i - 1].add(step)))
   return all
