@@ -8,6 +8,7 @@ import {
   compile,
   crossEntropy,
   dropout,
+  embedding,
   GradError,
   grad,
   gradcheck,
@@ -79,6 +80,7 @@ describe('the mode', () => {
 
   test.each([
     [() => autocast('half' as 'float16', product), "did you mean 'float16'"],
+    [() => autocast('bf16' as 'float16', product), "did you mean 'bfloat16'"],
     [() => autocast('float64' as 'float16', product), "not in 'float64'"],
     [() => autocast({ dtype: 'float16' } as never, product), "as autocast('bfloat16', () => …), got"],
     [() => autocast(product as never, 'float16' as never), "as autocast('bfloat16', () => …), got"],
@@ -138,6 +140,29 @@ describe('gradients', () => {
     expect(w.grad?.itemSync()).toBe(1 + 2 ** -10)
   })
 
+  test('of a weight that is tied to an embedding, over several losses, add up in float32', () => {
+    const [w, idx] = [weight([5, 4]), tensor([[0, 3, 1]], { dtype: 'int32' })]
+    const loss = (mode: 'bfloat16' | 'float32'): Tensor =>
+      autocast(mode, () =>
+        crossEntropy(
+          linear(embedding(idx, w).tanh(), w).reshape([3, 5]),
+          tensor([3, 1, 0], { dtype: 'int32' }),
+        ),
+      )
+    const run = (mode: 'bfloat16' | 'float32'): Tensor => {
+      w.grad = null
+      for (let i = 0; i < 4; i++) loss(mode).div(4).backward()
+      return w.grad as unknown as Tensor
+    }
+    const [exact, half] = [run('float32'), run('bfloat16')]
+    expect(half.dtype).toBe('float32')
+    const off = half.sub(exact).abs().amax().itemSync()
+    expect(off).toBeLessThan(2 ** -7 * exact.abs().amax().itemSync())
+    const [once] = grad(loss('bfloat16'), [w])
+    // Quarters are rounded as the whole is.
+    expect(half.sub(once).abs().amax().itemSync()).toBeLessThan(1e-6)
+  })
+
   test('pass through all that a linear layer adds', () => {
     const [x, w, b, r] = [weight([3, 4]), weight([5, 4]), weight([5]), weight([3, 5])]
     const run = (): Tensor =>
@@ -176,8 +201,14 @@ describe('weights', () => {
     const [x, w] = [randn([3, 4]), weight([4, 4])]
     const twice = (): unknown => autocast('bfloat16', () => [x.matmul(w), x.matmul(w)])
     expect(ops(twice, w)).toEqual(['copy'])
-    // x is no weight: each product casts it.
-    expect(ops(twice, x)).toEqual(['copy', 'copy'])
+    // So is what several products in a row read.
+    expect(ops(twice, x)).toEqual(['copy'])
+    const changed = (): unknown =>
+      autocast('bfloat16', () => {
+        const [before, after] = [x.matmul(w), scope(() => x.mul_(2).matmul(w))]
+        expect(after.dataSync()).toEqual(before.mul(2).dataSync())
+      })
+    expect(ops(changed, x)).toEqual(['copy', 'mul_', 'copy'])
     autocast('float16', () => {
       const before = x.matmul(w)
       noGrad(() => w.mul_(2))

@@ -1,5 +1,6 @@
 import {
   type DType,
+  DTypeError,
   describeValue,
   dtypeInfo,
   expectOptions,
@@ -398,11 +399,18 @@ export abstract class Module extends Printable {
    * do not take in small updates. To train keep them in float32, and compute in `autocast`.
    *
    * @param target as `Tensor.to`: a dtype, a device by name or itself, or `{ device, dtype }`.
+   * @throws DTypeError for int32 and bool; nothing is changed then.
    * @example
    * const layer = new Linear(3, 2).to('float64')
    * layer.weight.dtype // → float64
    */
   to(target: MoveTarget): this {
+    const dtype =
+      typeof target === 'string' ? target : 'kernels' in Object(target) ? undefined : Object(target).dtype
+    if (Object.hasOwn(dtypeInfo, dtype ?? '') && !isFloat(dtype))
+      throw new DTypeError(
+        `${this.constructor.name}.to: parameters are floating, ${dtype} cannot hold them; expected float32, float64, float16 or bfloat16`,
+      )
     const moved = new Map<Tensor, Tensor>()
     const slots = this.#slots()
     noGrad(() => {

@@ -145,6 +145,17 @@ describe.each(['bfloat16', 'float16'] as const)('in %s', (dtype) => {
   })
 })
 
+test('what holds no weights is refused, and nothing is changed', () => {
+  const layer = new Linear(2, 3)
+  for (const target of ['int32', 'bool', { dtype: 'int32' as const }])
+    expect(() => layer.to(target)).toThrow('Linear.to: parameters are floating')
+  expect(() => layer.to('half')).toThrow("did you mean 'float16'")
+  expect(layer.parameters().map((p) => [p.dtype, p.disposed])).toEqual([
+    ['float32', false],
+    ['float32', false],
+  ])
+})
+
 test('states of linear attention are of float32 in a model of 16 bits', () => {
   const model = new GPT({ ...sizes, attention: 'linear' }).to('bfloat16')
   const caches = model.newCache(1, 8) ?? []

@@ -53,6 +53,7 @@ class Caster implements Casting {
   /** Weak, so that a weight that nobody has any more goes, and what was made of it. */
   readonly #casts = new WeakMap<Storage, Cast[]>()
   readonly #all = new Set<WeakRef<Tensor>>()
+  #last: { readonly of: WeakRef<Tensor>; readonly version: number; readonly half: Tensor } | null = null
 
   constructor(dtype: DType) {
     this.dtype = dtype
@@ -100,12 +101,22 @@ class Caster implements Casting {
 
   #half(t: Tensor): Tensor {
     if (t.dtype === this.dtype) return t
-    if (t.dtype !== 'float32' || !t.isLeaf || !t.requiresGrad) return copy(t, this.dtype)
-    const half = this.#weight(t)
-    // Each use is on the tape by itself: gradients of a weight add up in float32, and a function that runs again records the same.
+    if (t.dtype !== 'float32') return copy(t, this.dtype)
+    const half = t.isLeaf && t.requiresGrad ? this.#weight(t) : this.#newest(t)
+    // Each use is on the tape by itself: gradients add up in float32, and a function that runs again records the same.
     const view = half.viewAs(half)
     if (shouldRecord([t])) record('copy', [t], [view], null, (_, [d]) => [d])
     return view
+  }
+
+  /** What was cast last, if it is this one: several layers that read it share what is made of it. */
+  #newest(t: Tensor): Tensor {
+    const { of, version, half } = this.#last ?? {}
+    if (of?.deref() === t && version === t.storage.version && half && !half.disposed) return half
+    half?.dispose()
+    const next = noGrad(() => copy(t, this.dtype)).keep()
+    this.#last = { of: new WeakRef(t), version: t.storage.version, half: next }
+    return next
   }
 
   /** A weight in this dtype, converted at its first use, and again where it has changed since. */
@@ -132,6 +143,8 @@ class Caster implements Casting {
   end(): void {
     for (const ref of this.#all) ref.deref()?.dispose()
     this.#all.clear()
+    this.#last?.half.dispose()
+    this.#last = null
   }
 }
 
@@ -162,9 +175,10 @@ export function autocast<T>(dtype: AutocastDType, fn: () => T): T {
     throw new ValueError(
       `autocast: takes a dtype and a function, as autocast('bfloat16', () => …), got ${describe(dtype)} first`,
     )
+  const meant = SHORT[dtype]
   if (!DTYPES.includes(dtype))
     throw new DTypeError(
-      `autocast: computes in float16 or bfloat16, or in float32 to switch it off, not in ${describe(dtype)}${amongKnown(dtype, DTYPES)}`,
+      `autocast: computes in float16 or bfloat16, or in float32 to switch it off, not in ${describe(dtype)}${meant ? `; did you mean '${meant}'?` : amongKnown(dtype, DTYPES)}`,
     )
   expectFunction('autocast', fn)
   const run = (): T => {
@@ -177,3 +191,5 @@ export function autocast<T>(dtype: AutocastDType, fn: () => T): T {
 }
 
 const DTYPES: readonly string[] = ['float16', 'bfloat16', 'float32']
+/** Abbreviations, from which no distance leads to the name. */
+const SHORT: Readonly<Record<string, string>> = { fp16: 'float16', f16: 'float16', bf16: 'bfloat16' }

@@ -58,6 +58,8 @@ export interface Op<A = unknown> {
   readonly placesGradients?: boolean
   /** How many outputs are the operator's own (the rest is saved for backward). Default 1. */
   readonly outputs?: number
+  /** Its composition rounds nothing in between: operands of 16 bits are not converted for it, where no kernel takes them. */
+  readonly roundsOnce?: boolean
   /** What it wants in `autocast`, which knows it of this library's own. Default: each operator that it is composed of by itself. */
   readonly precision?: Precision
 }
@@ -114,7 +116,7 @@ function dispatch<A extends object>(
       return mine
     }
   }
-  if (halves) {
+  if (halves && !op.roundsOnce) {
     // In float32, and rounded once, to what a kernel would fill.
     const specs = op.infer?.(inputs, attrs)
     const dtype = inputs

@@ -295,6 +295,9 @@ function asks(
   return true
 }
 
+/** A node without its number, and without operands where it has none. */
+type Node<T = Typed> = T extends Typed ? Omit<T, 'id' | 'args'> & Partial<Pick<T, 'args'>> : never
+
 /**
  * During typing, an expression of numbers alone is weak: it is built only once it is known what it meets, in that
  * dtype, so that a float64 program does not round its constants to float32.
@@ -310,43 +313,32 @@ function typeProgram(
   outputs?: readonly DType[],
 ): TypedProgram {
   const built = new Map<string, Typed>()
-  let ids = 0
-  const node = (key: string, make: (id: number) => Typed): Typed => {
-    let t = built.get(key)
-    if (!t) {
-      t = make(ids++)
-      built.set(key, t)
-    }
+  const node = (key: string, what: Node): Typed => {
+    const t = built.get(key) ?? ({ args: [], ...what, id: built.size } as Typed)
+    built.set(key, t)
     return t
   }
   const slots: { source: number; dtype: DType }[] = []
-  const paramAs = (source: number, dtype: DType): Typed =>
-    node(`p${source}${dtype}`, (id) => ({
-      id,
-      kind: 'param',
-      dtype,
-      slot: slots.push({ source, dtype }) - 1,
-      args: [],
-    }))
+  const paramAs = (source: number, dtype: DType): Typed => {
+    const key = `p${source}${dtype}`
+    return built.get(key) ?? node(key, { kind: 'param', dtype, slot: slots.push({ source, dtype }) - 1 })
+  }
   const constant = (value: number, dtype: DType): Typed =>
-    node(`c${Object.is(value, -0) ? '-0' : value}${dtype}`, (id) => ({
-      id,
+    node(`c${Object.is(value, -0) ? '-0' : value}${dtype}`, {
       kind: 'const',
       dtype,
       value: dtype === 'bool' ? Number(value !== 0) : value,
-      args: [],
-    }))
+    })
   const apply = (
     kind: 'unary' | 'binary',
     op: e.Unary | e.Binary,
     dtype: DType,
     args: readonly Typed[],
-  ): Typed =>
-    node(`${op},${dtype},${args.map((a) => a.id).join()}`, (id) => ({ id, kind, op, dtype, args }) as Typed)
+  ): Typed => node(`${op},${dtype},${args.map((a) => a.id).join()}`, { kind, op, dtype, args } as Node)
   const choose = (dtype: DType, args: readonly Typed[]): Typed =>
-    node(`s${args.map((t) => t.id).join()}`, (id) => ({ id, kind: 'select', dtype, args }))
+    node(`s${args.map((t) => t.id).join()}`, { kind: 'select', dtype, args })
   const cast = (t: Typed, to: DType): Typed =>
-    t.dtype === to ? t : node(`t${t.id}${to}`, (id) => ({ id, kind: 'cast', dtype: to, args: [t] }))
+    t.dtype === to ? t : node(`t${t.id}${to}`, { kind: 'cast', dtype: to, args: [t] })
 
   const drafts = new Map<Expr, Draft>()
   const draft = (x: Expr): Draft => {
@@ -387,23 +379,15 @@ function typeProgram(
   const make = (x: Expr): Draft => {
     switch (x.kind) {
       case 'input':
-        return solid(
-          node(`i${x.index}`, (id) => ({
-            id,
-            kind: 'input',
-            dtype: inputs[x.index],
-            index: x.index,
-            args: [],
-          })),
-        )
+        return solid(node(`i${x.index}`, { ...x, dtype: inputs[x.index] }))
       case 'param':
         return { x, weak: Number.isInteger(params[x.index]) ? 'int' : 'float' }
       case 'const':
         return { x, weak: Number.isInteger(x.value) ? 'int' : 'float' }
       case 'index':
-        return solid(node('x', (id) => ({ id, kind: 'index', dtype: 'int32', args: [] })))
+        return solid(node('x', { ...x, dtype: 'int32' }))
       case 'coord':
-        return solid(node(`d${x.dim}`, (id) => ({ id, kind: 'coord', dtype: 'int32', dim: x.dim, args: [] })))
+        return solid(node(`d${x.dim}`, { ...x, dtype: 'int32' }))
       case 'cast':
         return solid(convert(draft(x.a), x.to))
       case 'select': {

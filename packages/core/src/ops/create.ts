@@ -183,7 +183,7 @@ export const fullLike = (x: Tensor, value: number, options: TensorOptions = {}):
   full(x.shape, value, like(x, options))
 
 const ARANGE = program('arange', 0, (_, [start, step]) => e.add(start, e.mul(e.index, step)), 2)
-const EYE = program('eye', 0, () => e.cast('float32', e.eq(e.coord(-1), e.coord(-2))))
+const EYE = program('eye', 0, () => e.eq(e.coord(-1), e.coord(-2)))
 
 /** `size` numbers in order, computed in float64 and rounded once: the same on every engine. */
 function sequence(

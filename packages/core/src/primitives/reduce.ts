@@ -13,9 +13,7 @@ import { perform } from './perform.ts'
 import { MUL, scan, shift } from './scan.ts'
 import { expandView, permuteView, reshapeView } from './views.ts'
 
-const TIES = program('amax.ties', 2, ([x, y]) =>
-  e.cast('float32', e.or(e.eq(x, y), e.and(e.isnan(x), e.isnan(y)))),
-)
+const TIES = program('amax.ties', 2, ([x, y]) => e.or(e.eq(x, y), e.and(e.isnan(x), e.isnan(y))))
 const SHARE = program('amax.share', 3, ([d, ties, n]) => e.div(e.mul(d, ties), n))
 
 const REDUCE: Primitive<ReduceAttrs> = { kernel: (kernels) => kernels.reduce, backward }
