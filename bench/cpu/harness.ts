@@ -75,9 +75,9 @@ export function deviation(got: ArrayLike<number>, expected: ArrayLike<number>): 
 }
 
 /** Throws where results are off. float32 adds in another order: for sums of up to 4,096 terms 10⁻⁴ is generous. */
-export function agree(got: ArrayLike<number>, expected: ArrayLike<number>): void {
+export function agree(got: ArrayLike<number>, expected: ArrayLike<number>, most = 1e-4): void {
   const off = deviation(got, expected)
-  if (!(off < 1e-4)) throw new Error(`wrong by ${off} of the largest value`)
+  if (!(off < most)) throw new Error(`wrong by ${off} of the largest value`)
 }
 
 /** Milliseconds that the work takes at the peaks of this moment. */

@@ -1,5 +1,6 @@
 /** Our side of every workload; the peers' sides, with the same names and inputs, are in ../peers. */
 import {
+  autocast,
   compile,
   gelu,
   grad,
@@ -14,7 +15,7 @@ import {
   tensor,
   withBackend,
 } from '@tilegrad/core'
-import { AdamW, clipGradNorm, decayGroups, GPT, parameter } from '@tilegrad/nn'
+import { AdamW, clipGradNorm, decayGroups, GPT, GradScaler, parameter } from '@tilegrad/nn'
 import { type GPTSize, gptBatch, gptParameters, gpts, positions, training, uniform } from '../peers/inputs.ts'
 import { agree, type Prepared, type Target, type Work, type Workload } from './harness.ts'
 
@@ -164,6 +165,7 @@ export function gptStep(
   size: GPTSize,
   dtype: 'float32' | 'float64' = 'float32',
   wrap = <F extends (...args: Tensor[]) => Tensor>(fn: F): F => fn,
+  mixed: 'float16' | 'bfloat16' | null = null,
 ): () => Tensor {
   const { layers, heads, width, block, vocab, batch } = size
   const { lr, beta1, beta2, eps, decay, clip } = training
@@ -177,11 +179,18 @@ export function gptStep(
   const parameters = model.parameters()
   const data = gptBatch(size)
   const [tokens, targets] = [data.tokens, data.targets].map((ids) => tensor(ids, [batch, block]))
+  const scaler = mixed === 'float16' ? new GradScaler() : null
   const step = wrap((x: Tensor, y: Tensor) => {
-    const { loss } = model.forward(x, y)
-    loss.backward()
+    const { loss } = mixed ? autocast(mixed, () => model.forward(x, y)) : model.forward(x, y)
+    if (scaler) {
+      scaler.scale(loss).backward()
+      scaler.unscale(optimizer)
+    } else loss.backward()
     clipGradNorm(parameters, clip)
-    optimizer.step()
+    if (scaler) {
+      scaler.step(optimizer)
+      scaler.update()
+    } else optimizer.step()
     optimizer.zeroGrad()
     return loss
   })
@@ -191,6 +200,16 @@ export function gptStep(
 /** The same step, recorded and replayed. */
 export const compiledStep = (size: GPTSize): (() => Tensor) =>
   gptStep(size, 'float32', (fn) => compile(fn) as unknown as typeof fn)
+
+/** The step in mixed precision. */
+export const mixedStep =
+  (dtype: 'float16' | 'bfloat16') =>
+  (size: GPTSize): (() => Tensor) =>
+    gptStep(size, 'float32', (fn) => fn, dtype)
+export const compiledMixedStep =
+  (dtype: 'float16' | 'bfloat16') =>
+  (size: GPTSize): (() => Tensor) =>
+    gptStep(size, 'float32', (fn) => compile(fn) as unknown as typeof fn, dtype)
 
 function training3(
   name: 'training step A' | 'training step B',

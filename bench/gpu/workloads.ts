@@ -18,7 +18,7 @@ import {
 } from '@tilegrad/core'
 import { AdamW, parameter } from '@tilegrad/nn'
 import { agree, type Target, type Work } from '../cpu/harness.ts'
-import { compiledStep, gptStep } from '../cpu/workloads.ts'
+import { compiledMixedStep, compiledStep, gptStep, mixedStep } from '../cpu/workloads.ts'
 import { type GPTSize, gpts, training } from '../peers/inputs.ts'
 import { check, type Prepared, type Workload } from './harness.ts'
 
@@ -31,21 +31,25 @@ interface Case {
   /** What of inputs and of results belongs together, and is compared with float64. */
   readonly partIn?: (x: Tensor, i: number) => Tensor
   readonly partOut?: (y: Tensor, i: number) => Tensor
+  /** What inputs are in; default float32. */
+  readonly dtype?: 'float16' | 'bfloat16'
   /** Where all of a gradient depends on all inputs: smaller shapes, whose results are compared instead. */
   readonly checked?: readonly (readonly number[])[]
   readonly work: Work
 }
 
-async function prepare({ shapes, fn, partIn, partOut, checked, work }: Case): Promise<Prepared> {
-  const inputs = shapes.map(noise)
-  const samples = checked ? checked.map(noise) : inputs
+async function prepare({ shapes, fn, partIn, partOut, dtype, checked, work }: Case): Promise<Prepared> {
+  const of = (shape: readonly number[]): Tensor =>
+    dtype ? scope(() => noise(shape).to(dtype)).keep() : noise(shape)
+  const inputs = shapes.map(of)
+  const samples = checked ? checked.map(of) : inputs
   const run = (): void => scope(() => void fn(...inputs))
   const [xs, ys] = scope(() => {
     const parts = (list: readonly Tensor[], part?: (t: Tensor, i: number) => Tensor) =>
       list.map((t, i) => contiguous(part ? part(t.detach(), i) : t.detach()))
     return [parts(samples, partIn), parts(fn(...samples), partOut)] as const
   })
-  await check(xs, ys, fn)
+  await check(xs, ys, fn, dtype && 1e-2)
   for (const t of [...xs, ...ys, ...(checked ? samples : [])]) t.dispose()
   return { run, work, dispose: () => inputs.forEach((t) => t.dispose()) }
 }
@@ -126,6 +130,7 @@ function causal(
   work: Work,
   /** Whose gradients are compared with float64. */
   small: readonly number[] = [1, 2, 700, d],
+  dtype?: Case['dtype'],
 ): Promise<Prepared> {
   const shapes = (shape: readonly number[]) => Array.from({ length: backward ? 4 : 3 }, () => shape)
   // Queries need no later keys: of the output a part will do. Gradients need all.
@@ -138,16 +143,17 @@ function causal(
     shapes: shapes([b, h, t, d]),
     fn: backward ? gradients(attend as (...xs: Tensor[]) => Tensor) : (q, k, v) => [attend(q, k, v)],
     ...(backward ? { checked: shapes(small) } : { partIn: part, partOut: part }),
+    ...(dtype && { dtype }),
     work,
   })
 }
 
-function attention(backward: boolean): Promise<Prepared> {
+function attention(backward: boolean, dtype?: Case['dtype']): Promise<Prepared> {
   const [b, h, t, d] = [4, 12, 2048, 64]
   const work = { flops: (backward ? 7 : 2) * b * h * t * t * d }
   const attend = (q: Tensor, k: Tensor, v: Tensor) => scaledDotProductAttention(q, k, v, { isCausal: true })
   // So many heads that the same kernels run.
-  return causal(attend, [b, h, t, d], backward, work, [64, 4, 65, d])
+  return causal(attend, [b, h, t, d], backward, work, [64, 4, 65, d], dtype)
 }
 
 function linearTime(t: number, backward: boolean): Promise<Prepared> {
@@ -164,16 +170,15 @@ const streaming = (
   fn: (...xs: Tensor[]) => Tensor[],
   shapes: readonly (readonly number[])[],
   arrays: number,
-  whole = false,
+  dtype?: Case['dtype'],
 ): Promise<Prepared> =>
   prepare({
     shapes,
     fn,
-    ...(!whole && {
-      partIn: (x) => (x.rank === 2 ? x.narrow(0, 40001, 50) : x),
-      partOut: (y) => (y.rank === 2 ? y.narrow(0, 40001, 50) : y),
-    }),
-    work: { bytes: 4 * rows * columns * arrays },
+    partIn: (x) => (x.rank === 2 ? x.narrow(0, 40001, 50) : x),
+    partOut: (y) => (y.rank === 2 ? y.narrow(0, 40001, 50) : y),
+    ...(dtype && { dtype }),
+    work: { bytes: (dtype ? 2 : 4) * rows * columns * arrays },
   })
 const x = [rows, columns]
 const w = [columns]
@@ -210,7 +215,11 @@ export const gpt2: GPTSize = { layers: 12, heads: 12, width: 768, batch: 8, bloc
 
 export const wideStep: GPTSize = { layers: 6, heads: 6, width: 384, batch: 64, block: 256, vocab: 65 }
 
-async function step(size: GPTSize, make: (size: GPTSize) => () => Tensor = gptStep): Promise<Prepared> {
+async function step(
+  size: GPTSize,
+  make: (size: GPTSize) => () => Tensor = gptStep,
+  most?: number,
+): Promise<Prepared> {
   const losses = async (make: () => Tensor): Promise<number[]> => {
     const list: number[] = []
     for (let i = 0; i < 3; i++) {
@@ -222,7 +231,7 @@ async function step(size: GPTSize, make: (size: GPTSize) => () => Tensor = gptSt
   }
   const truth = await losses(withBackend(reference, () => gptStep(gpts.tiny, 'float64')))
   // Of a compiled step the third is a replay.
-  agree(await losses(make(gpts.tiny)), truth)
+  agree(await losses(make(gpts.tiny)), truth, most)
   const { layers, width: c, block: t, vocab, batch } = size
   const projections = 2 * (12 * c * c * layers + c * vocab)
   const once = make(size)
@@ -285,10 +294,29 @@ export const workloads: readonly Workload[] = [
       ),
   ],
   ['AdamW 64M', ofCopy, adamw],
+  ['attention forward, float16', { ms: 0.25 }, () => attention(false, 'float16')],
+  ['attention forward + backward, float16', { ms: 1 }, () => attention(true, 'float16')],
+  ...(['float16', 'bfloat16'] as const).flatMap((dtype): Workload[] => [
+    [`softmax forward, ${dtype}`, ofCopy, () => streaming((a) => [softmax(a, -1)], [x], 2, dtype)],
+    [
+      `layer norm forward, ${dtype}`,
+      ofCopy,
+      () => streaming((a, g, b) => [layerNorm(a, [columns], g, b)], [x, w, w], 2, dtype),
+    ],
+    [`GELU forward, ${dtype}`, ofCopy, () => streaming((a) => [gelu(a)], [x], 2, dtype)],
+  ]),
   ['training step A', { ms: 3 }, () => step(gpts['training step A'])],
   ['training step 384', { ms: 33 }, () => step(wideStep)],
   ['GPT-2 124M', {}, () => step(gpt2)],
   ['training step A, compiled', { ms: 0.6 }, () => step(gpts['training step A'], compiledStep)],
   ['training step 384, compiled', { ms: 28 }, () => step(wideStep, compiledStep)],
   ['GPT-2 124M, compiled', { ms: 160 }, () => step(gpt2, compiledStep)],
+  ['training step 384, mixed', {}, () => step(wideStep, mixedStep('float16'), 3e-3)],
+  [
+    'training step 384, mixed, compiled',
+    { ms: 12 },
+    () => step(wideStep, compiledMixedStep('float16'), 3e-3),
+  ],
+  ['GPT-2 124M, mixed', {}, () => step(gpt2, mixedStep('float16'), 3e-3)],
+  ['GPT-2 124M, mixed, compiled', { ms: 48 }, () => step(gpt2, compiledMixedStep('float16'), 3e-3)],
 ]

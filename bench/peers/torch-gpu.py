@@ -25,8 +25,8 @@ def timed(run):
     return 1000 * statistics.median(seconds(run, repeat) for _ in range(runs))
 
 
-def noise(*shape):
-    return torch.rand(shape) * 2 - 1
+def noise(*shape, dtype=torch.float32):
+    return (torch.rand(shape) * 2 - 1).to(dtype)
 
 
 def product(a, b):
@@ -38,7 +38,7 @@ def both(fn, *inputs):
     return lambda: torch.autograd.grad(fn(*xs), xs, inputs[-1])
 
 
-def step(layers, heads, c, b, t, vocab, graph=False):
+def step(layers, heads, c, b, t, vocab, graph=False, mixed=False):
     def weight(*shape, std=0.02):
         return (torch.randn(shape) * std).requires_grad_()
 
@@ -56,6 +56,14 @@ def step(layers, heads, c, b, t, vocab, graph=False):
     tokens, targets = torch.randint(vocab, (b, t)), torch.randint(vocab, (b, t))
 
     def once():
+        with torch.autocast("cuda", torch.float16, enabled=mixed):
+            loss = forward()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=not graph)
+
+    def forward():
         x = F.embedding(tokens, p["wte"]) + p["wpe"]
         for i in range(layers):
             qkv = F.linear(F.layer_norm(x, (c,), p[f"{i}ln1"]), p[f"{i}qkv"])
@@ -65,11 +73,7 @@ def step(layers, heads, c, b, t, vocab, graph=False):
             h = F.linear(F.layer_norm(x, (c,), p[f"{i}ln2"]), p[f"{i}up"])
             x = x + F.linear(F.gelu(h), p[f"{i}down"])
         logits = F.linear(F.layer_norm(x, (c,), p["ln_f"]), p["wte"])
-        loss = F.cross_entropy(logits.view(-1, vocab), targets.view(-1))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=not graph)
+        return F.cross_entropy(logits.view(-1, vocab), targets.view(-1))
 
     return once
 
@@ -93,6 +97,18 @@ layers = {"qkv": (384, 1152), "proj": (384, 384), "up": (384, 1536), "down": (15
 
 def workload(name):
     words = name.split()
+    # What follows the last comma: how it is run, or in what.
+    name, *how = name.split(", ")
+    graph, mixed = "compiled" in how, "mixed" in how
+    of = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(how[-1] if how else "", torch.float32)
+    steps = {
+        "training step A": (4, 4, 128, 12, 64, 65),
+        "training step 384": (6, 6, 384, 64, 256, 65),
+        "GPT-2 124M": (12, 12, 768, 8, 1024, 50257),
+    }
+    if name in steps:
+        once = step(*steps[name], graph=graph, mixed=mixed)
+        return captured(once) if graph else once
     if name.startswith("gemm 384"):
         m, (k, n) = 64 * 256, layers[words[2]]
         x, w, dy = noise(m, k), noise(n, k), noise(m, n)
@@ -102,26 +118,14 @@ def workload(name):
         return product(noise(n, n), noise(n, n))
     if words[0] == "attention":
         fn = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        xs = [noise(4, 12, 2048, 64) for _ in range(4)]
+        xs = [noise(4, 12, 2048, 64, dtype=of) for _ in range(4)]
         return both(fn, *xs) if "backward" in name else lambda: fn(*xs[:3])
-    if name == "training step A":
-        return step(4, 4, 128, 12, 64, 65)
-    if name == "training step 384":
-        return step(6, 6, 384, 64, 256, 65)
-    if name == "training step A, compiled":
-        return captured(step(4, 4, 128, 12, 64, 65, graph=True))
-    if name == "training step 384, compiled":
-        return captured(step(6, 6, 384, 64, 256, 65, graph=True))
-    if name == "GPT-2 124M":
-        return step(12, 12, 768, 8, 1024, 50257)
-    if name == "GPT-2 124M, compiled":
-        return captured(step(12, 12, 768, 8, 1024, 50257, graph=True))
     rows, columns = 65536, 1024
     if name.startswith("AdamW"):
         p = noise(rows * columns).requires_grad_()
         p.grad = noise(rows * columns)
         return torch.optim.AdamW([p], lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, fused=True).step
-    w, b = noise(columns), noise(columns)
+    w, b = noise(columns, dtype=of), noise(columns, dtype=of)
     fns = {
         "softmax": lambda x: F.softmax(x, -1),
         "layer norm": lambda x, w=w, b=b: F.layer_norm(x, (columns,), w, b),
@@ -129,7 +133,7 @@ def workload(name):
     }
     for key, fn in fns.items():
         if name.startswith(key):
-            x, g = noise(rows, columns), noise(rows, columns)
+            x, g = noise(rows, columns, dtype=of), noise(rows, columns, dtype=of)
             if "backward" not in name:
                 return lambda: fn(x)
             return both(fn, x, w, b, g) if key == "layer norm" else both(fn, x, g)
