@@ -33,7 +33,7 @@ const ofWords = <A>(kernel: KernelOf<A>): KernelOf<A> => ({
 export function kernelTable(engine: Engine): KernelTable {
   const primitives: Primitives = {
     elementwise: elementwise(engine),
-    reduce: ofWords(reduce(engine)),
+    reduce: reduce(engine),
     argReduce: ofWords(argReduce(engine)),
     matmul: ofWords(matmul(engine)),
     gather: ofWords(gather(engine)),

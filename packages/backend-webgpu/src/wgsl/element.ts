@@ -140,3 +140,31 @@ export function elementOf(dtype: DType): Element {
   if (isPacked(dtype)) throw new DTypeError(`webgpu: elements of ${dtype} fill no words`)
   return element
 }
+
+/** What is bound of a buffer whose elements are reached one by one: of 16 bits the words, two elements each. */
+export const itemOf = (dtype: DType, write: boolean): Element['item'] | 'atomic<u32>' =>
+  isPacked(dtype) ? (write ? 'atomic<u32>' : 'u32') : elementOf(dtype).item
+
+/** The item of element `at` (an i32), of 16 bits as float32. `written`: the binding may be written. */
+export function itemAt(dtype: DType, name: string, at: string, written = false): string {
+  if (!isPacked(dtype)) return `${name}[${at}]`
+  const word = `${name}[(${at}) >> 1u]`
+  return `${packings[dtype].load}(${written ? `atomicLoad(&${word})` : word})[(${at}) & 1]`
+}
+
+/** Stores an item, of 16 bits a float32, as element `at` (an i32): half of a word whose other half may be another thread's. */
+export function putItem(dtype: DType, name: string, at: string, item: string): string {
+  if (!isPacked(dtype)) return `${name}[${at}] = ${item};`
+  return `{
+let at = ${at};
+let low = 16u * u32(at & 1);
+atomicAnd(&${name}[at >> 1u], ~(0xffffu << low));
+atomicOr(&${name}[at >> 1u], ${packings[dtype].store}(vec2(${item}, 0.0)) << low);
+}`
+}
+
+/** Functions that loads of some dtypes and stores of others call. */
+export const packingsOf = (loads: readonly DType[], stores: readonly DType[]): MathName[] => [
+  ...loads.filter(isPacked).map((dtype) => packings[dtype].load),
+  ...stores.filter(isPacked).map((dtype) => packings[dtype].store),
+]

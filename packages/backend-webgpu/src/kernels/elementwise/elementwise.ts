@@ -18,9 +18,19 @@ import type { Nest } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf, type GpuBuffer } from '../../device/buffers.ts'
 import { block, numbers, several, u32, type ValuesOf } from '../../wgsl/block.ts'
-import { type Element, elements, isPacked, laneOf, packings } from '../../wgsl/element.ts'
+import {
+  type Element,
+  elements,
+  isPacked,
+  itemAt,
+  itemOf,
+  laneOf,
+  packings,
+  packingsOf,
+  putItem,
+} from '../../wgsl/element.ts'
 import { lower } from '../../wgsl/lowering.ts'
-import { type MathName, mathCode } from '../../wgsl/math.ts'
+import { mathCode } from '../../wgsl/math.ts'
 import type { Binding, Item, Shader } from '../../wgsl/shader.ts'
 import { grid, nestOf } from '../layout.ts'
 
@@ -134,7 +144,7 @@ function shader(
   const rank = nest.sizes.length
   const bindings = written.map((write, b): Binding => {
     const { dtype } = views[place.indexOf(b)]
-    return { name: `b${b}`, item: itemOf(dtype, vectors, write), ...(write && { write }) }
+    return { name: `b${b}`, item: boundAs(dtype, vectors, write), ...(write && { write }) }
   })
   const inputs = views.slice(outputs)
 
@@ -151,9 +161,13 @@ function shader(
     ...(coords ? Array.from({ length: rank }, (_, d) => `c${d}: i32`) : []),
   ]
   const results = kernel.exprs.map((t) => computedAs(t.dtype).value)
-  const used = new Set<MathName>(functions)
-  for (const { dtype } of inputs) if (isPacked(dtype)) used.add(packings[dtype].load)
-  for (const { dtype } of kernel.exprs) if (isPacked(dtype)) used.add(packings[dtype].store)
+  const used = new Set([
+    ...functions,
+    ...packingsOf(
+      inputs.map(({ dtype }) => dtype),
+      kernel.exprs.map(({ dtype }) => dtype),
+    ),
+  ])
   const declarations = `${mathCode(used)}
 struct Out { ${results.map((t, i) => `r${i}: ${t}`).join(', ')} }
 fn f(${args.join(', ')}) -> Out {
@@ -215,12 +229,14 @@ return Out(${values.join(', ')});
     }
     inputs.forEach((v, k) => {
       const b = place[outputs + k]
-      lines.push(`let x${k} = ${elementAt(v.dtype, `b${b}`, at(outputs + k), written[b])};`)
+      lines.push(
+        `let x${k} = ${computedAs(v.dtype).load(itemAt(v.dtype, `b${b}`, at(outputs + k), written[b]))};`,
+      )
     })
     const elements = inputs.map((_, k) => `x${k}`)
     lines.push(`let r = ${call('i', elements)};`)
     kernel.exprs.forEach(({ dtype }, o) => {
-      lines.push(storeAt(dtype, `b${place[o]}`, at(o), `r.r${o}`))
+      lines.push(putItem(dtype, `b${place[o]}`, at(o), computedAs(dtype).store(`r.r${o}`)))
     })
     lines.push('}')
   }
@@ -236,11 +252,12 @@ return Out(${values.join(', ')});
 const computedAs = (dtype: DType): Element => elements[laneOf(dtype)]
 
 /** What is bound of a buffer: vectors of four elements, or one; of 16 bits the words of these. */
-function itemOf(dtype: DType, vectors: boolean, write: boolean): Item {
-  if (isPacked(dtype)) return vectors ? 'vec2<u32>' : write ? 'atomic<u32>' : 'u32'
-  const { item } = computedAs(dtype)
-  return vectors ? (`vec4<${item}>` as Item) : item
-}
+const boundAs = (dtype: DType, vectors: boolean, write: boolean): Item =>
+  !vectors
+    ? itemOf(dtype, write)
+    : isPacked(dtype)
+      ? 'vec2<u32>'
+      : (`vec4<${computedAs(dtype).item}>` as Item)
 
 /** Four items from element `at` on of a binding of vectors, or four times the one there. */
 function vectorAt(dtype: DType, name: string, at: string, repeated: boolean): string {
@@ -257,22 +274,4 @@ function vectorOf(dtype: DType, values: readonly string[]): string {
   const { store } = packings[dtype]
   const [a, b, c, d] = values
   return `vec2(${store}(vec2(${a}, ${b})), ${store}(vec2(${c}, ${d})))`
-}
-
-/** The value of element `at`. */
-function elementAt(dtype: DType, name: string, at: string, written: boolean): string {
-  if (!isPacked(dtype)) return computedAs(dtype).load(`${name}[${at}]`)
-  const word = `${name}[(${at}) >> 1u]`
-  return `${packings[dtype].load}(${written ? `atomicLoad(&${word})` : word})[(${at}) & 1]`
-}
-
-/** Stores a value as element `at`. */
-function storeAt(dtype: DType, name: string, at: string, value: string): string {
-  if (!isPacked(dtype)) return `${name}[${at}] = ${computedAs(dtype).store(value)};`
-  return `{
-let at = ${at};
-let low = 16u * u32(at & 1);
-atomicAnd(&${name}[at >> 1u], ~(0xffffu << low));
-atomicOr(&${name}[at >> 1u], ${packings[dtype].store}(vec2(${value}, 0.0)) << low);
-}`
 }

@@ -13,7 +13,7 @@ import { type DType, isFloat, layout, type Primitives, type Reduction, type View
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf } from '../../device/buffers.ts'
 import { block, i32, u32, type ValuesOf } from '../../wgsl/block.ts'
-import { elementOf, type Lane, laneOf } from '../../wgsl/element.ts'
+import { elements, itemAt, itemOf, type Lane, laneOf, packingsOf, putItem } from '../../wgsl/element.ts'
 import { type MathName, mathCode } from '../../wgsl/math.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { type Lanes, laneCode, neighbour, shareOut, workgroup } from '../lanes.ts'
@@ -69,9 +69,12 @@ export function reduceInto(
   parts = Math.max(1, Math.ceil(length / Math.max(1, chunk)))
 
   const ranks = [outer.sizes.length, inner.sizes.length] as const
-  const key = `reduce ${kind} ${x.dtype} ${how.lanes} ${how.across} ${ranks}`
-  const kernel = engine.kernel(key, kind, () => shader(kind, x.dtype, how, ranks))
-  const target = parts === 1 ? bufferOf(out) : engine.pool.alloc(parts * rows, x.dtype)
+  // What is reduced again has not been rounded.
+  const lane = laneOf(x.dtype)
+  const to = parts === 1 ? out.dtype : lane
+  const key = `reduce ${kind} ${x.dtype} ${to} ${how.lanes} ${how.across} ${ranks}`
+  const kernel = engine.kernel(key, kind, () => shader(kind, x.dtype, to, how, ranks))
+  const target = parts === 1 ? bufferOf(out) : engine.pool.alloc(parts * rows, lane)
   const [y0, x0] = [parts === 1 ? out.offset : 0, x.offset]
   const values = { rows, length, chunk, y0, x0, outer: walkOf(outer, 0), inner: walkOf(inner, 0) }
   const groups = grid(Math.ceil(rows / (workgroup / how.lanes)))
@@ -79,7 +82,7 @@ export function reduceInto(
   if (parts > 1) {
     const partial: View = {
       buffer: target,
-      dtype: x.dtype,
+      dtype: lane,
       shape: [parts, rows],
       strides: [rows, 1],
       offset: 0,
@@ -95,11 +98,13 @@ const params = ([outer, inner]: readonly [number, number]) =>
 function shader(
   kind: Reduction,
   dtype: DType,
+  to: DType,
   how: Lanes,
   ranks: readonly [number, number],
 ): Shader<ValuesOf<typeof params>> {
-  const { item } = elementOf(dtype)
-  const [start, combine, functions] = operation(kind, dtype)
+  const { item } = elements[laneOf(dtype)]
+  const [start, combine, functions] = operation(kind, laneOf(dtype))
+  const x = (at: string): string => itemAt(dtype, 'x', at)
   const lines = [
     laneCode(how),
     // What is beyond the last row reads the first one and writes nothing: all threads reach the barriers.
@@ -112,11 +117,11 @@ function shader(
     ...[0, 1, 2, 3].map((j) => `var r${j} = ${start};`),
     `let stop = min(end, i + ${4 * run * how.lanes}u);`,
     `for (; i + ${3 * how.lanes}u < stop; i += ${4 * how.lanes}u) {`,
-    ...[0, 1, 2, 3].map((j) => `r${j} = ${combine(`r${j}`, `x[base + inner(i + ${j * how.lanes}u)]`)};`),
+    ...[0, 1, 2, 3].map((j) => `r${j} = ${combine(`r${j}`, x(`base + inner(i + ${j * how.lanes}u)`))};`),
     '}',
     ...[0, 1, 2, 3].map((j) => `a${j} = ${combine(`a${j}`, `r${j}`)};`),
     '}',
-    `for (; i < end; i += ${how.lanes}u) { a0 = ${combine('a0', 'x[base + inner(i)]')}; }`,
+    `for (; i < end; i += ${how.lanes}u) { a0 = ${combine('a0', x('base + inner(i)'))}; }`,
     `var a = ${combine(combine('a0', 'a1'), combine('a2', 'a3'))};`,
   ]
   if (how.lanes > 1) {
@@ -128,15 +133,17 @@ function shader(
       )
     }
   }
-  lines.push('if (lane == 0u && row < p.rows) { y[u32(p.y0) + wg.z * p.rows + row] = a; }')
+  lines.push(
+    `if (lane == 0u && row < p.rows) { ${putItem(to, 'y', 'p.y0 + i32(wg.z * p.rows + row)', 'a')} }`,
+  )
   return {
     params: params(ranks),
     bindings: [
-      { name: 'y', item, write: true },
-      { name: 'x', item },
+      { name: 'y', item: itemOf(to, true), write: true },
+      { name: 'x', item: itemOf(dtype, false) },
     ],
     workgroup: [workgroup],
-    declarations: `${mathCode(functions)}
+    declarations: `${mathCode([...functions, ...packingsOf([dtype], [to])])}
 ${how.lanes > 1 ? `var<workgroup> shared_a: array<${item}, ${workgroup}>;` : ''}
 ${walkFunction('outer', ranks[0])}
 ${walkFunction('inner', ranks[1])}`,
@@ -154,12 +161,12 @@ const ends: Readonly<Record<Lane, Readonly<Record<'max' | 'min', string>>>> = {
 /** The code of a reduction's start and of its next step, and the functions that it calls. */
 function operation(
   kind: Reduction,
-  dtype: DType,
+  dtype: Lane,
 ): [start: string, combine: (a: string, b: string) => string, functions: MathName[]] {
-  const { zero, one } = elementOf(dtype)
+  const { zero, one } = elements[dtype]
   if (kind === 'sum') return [zero, (a, b) => `(${a} + ${b})`, []]
   if (kind === 'prod') return [one, (a, b) => `(${a} * ${b})`, []]
-  const start = ends[laneOf(dtype)][kind]
+  const start = ends[dtype][kind]
   return isFloat(dtype)
     ? [start, (a, b) => `tg_${kind}(${a}, ${b})`, [`tg_${kind}`, 'tg_bits']]
     : [start, (a, b) => `${kind}(${a}, ${b})`, []]
