@@ -22,9 +22,9 @@ const all = [
   ...backends,
   { name: 'revectorized', backend: await makeBackend({ level: 'revectorized', threads: 2 }) },
 ]
-function fused(fn: () => Tensor): Tensor {
+function fused(fn: () => Tensor, op = 'quantized_linear'): Tensor {
   const { result, rows } = profile(fn)
-  expect(rows.map((row) => `${row.op} ${row.path}`)).toEqual(['quantized_linear fused'])
+  expect(rows.map((row) => `${row.op} ${row.path}`)).toEqual([`${op} fused`])
   return result
 }
 const floats = (rnd: () => number, n: number): Float32Array =>
@@ -102,6 +102,53 @@ describe.each(all)('on $name', ({ backend }) => {
           const odd = tensor([Infinity, ...data(x).slice(1)], shape)
           const special = quantizedLinear(odd, w, s)
           expect(data(special)).toEqual(data(linear(odd, dequantize(w, s))))
+        }),
+      ),
+    )
+  })
+
+  test.each([
+    ['float16', [1, 4], 5],
+    ['bfloat16', [64], 9],
+    ['float16', [1, 768], 301],
+    ['bfloat16', [1, 768], 301],
+    ['float16', [3, 100], 66],
+    ['bfloat16', [5, 128], 40],
+    ['float16', [2, 3, 36], 51],
+    ['float16', [12, 192], 31],
+    ['bfloat16', [2, 2048], 700],
+  ] as const)('%s, %j by %i rows', (dtype, shape, n) => {
+    withBackend(backend, () =>
+      noGrad(() =>
+        scope(() => {
+          const rnd = random(3 * n)
+          const k = shape.at(-1) as number
+          const m = product(shape) / k
+          const half = (t: Tensor): Tensor => t.to(dtype)
+          const wide = (t: Tensor): Tensor => t.to('float32')
+          const x = half(tensor(floats(rnd, m * k), shape))
+          const w = half(tensor(floats(rnd, n * k), [n, k]))
+          const y = fused(() => linear(x, w), 'linear')
+          expect([y.dtype, ...y.shape]).toEqual([dtype, ...shape.slice(0, -1), n])
+          expect(data(y)).toEqual(data(half(linear(wide(x), wide(w)))))
+          const bias = half(tensor(floats(rnd, n)))
+          for (const residual of [
+            tensor(floats(rnd, m * n), y.shape),
+            half(tensor(floats(rnd, m * n), y.shape)),
+          ]) {
+            const more = { activation: 'gelu', residual } as const
+            const z = fused(() => linear(x, w, bias, more), 'linear')
+            const want = linear(wide(x), wide(w), wide(bias), { ...more, residual: wide(residual) })
+            expect(data(z)).toEqual(data(want.to(residual.dtype)))
+          }
+          // Other distances between rows, which may be odd.
+          const all = half(tensor(floats(rnd, n * (k + 3)), [n, k + 3]))
+          const part = all.narrow(1, 2, k)
+          expect(data(fused(() => linear(x, part), 'linear'))).toEqual(
+            data(half(linear(wide(x), wide(part)))),
+          )
+          const special = half(tensor([Infinity, Number.NaN, ...data(w).slice(2)], [n, k]))
+          expect(data(linear(x, special))).toEqual(data(half(linear(wide(x), wide(special)))))
         }),
       ),
     )

@@ -176,17 +176,13 @@ function linearOp(
       if (r && !sameShape(r.shape, shape))
         throw new ShapeError(`linear: residual ${show(r.shape)} must have the result's shape ${show(shape)}`)
     },
-    // A plain product has kernels of its own; so have vectors and other dtypes.
-    ...(plain
-      ? { roundsOnce: true }
-      : {
-          infer: ([x, w, ...rest]: readonly Tensor[]) => {
-            const dtype = promote(x.dtype, w.dtype)
-            const y = promote(dtype, (residual ? rest[bias] : x).dtype)
-            return epilogue.exprs.map((_, i) => ({ shape: outputShape(x, w), dtype: i ? dtype : y }))
-          },
-          flops: ([x, w]: readonly { shape: readonly number[] }[]) => 2 * numel(x.shape) * w.shape[0],
-        }),
+    infer: ([x, w, ...rest]) => {
+      const dtype = promote(x.dtype, w.dtype)
+      const y = promote(dtype, (residual ? rest[bias] : x).dtype)
+      return epilogue.exprs.map((_, i) => ({ shape: outputShape(x, w), dtype: i ? dtype : y }))
+    },
+    flops: ([x, w]) => 2 * numel(x.shape) * w.shape[0],
+    roundsOnce: plain,
     compose: (inputs) => {
       const [x, w, ...rest] = inputs
       const y = matmul(x, w.rank === 1 ? w : transposeView(w, 0, 1))

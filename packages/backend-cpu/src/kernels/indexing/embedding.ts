@@ -5,11 +5,11 @@
  * Reference: `EMBEDDING` in core's ops/indexing.ts. Test: embedding.test.ts.
  */
 
-import { type EmbeddingAttrs, type GradientAttrs, layout, type View } from '@tilegrad/core'
+import { dtypeInfo, type EmbeddingAttrs, type GradientAttrs, layout, type View } from '@tilegrad/core'
 import { collapse } from '@tilegrad/core/kernel'
 import type { KernelFactory } from '../../engine.ts'
 
-import { checkIndex, runAdds, runCopy, zeroOf } from './indexing.ts'
+import { type Copy, checkIndex, runAdds, runCopy, zeroOf } from './indexing.ts'
 
 const dtypes = [['float32'], ['int32'], ['float32']] as const
 
@@ -19,11 +19,11 @@ const isFull = ([weight, index]: readonly View[]): boolean =>
 const zeros = (shape: readonly number[]): number[] => shape.map(() => 0)
 
 export const embedding: KernelFactory<EmbeddingAttrs> = (engine) => ({
-  dtypes,
+  // Elements are moved as they are.
   supports: isFull,
   run([out], [weight, index]) {
     runCopy(engine, {
-      bytes: 4,
+      bytes: dtypeInfo[out.dtype].bytes as Copy['bytes'],
       sizes: out.shape,
       from: engine.address(weight),
       fromStrides: [...zeros(index.shape), weight.strides[1]],

@@ -91,7 +91,7 @@ export function throwFirstIndex(
 
 /** `to` of [dims] = `from`, by the way of `index` where there is one. Strides in elements, addresses in bytes. */
 export interface Copy {
-  readonly bytes: 1 | 4 | 8
+  readonly bytes: 1 | 2 | 4 | 8
   readonly sizes: readonly number[]
   readonly from: number
   readonly fromStrides: readonly number[]
@@ -152,7 +152,7 @@ const copyParams = declare({
 function buildCopy(
   m: ModuleBuilder,
   kind: 'row' | 'fill' | 'elements',
-  bytes: 1 | 4 | 8,
+  bytes: 1 | 2 | 4 | 8,
   indexed: boolean,
   rank: number,
 ): void {
@@ -183,7 +183,7 @@ function buildCopy(
         return
       }
       const source = at && choose ? f.let(from.add(choose(i32.load(at)))) : from
-      if (bytes === 1) f.copy(to, source, count)
+      if (bytes < 4) f.copy(to, source, bytes === 1 ? count : count.shl(1))
       else {
         eachVector(f, 0, bytes === 8 ? count.shl(1) : count, 4, (v) => v.store(to, v.load(source)))
       }
@@ -191,8 +191,9 @@ function buildCopy(
   })
 }
 
-function copyOne(f: FunctionBuilder, bytes: 1 | 4 | 8, from: I32, to: I32): void {
+function copyOne(f: FunctionBuilder, bytes: 1 | 2 | 4 | 8, from: I32, to: I32): void {
   if (bytes === 1) f.storeLow(8, to, i32.load8U(from))
+  else if (bytes === 2) f.storeLow(16, to, i32.load16U(from))
   else if (bytes === 4) f.store(to, i32.load(from))
   else f.store(to, f64.load(from))
 }

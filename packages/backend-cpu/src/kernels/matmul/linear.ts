@@ -84,10 +84,11 @@ export const linear = (
 /** A vector as a matrix of one row. */
 const matrix = (v: View): View => viewOf(v, [1, v.shape[0]], [v.shape[0], v.strides[0]])
 
-/** Whether a program of float32 can be lowered where neither an index nor coordinates are known. */
+/** Whether a program of float32, which is not the product alone, can be lowered where no index and no coordinates are known. */
 function fits({ exprs }: TypedProgram): boolean {
   const order = typedPostOrder(exprs)
   return (
+    order.length > 1 &&
     isLowerable(order) &&
     order.every((t) => t.kind !== 'index' && t.kind !== 'coord') &&
     exprs.every((t) => t.dtype === 'float32')

@@ -3,17 +3,21 @@
  * elements go through the program before they are stored.
  */
 
-import type { KernelOf, LinearAttrs, View } from '@tilegrad/core'
+import type { KernelOf, LinearAttrs, TypedProgram, View } from '@tilegrad/core'
 import { viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import { multiply } from './matmul.ts'
 import { problemOf } from './problem.ts'
 
+const isPlain = ({ exprs }: TypedProgram): boolean => exprs.length === 1 && exprs[0].kind === 'input'
+
 export function linear(engine: Engine): KernelOf<LinearAttrs> {
   const most = engine.gpu.limits.maxStorageBuffersPerShaderStage
   return {
     dtypes: [['float32']],
+    // A plain product has kernels of its own.
     supports: (inputs, { epilogue }) =>
+      !isPlain(epilogue) &&
       inputs[1].shape.length === 2 &&
       epilogue.params.length === 0 &&
       !epilogue.usesIndex &&
