@@ -104,7 +104,8 @@ function dispatch<A extends object>(
   const halves = anyHalf(inputs)
   if (kernel) {
     const fits = !(wide && halves) && takes(kernel, inputs, attrs)
-    const all = (fits || (halves && !op.roundsOnce)) && fused(op, kernel, backend, inputs, attrs, numbers, fits, wide)
+    const all =
+      (fits || (halves && !op.roundsOnce)) && fused(op, kernel, backend, inputs, attrs, numbers, fits, wide)
     if (all) {
       const own = op.outputs ?? 1
       const mine = all.length > own ? all.slice(0, own) : all

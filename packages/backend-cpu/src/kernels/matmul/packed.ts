@@ -71,7 +71,7 @@ export function takesPacked(
   if (!inputs.every((v, i) => i === 1 || dtypes.includes(v.dtype))) return false
   const k = x.shape[x.shape.length - 1]
   if (x.shape.length === 0 || k === 0 || layout.numel(x.shape) > dotsRows(features) * k) return false
-  if (blockSize === undefined) return x.dtype === weight.dtype && k % 4 === 0 && weight.strides[1] === 1
+  if (blockSize === undefined) return x.dtype === weight.dtype && k % 8 === 0 && weight.strides[1] === 1
   return (
     weight.dtype === 'int32' &&
     k === 4 * weight.shape[1] &&
@@ -156,13 +156,28 @@ function product(
   )
 }
 
-/** Sixteen bytes in their order, each as a float32 that is 2²⁴ times as large: the byte is an int32's highest. */
-function widened(f: FunctionBuilder, p: I32): V128[] {
-  const all = f.let(v128.load(p))
-  return [0, 1, 2, 3].map((v) => {
-    const bytes = Array.from({ length: 16 }, (_, i) => (i % 4 === 3 ? 4 * v + (i >> 2) : -128))
-    return f32x4.convertI32x4S(i8x16.swizzle(all, i8x16.const(...bytes)))
+/** Parts of 16 bytes as lanes of 32 bits, in whose highest bytes they are; four lanes to a vector. */
+function lanes(all: V128, bytes: 1 | 2): V128[] {
+  return Array.from({ length: 4 / bytes }, (_, v) => {
+    const at = (i: number): number => 4 * bytes * v + bytes * (i >> 2) + (i % 4) - (4 - bytes)
+    const from = Array.from({ length: 16 }, (_, i) => (i % 4 < 4 - bytes ? -128 : at(i)))
+    return i8x16.swizzle(all, i8x16.const(...from))
   })
+}
+
+/** How 16 bytes become numbers, in their order. */
+const widened: Readonly<Record<Packed['dtype'], (f: FunctionBuilder, all: V128) => V128[]>> = {
+  // 2²⁴ times as large, which scales take back.
+  int32: (_, all) => lanes(all, 1).map(f32x4.convertI32x4S),
+  bfloat16: (_, all) => lanes(all, 2),
+  float16: (f, all) =>
+    lanes(all, 2).map((x) => {
+      // The exponent is smaller by 112, also of numbers without a leading one.
+      const tiny = v128.and(i32x4.shrS(x, 3), i32x4.const(0x8fffffff))
+      const y = f.let(f32x4.mul(tiny, f32x4.const(2 ** 112)))
+      // What is larger than any number there is, is infinite or NaN.
+      return v128.or(y, v128.and(f32x4.ge(f32x4.abs(y), 65536), i32x4.const(0x7f800000)))
+    }),
 }
 
 /** What goes along rows of the weight: `body` gets the next vectors of each, as many as `at` has to be moved on by. */
@@ -175,18 +190,17 @@ function along(
   at: Var<'i32'>,
   body: (vectors: readonly (readonly V128[])[]) => void,
 ): void {
-  const step = (read: (p: I32, j: number) => V128[], bytes: number): void => {
-    body(columns.map(read))
-    for (const p of columns) p.set(p.add(bytes))
+  const next = (change: (y: V128, j: number) => V128): void => {
+    body(columns.map((p, j) => widened[dtype](f, f.let(v128.load(p))).map((y) => change(y, j))))
+    for (const p of columns) p.set(p.add(16))
   }
   const stop = f.let(at.add(k.shl(2)))
   f.while(at.ne(stop), () => {
-    if (dtype !== 'int32') return step((p) => [load(f, { dtype, access: 'unit', stride: 2 }, p, 4)], 8)
+    if (dtype !== 'int32') return next((y) => y)
     const by = scales.map((p) =>
       f.let(f32x4.mul(load(f, { dtype: scale, access: 'zero', stride: 0 }, p, 4), 2 ** -24)),
     )
-    for (let first = 0; first < blockSize; first += 16)
-      step((p, j) => widened(f, p).map((v) => f32x4.mul(v, by[j])), 16)
+    for (let first = 0; first < blockSize; first += 16) next((y, j) => f32x4.mul(y, by[j]))
     for (const p of scales) p.set(p.add(scale === 'float32' ? 4 : 2))
   })
 }
