@@ -81,6 +81,23 @@ describe('distributions', () => {
     expect(chi2).toBeLessThan(19 + 5 * 6.2)
   })
 
+  test.each(['bfloat16', 'float16'] as const)('rand in %s stays below its end', (dtype) => {
+    // One number in 512, or 4096, is nearer to 1 than to the number before it.
+    const x = values(rand([N], { dtype }))
+    expect(Math.max(...x)).toBe(dtype === 'bfloat16' ? 1 - 2 ** -8 : 1 - 2 ** -11)
+    expect(x.reduce((a, b) => a + b) / N).toBeCloseTo(0.5, 2)
+    for (const [low, high] of [
+      [-1, 0],
+      [-3, -1],
+      [0.5, 1],
+      [3, 3.1],
+    ] as const) {
+      const y = values(rand([N], { low, high, dtype }))
+      expect(Math.max(...y)).toBeLessThan(high)
+      expect(Math.min(...y)).toBeGreaterThanOrEqual(low)
+    }
+  })
+
   test('rand stretches to [low, high)', () => {
     const x = values(rand([1000], { low: -3, high: -1 }))
     expect(Math.min(...x)).toBeGreaterThanOrEqual(-3)

@@ -5,7 +5,7 @@ import * as e from '../expr/expr.ts'
 import { program } from '../expr/program.ts'
 import { elementwise } from '../primitives/elementwise.ts'
 import { hostRandom, nextDraw, threefry, uniform01, uniformOpen } from '../random.ts'
-import { checkFits } from '../tensor/dtype.ts'
+import { checkFits, type DType, info } from '../tensor/dtype.ts'
 import { asTensor } from '../tensor/operands.ts'
 import { Tensor } from '../tensor/tensor.ts'
 import { generated, shapeAndOptions, TENSOR, type TensorOptions, tensor } from './create.ts'
@@ -15,6 +15,13 @@ import { argsort } from './reduction.ts'
 const word = (p: readonly e.Expr[]): readonly [e.Expr, e.Expr] => threefry(e.index, p[2], p[0], p[1])
 
 const UNIFORM = program('rand', 0, (_, p) => e.add(p[3], e.mul(p[4], uniform01(word(p)[0]))), 5)
+/** For 16 bits, to which numbers near the end are rounded: none is above p[5]. */
+const UNIFORM_BELOW = program(
+  'rand',
+  0,
+  (_, p) => e.min(e.add(p[3], e.mul(p[4], uniform01(word(p)[0]))), p[5]),
+  6,
+)
 // Box & Muller 1958: the radius from one word, the angle from the other.
 const NORMAL = program(
   'randn',
@@ -71,13 +78,24 @@ export function rand(...args: readonly unknown[]): Tensor {
   if (!(low <= high && Number.isFinite(high - low)))
     throw new ValueError(`rand: needs finite low ≤ high, got ${low} and ${high}`)
   expectFractions('rand', rest)
+  const below = low < high ? largestBelow(high, rest.dtype) : null
   return generated(
     'rand',
-    UNIFORM,
+    below === null ? UNIFORM : UNIFORM_BELOW,
     shape,
     rest,
-    drawn((draw) => [...draw, low, high - low]),
+    drawn((draw) => [...draw, low, high - low, ...(below === null ? [] : [below])]),
   )
+}
+
+/** The largest number of 16 bits below another one; null for a dtype that has more. */
+function largestBelow(high: number, dtype: DType = 'float32'): number | null {
+  const half = info[dtype]?.half
+  if (!half) return null
+  const bits = half.store(high)
+  const nearest = half.load(bits)
+  if (nearest < high) return nearest
+  return half.load(nearest > 0 ? bits - 1 : nearest < 0 ? bits + 1 : 2 ** 15 + 1)
 }
 
 /** Options of `randn`, beside those of every tensor. */
