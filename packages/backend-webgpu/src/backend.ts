@@ -49,7 +49,7 @@ export interface WebGpuBackend extends Backend {
 }
 
 /**
- * Opens a GPU as a backend. It is not registered as a device. The first time it takes up to two seconds to measure which
+ * Opens a GPU as a backend. It is not registered as a device. The first time it takes up to four seconds to measure which
  * kernels suit the GPU, and keeps what it finds in the user's cache directory or in localStorage.
  *
  * @throws DeviceError when there is none, saying what to do; ValueError for a feature the adapter lacks.

@@ -3,11 +3,16 @@
 /** Tiles of a kind need as many registers. The plan knows what they are. */
 export type TileKind = 'large' | 'broad' | 'middle' | 'small'
 
+/** Tiles of products on subgroup matrices, by their shape. */
+export type MatrixKind = 'square' | 'wide' | 'narrow' | 'small'
+
 export interface Tuning {
   /** Workgroups that compute at a time without sharing a core. */
   readonly cores: number
   /** Kinds of tiles that are of no use there, as where a thread's elements do not fit registers; never the small. */
   readonly slow: readonly TileKind[]
+  /** How fast products on subgroup matrices are in tiles of each kind, against `square`; where that was measured. */
+  readonly matrices?: Readonly<Partial<Record<MatrixKind, number>>>
   /** Kernels run on a CPU. */
   readonly software?: boolean
 }

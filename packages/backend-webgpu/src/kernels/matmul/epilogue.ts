@@ -15,25 +15,32 @@ export interface Epilogue {
   readonly vectors: boolean
   /** How each extra is read: 'r' one per row, 'v' in vectors, 's' one by one; '1' after that if all rows have the same. */
   readonly extras: readonly string[]
+  /** Which of the outputs, and then of the extras, are float16; what is computed of them is float32. */
+  readonly halves: readonly boolean[]
   /** The program of the product and the extras; without one the product itself is stored. */
   readonly program: TypedProgram | undefined
 }
 
 export function epilogueOf(p: Problem, program: TypedProgram | undefined): Epilogue {
   return {
-    type: p.type,
+    type: p.type === 'f16' ? 'f32' : p.type,
     outs: p.outs.length,
     vectors: p.n % 4 === 0 && p.outs.every((x) => x.column === 1 && aligned(x, x.row)),
     extras: p.extras.map((x) => {
       const kind = x.column === 0 ? 'r' : x.column === 1 && p.n % 4 === 0 && aligned(x, x.row) ? 'v' : 's'
       return x.row === 0 ? `${kind}1` : kind
     }),
+    halves: [...p.outs, ...p.extras].map((x) => x.half === true),
     program,
   }
 }
 
 export const epilogueKey = (e: Epilogue): string =>
-  `${e.type}${e.outs}${e.vectors ? 'v' : 's'}${e.extras.join()}:${e.program?.id ?? ''}`
+  `${e.type}${e.outs}${e.vectors ? 'v' : 's'}${e.extras.join()}${e.halves.includes(true) ? e.halves.map(Number).join('') : ''}:${e.program?.id ?? ''}`
+
+/** The extensions that its code needs. */
+export const enablesOfEpilogue = ({ halves }: Epilogue): readonly string[] =>
+  halves.includes(true) ? ['f16'] : []
 
 /** Parameters of matrices, each with so many dims of the batch, and the sizes of those. */
 export function places(matrices: number, dims: number) {
@@ -66,14 +73,20 @@ export function starts(matrices: number, dims: number): string {
 
 /** The outputs and extras as bindings `x{first}` and so on. */
 export function bindings(e: Epilogue, first: number): Binding[] {
-  const of = (vector: boolean): Item => (vector ? `vec4<${e.type}>` : e.type)
+  const of = (vector: boolean, i: number): Item => {
+    const type = e.halves[i] ? 'f16' : e.type
+    return vector ? `vec4<${type}>` : type
+  }
   return [
     ...Array.from({ length: e.outs }, (_, i) => ({
       name: `x${first + i}`,
-      item: of(e.vectors),
+      item: of(e.vectors, i),
       write: true,
     })),
-    ...e.extras.map((kind, i) => ({ name: `x${first + e.outs + i}`, item: of(kind[0] === 'v') })),
+    ...e.extras.map((kind, i) => ({
+      name: `x${first + e.outs + i}`,
+      item: of(kind[0] === 'v', e.outs + i),
+    })),
   ]
 }
 
@@ -111,16 +124,18 @@ export function loadExtras(
   e.extras.forEach((kind, j) => {
     if (kind.endsWith('1') !== all) return
     const x = first + e.outs + j
+    const half = e.halves[e.outs + j]
     const row = all ? `q${x}` : `q${x} + ${m} * p.r${x}`
-    const element = (c: number): string => `x${x}[${row} + min(${n} + ${c}, p.n - 1) * p.c${x}]`
+    const single = (element: string): string => (half ? `f32(${element})` : element)
+    const element = (c: number): string => single(`x${x}[${row} + min(${n} + ${c}, p.n - 1) * p.c${x}]`)
     const value =
       kind[0] === 'r'
-        ? `x${x}[${row}]`
+        ? single(`x${x}[${row}]`)
         : kind[0] === 's'
           ? [0, 1, 2, 3].slice(0, width).map(element).join(', ')
           : width === 4
-            ? `x${x}[(${row} + min(${n}, p.n - 4)) >> 2u]`
-            : `x${x}[(${row} + min(${n}, p.n - 1)) >> 2u][(${row} + min(${n}, p.n - 1)) & 3]`
+            ? `${half ? 'vec4<f32>' : ''}(x${x}[(${row} + min(${n}, p.n - 4)) >> 2u])`
+            : single(`x${x}[(${row} + min(${n}, p.n - 1)) >> 2u][(${row} + min(${n}, p.n - 1)) & 3]`)
     lines.push(`let y${j}${name} = ${width === 4 && kind[0] !== 'v' ? `vec4(${value})` : value};`)
   })
   return lines.join('\n')
@@ -155,10 +170,11 @@ export function store(
     const row = `q${x} + ${m} * p.r${x}`
     if (e.vectors) {
       const all = e.program ? `vec4(${parts.join(', ')})` : value
-      lines.push(`x${x}[(${row} + ${n}) >> 2u] = ${all};`)
+      lines.push(`x${x}[(${row} + ${n}) >> 2u] = ${e.halves[o] ? `vec4<f16>(${all})` : all};`)
     } else
       parts.forEach((part, c) => {
-        lines.push(`if (${n} + ${c} < p.n) { x${x}[${row} + (${n} + ${c}) * p.c${x}] = ${part}; }`)
+        const item = e.halves[o] ? `f16(${part})` : part
+        lines.push(`if (${n} + ${c} < p.n) { x${x}[${row} + (${n} + ${c}) * p.c${x}] = ${item}; }`)
       })
   })
   return lines.join('\n')

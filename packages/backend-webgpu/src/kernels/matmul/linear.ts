@@ -14,11 +14,13 @@ const isPlain = ({ exprs }: TypedProgram): boolean => exprs.length === 1 && expr
 export function linear(engine: Engine): KernelOf<LinearAttrs> {
   const most = engine.gpu.limits.maxStorageBuffersPerShaderStage
   return {
-    dtypes: [['float32']],
-    // A plain product has kernels of its own.
+    dtypes: [engine.gpu.matrices ? ['float32', 'float16'] : ['float32']],
     supports: (inputs, { epilogue }) =>
+      // A plain product has kernels of its own.
       !isPlain(epilogue) &&
       inputs[1].shape.length === 2 &&
+      // What follows takes either; kernels of float32 operands have no code for halves at all.
+      inputs.every(({ dtype }, i) => dtype === inputs[0].dtype || (i > 1 && dtype === 'float32')) &&
       epilogue.params.length === 0 &&
       !epilogue.usesIndex &&
       inputs.length + epilogue.exprs.length <= most,

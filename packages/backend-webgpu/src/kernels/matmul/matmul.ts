@@ -1,11 +1,12 @@
 /**
- * Matrix product, out[…, M, N] = Σₖ a[…, M, k] · b[…, k, N], of float32 or int32 (which wraps), with any strides.
+ * Matrix product, out[…, M, N] = Σₖ a[…, M, k] · b[…, k, N], of float32, int32 (which wraps) or float16, with any strides.
  *
- * Few rows, as decoding has, are read along k (`matmul/skinny.ts`). For all else `matmul/problem.ts` says what the operands are, `matmul/plan.ts` how to cut, `matmul/tiles.ts` computes; where k is
- * split because the output has few tiles, `matmul/reduce.ts` adds up. The order of additions depends on sizes and
- * strides only. NaN and infinities spread as in plain sums.
+ * Few rows, as decoding has, are read along k (`matmul/skinny.ts`). Products of float16 run on subgroup matrices, and nowhere
+ * else (`matmul/subgroups.ts`). For all else `matmul/problem.ts` says what the operands are, `matmul/plan.ts` how to cut,
+ * `matmul/tiles.ts` computes; where k is split because the output has few tiles, `matmul/reduce.ts` adds up. The order of
+ * additions depends on sizes and strides only. NaN and infinities spread as in plain sums.
  *
- * Reference: `matmul` in core's reference/kernels.ts. Test: matmul.test.ts.
+ * Reference: `matmul` in core's reference/kernels.ts. Test: matmul.test.ts, matmul-half.test.ts.
  */
 
 import type { KernelOf, Primitives, TypedProgram } from '@tilegrad/core'
@@ -13,14 +14,16 @@ import type { Engine } from '../../commands/queue.ts'
 import { grid } from '../layout.ts'
 import { epilogueKey, epilogueOf } from './epilogue.ts'
 import { type Plan, planOf } from './plan.ts'
-import { accessA, accessB, type Matrix, type Problem, problemOf, transposed } from './problem.ts'
-import { reduceShader, reduceThreads, reduceWidth } from './reduce.ts'
+import { accessA, accessB, type Problem, problemOf, transposed } from './problem.ts'
+import { inParts } from './reduce.ts'
 import { skinny, skinnyOf } from './skinny.ts'
 import type { Tile } from './stages.ts'
+import { multiplyHalves } from './subgroups.ts'
 import { tileShader } from './tiles.ts'
 
 export function matmul(engine: Engine, plan: typeof planOf = planOf): Primitives['matmul'] {
   return {
+    dtypes: [engine.gpu.matrices ? ['float32', 'int32', 'float16'] : ['float32', 'int32']],
     run(outputs, inputs) {
       const [out, a, b] = [...outputs, ...inputs]
       multiply(engine, 'matmul', problemOf([out], a, b), undefined, plan)
@@ -39,11 +42,16 @@ export function multiply(
   if (p.items * p.m * p.n === 0) return
   const few = choose === planOf ? skinnyOf(p) : null
   if (few) return skinny(engine, label, few, program)
+  if (p.type === 'f16') return multiplyHalves(engine, label, p, program)
   if (p.outs[0]?.column !== 1 && p.outs[0]?.row === 1) p = transposed(p)
   const plan = choose(engine, p, program === undefined)
   if (plan.flip) p = transposed(p)
-  if (plan.splits === 1) tiles(engine, label, p, program, plan)
-  else split(engine, label, p, program, plan)
+  if (plan.splits === 1) return tiles(engine, label, p, program, plan)
+  // Parts end with a stage, and the last ones may be empty then.
+  const splits = Math.ceil(p.k / stepOf(p, plan))
+  inParts(engine, label, p, program, splits, (parts) =>
+    tiles(engine, label, parts, undefined, { ...plan, splits }),
+  )
 }
 
 function tiles(
@@ -80,40 +88,3 @@ const stepOf = ({ k }: Problem, { tile, splits }: Plan): number =>
 
 const tileKey = (t: Tile): string =>
   `${t.bm},${t.bn},${t.bk},${t.tm},${t.tn},${t.slices}${t.plus ? 'p' : ''}${t.compact ? 'c' : ''}${t.order ?? ''}`
-
-/** Computes the parts of k apart, into memory of their own, and then their sum. */
-function split(
-  engine: Engine,
-  label: string,
-  p: Problem,
-  program: TypedProgram | undefined,
-  plan: Plan,
-): void {
-  // Parts end with a stage, and the last ones may be empty then.
-  const splits = Math.ceil(p.k / stepOf(p, plan))
-  const part = p.items * p.m * p.n
-  const dtype = p.type === 'f32' ? 'float32' : 'int32'
-  const buffer = engine.pool.alloc(splits * part, dtype)
-  const batch: number[] = []
-  p.sizes.reduceRight((step, size) => {
-    batch.unshift(step)
-    return step * size
-  }, p.m * p.n)
-  const parts: Matrix = { buffer, offset: 0, row: p.n, column: 1, batch }
-  tiles(engine, label, { ...p, outs: [parts], extras: [] }, undefined, { ...plan, splits })
-
-  const epilogue = epilogueOf(p, program)
-  const dims = p.sizes.length
-  const width = reduceWidth(p.n)
-  const kernel = engine.kernel(`mr${dims}${width}${epilogueKey(epilogue)}`, label, () =>
-    reduceShader(epilogue, dims, width),
-  )
-  const matrices = [parts, ...p.outs, ...p.extras]
-  const wide = p.n / width
-  const total = p.items * p.m * wide
-  const { m, n, sizes } = p
-  const values = { total, tilesN: wide, splits, kStep: part, m, n, matrices, sizes }
-  const buffers = matrices.map((x) => x.buffer)
-  engine.run(kernel, buffers, values, grid(Math.ceil(total / reduceThreads)))
-  engine.pool.free(buffer)
-}

@@ -12,6 +12,8 @@ export interface Matrix {
   row: number
   column: number
   batch: number[]
+  /** Its elements are float16. */
+  half?: boolean
 }
 
 /** A product, outs = f(a (m, k) · b (k, n), extras), for every item of a batch. */
@@ -23,7 +25,8 @@ export interface Problem {
   items: number
   /** Sizes of the dims of the batch. */
   sizes: number[]
-  type: 'f32' | 'i32'
+  /** What a and b are; products of float16 are added up in float32. */
+  type: 'f32' | 'i32' | 'f16'
   a: Matrix
   b: Matrix
   /** The outputs, all of one shape and layout class, to which extras broadcast (strides of 0). */
@@ -46,7 +49,7 @@ export function problemOf(outs: readonly View[], a: View, b: View, extras: reado
     k: a.shape.at(-1) as number,
     items: 1,
     sizes: shape.slice(0, d),
-    type: types[laneOf(a.dtype)],
+    type: a.dtype === 'float16' ? 'f16' : types[laneOf(a.dtype)],
     a: matrix(a, [...shape.slice(0, -1), a.shape.at(-1) as number]),
     b: matrix(b, [...shape.slice(0, -2), ...b.shape.slice(-2)]),
     outs: outs.map((v) => matrix(v, shape)),
@@ -61,7 +64,8 @@ export function problemOf(outs: readonly View[], a: View, b: View, extras: reado
 function matrix(v: View, shape: readonly number[]): Matrix {
   const strides = stridesOver(v, shape)
   const [row, column] = strides.slice(-2)
-  return { buffer: bufferOf(v), offset: v.offset, row, column, batch: strides.slice(0, -2) }
+  const half = v.dtype === 'float16'
+  return { buffer: bufferOf(v), offset: v.offset, row, column, batch: strides.slice(0, -2), half }
 }
 
 /** Leaves as few dims of the batch as possible; one matrix b for many matrices a becomes one tall product. */
@@ -101,9 +105,9 @@ export function transposed(p: Problem): Problem {
   }
 }
 
-/** Whether all places of a matrix that start a row are multiples of four elements. */
-export const aligned = (x: Matrix, stride: number): boolean =>
-  x.offset % 4 === 0 && stride % 4 === 0 && x.batch.every((s) => s % 4 === 0)
+/** Whether all places of a matrix that start a row are multiples of so many elements. */
+export const aligned = (x: Matrix, stride: number, elements = 4): boolean =>
+  x.offset % elements === 0 && stride % elements === 0 && x.batch.every((s) => s % elements === 0)
 
 /**
  * The way a or b is read: along k or along the other dim ('o'), with vectors of four (capitals) or one by one, for any

@@ -1,6 +1,6 @@
 /**
  * How many cores a GPU has, and which tiles are worth it there: measured once and remembered (remembered.ts), before
- * anything else runs, so that a process keeps to one plan. On one H100 it takes 0.2 to 0.6 s, 1.7 where the driver has
+ * anything else runs, so that a process keeps to one plan. Without float16 it takes 0.2 to 0.6 s on one H100, 1.7 where the driver has
  * never seen the kernels. Not on software adapters, which compile a tile for seconds.
  *
  * What counts are ratios of times that follow each other: an idle GPU's clock takes half a second to come up.
@@ -10,13 +10,16 @@ import { DeviceError } from '@tilegrad/core'
 import { Engine } from '../../commands/queue.ts'
 import type { Gpu } from '../../device/gpu.ts'
 import { recall, remember } from '../../device/remembered.ts'
-import { type TileKind, type Tuning, untuned } from '../../device/tuning.ts'
+import { type MatrixKind, type TileKind, type Tuning, untuned } from '../../device/tuning.ts'
 import { block, f32, u32, type ValuesOf } from '../../wgsl/block.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { multiply } from './matmul.ts'
 import { kinds } from './plan.ts'
 import type { Matrix, Problem } from './problem.ts'
 import { bytesOf, type Tile, threadsOf } from './stages.ts'
+import { matrixKinds } from './subgroup-plan.ts'
+import { subgroupsOf, vectorsOf } from './subgroup-stages.ts'
+import { multiplyHalves } from './subgroups.ts'
 
 /** The share of the best tile's speed that others must have to be used where they suit a shape better. */
 const worth = 0.7
@@ -33,7 +36,7 @@ const known = new Map<string, Promise<Tuning>>()
 export function tuningOf(gpu: Gpu, measure: (gpu: Gpu) => Promise<Tuning> = tune): Promise<Tuning> {
   const { vendor, architecture, device, description } = gpu.info
   // With the driver, the limits, which tiles need, and the tiles.
-  const key = `tilegrad tuning ${JSON.stringify([vendor, architecture, device, description, gpu.limits, kinds])}`
+  const key = `tilegrad tuning ${JSON.stringify([vendor, architecture, device, description, gpu.limits, kinds, gpu.matrices && matrixKinds])}`
   let tuning = known.get(key)
   if (!tuning) {
     tuning = recallOr(key, () => measure(gpu)).catch((cause) => {
@@ -57,8 +60,9 @@ async function recallOr(key: string, measure: () => Promise<Tuning>): Promise<Tu
 }
 
 function isTuning(value: unknown): value is Tuning {
-  const { cores, slow } = (value ?? {}) as Partial<Tuning>
+  const { cores, slow, matrices = {} } = (value ?? {}) as Partial<Tuning>
   return (
+    Object.entries(matrices).every(([kind, speed]) => kind in matrixKinds && Number(speed) > 0) &&
     Number.isInteger(cores) &&
     (cores as number) > 0 &&
     Array.isArray(slow) &&
@@ -98,9 +102,45 @@ export async function tune(
     for (const { buffer } of [a, b, out]) engine.pool.free(buffer)
     engine.pool.trim()
   }
+  const matrices = gpu.matrices && (await speedsOf(engine, cores))
   const best = Math.min(...relative)
   const isSlow = (i: number): boolean => best < worth * relative[i]
-  return { cores, slow: fitting.flatMap(([kind], i) => (kind !== 'small' && isSlow(i) ? [kind] : [])) }
+  const slow = fitting.flatMap(([kind], i) => (kind !== 'small' && isSlow(i) ? [kind] : []))
+  return { cores, slow, ...(matrices && { matrices }) }
+}
+
+/** How fast the tiles of each kind multiply float16, two rounds of them on all cores. */
+async function speedsOf(engine: Engine, cores: number): Promise<Tuning['matrices']> {
+  const { maxComputeWorkgroupStorageSize: bytes, maxComputeInvocationsPerWorkgroup: threads } =
+    engine.gpu.limits
+  const subgroup = engine.gpu.matrices?.subgroup ?? 32
+  const kinds = (Object.keys(matrixKinds) as MatrixKind[]).filter((kind) => {
+    const { tile } = matrixKinds[kind]
+    return 16 * vectorsOf(tile, 'O', 'O') <= bytes && subgroup * subgroupsOf(tile) <= threads
+  })
+  const [m, n, k] = [1024, 64 * cores, 2048]
+  const matrix = (rows: number, columns: number, half: boolean): Matrix => {
+    const buffer = engine.pool.alloc(rows * columns, half ? 'float16' : 'float32')
+    return { buffer, offset: 0, row: columns, column: 1, batch: [], half }
+  }
+  const [a, b, out] = [matrix(m, k, true), matrix(k, n, true), matrix(m, n, false)]
+  const p: Problem = { m, n, k, items: 1, sizes: [], type: 'f16', a, b, outs: [out], extras: [] }
+  try {
+    const relative = await compare(
+      engine,
+      kinds.map((kind) => () => {
+        const { tile } = matrixKinds[kind]
+        multiplyHalves(engine, 'tuning', p, undefined, () => ({ tile, splits: 1 }))
+      }),
+    )
+    const square = relative[kinds.indexOf('square')]
+    return Object.fromEntries(
+      kinds.map((kind, i) => [kind, Math.round((100 * (square ?? relative[i])) / relative[i]) / 100]),
+    )
+  } finally {
+    for (const { buffer } of [a, b, out]) engine.pool.free(buffer)
+    engine.pool.trim()
+  }
 }
 
 /** A core that computes two workgroups takes twice as long: so many of them, over the time they take, against one alone. */
