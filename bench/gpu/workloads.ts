@@ -25,14 +25,16 @@ import { check, type Prepared, type Workload } from './harness.ts'
 /** Uniform in [−1, 1), drawn on the device. */
 const noise = (shape: readonly number[]): Tensor => scope(() => rand(shape).mul(2).sub(1)).keep()
 
+/** What inputs are in; undefined: float32. */
+type Half = 'float16' | 'bfloat16' | undefined
+
 interface Case {
   readonly shapes: readonly (readonly number[])[]
   readonly fn: (...xs: Tensor[]) => Tensor[]
   /** What of inputs and of results belongs together, and is compared with float64. */
   readonly partIn?: (x: Tensor, i: number) => Tensor
   readonly partOut?: (y: Tensor, i: number) => Tensor
-  /** What inputs are in; default float32. */
-  readonly dtype?: 'float16' | 'bfloat16'
+  readonly dtype?: Half
   /** Where all of a gradient depends on all inputs: smaller shapes, whose results are compared instead. */
   readonly checked?: readonly (readonly number[])[]
   readonly work: Work
@@ -57,8 +59,9 @@ async function prepare({ shapes, fn, partIn, partOut, dtype, checked, work }: Ca
 const rows5 = (x: Tensor): Tensor => x.narrow(0, x.shape[0] >> 1, 5)
 
 /** a (m, k) · b (k, n). */
-const gemm = (m: number, k: number, n: number): Promise<Prepared> =>
+const gemm = (m: number, k: number, n: number, dtype?: Half): Promise<Prepared> =>
   prepare({
+    dtype,
     shapes: [
       [m, k],
       [k, n],
@@ -70,8 +73,9 @@ const gemm = (m: number, k: number, n: number): Promise<Prepared> =>
   })
 
 /** x (m, k) · wᵀ, w (n, k): a layer's forward pass; and the gradients of x and of w from dy (m, n). */
-const forward = (m: number, k: number, n: number): Promise<Prepared> =>
+const forward = (m: number, k: number, n: number, dtype: Half): Promise<Prepared> =>
   prepare({
+    dtype,
     shapes: [
       [m, k],
       [n, k],
@@ -81,9 +85,11 @@ const forward = (m: number, k: number, n: number): Promise<Prepared> =>
     partOut: rows5,
     work: { flops: 2 * m * n * k },
   })
-const inputGradient = (m: number, k: number, n: number): Promise<Prepared> => gemm(m, n, k)
-const weightGradient = (m: number, k: number, n: number): Promise<Prepared> =>
+const inputGradient = (m: number, k: number, n: number, dtype: Half): Promise<Prepared> =>
+  gemm(m, n, k, dtype)
+const weightGradient = (m: number, k: number, n: number, dtype: Half): Promise<Prepared> =>
   prepare({
+    dtype,
     shapes: [
       [m, n],
       [m, k],
@@ -104,11 +110,18 @@ const layers = [
   ['head', 384, 65],
 ] as const
 const within17: Target = { share: 1 / 1.7 }
-const products: Workload[] = layers.flatMap(([name, k, n]): Workload[] => [
-  [`gemm 384 ${name} forward`, within17, () => forward(tokens, k, n)],
-  [`gemm 384 ${name} dx`, within17, () => inputGradient(tokens, k, n)],
-  [`gemm 384 ${name} dw`, within17, () => weightGradient(tokens, k, n)],
-])
+/** Four times what float32 reaches at large sizes. */
+const quadruple = (k: number, n: number): Target => ({ ms: (2 * tokens * k * n) / 180e9 })
+const products = (dtype?: Half): Workload[] =>
+  layers.flatMap(([name, k, n]): Workload[] => {
+    const how = dtype ? `, ${dtype}` : ''
+    const target = dtype ? (name === 'head' ? {} : quadruple(k, n)) : within17
+    return [
+      [`gemm 384 ${name} forward${how}`, target, () => forward(tokens, k, n, dtype)],
+      [`gemm 384 ${name} dx${how}`, target, () => inputGradient(tokens, k, n, dtype)],
+      [`gemm 384 ${name} dw${how}`, target, () => weightGradient(tokens, k, n, dtype)],
+    ]
+  })
 
 const gradients =
   (fn: (...xs: Tensor[]) => Tensor) =>
@@ -255,7 +268,11 @@ export const workloads: readonly Workload[] = [
   ['gemm 4096', tflops(4096, 44), () => gemm(4096, 4096, 4096)],
   ['gemm 2048', {}, () => gemm(2048, 2048, 2048)],
   ['gemm 1024', tflops(1024, 23), () => gemm(1024, 1024, 1024)],
-  ...products,
+  ...products(),
+  ['gemm 8192, float16', tflops(8192, 350), () => gemm(8192, 8192, 8192, 'float16')],
+  ['gemm 4096, float16', tflops(4096, 320), () => gemm(4096, 4096, 4096, 'float16')],
+  ['gemm 2048, float16', tflops(2048, 260), () => gemm(2048, 2048, 2048, 'float16')],
+  ...products('float16'),
   ['attention forward', { ms: 1 }, () => attention(false)],
   ['attention forward + backward', { ms: 4 }, () => attention(true)],
   ['linear attention T=131072', { ms: 3 }, () => linearTime(131072, false)],

@@ -96,9 +96,9 @@ layers = {"qkv": (384, 1152), "proj": (384, 384), "up": (384, 1536), "down": (15
 
 
 def workload(name):
-    words = name.split()
     # What follows the last comma: how it is run, or in what.
     name, *how = name.split(", ")
+    words = name.split()
     graph, mixed = "compiled" in how, "mixed" in how
     of = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(how[-1] if how else "", torch.float32)
     steps = {
@@ -111,11 +111,11 @@ def workload(name):
         return captured(once) if graph else once
     if name.startswith("gemm 384"):
         m, (k, n) = 64 * 256, layers[words[2]]
-        x, w, dy = noise(m, k), noise(n, k), noise(m, n)
+        x, w, dy = (noise(*shape, dtype=of) for shape in ((m, k), (n, k), (m, n)))
         return {"forward": product(x, w.T), "dx": product(dy, w), "dw": product(dy.T, x)}[words[3]]
     if words[0] == "gemm":
         n = int(words[1])
-        return product(noise(n, n), noise(n, n))
+        return product(noise(n, n, dtype=of), noise(n, n, dtype=of))
     if words[0] == "attention":
         fn = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)
         xs = [noise(4, 12, 2048, 64, dtype=of) for _ in range(4)]
