@@ -84,12 +84,20 @@ describe('the tuning of a GPU', () => {
       const again = await import('../src/kernels/matmul/tuning.ts')
       return again.tuningOf(other('lasting'), async () => measured)
     }
-    const [first, second] = [found, { cores: 8, slow: [] }]
+    const first: Tuning = { ...found, matrices: { wide: 1.25 } }
+    const second: Tuning = { cores: 8, slow: [] }
     const others = new Set(files())
     expect(await later(first)).toEqual(first)
     expect(await later(second)).toEqual(first)
     const [file] = files().filter((name) => !others.has(name)) as [string]
-    for (const text of ['{"cores": 1', 'null', '{"cores":"8","slow":[]}', '{"cores":8,"slow":["huge"]}']) {
+    for (const text of [
+      '{"cores": 1',
+      'null',
+      '{"cores":"8","slow":[]}',
+      '{"cores":8,"slow":["huge"]}',
+      '{"cores":8,"slow":[],"matrices":{"huge":1}}',
+      '{"cores":8,"slow":[],"matrices":{"wide":-1}}',
+    ]) {
       writeFileSync(file, text)
       expect(await later(second)).toEqual(second)
       expect(JSON.parse(readFileSync(file, 'utf8'))).toEqual(second)

@@ -67,7 +67,7 @@ export function vectorsOf(t: MatrixTile, a: MatrixAccess, b: MatrixAccess): numb
 export interface MatrixStages {
   /** Declares registers and where a thread's vectors lie. */
   readonly begin: string
-  /** Loads the stage of k from `kl` on into a set of registers, and moves on; zeros after the end. */
+  /** Loads the stage of k from `kl` on into a set of registers, and moves on; after the end it does neither. */
   load(set: number): string
   /** Stores it to one of the buffers. */
   store(buffer: number, set: number): string
@@ -121,9 +121,10 @@ export function matrixStages(
         tail === 'none'
           ? whole
           : `if (kl + ${t.bk} <= kEnd) {\n${whole}\n} else {\n${all((p) => p.fetch(set, true))}\n}`
-      // A branch, or the compiler would put off loads until they are stored; and zeros, or it would copy what came before
-      // to other registers, and wait for it.
-      return `if (kl < kEnd) {\n${code}\nkl += ${t.bk};\n} else {\n${all((p) => p.clear(set))}\n}`
+      // A branch, or the driver would put off loads until they are stored. Where loads follow each other, what is not
+      // loaded must be zeros: it would copy what came before to other registers, and wait for it.
+      const otherwise = t.ahead ? ` else {\n${all((p) => p.clear(set))}\n}` : ''
+      return `if (kl < kEnd) {\n${code}\nkl += ${t.bk};\n}${otherwise}`
     },
     store: (buffer, set) => all((p) => p.put(buffer * stage, set)),
     left: (buffer, kk, i) => matrix(operands[0], 'Left', buffer, kk, 'sr', i),

@@ -60,9 +60,11 @@ async function recallOr(key: string, measure: () => Promise<Tuning>): Promise<Tu
 }
 
 function isTuning(value: unknown): value is Tuning {
-  const { cores, slow, matrices = {} } = (value ?? {}) as Partial<Tuning>
+  const { cores, slow, matrices } = (value ?? {}) as Partial<Tuning>
   return (
-    Object.entries(matrices).every(([kind, speed]) => kind in matrixKinds && Number(speed) > 0) &&
+    Object.entries(matrices ?? {}).every(
+      ([kind, speed]) => kind in matrixKinds && typeof speed === 'number' && speed > 0,
+    ) &&
     Number.isInteger(cores) &&
     (cores as number) > 0 &&
     Array.isArray(slow) &&
