@@ -29,7 +29,7 @@ export async function sharedGpu(): Promise<SharedGpu> {
   const pipelines = new Map<string, GPUComputePipeline>()
   const full: Partial<Gpu> = { device: sharing(gpu.device, pipelines) }
   const device = sharing(gpu.device, pipelines, least.device)
-  const plain: Partial<Gpu> = { features, limits, timestamps, device }
+  const plain: Partial<Gpu> = { features, limits, timestamps, device, matrices: null }
   return { full: () => backendOn(overlaid(gpu, full)), plain: () => backendOn(overlaid(gpu, plain)) }
 }
 
