@@ -1,12 +1,16 @@
 import {
   type Backend,
   createCpuBackend,
+  dequantize,
   GPT,
   type GPTConfig,
+  Linear,
   manualSeed,
   memory,
   noGrad,
   profile,
+  QuantizedLinear,
+  quantize,
   reference,
   scope,
   tensor,
@@ -68,6 +72,40 @@ describe.each(backends)('on %s', (_, backend) => {
     const anew = await moved.generate(start, { ...options, useCache: false }).tensor()
     expect(await anew.toArray()).toEqual(await expected.toArray())
     for (const t of [expected, start, tokens, anew, moved]) t.dispose()
+  })
+
+  it.each(configs)('8 bits with %s write what their numbers write in 32', async (_, config) => {
+    const options = { maxNewTokens: 16, temperature: 0 }
+    const wide = make(config)
+    const model = quantize(make(config))
+    const layers = new Map(model.namedModules())
+    noGrad(() => {
+      for (const [name, layer] of wide.namedModules()) {
+        const other = layers.get(name)
+        if (layer instanceof Linear && other instanceof QuantizedLinear)
+          layer.weight.copy_(dequantize(other.weight, other.scales, other.inFeatures))
+      }
+    })
+    const expected = await wide.generate(tensor(prompt, [2, 5], { device: reference }), options).tensor()
+    const moved = model.to(backend)
+    const start = tensor(prompt, [2, 5], { device: backend })
+    const tokens = await moved.generate(start, options).tensor()
+    expect(await tokens.toArray()).toEqual(await expected.toArray())
+    const { rows } = profile(() => noGrad(() => scope(() => moved.nextLogits(start.narrow(1, 0, 1)))))
+    const paths = rows.filter((row) => row.op === 'quantized_linear').map((row) => row.path)
+    expect(new Set(paths)).toEqual(new Set(['fused']))
+    for (const t of [expected, start, tokens, wide, moved]) t.dispose()
+  })
+
+  it.each(['float16', 'bfloat16'] as const)('a model of %s widens no weight for a token', async (dtype) => {
+    const model = make({ embedDim: 64 }).to(backend).to(dtype)
+    const start = tensor(prompt, [2, 5], { device: backend })
+    const tokens = await model.generate(start, { maxNewTokens: 16, temperature: 0 }).tensor()
+    expect(tokens.shape).toEqual([2, 21])
+    const { rows } = profile(() => noGrad(() => scope(() => model.nextLogits(start.narrow(1, 0, 1)))))
+    const calls = (op: string): string[] => rows.filter((row) => row.op === op).map((row) => row.path)
+    for (const op of ['linear', 'embedding']) expect([op, ...new Set(calls(op))]).toEqual([op, 'fused'])
+    for (const t of [start, tokens, model]) t.dispose()
   })
 
   it.each(configs)(

@@ -209,5 +209,7 @@ export const figures: readonly Figure[] = [
   swapped,
   decoding,
   packedDecoding('8 bits', 1.5, (model) => quantize(model)),
+  packedDecoding('bfloat16', 1.5, (model) => model.to('bfloat16')),
+  packedDecoding('float16', 1.5, (model) => model.to('float16')),
   overhead,
 ]

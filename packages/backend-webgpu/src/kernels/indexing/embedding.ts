@@ -10,9 +10,10 @@ import { denseFrom } from '@tilegrad/core/kernel'
 import type { Engine } from '../../commands/queue.ts'
 import { bufferOf } from '../../device/buffers.ts'
 import { block, i32, u32, type ValuesOf } from '../../wgsl/block.ts'
+import { isPacked } from '../../wgsl/element.ts'
 import type { Shader } from '../../wgsl/shader.ts'
 import { grid, nestOf, walk, walkFunction, walkOf } from '../layout.ts'
-import { itemOfWidth, widthOf } from '../rows.ts'
+import { widthOf } from '../rows.ts'
 import { sumRows } from './embedding-backward.ts'
 
 const workgroup = 256
@@ -22,12 +23,19 @@ const dtypes = [['float32'], ['int32'], ['float32']] as const
 const isFull = (weight: View, index: View): boolean =>
   layout.numel(weight.shape) > 0 && layout.numel(index.shape) > 0
 
+/** A weight as words of memory, which are moved as they are; null where rows of 16 bits do not begin and end with one. */
+function wordsOf(weight: View): View | null {
+  if (!isPacked(weight.dtype)) return weight
+  const { buffer, dtype, shape, strides, offset } = weight
+  const whole = strides[1] === 1 && [shape[1], strides[0], offset].every((n) => n % 2 === 0)
+  if (!whole) return null
+  return { buffer, dtype, shape: [shape[0], shape[1] / 2], strides: [strides[0] / 2, 1], offset: offset / 2 }
+}
+
 export const embedding = (engine: Engine): KernelOf<EmbeddingAttrs> => ({
-  dtypes,
-  supports: ([weight, index]) => isFull(weight, index),
-  run([out], inputs) {
-    const [weight, index] = inputs
-    const y = out
+  supports: ([weight, index]) => isFull(weight, index) && wordsOf(weight) !== null,
+  run([y], [table, index]) {
+    const weight = wordsOf(table) as View
     const [v, d] = weight.shape
     const width = denseFrom(1, weight) ? widthOf(d, 1, [weight]) : 1
     const nest = nestOf(index.shape, [index])
@@ -53,7 +61,7 @@ const params = (rank: number) =>
   })
 
 function shader(width: 4 | 1, rank: number): Shader<ValuesOf<typeof params>> {
-  const item = itemOfWidth(width)
+  const item = width === 4 ? 'vec4<u32>' : 'u32'
   return {
     params: params(rank),
     bindings: [
