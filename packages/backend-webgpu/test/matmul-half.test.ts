@@ -73,16 +73,20 @@ const part: Layout = (batch, r, c, next) =>
     .narrow(-1, 8, c)
     .narrow(-2, 1, r)
 
+/** Rows that begin anywhere. */
+const odd: Layout = (batch, r, c, next) =>
+  filled([...batch, r + 1, c + 3], next)
+    .narrow(-1, 2, c)
+    .narrow(-2, 1, r)
+
 /** Matrices (…, rows, columns) in memory in all ways that are read differently. */
 const layouts = {
   rows: (batch, r, c, next) => filled([...batch, r, c], next),
   columns: (batch, r, c, next) => filled([...batch, c, r], next).transpose(-1, -2),
   part,
   partColumns: (batch, r, c, next) => part(batch, c, r, next).transpose(-1, -2),
-  odd: (batch, r, c, next) =>
-    filled([...batch, r + 1, c + 3], next)
-      .narrow(-1, 2, c)
-      .narrow(-2, 1, r),
+  odd,
+  oddColumns: (batch, r, c, next) => odd(batch, c, r, next).transpose(-1, -2),
   row: (batch, r, c, next) => filled([...batch, 1, c], next).expand([...batch, r, c]),
   flipped: (batch, r, c, next) => filled([...batch, r, c], next).flip(-1),
 } satisfies Record<string, Layout>
@@ -118,7 +122,8 @@ const cases: readonly (readonly [m: number, k: number, n: number, a: Name, b: Na
   [66, 50, 75, 'rows', 'columns', [2]],
   [64, 104, 76, 'columns', 'part', []],
   [40, 83, 72, 'part', 'partColumns', [2]],
-  [33, 40, 17, 'odd', 'flipped', [2, 2]],
+  [33, 43, 17, 'odd', 'flipped', [2, 2]],
+  [35, 20, 43, 'oddColumns', 'odd', []],
   [9, 17, 66, 'row', 'rows', [3]],
   [1, 7, 5, 'rows', 'columns', []],
 ]
@@ -252,7 +257,7 @@ describe('the code for subgroup matrices', () => {
     withBackend(backend, () => {
       for (const { tile } of Object.values(matrixKinds))
         for (const k of [96, 104, 99])
-          for (const a of ['rows', 'columns', 'odd'] as const)
+          for (const a of ['rows', 'columns', 'odd', 'flipped'] as const)
             for (const b of ['rows', 'columns', 'partColumns'] as const) {
               const operands = [layouts[a]([2], 130, k, () => 0), layouts[b]([2], k, 76, () => 0)] as const
               const [half, single] = [zeros([2, 130, 76], { dtype: 'float16' }), zeros([2, 130, 76])]

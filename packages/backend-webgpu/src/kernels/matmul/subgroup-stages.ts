@@ -24,22 +24,32 @@ export interface MatrixTile {
 }
 
 /**
- * The way a or b is read: along k or along the other dim ('o'), in vectors of eight (capitals), or one by one, for any
- * strides.
+ * The way a or b is read: along k or along the other dim ('o'), in vectors of eight that begin at multiples of eight
+ * (capitals), in vectors that are cut from two of those; or one by one ('e' along k, 'f'), for any strides.
  */
-export type MatrixAccess = 'K' | 'O' | 'k' | 'o'
+export type MatrixAccess = 'K' | 'O' | 'k' | 'o' | 'e' | 'f'
 
 export const matrixAccessA = ({ a }: Problem): MatrixAccess => access(a, a.row, a.column)
 export const matrixAccessB = ({ b }: Problem): MatrixAccess => access(b, b.column, b.row)
 
 function access(x: Matrix, other: number, k: number): MatrixAccess {
-  if (k === 1 && aligned(x, other, 8)) return 'K'
-  if (other === 1 && aligned(x, k, 8)) return 'O'
-  return Math.abs(k) <= Math.abs(other) ? 'k' : 'o'
+  if (k === 1) return aligned(x, other, 8) ? 'K' : 'k'
+  if (other === 1) return aligned(x, k, 8) ? 'O' : 'o'
+  return Math.abs(k) <= Math.abs(other) ? 'e' : 'f'
 }
 
-const isVectors = (access: MatrixAccess): boolean => access === 'K' || access === 'O'
-const isAlong = (access: MatrixAccess): boolean => access === 'K' || access === 'k'
+/** Whether an operand is read in vectors of 16 bytes, and not one by one. */
+export const isVectors = (access: MatrixAccess): boolean => 'KOko'.includes(access)
+const isShifted = (access: MatrixAccess): boolean => access === 'k' || access === 'o'
+const isAlong = (access: MatrixAccess): boolean => 'Kke'.includes(access)
+
+/** Eight elements from the `s`-th on of sixteen. */
+export const shift = `fn shifted(a: vec4<u32>, b: vec4<u32>, s: i32) -> vec4<u32> {
+let four = (s & 4) != 0; let two = (s & 2) != 0;
+let x = select(a, vec4<u32>(a.zw, b.xy), four); let y = select(b.xy, b.zw, four);
+let z = select(x, vec4<u32>(x.yzw, y.x), two); let w = select(y.x, y.y, two);
+return select(z, (z >> vec4<u32>(16)) | (vec4<u32>(z.yzw, w) << vec4<u32>(16)), (s & 1) != 0);
+}`
 
 /**
  * What the last stage looks like: whole; filled up with zeros by vectors (all ends of k are multiples of eight); or by
@@ -148,6 +158,7 @@ function part(t: MatrixTile, threads: number, of: Operand, tail: MatrixTail): Pa
   const units = rows * each
   const rounds = range(Math.ceil(units / threads))
   const vectors = isVectors(access)
+  const shifted = isShifted(access)
   const inside = (i: number, code: string): string =>
     (i + 1) * threads <= units ? code : `if (t < ${units - i * threads}) {\n${code}\n}`
 
@@ -163,7 +174,8 @@ function part(t: MatrixTile, threads: number, of: Operand, tail: MatrixTail): Pa
             `${e} % ${8 * each} / ${8 * segment} * ${segment} + ${e} % ${segment}`,
           ]
     const [o, k] = byK ? [`row${x}_${i}`, `q${x}_${i} * 8`] : [`q${x}_${i} * 8`, `row${x}_${i}`]
-    const last = byK || !vectors ? `p.${size} - 1` : `(p.${size} - 1) & -8`
+    const last = byK || !vectors || shifted ? `p.${size} - 1` : `(p.${size} - 1) & -8`
+    const unit = shifted ? '' : ' >> 3u'
     const at = `q${x} + (kl + ${k}) * ${along}`
     return [
       `let row${x}_${i} = ${row}; let q${x}_${i} = ${q};`,
@@ -171,8 +183,8 @@ function part(t: MatrixTile, threads: number, of: Operand, tail: MatrixTail): Pa
       ...(vectors
         ? [
             byK
-              ? `var u${x}_${i} = (q${x} + kl + ${k} + min(${size}0 + ${o}, ${last}) * ${other}) >> 3u;`
-              : `var u${x}_${i} = (${at} + min(${size}0 + ${o}, ${last})) >> 3u;`,
+              ? `var u${x}_${i} = (q${x} + kl + ${k} + min(${size}0 + ${o}, ${last}) * ${other})${unit};`
+              : `var u${x}_${i} = (${at} + min(${size}0 + ${o}, ${last}))${unit};`,
           ]
         : [
             `let o${x}_${i} = ${size}0 + ${o};`,
@@ -182,7 +194,8 @@ function part(t: MatrixTile, threads: number, of: Operand, tail: MatrixTail): Pa
     ]
   })
 
-  const step = vectors ? (byK ? `${t.bk / 8}` : `${t.bk / 8} * ${along}`) : `${t.bk} * ${along}`
+  const steps = vectors && !shifted ? t.bk / 8 : t.bk
+  const step = vectors && byK ? `${steps}` : `${steps} * ${along}`
   const one = (i: number, j: number, checked: boolean): string => {
     const value = byK
       ? `x${x}[u${x}_${i} + ${j} * ${along}]`
@@ -204,7 +217,10 @@ function part(t: MatrixTile, threads: number, of: Operand, tail: MatrixTail): Pa
         .map((j) => `e${j}: f16`)
         .join('; var ')};\n${body}\n}`
     }
-    const load = `${g} = x${x}[u${x}_${i}];`
+    const u = `u${x}_${i}`
+    const load = shifted
+      ? `${g} = shifted(x${x}[${u} >> 3u], x${x}[min((${u} >> 3u) + 1, end${x})], ${u} & 7);`
+      : `${g} = x${x}[${u}];`
     if (!checked) return load
     const mask =
       byK && tail === 'elements'
@@ -213,6 +229,8 @@ ${g} &= select(select(vec4<u32>(), vec4<u32>(0xffff), left == vec4<i32>(1)), vec
         : ''
     return `if (${k} < kEnd) { ${load} } else { ${g} = vec4<u32>(); }${mask && `\n{\n${mask}\n}`}`
   }
+  // What a vector at the end is cut from may end before it.
+  if (shifted) begin.unshift(`let end${x} = i32(arrayLength(&x${x})) - 1;`)
   return {
     begin: begin.join('\n'),
     fetch: (set, checked) =>

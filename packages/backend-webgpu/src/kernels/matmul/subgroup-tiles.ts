@@ -25,12 +25,14 @@ import {
   store,
 } from './epilogue.ts'
 import {
+  isVectors,
   type MatrixAccess,
   type MatrixStages,
   type MatrixTail,
   type MatrixTile,
   matrixStages,
   outRowOf,
+  shift,
   subgroupsOf,
   vectorsOf,
 } from './subgroup-stages.ts'
@@ -63,7 +65,7 @@ export function matrixShader(t: MatrixTile, spec: MatrixSpec, has: Matrices): Sh
   const matrices = 2 + e.outs + e.extras.length
   const inputs: Binding[] = [a, b].map((access, i) => ({
     name: `x${i}`,
-    item: access === 'K' || access === 'O' ? 'vec4<u32>' : 'f16',
+    item: isVectors(access) ? 'vec4<u32>' : 'f16',
   }))
   const across = bn / sn
   const [tall, wide] = [sm / 16, sn / 16]
@@ -99,6 +101,7 @@ export function matrixShader(t: MatrixTile, spec: MatrixSpec, has: Matrices): Sh
     declarations: `alias Left = subgroup_matrix_left<f16, 16, 16>;
 alias Right = subgroup_matrix_right<f16, 16, 16>;
 alias Sum = subgroup_matrix_result<f32, 16, 16>;
+${shift}
 ${declarations(e)}`,
     shared: { name: 's', item: 'vec4<u32>', count: vectorsOf(t, a, b) },
     enables: [...has.enables, ...enablesOfEpilogue(e)],
