@@ -1,9 +1,11 @@
 import {
   type Backend,
+  cat,
   createCpuBackend,
   dequantize,
   GPT,
   type GPTConfig,
+  type KVCache,
   Linear,
   manualSeed,
   memory,
@@ -104,6 +106,19 @@ describe.each(backends)('on %s', (_, backend) => {
     expect(tokens.shape).toEqual([2, 21])
     const { rows } = profile(() => noGrad(() => scope(() => model.nextLogits(start.narrow(1, 0, 1)))))
     const calls = (op: string): string[] => rows.filter((row) => row.op === op).map((row) => row.path)
+    const caches = (model.newCache(2, 10) ?? []) as KVCache[]
+    const logits = noGrad(() => model.nextLogits(start, caches))
+    const last = noGrad(() => model.nextLogits(start.narrow(1, 0, 1), caches))
+    const all = cat([start, start.narrow(1, 0, 1)], 1)
+    const anew = noGrad(() => model.nextLogits(all))
+    const [got, want] = await Promise.all([last, anew].map((t) => t.to('float32').data()))
+    const largest = Math.max(...want.map(Math.abs))
+    got.forEach((v, i) => {
+      expect(Math.abs(v - (want[i] as number))).toBeLessThan(0.1 * largest)
+    })
+    // Neither engine here has attention that reads 16 bits.
+    expect(new Set(caches.map((cache) => cache.keys.dtype))).toEqual(new Set(['float32']))
+    for (const t of [...caches, logits, last, all, anew]) t.dispose()
     for (const op of ['linear', 'embedding']) expect([op, ...new Set(calls(op))]).toEqual([op, 'fused'])
     for (const t of [start, tokens, model]) t.dispose()
   })

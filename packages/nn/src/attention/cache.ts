@@ -102,6 +102,19 @@ export abstract class AttentionCache extends Printable {
   }
 }
 
+/**
+ * The dtype of the keys and values that a layer of a dtype remembers: that, or float32 on a device whose attention has no
+ * code for it, where all of them would be widened for every token.
+ *
+ * @internal
+ */
+export function storedDType({ kernels }: Backend, dtype: DType): DType {
+  const [, keys] = kernels.scaled_dot_product_attention?.dtypes ?? []
+  return isHalf(dtype) && keys && !keys.includes(dtype) ? 'float32' : dtype
+}
+
+const isHalf = (dtype: DType): boolean => dtype === 'float16' || dtype === 'bfloat16'
+
 /** Options of `KVCache`. */
 export interface KVCacheOptions {
   /** How many sequences it holds. */

@@ -15,7 +15,7 @@ import { Linear, positive } from '../linear.ts'
 import { buffer, Module } from '../module.ts'
 import { RMSNorm } from '../norm.ts'
 import { type AttentionBlocks, BlockChooser } from './block-attention.ts'
-import { type AttentionCache, KVCache } from './cache.ts'
+import { type AttentionCache, KVCache, storedDType } from './cache.ts'
 import { keyMaskOf } from './key-mask.ts'
 import { Rope, type RopeOptions } from './rope.ts'
 
@@ -342,8 +342,8 @@ export class MultiHeadAttention extends SelfAttention<KVCache> {
     const { numKvHeads, headDim } = this
     // Global tokens stay in sight, so that nothing may go.
     const window = this.globalTokens > 0 ? 0 : this.window
-    const { dtype, weight } = this.outProj
-    const device = weight.backend
+    const { backend: device } = this.outProj.weight
+    const dtype = storedDType(device, this.outProj.dtype)
     const cache = new KVCache({ batch, numKvHeads, headDim, maxLength, window, dtype, device })
     cache.steady &&= !this.slopes && !this.#blocks
     return cache
@@ -364,7 +364,7 @@ export class MultiHeadAttention extends SelfAttention<KVCache> {
       const seen = this.#blocks.rows(places, q)
       mask = mask ? both(mask, seen) : seen
     }
-    return scaledDotProductAttention(q, keys, values, {
+    const y = scaledDotProductAttention(q, keys, values, {
       attnMask: mask,
       blockMask: cache || !this.#blocks ? null : this.#blocks.mask(q, k, this.isCausal),
       alibi: this.slopes,
@@ -374,6 +374,8 @@ export class MultiHeadAttention extends SelfAttention<KVCache> {
       scale: this.scale,
       dropoutP: this.training ? this.dropout : 0,
     })
+    // A cache may be of more bits.
+    return cache && y.dtype !== q.dtype ? y.to(q.dtype) : y
   }
 
   #mask({ attnMask, keyMask }: AttentionCall<KVCache>, last: (mask: Tensor) => Tensor): Tensor | null {

@@ -23,6 +23,7 @@
 import {
   type AttentionAttrs,
   attentionOperands,
+  type DType,
   dropoutFactors,
   dropoutParams,
   type GradientAttrs,
@@ -76,13 +77,11 @@ export const backwardTiles: readonly Tile[] = [
 const forwardBuffers = 5
 const backwardBuffers = 6
 
-/** What follows q, k and v is floating, or flags and lists of blocks. */
-const dtypes = [
-  ['float32', 'float16'],
-  ['float32', 'float16'],
-  ['float32', 'float16'],
-  ['float32', 'float16', 'bool', 'int32'],
-] as const
+/** What q, k and v are, and what follows them: floating, or flags and lists of blocks. */
+function dtypesOf({ gpu }: Engine): readonly (readonly DType[])[] {
+  const floats: readonly DType[] = gpu.matrices ? ['float32', 'float16'] : ['float32']
+  return [floats, floats, floats, [...floats, 'bool', 'int32']]
+}
 
 /** Operands are all float32, or in float16 what kernels on subgroup matrices take. */
 const canRead = (inputs: readonly View[], matrices: () => boolean): boolean =>
@@ -160,7 +159,7 @@ export function attention(
   apart: Few | null = few,
 ): KernelOf<AttentionAttrs> {
   return {
-    dtypes,
+    dtypes: dtypesOf(engine),
     supports: (inputs, attrs) =>
       canTake(engine, inputs, attrs, forwardBuffers) &&
       canRead(inputs, () => takesMatrices(engine, inputs, attrs)),
@@ -197,7 +196,7 @@ export function attentionBackward(
   allowed: Allowance = allowance,
 ): KernelOf<GradientAttrs<AttentionAttrs>> {
   return {
-    dtypes,
+    dtypes: dtypesOf(engine),
     supports: (inputs, attrs) =>
       canTake(engine, inputs, attrs, backwardBuffers) &&
       !(attrs.hasMask && attrs.needs[3]) &&
