@@ -151,7 +151,7 @@ const tiles: readonly MatrixTile[] = isCapable
 const after = program('after', 3, ([y, b, r]) => [expr.add(expr.mul(y, b), r), y])
 
 describe.each(tiles)('on subgroup matrices, %j', (tile) => {
-  // Emulated, what is ahead is there six times, and takes long to compile.
+  // Emulated, what is ahead is there twice, and takes long to compile.
   it.each(tile.ahead && !isCapable ? cases.slice(0, 4) : cases)(
     '(%i × %i) · (… × %i), %s and %s, %j',
     async (m, k, n, left, right, batch) => {
@@ -308,7 +308,7 @@ describe('the plan on subgroup matrices', () => {
     expect(of(8192, 8192, 8192, engine({ wide: 0.5, square: 0.1, narrow: 0.1 }))).toBe('64 x 64 / 1')
   })
   it('keeps to what the GPU allows', () => {
-    // Short rows of k take more for their padding.
+    // Wide tiles are no good for b along k.
     expect(of(8192, 8192, 8192, engine({ wide: 1.5 }), true)).toBe('128 x 128 / 1')
     expect(of(8192, 8192, 8192, engine({ wide: 9, square: 9 }, 16384))).toBe('128 x 64 / 1')
   })

@@ -9,7 +9,14 @@
 import type { Engine } from '../../commands/queue.ts'
 import type { MatrixKind } from '../../device/tuning.ts'
 import type { Problem } from './problem.ts'
-import { type MatrixTile, matrixAccessA, matrixAccessB, subgroupsOf, vectorsOf } from './subgroup-stages.ts'
+import {
+  isAlong,
+  type MatrixTile,
+  matrixAccessA,
+  matrixAccessB,
+  subgroupsOf,
+  vectorsOf,
+} from './subgroup-stages.ts'
 
 export interface MatrixPlan {
   readonly tile: MatrixTile
@@ -28,7 +35,7 @@ interface Kind {
 /** The tiles, by their shape. */
 export const matrixKinds: Readonly<Record<MatrixKind, Kind>> = {
   square: { tile: { bm: 128, bn: 128, bk: 32, sm: 64, sn: 64 }, perCore: 2, speed: 1 },
-  // Reads least per multiplication; a core has only one.
+  // Reads least per multiplication; a core has only one. Of k it reads 32 bytes at a time, which is slow for so many columns.
   wide: { tile: { bm: 128, bn: 256, bk: 16, sm: 64, sn: 64, ahead: true }, perCore: 1, speed: 1 },
   narrow: { tile: { bm: 128, bn: 64, bk: 32, sm: 64, sn: 32 }, perCore: 4, speed: 0.97 },
   small: { tile: { bm: 64, bn: 64, bk: 32, sm: 32, sn: 32 }, perCore: 5, speed: 0.77 },
@@ -54,6 +61,7 @@ export function matrixPlanOf(engine: Engine, p: Problem): MatrixPlan {
   for (const [name, { tile, perCore, speed }] of Object.entries(matrixKinds) as [MatrixKind, Kind][]) {
     const { maxComputeWorkgroupStorageSize: bytes, maxComputeInvocationsPerWorkgroup: threads } = gpu.limits
     if (16 * vectorsOf(tile, a, b) > bytes || subgroup * subgroupsOf(tile) > threads) continue
+    if (name === 'wide' && isAlong(b)) continue
     const tiles = Math.ceil(p.m / tile.bm) * Math.ceil(p.n / tile.bn) * p.items
     const slots = perCore * cores
     // Steps of k in a round are counted as those of `square`.

@@ -18,7 +18,7 @@ export interface MatrixTile {
   readonly sn: number
   /**
    * Whether a stage's matrices are read from workgroup memory while those of the one before are multiplied: see `loopAhead`.
-   * Takes three stages of workgroup memory, and registers for twice as many matrices.
+   * Takes two stages of workgroup memory, and registers for twice as many matrices.
    */
   readonly ahead?: boolean
 }
@@ -41,7 +41,7 @@ function access(x: Matrix, other: number, k: number): MatrixAccess {
 /** Whether an operand is read in vectors of 16 bytes, and not one by one. */
 export const isVectors = (access: MatrixAccess): boolean => 'KOko'.includes(access)
 const isShifted = (access: MatrixAccess): boolean => access === 'k' || access === 'o'
-const isAlong = (access: MatrixAccess): boolean => 'Kke'.includes(access)
+export const isAlong = (access: MatrixAccess): boolean => 'Kke'.includes(access)
 
 /** Eight elements from the `s`-th on of sixteen. */
 export const shift = `fn shifted(a: vec4<u32>, b: vec4<u32>, s: i32) -> vec4<u32> {
@@ -70,7 +70,7 @@ export const outRowOf = ({ sn }: MatrixTile): number => (sn + 8) / 4
 /** Vectors of 16 bytes of workgroup memory. */
 export function vectorsOf(t: MatrixTile, a: MatrixAccess, b: MatrixAccess): number {
   const stage = sizeOf(t.bm, t.bk, a) + sizeOf(t.bn, t.bk, b)
-  return Math.max(stage * (t.ahead ? 3 : 1), subgroupsOf(t) * 16 * outRowOf(t))
+  return Math.max(stage * (t.ahead ? 2 : 1), subgroupsOf(t) * 16 * outRowOf(t))
 }
 
 /** Code that brings stages to workgroup memory, and matrices from there. */
@@ -131,10 +131,8 @@ export function matrixStages(
         tail === 'none'
           ? whole
           : `if (kl + ${t.bk} <= kEnd) {\n${whole}\n} else {\n${all((p) => p.fetch(set, true))}\n}`
-      // A branch, or the driver would put off loads until they are stored. Where loads follow each other, what is not
-      // loaded must be zeros: it would copy what came before to other registers, and wait for it.
-      const otherwise = t.ahead ? ` else {\n${all((p) => p.clear(set))}\n}` : ''
-      return `if (kl < kEnd) {\n${code}\nkl += ${t.bk};\n}${otherwise}`
+      // In a branch, or the driver would put off loads until they are stored.
+      return `if (kl < kEnd) {\n${code}\nkl += ${t.bk};\n}`
     },
     store: (buffer, set) => all((p) => p.put(buffer * stage, set)),
     left: (buffer, kk, i) => matrix(operands[0], 'Left', buffer, kk, 'sr', i),
@@ -145,7 +143,6 @@ export function matrixStages(
 interface Part {
   readonly begin: string
   fetch(set: number, checked: boolean): string
-  clear(set: number): string
   put(base: number, set: number): string
 }
 
@@ -235,7 +232,6 @@ ${g} &= select(select(vec4<u32>(), vec4<u32>(0xffff), left == vec4<i32>(1)), vec
     begin: begin.join('\n'),
     fetch: (set, checked) =>
       rounds.map((i) => inside(i, `${fetch(i, set, checked)}\nu${x}_${i} += ${step};`)).join('\n'),
-    clear: (set) => rounds.map((i) => `g${x}_${i}_${set} = vec4<u32>();`).join('\n'),
     put: (base, set) =>
       rounds
         .map((i) => inside(i, `s[to${x}_${i}${base ? ` + ${base}` : ''}] = g${x}_${i}_${set};`))

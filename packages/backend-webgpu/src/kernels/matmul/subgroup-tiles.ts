@@ -137,54 +137,45 @@ function loop(t: MatrixTile, code: MatrixStages): string[] {
 
 /**
  * Five stages at a time: one is multiplied, whose matrices are in registers; those of the next one are read from workgroup
- * memory; two are on their way to there, every other time; and two from memory to registers. There are two loads in a
- * row because a thread that waits for one waits for all that it has asked for since.
+ * memory; one is stored there, in the place of the one that is multiplied; and two are on their way to registers.
  */
 function loopAhead(t: MatrixTile, code: MatrixStages): string[] {
   const [tall, wide] = [t.sm / 16, t.sn / 16]
-  const all = range(t.bk / 16).flatMap((kk) => [
-    ...range(tall).map((i) => ['l', kk, i] as const),
-    ...range(wide).map((j) => ['r', kk, j] as const),
-  ])
-  const read = (set: number, buffer: number): string[] =>
-    all.map(([side, kk, i]) => {
-      const matrix = side === 'l' ? code.left(buffer, kk, i) : code.right(buffer, kk, i)
-      return `${side}${set}_${kk}_${i} = ${matrix};`
-    })
-  const pass = (buffer: number): string[] => [
-    code.store(buffer, 0),
-    code.store((buffer + 1) % 3, 1),
-    code.load(0),
-    code.load(1),
+  const steps = range(t.bk / 16)
+  const lefts = (set: number): string[] =>
+    steps.flatMap((kk) => range(tall).map((i) => `l${set}_${kk}_${i} = ${code.left(set, kk, i)};`))
+  const right = (set: number, kk: number, j: number): string =>
+    `r${set}_${kk}_${j} = ${code.right(set, kk, j)};`
+  const phase = (set: number): string[] => [
+    'if (k >= kEnd) { break; }',
+    code.store(set, set),
+    code.load(set),
+    ...lefts(1 - set),
+    ...steps.flatMap((kk) =>
+      range(wide).flatMap((j) => [
+        ...range(tall).map((i) => multiply(i, j, wide, `l${set}_${kk}_${i}`, `r${set}_${kk}_${j}`)),
+        right(1 - set, kk, j),
+      ]),
+    ),
+    'workgroupBarrier();',
+    `k += ${t.bk};`,
   ]
-  const phase = (u: number): string[] => {
-    const set = u % 2
-    return [
-      'if (k >= kEnd) { break; }',
-      ...(set === 0 ? pass((u + 2) % 3) : []),
-      ...read(1 - set, (u + 1) % 3),
-      ...range(t.bk / 16).flatMap((kk) =>
-        range(wide).flatMap((j) =>
-          range(tall).map((i) => multiply(i, j, wide, `l${set}_${kk}_${i}`, `r${set}_${kk}_${j}`)),
-        ),
-      ),
-      'workgroupBarrier();',
-      `k += ${t.bk};`,
-    ]
-  }
   return [
     ...[0, 1].flatMap((set) =>
-      all.map(([side, kk, i]) => `var ${side}${set}_${kk}_${i}: ${side === 'l' ? 'Left' : 'Right'};`),
+      steps.flatMap((kk) => [
+        ...range(tall).map((i) => `var l${set}_${kk}_${i}: Left;`),
+        ...range(wide).map((j) => `var r${set}_${kk}_${j}: Right;`),
+      ]),
     ),
-    code.load(0),
-    code.load(1),
-    ...pass(0),
+    ...[0, 1].map((set) => code.load(set)),
+    ...[0, 1].flatMap((set) => [code.store(set, set), code.load(set)]),
     'workgroupBarrier();',
-    ...read(0, 0),
+    ...lefts(0),
+    ...steps.flatMap((kk) => range(wide).map((j) => right(0, kk, j))),
     'workgroupBarrier();',
     'var k = split * p.kStep;',
     'loop {',
-    ...range(6).flatMap(phase),
+    ...[0, 1].flatMap(phase),
     '}',
   ]
 }
