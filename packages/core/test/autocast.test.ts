@@ -3,6 +3,7 @@ import { describe, expect, test } from 'vitest'
 import {
   apply,
   autocast,
+  type Backend,
   checkLeaks,
   checkpoint,
   compile,
@@ -19,10 +20,13 @@ import {
   memory,
   noGrad,
   type Op,
+  ones,
   profile,
   randint,
   randn,
+  reference,
   scope,
+  softmax,
   type Tensor,
   tensor,
   ValueError,
@@ -390,4 +394,28 @@ test('a program that never calls it runs what it ran', () => {
   expect(ops(() => x.matmul(w).exp().sum())).toEqual(['matmul', 'exp', 'sum'])
   expect(profile(() => x.matmul(w)).result.dtype).toBe('float32')
   expect(() => autocast(1 as never, () => 1)).toThrow(ValueError)
+})
+
+test('a kernel that fills float32 from 16 bits is given them as they are, another one float32', () => {
+  const log: string[] = []
+  const of = (wide: boolean): Backend => ({
+    ...reference,
+    name: `autocast ${wide}`,
+    kernels: {
+      ...reference.kernels,
+      softmax: {
+        wide,
+        dtypes: [['float32', 'bfloat16']],
+        run([y], [x]) {
+          log.push(`${x.dtype} ${y.dtype}`)
+        },
+      },
+    },
+  })
+  for (const wide of [true, false]) {
+    const x = ones([2, 3], { device: of(wide) }).to('bfloat16')
+    expect(autocast('bfloat16', () => softmax(x, 1)).dtype).toBe('float32')
+    expect(softmax(x, 1).dtype).toBe('bfloat16')
+  }
+  expect(log).toEqual(['bfloat16 float32', 'bfloat16 bfloat16', 'float32 float32', 'bfloat16 bfloat16'])
 })

@@ -1,7 +1,7 @@
 import { describe, expectOptions } from '../checks.ts'
 import { casting } from '../dispatch/casting.ts'
 import { DTypeError, GradError, ShapeError, show, ValueError } from '../errors.ts'
-import { addInto, addTensors, copy, fill } from '../primitives/elementwise.ts'
+import { addInto, addTensors, copy, fillLike } from '../primitives/elementwise.ts'
 import { reduce } from '../primitives/reduce.ts'
 import { reshapeView } from '../primitives/views.ts'
 import { sameShape } from '../tensor/layout.ts'
@@ -187,14 +187,7 @@ class Pass implements PassOf {
       throw new GradError(
         `backward: the output ${show(root.shape)} is no scalar; reduce it (sum, mean) or pass its gradient`,
       )
-    this.#give(
-      root,
-      given
-        ? this.#mode.createGraph
-          ? given
-          : given.viewAs(given)
-        : fill(root.backend, root.shape, 1, root.dtype),
-    )
+    this.#give(root, given ? (this.#mode.createGraph ? given : given.viewAs(given)) : fillLike(root, 1))
   }
 
   run(): void {

@@ -19,22 +19,29 @@ import type { Precision } from './op.ts'
 export type AutocastDType = 'float16' | 'bfloat16' | 'float32'
 
 /**
- * What each operator wants, by the name that profiles call it: so many of its first operands are multiplied and have 16 bits,
- * or its results are float32. What is not here takes what it gets and promotes.
+ * What composed operators and products want, by the name that profiles call them: so many of their first operands are multiplied
+ * and have 16 bits, or their results are float32. What is not here takes what it gets and promotes.
  */
 const POLICY: ReadonlyMap<string, Precision> = new Map([
   ...list(2, 'matmul mm bmm einsum linear'),
   ...list(3, 'scaled_dot_product_attention linear_attention gated_linear_attention'),
-  // Sums, and what squares or multiplies on the way: beyond 65504, or too many to count in 8 bits.
-  ...list('float32', 'sum prod mean cumsum cumprod logsumexp var std total_norm square pow'),
-  // What grows fast, or loses its digits near where it is read.
-  ...list('float32', 'exp expm1 log log1p softplus reciprocal rsqrt softmax log_softmax'),
-  ...list('float32', 'layer_norm rms_norm group_norm'),
-  ...list('float32', 'cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss huber_loss'),
-  ...list('float32', 'binary_cross_entropy_with_logits'),
+  // Squares and sums on the way are beyond 65504, or too many to count in 8 bits.
+  ...list('float32', 'logsumexp var std total_norm layer_norm rms_norm group_norm'),
+  // What loses its digits near where it is read.
+  ...list('float32', 'softmax log_softmax cross_entropy nll_loss'),
   // Solves a triangular system in each chunk.
   ...list('float32', 'delta_rule'),
+  // Its weight has 8 bits, and its result is of what x is of: nothing in it is cast.
+  ...list(0, 'quantized_linear'),
 ])
+
+/** Elementwise operators and reductions whose results are float32, for the same reasons. */
+const WIDE: ReadonlySet<string> = new Set(
+  (
+    'sum prod mean cumsum cumprod square pow exp expm1 log log1p softplus reciprocal rsqrt ' +
+    'mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy_with_logits'
+  ).split(' '),
+)
 
 function list(precision: Precision, names: string): [string, Precision][] {
   return names.split(' ').map((name) => [name, precision])
@@ -78,7 +85,7 @@ class Caster implements Casting {
   }
 
   results(op: string, inputs: readonly Tensor[]): readonly DType[] | undefined {
-    if (POLICY.get(op) !== 'float32') return undefined
+    if (!WIDE.has(op)) return undefined
     const floats = inputs.map((t) => t.dtype).filter(isFloat)
     return floats.length > 0 && isHalf(floats.reduce(promote)) ? ['float32'] : undefined
   }

@@ -23,6 +23,11 @@ export interface KernelOf<A> {
    */
   supports?(inputs: readonly View[], attrs: A): boolean
   /**
+   * Says that it fills outputs of float32 as well where inputs have 16 bits, for which `autocast` asks of norms and losses.
+   * Without it their operands are converted for it.
+   */
+  readonly wide?: boolean
+  /**
    * Says of a kernel for the gradient of a composed operator that, where attribute `adds` is true, there is one
    * more input, of the layout of the first output, which is added to that as it is stored.
    */

@@ -11,7 +11,7 @@ import {
 import { describe } from '../checks.ts'
 import { GradError, ValueError } from '../errors.ts'
 import { backendOf } from '../primitives/common.ts'
-import { addTensors, fill } from '../primitives/elementwise.ts'
+import { addTensors, fillLike } from '../primitives/elementwise.ts'
 import { alias, contiguous } from '../primitives/views.ts'
 import { anyHalf, narrowed, widen } from '../primitives/widen.ts'
 import { isFloat, promote } from '../tensor/dtype.ts'
@@ -38,7 +38,7 @@ export interface Op<A = unknown> {
   /** What profiles and errors call it. */
   readonly name: string
   /** Picks its fused kernel from those of a backend, which may lack it. */
-  readonly kernel?: (kernels: KernelTable) => KernelOf<A> | undefined
+  readonly kernel?: ((kernels: KernelTable) => KernelOf<A> | undefined) | undefined
   /** Picks the fused kernel of its gradient. */
   readonly gradient?: (kernels: KernelTable) => KernelOf<GradientAttrs<A>> | undefined
   /** Everything about the arguments that can be wrong, said here, once; may be absent if `compose` says it as well. */
@@ -101,14 +101,13 @@ function dispatch<A extends object>(
   const backend = backendOf(op.name, inputs)
   op.validate?.(inputs, attrs)
   const kernel = op.infer && picked(op.name, op.kernel, backend.kernels)
-  const halves = anyHalf(inputs)
+  const halves = !op.roundsOnce && anyHalf(inputs)
   if (kernel) {
-    const fits = !(wide && halves) && takes(kernel, inputs, attrs)
-    const all =
-      (fits || (halves && !op.roundsOnce)) && fused(op, kernel, backend, inputs, attrs, numbers, fits, wide)
+    const fits = (kernel.wide || !(wide && halves)) && takes(kernel, inputs, attrs)
+    const all = (fits || halves) && fused(op, kernel, backend, inputs, attrs, numbers, fits, wide)
     if (all) {
       const own = op.outputs ?? 1
-      const mine = all.length > own ? all.slice(0, own) : all
+      const mine = all.slice(0, own)
       if (shouldRecord(inputs)) {
         record(op.name, inputs, mine, attrs, op.backward ?? fusedBackward(op, all), numbers)
         const node = mine[0].gradFn
@@ -117,7 +116,7 @@ function dispatch<A extends object>(
       return mine
     }
   }
-  if (halves && !op.roundsOnce) {
+  if (halves) {
     // In float32, and rounded once, to what a kernel would fill.
     const specs = op.infer?.(inputs, attrs)
     const dtype = inputs
@@ -168,11 +167,10 @@ function fused<A extends object>(
   fits: boolean,
   wide?: boolean,
 ): readonly Tensor[] | null {
-  const { name, flops } = op
   const go = (inputs: readonly Tensor[]): Tensor[] => {
-    const outputs = allocateAll(backend, op.infer?.(inputs, attrs) ?? [])
+    const outputs = allocateAll(backend, op.infer?.(inputs, attrs) ?? [], wide)
     settled(outputs, () =>
-      run({ op: name, path: 'fused', backend, kernel, outputs, inputs, attrs, numbers, flops }),
+      run({ op: op.name, path: 'fused', backend, kernel, outputs, inputs, attrs, numbers, flops: op.flops }),
     )
     return outputs
   }
@@ -217,7 +215,7 @@ function fusedBackward<A extends object>(op: Op<A>, all: readonly Tensor[]): Bac
     for (let i = 0; i < douts.length; i++) {
       const d = douts[i]
       const y = outputs[i]
-      if (!d) args.push(fill(y.backend, y.shape, 0, y.dtype))
+      if (!d) args.push(fillLike(y))
       // Fused kernels want unit steps along the last dim, which a gradient expanded from a sum has not.
       else args.push(d.rank > 0 && d.strides[d.rank - 1] !== 1 ? contiguous(d) : d)
     }
@@ -275,7 +273,7 @@ function backwardOp<A extends object>(
   const { flops } = op
   return {
     name: `${op.name}Backward`,
-    ...(op.gradient && { kernel: op.gradient }),
+    kernel: op.gradient,
     outputs: needs.filter(Boolean).length,
     // Two products for each one of the forward pass, and those of the forward pass again where nothing was stored.
     ...(flops && {
@@ -324,7 +322,7 @@ function vjp<A extends object>(
       wanted,
       { gradOutputs: used.map(([, d]) => d), createGraph: higher, allowUnused: true },
     )
-    return grads.map((g, i) => g ?? fill(wanted[i].backend, wanted[i].shape, 0, wanted[i].dtype))
+    return grads.map((g, i) => g ?? fillLike(wanted[i]))
   })
 }
 

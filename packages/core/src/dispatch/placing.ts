@@ -15,8 +15,8 @@ export interface TensorSpec {
   readonly part?: { readonly of: TensorSpec; readonly dim: number; readonly start: number }
 }
 
-/** Tensors with undefined contents. */
-export function allocateAll(backend: Backend, specs: readonly TensorSpec[]): Tensor[] {
+/** Tensors with undefined contents; `wide`: of float32, whatever is asked for. */
+export function allocateAll(backend: Backend, specs: readonly TensorSpec[], wide?: boolean): Tensor[] {
   const all = new Array<Tensor>(specs.length)
   const wholes: Map<TensorSpec, Tensor> = new Map()
   let count = 0
@@ -24,7 +24,7 @@ export function allocateAll(backend: Backend, specs: readonly TensorSpec[]): Ten
     for (; count < specs.length; count++) {
       const { shape, dtype, order, part } = specs[count]
       if (!part) {
-        all[count] = allocate(backend, shape, dtype, order)
+        all[count] = allocate(backend, shape, wide ? 'float32' : dtype, order)
         continue
       }
       const { of, dim, start } = part

@@ -1,7 +1,7 @@
 import { describe, expectInt, expectOptions } from '../checks.ts'
 import { apply, type Op } from '../dispatch/op.ts'
 import { ShapeError, show, ValueError } from '../errors.ts'
-import { fill } from '../primitives/elementwise.ts'
+import { fill, fillLike } from '../primitives/elementwise.ts'
 import { gatherPrimitive, scatterAddPrimitive } from '../primitives/indexing.ts'
 import { expandView, reshapeView } from '../primitives/views.ts'
 import { wrapDim } from '../tensor/layout.ts'
@@ -24,7 +24,7 @@ export function gather(x: Tensor, dim: number, at: Tensor | ArrayOperand): Tenso
   const index = asTensor('gather', at, x, 'int32')
   const d = wrapDim('gather', dim, x.rank)
   // As in PyTorch an empty index picks nothing, whatever its rank.
-  if (index.numel === 0) return fill(x.backend, index.shape, 0, x.dtype)
+  if (index.numel === 0) return fillLike(x, 0, index.shape)
   if (x.rank === 0 || index.rank === 0) {
     const out = gatherPrimitive('gather', reshapeView(x, [x.numel]), 0, reshapeView(index, [index.numel]))
     return reshapeView(out, index.shape)

@@ -50,9 +50,9 @@ const count = (x: Tensor, dims: readonly number[]): number => dims.reduce((p, d)
 
 /** Sums and products of bools count as int32, unless bool is asked for. */
 function total(kind: 'sum' | 'prod', x: Tensor, dim: Dims, options: SumOptions): Tensor {
-  x = asTensor(kind, x)
   const { keepdim = false, dtype } = expectOptions(kind, options, SUMMING)
-  const out = reduce(kind, as(kind, x, dtype), wrapDims(kind, dim, x.rank), keepdim)
+  const from = as(kind, x, dtype)
+  const out = reduce(kind, from, wrapDims(kind, dim, from.rank), keepdim)
   return dtype === 'bool' ? copy(out, dtype) : out
 }
 
@@ -88,14 +88,13 @@ export const prod = (x: Tensor, dim?: Dims, options: SumOptions = {}): Tensor =>
  * await tensor([[1, 2], [3, 4]]).mean(0).toArray() // → [2, 3]
  */
 export function mean(x: Tensor, dim?: Dims, options: SumOptions = {}): Tensor {
-  x = asTensor('mean', x)
   const { keepdim = false, dtype } = expectOptions('mean', options, SUMMING)
   const from = as('mean', x, dtype)
   expectFloat('mean', from.dtype)
-  const dims = wrapDims('mean', dim, x.rank)
+  const dims = wrapDims('mean', dim, from.rank)
   // The sum may be beyond what 16 bits hold.
   const sums = reduce('sum', isHalf(from.dtype) ? copy(from, 'float32') : from, dims, keepdim)
-  return narrowed(div(sums, count(x, dims)), from.dtype)
+  return narrowed(div(sums, count(from, dims)), from.dtype)
 }
 
 /**

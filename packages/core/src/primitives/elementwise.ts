@@ -260,6 +260,10 @@ export const COPY = program('copy', 1, ([x]) => x)
 export const fill = (backend: Backend, shape: readonly number[], value: number, dtype: DType): Tensor =>
   generate(FILL, backend, shape, dtype, [value])
 
+/** A new tensor of x's dtype, device and, unless another one is given, shape, with every element `value`. */
+export const fillLike = (x: Tensor, value = 0, shape = x.shape): Tensor =>
+  fill(x.backend, shape, value, x.dtype)
+
 /** a + b; here because the engine accumulates with it. */
 export const addTensors = (a: Tensor, b: Tensor): Tensor => elementwise(ADD, [a, b])
 
@@ -284,8 +288,7 @@ function backward(node: GradNode<ElementwiseAttrs>, douts: readonly (Tensor | nu
   for (const { target, dout } of g.direct) out[target] = douts[dout]
   if (g.targets.length > 0) {
     if (g.sources.length === 0) {
-      for (const t of g.targets)
-        out[t] = fill(node.inputs[t].backend, node.inputs[t].shape, 0, node.inputs[t].dtype)
+      for (const t of g.targets) out[t] = fillLike(node.inputs[t])
       return out
     }
     const sources = g.sources.map((s) =>

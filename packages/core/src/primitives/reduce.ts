@@ -4,11 +4,10 @@ import type { Primitive } from '../dispatch/primitive.ts'
 import { ShapeError, show } from '../errors.ts'
 import * as e from '../expr/expr.ts'
 import { program } from '../expr/program.ts'
-import { toSum } from '../tensor/dtype.ts'
 import { contiguousStrides, largestSize } from '../tensor/layout.ts'
 import { viewOf } from '../tensor/nest.ts'
 import { allocate, type Tensor } from '../tensor/tensor.ts'
-import { copy, elementwise, fill, TIMES } from './elementwise.ts'
+import { copy, elementwise, fillLike, TIMES } from './elementwise.ts'
 import { perform } from './perform.ts'
 import { MUL, scan, shift } from './scan.ts'
 import { expandView, permuteView, reshapeView } from './views.ts'
@@ -21,7 +20,7 @@ const REDUCE: Primitive<ReduceAttrs> = { kernel: (kernels) => kernels.reduce, ba
 /** Sum, product, largest or smallest over `dims` (sorted, non-negative). Differentiable; ties share the gradient equally. */
 export function reduce(kind: Reduction, input: Tensor, dims: readonly number[], keepdim: boolean): Tensor {
   const counts = kind === 'sum' || kind === 'prod'
-  const x = counts && input.dtype === 'bool' ? copy(input, toSum(input.dtype)) : input
+  const x = counts && input.dtype === 'bool' ? copy(input, 'int32') : input
   const keepShape = x.shape.map((n, i) => (dims.includes(i) ? 1 : n))
   if (!counts && dims.some((d) => x.shape[d] === 0)) {
     throw new ShapeError(
@@ -78,7 +77,7 @@ function backward(node: GradNode<ReduceAttrs>, [dout]: readonly (Tensor | null)[
 
 /** Multiplies, for each element, all others along `dims`; exclusive products from both ends are right with zeros, too. */
 function productOfOthers(x: Tensor, dims: readonly number[]): Tensor {
-  if (x.numel === 0 || dims.length === 0) return fill(x.backend, x.shape, 1, x.dtype)
+  if (x.numel === 0 || dims.length === 0) return fillLike(x, 1)
   const rest = x.shape.map((_, i) => i).filter((i) => !dims.includes(i))
   const order = [...rest, ...dims]
   const moved = permuteView(x, order)

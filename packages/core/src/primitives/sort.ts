@@ -3,7 +3,7 @@ import type { Primitive } from '../dispatch/primitive.ts'
 import { largestSize } from '../tensor/layout.ts'
 import { allocate, type Tensor } from '../tensor/tensor.ts'
 import { checkSizes } from './common.ts'
-import { copy, fill } from './elementwise.ts'
+import { copy, fillLike } from './elementwise.ts'
 import { scatterAddPrimitive } from './indexing.ts'
 import { perform } from './perform.ts'
 
@@ -26,7 +26,7 @@ const SORT: Primitive<SortAttrs> = {
     if (!d) return [null]
     const { shape } = node.inputs[0]
     if (shape.length === 0) return [d]
-    const zeros = fill(d.backend, shape, 0, d.dtype)
+    const zeros = fillLike(d, 0, shape)
     return [scatterAddPrimitive('sort', zeros, node.attrs.dim, node.output(1), d)]
   },
 }

@@ -2,7 +2,7 @@ import { type Backward, gradEnabled, noGrad, record, shouldRecord } from '../aut
 import type { Layout } from '../tensor/layout.ts'
 import * as L from '../tensor/layout.ts'
 import type { Tensor } from '../tensor/tensor.ts'
-import { copy, copyInto, fill } from './elementwise.ts'
+import { copy, copyInto, fill, fillLike } from './elementwise.ts'
 
 /** Layout-only operators: they share storage and cost no kernel. */
 
@@ -25,7 +25,7 @@ export function part(name: string, x: Tensor, region: (layout: Layout) => Layout
 /** Zeros of `shape` with x written at `region` of it; the adjoint of `part`. */
 export function embed(x: Tensor, shape: readonly number[], region: (layout: Layout) => Layout): Tensor {
   const out = noGrad(() => {
-    const zeros = fill(x.backend, shape, 0, x.dtype)
+    const zeros = fillLike(x, 0, shape)
     const hole = zeros.viewAs(region(zeros))
     copyInto(hole, x)
     hole.dispose()

@@ -4,7 +4,7 @@ import type { TensorSpec } from '../../dispatch/placing.ts'
 import { ShapeError, show, ValueError } from '../../errors.ts'
 import * as e from '../../expr/expr.ts'
 import { program } from '../../expr/program.ts'
-import { elementwise, fill } from '../../primitives/elementwise.ts'
+import { elementwise, fillLike } from '../../primitives/elementwise.ts'
 import { matmulPrimitive } from '../../primitives/matmul.ts'
 import { scan } from '../../primitives/scan.ts'
 import { contiguous, expandView, reshapeView, transposeView } from '../../primitives/views.ts'
@@ -106,7 +106,7 @@ export function withState(inputs: readonly Tensor[], more: number): readonly Ten
 
 /** Makes [v, 1], with which the normaliser is one more column of every product. */
 export function withOnes(v: Tensor): Tensor {
-  const one = fill(v.backend, [1, 1, 1, 1], 1, v.dtype)
+  const one = fillLike(v, 1, [1, 1, 1, 1])
   return cat([v, expandView('linear_attention', one, [...v.shape.slice(0, 3), 1])], 3)
 }
 
@@ -204,9 +204,7 @@ function lone(added: Tensor, decay: Tensor | null, state: Tensor | null): States
 /** Goes through the states of a row of chunks: each one decays and adds its own. */
 function series(added: Tensor, decay: Tensor | null, state: Tensor | null): States {
   const [b, h, n, d, dv] = added.shape
-  const first = state
-    ? reshapeView(state, [b, h, 1, d, dv])
-    : fill(added.backend, [b, h, 1, d, dv], 0, added.dtype)
+  const first = state ? reshapeView(state, [b, h, 1, d, dv]) : fillLike(added, 0, [b, h, 1, d, dv])
   // Moved by one chunk: what each one finds is what those before it left.
   const found = cat([first, narrow(added, 2, 0, n - 1)], 2)
   let before: Tensor

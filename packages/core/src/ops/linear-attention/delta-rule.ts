@@ -1,6 +1,6 @@
 import { expectOptions } from '../../checks.ts'
 import { apply, type Op } from '../../dispatch/op.ts'
-import { fill } from '../../primitives/elementwise.ts'
+import { fillLike } from '../../primitives/elementwise.ts'
 import { matmulPrimitive } from '../../primitives/matmul.ts'
 import { reshapeView, transposeView } from '../../primitives/views.ts'
 import type { Tensor } from '../../tensor/tensor.ts'
@@ -85,7 +85,7 @@ function states(
   const [owns, founds, lates] = [own, found, late].map((x) => unbind(x, 2))
   const totals = total && unbind(total, 2)
   const [b, h, d] = [late.shape[0], late.shape[1], late.shape[3]]
-  let state = initial ?? fill(own.backend, [b, h, d, own.shape[4]], 0, own.dtype)
+  let state = initial ?? fillLike(own, 0, [b, h, d, own.shape[4]])
   const [rows, before]: [Tensor[], Tensor[]] = [[], []]
   for (let n = 0; n < count; n++) {
     before.push(state)

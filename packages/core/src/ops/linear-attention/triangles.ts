@@ -1,7 +1,7 @@
 import { apply, type Op } from '../../dispatch/op.ts'
 import * as e from '../../expr/expr.ts'
 import { program } from '../../expr/program.ts'
-import { elementwise, fill } from '../../primitives/elementwise.ts'
+import { elementwise, fillLike } from '../../primitives/elementwise.ts'
 import { matmulPrimitive } from '../../primitives/matmul.ts'
 import { reduce } from '../../primitives/reduce.ts'
 import { permuteView, reshapeView, transposeView } from '../../primitives/views.ts'
@@ -21,7 +21,7 @@ export const powerOfTwo = (n: number): number => 2 ** Math.ceil(Math.log2(Math.m
 function joined(diagonals: Tensor, below: Tensor): Tensor {
   const [m, p, w] = below.shape
   const [upper, lower] = unbind(reshapeView(diagonals, [m, p, 2, w, w]), 2)
-  const zero = fill(below.backend, below.shape, 0, below.dtype)
+  const zero = fillLike(below)
   return cat([cat([upper, zero], 3), cat([below, lower], 3)], 2)
 }
 
@@ -60,7 +60,7 @@ const UNIT_INVERSE: Op<{ op: string }> = {
     const n = a.shape[4]
     const m = a.shape[0] * a.shape[1] * a.shape[2]
     const matrices = reshapeView(a, [m, n, n])
-    let blocks = fill(a.backend, [m, n, 1, 1], 1, a.dtype)
+    let blocks = fillLike(a, 1, [m, n, 1, 1])
     for (let w = 1; w < n; w *= 2) {
       const p = n / (2 * w)
       // Of the matrix cut into p × p blocks of 2w those on the diagonal, and of them the lower left quarter.
