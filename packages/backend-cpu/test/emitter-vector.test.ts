@@ -207,8 +207,6 @@ describe('i32x4', () => {
       ['geU', op.geU, (a, b) => mask(u(a) >= u(b))],
       ['minS', op.minS, min],
       ['maxS', op.maxS, max],
-      ['minU', op.minU, (a, b) => s(Math.min(u(a), u(b)))],
-      ['maxU', op.maxU, (a, b) => s(Math.max(u(a), u(b)))],
     ])
     check(
       shape,
@@ -321,6 +319,15 @@ test('lanes: splat, extract, replace, shuffle, constants', () => {
   same(
     (a) => i8x16.swizzle(a, i8x16.const(...at)),
     Uint8Array.from(at, (i) => (i >= 0 && i < 16 ? source[i] : 0)),
+  )
+  const [shorts, others] = [new Int16Array(source.buffer, 0, 8), new Int16Array(source.buffer, 16, 8)]
+  same(
+    (a, b) => i16x8.maxS(a, b),
+    Int16Array.from(shorts, (v, i) => Math.max(v, others[i])),
+  )
+  same(
+    (a, b) => i16x8.maxU(a, b),
+    Uint16Array.from(shorts, (v, i) => Math.max(v & 0xffff, others[i] & 0xffff)),
   )
   same(
     (a) => i64x2.shl(a, 5),

@@ -213,7 +213,6 @@ export const f64x2 = {
 
 const shifts = ['shl', 'shrS', 'shrU'] as const
 const intCompare = ['eq', 'ne', 'ltS', 'ltU', 'gtS', 'gtU', 'leS', 'leU', 'geS', 'geU'] as const
-const minMax = ['minS', 'minU', 'maxS', 'maxU'] as const
 
 const i32x4Shape = shape(4, setI32, 0x10b)
 /** Four 32-bit integers. */
@@ -221,8 +220,7 @@ export const i32x4 = {
   ...i32x4Shape,
   ...define(
     {
-      ...{ add: 174, sub: 177, mul: 181 },
-      ...consecutive(minMax, 182),
+      ...{ add: 174, sub: 177, mul: 181, minS: 182, maxS: 184 },
       ...consecutive(intCompare, 55),
     },
     binary(i32x4Shape.lift),
@@ -240,7 +238,7 @@ export const i64x2 = { ...define({ shl: 203 }, shift) } as const
 
 /** Eight 16-bit integers. */
 export const i16x8 = {
-  ...define({ narrowI32x4U: 134 }, binary(liftV128)),
+  ...define({ narrowI32x4U: 134, maxS: 152, maxU: 153 }, binary(liftV128)),
   ...define({ extendLowI8x16U: 137 }, unary(liftV128)),
 } as const
 
