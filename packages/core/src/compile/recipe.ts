@@ -16,10 +16,12 @@ export interface Recipe {
   readonly numbers: readonly number[]
 }
 
+const isPacked = ({ dtype }: Ref): boolean => isHalf(dtype)
+
 /** The elementwise program of a call: all that it does, or what follows its product. */
 export function programIn(
   { kernels }: Backend,
-  { call, inputs }: CallStep,
+  { call, inputs, outputs }: CallStep,
 ): {
   readonly program: TypedProgram
   readonly operands: readonly (Ref | null)[]
@@ -28,7 +30,9 @@ export function programIn(
   const { kernel, attrs } = call
   if (kernel === (kernels.elementwise as unknown))
     return { program: (attrs as ElementwiseAttrs).kernel, operands: inputs, isLinear: false }
-  if (kernel !== (kernels.linear as unknown)) return null
+  // The program of a product is of float32; kernels of 16 bits convert what they read and write themselves.
+  if (kernel !== (kernels.linear as unknown) || outputs.some(isPacked) || inputs.slice(2).some(isPacked))
+    return null
   // The product itself lies nowhere.
   return { program: (attrs as LinearAttrs).epilogue, operands: [null, ...inputs.slice(2)], isLinear: true }
 }
