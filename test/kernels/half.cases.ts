@@ -3,7 +3,9 @@
 import {
   add,
   applyProgram,
+  autocast,
   type Backend,
+  crossEntropy,
   data,
   div,
   expr as e,
@@ -120,6 +122,38 @@ export function testHalf({ backends }: Engine): void {
     })
 
     const { name, backend } = backends[0]
+    test(`${name}: losses in mixed precision read it as it is, and give it gradients`, async () => {
+      for (const [rows, columns] of [
+        [7, 33],
+        [5, 36],
+        [3, 1031],
+      ] as const) {
+        const values = normal(rows * columns).map((x) => 3 * x)
+        const labels = Array.from({ length: rows }, (_, i) => (i === 1 ? -100 : (5 * i) % columns))
+        const made = withBackend(backend, () => {
+          const target = tensor(labels, { dtype: 'int32' })
+          const logits = tensor(values, [rows, columns], { dtype, requiresGrad: true })
+          const wide = logits.detach().to('float32')
+          wide.requiresGrad = true
+          const loss = autocast(dtype, () => crossEntropy(logits, target))
+          const want = crossEntropy(wide, target)
+          const own = crossEntropy(logits, target)
+          const each = crossEntropy(logits, target, { reduction: 'none' })
+          const all = crossEntropy(wide, target, { reduction: 'none' })
+          return { own, each, all, loss, want, got: grad(loss, [logits])[0], exact: grad(want, [wide])[0] }
+        })
+        expect(made.loss.dtype).toBe('float32')
+        expect(mismatch(await data(made.loss), await data(made.want), 0, 1e-5)).toBeNull()
+        expect(made.got.dtype).toBe(dtype)
+        const last = dtype === 'float16' ? 2 ** -10 : 2 ** -7
+        // Without autocast it is rounded, as other results are.
+        expect([made.own.dtype, made.each.dtype]).toEqual([dtype, dtype])
+        expect(mismatch(await data(made.own), await data(made.want), 0, last)).toBeNull()
+        expect(mismatch(await data(made.each), await data(made.all), 0, last)).toBeNull()
+        expect(mismatch(await data(made.got), await data(made.exact), 1e-7, last)).toBeNull()
+      }
+    })
+
     test(`${name}: fused kernels compute in float32, forwards and backwards, and round once`, async () => {
       const values = Array.from({ length: 4 }, () => normal(2 * 3 * 8 * 16))
       const half = (i: number, shape: readonly number[]): Tensor => {

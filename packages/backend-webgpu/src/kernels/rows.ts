@@ -13,7 +13,7 @@ import type { DType, View } from '@tilegrad/core'
 import { type Nest, viewOf } from '@tilegrad/core/kernel'
 import type { Engine } from '../commands/queue.ts'
 import { type Part, several } from '../wgsl/block.ts'
-import { isPacked, packings } from '../wgsl/element.ts'
+import { isPacked, itemAt, itemOf, packings, putItem } from '../wgsl/element.ts'
 import { type MathName, mathCode } from '../wgsl/math.ts'
 import type { Item } from '../wgsl/shader.ts'
 import { grid, nestOf } from './layout.ts'
@@ -74,19 +74,20 @@ export function widthOf(n: number, lead: number, views: readonly View[]): 4 | 1 
 /** The code of the place where an operand's row begins in its binding, which holds vectors. */
 export const startOf = (width: 4 | 1, i: number): string => (width === 4 ? `(at${i} >> 2u)` : `at${i}`)
 
-/** What is bound of an operand; elements of 16 bits go in vectors of four only. */
-export const itemOfWidth = (width: 4 | 1, dtype: DType = 'float32'): Item =>
-  isPacked(dtype) ? 'vec2<u32>' : width === 4 ? 'vec4<f32>' : 'f32'
+/** What is bound of an operand. */
+export const itemOfWidth = (width: 4 | 1, dtype: DType = 'float32', write = false): Item =>
+  width === 1 ? itemOf(dtype, write) : isPacked(dtype) ? 'vec2<u32>' : 'vec4<f32>'
 
 /** Whether rows of `n` elements of these views can be loaded and stored: those of 16 bits only as vectors of four. */
 export const takesWidth = (n: number, lead: number, views: readonly View[]): boolean =>
   !views.some(({ dtype }) => isPacked(dtype)) || widthOf(n, lead, views) === 4
 
-/** A vector as it is computed with, and as it is stored. */
-export const loaded = (dtype: DType, item: string): string =>
-  isPacked(dtype) ? `load_${dtype}(${item})` : item
+/** A vector as it is stored. */
 export const stored = (dtype: DType, value: string): string =>
   isPacked(dtype) ? `store_${dtype}(${value})` : value
+/** Stores vector `at` of a binding, of any width. */
+export const storeAt = (width: 4 | 1, dtype: DType, name: string, at: string, value: string): string =>
+  width === 1 ? putItem(dtype, name, `i32(${at})`, value) : `${name}[${at}] = ${stored(dtype, value)};`
 
 /** Functions that `loaded` and `stored` call. */
 export function packedCode(dtypes: readonly DType[]): string {
@@ -177,8 +178,12 @@ export interface Stream {
 }
 
 /** Vector `j` of a stream. */
-export const loadOf = ({ binding, base, dtype = 'float32' }: Stream, j: string): string =>
-  loaded(dtype, `${binding}[${base} + ${j}]`)
+export function loadOf({ binding, base, dtype = 'float32' }: Stream, j: string, width: 4 | 1 = 4): string {
+  if (!isPacked(dtype)) return `${binding}[${base} + ${j}]`
+  return width === 1
+    ? itemAt(dtype, binding, `i32(${base} + ${j})`)
+    : `load_${dtype}(${binding}[${base} + ${j}])`
+}
 
 /** The value of a stream in the body of a loop, and the number of the vector. */
 export interface Place {
@@ -192,7 +197,7 @@ export function hold(t: Tiling, streams: readonly Stream[]): string {
   const lines: string[] = []
   for (const s of streams)
     for (let k = 0; k < t.held; k++) {
-      const load = loadOf(s, vectorAt(t, k))
+      const load = loadOf(s, vectorAt(t, k), t.width)
       if (k < t.held - 1 || t.exact) lines.push(`var ${s.name}${k} = ${load};`)
       else
         lines.push(`var ${s.name}${k} = V(); if (${vectorAt(t, k)} < p.vectors) { ${s.name}${k} = ${load}; }`)
@@ -212,7 +217,7 @@ export function each(t: Tiling, streams: readonly Stream[], body: (at: Place) =>
     return bodies.join('\n')
   }
   const loads = (k: number, j: string): string =>
-    streams.map((s) => `let ${s.name}${k} = ${loadOf(s, j)};`).join(' ')
+    streams.map((s) => `let ${s.name}${k} = ${loadOf(s, j, t.width)};`).join(' ')
   const step = (k: number): string => (k === 0 ? 'j' : `(j + ${k * t.lanes}u)`)
   const all = Array.from({ length: unroll }, (_, k) => k)
   return `var j = lane;

@@ -58,6 +58,8 @@ export interface Op<A = unknown> {
   readonly placesGradients?: boolean
   /** How many outputs are the operator's own (the rest is saved for backward). Default 1. */
   readonly outputs?: number
+  /** Kernels of its gradient do not read its outputs: they are given input 0 in their place, and need not be kept. */
+  readonly unread?: boolean
   /** Its composition rounds nothing in between: operands of 16 bits are not converted for it, where no kernel takes them. */
   readonly roundsOnce?: boolean
   /** What it wants in `autocast`, which knows it of this library's own. Default: each operator that it is composed of by itself. */
@@ -210,7 +212,7 @@ function fusedBackward<A extends object>(op: Op<A>, all: readonly Tensor[]): Bac
     const { needs, op: gradient } = gradientOf(op, inputs, all.length)
     const args: Tensor[] = []
     for (let i = 0; i < inputs.length; i++) args.push(node.input(i))
-    for (let i = 0; i < outputs.length; i++) args.push(node.output(i))
+    for (let i = 0; i < outputs.length; i++) args.push(op.unread ? node.input(0) : node.output(i))
     for (let i = op.outputs ?? 1; i < all.length; i++) args.push(all[i])
     for (let i = 0; i < douts.length; i++) {
       const d = douts[i]

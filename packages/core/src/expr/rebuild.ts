@@ -38,7 +38,8 @@ export function interned(roots: readonly Typed[]): Typed[] {
     const { id: _, args: __, ...own } = t
     // JSON knows neither −0 nor what is no number.
     const value = t.kind === 'const' && (Object.is(t.value, -0) ? '-0' : String(t.value))
-    const key = `${JSON.stringify(own)} ${value} ${args.map(({ id }) => id)}`
+    // In which order a node's properties were written says nothing.
+    const key = `${JSON.stringify(Object.entries(own).sort())} ${value} ${args.map(({ id }) => id)}`
     const found = known.get(key) ?? ({ ...t, id: known.size, args } as Typed)
     known.set(key, found)
     out.set(t, found)

@@ -105,6 +105,7 @@ const EMBEDDING: Op<EmbeddingAttrs> = {
   name: 'embedding',
   kernel: (kernels) => kernels.embedding,
   gradient: (kernels) => kernels.embeddingBackward,
+  unread: true,
   validate: ([weight, index], { paddingIdx }) => {
     if (weight.rank !== 2)
       throw new ShapeError(

@@ -49,6 +49,7 @@ const LAYER_NORM: Op<LayerNormAttrs> = {
   name: 'layer_norm',
   kernel: (kernels) => kernels.layer_norm,
   gradient: (kernels) => kernels.layer_normBackward,
+  unread: true,
   infer: ([x], { size }) => {
     const rows = size === 0 ? 0 : x.numel / size
     return [
@@ -138,6 +139,7 @@ const RMS_NORM: Op<RmsNormAttrs> = {
   name: 'rms_norm',
   kernel: (kernels) => kernels.rms_norm,
   gradient: (kernels) => kernels.rms_normBackward,
+  unread: true,
   infer: ([x], { size }) => [
     { shape: x.shape, dtype: x.dtype },
     { shape: [size === 0 ? 0 : x.numel / size], dtype: promote(x.dtype, 'float32') },
