@@ -4,7 +4,7 @@ import type { ElementwiseAttrs } from '../dispatch/kernels.ts'
 import { expressionWork, type Typed, type TypedProgram } from '../expr/program.ts'
 import { interned, partOf, rebuild } from '../expr/rebuild.ts'
 import type { LinearAttrs } from '../ops/linear.ts'
-import { isHalf } from '../tensor/dtype.ts'
+import { type DType, isHalf } from '../tensor/dtype.ts'
 import { isContiguous, numel, sameShape } from '../tensor/layout.ts'
 import type { Ref } from './capture.ts'
 import { asViews, type CallStep, type Context, isSame, isTooLong } from './fuse.ts'
@@ -16,7 +16,32 @@ export interface Recipe {
   readonly numbers: readonly number[]
 }
 
-const isPacked = ({ dtype }: Ref): boolean => isHalf(dtype)
+const packings = new Map<string, TypedProgram>()
+
+const converted = (t: Typed, dtype: DType): Typed => ({ id: 0, kind: 'cast', dtype, args: [t] })
+
+/** The program of a layer as what it does in memory: it is of float32, and kernels convert operands of 16 bits themselves. */
+function packed(
+  program: TypedProgram,
+  operands: readonly (Ref | null)[],
+  outputs: readonly Ref[],
+): TypedProgram {
+  const dtypes = program.inputs.map((own, i) => operands[i]?.dtype ?? own)
+  const results = program.exprs.map((own, i) => outputs[i]?.dtype ?? own.dtype)
+  if (![...dtypes, ...results].some(isHalf)) return program
+  const key = `${program.id} ${dtypes} ${results}`
+  let whole = packings.get(key)
+  if (!whole) {
+    const exprs = rebuild(program.exprs, (t) =>
+      t.kind === 'input' && isHalf(dtypes[t.index])
+        ? converted({ ...t, dtype: dtypes[t.index] }, t.dtype)
+        : t,
+    ).map((t, i) => (t.dtype === results[i] ? t : converted(t, results[i])))
+    whole = partOf(program, interned(exprs), dtypes)
+    packings.set(key, whole)
+  }
+  return whole
+}
 
 /** The elementwise program of a call: all that it does, or what follows its product. */
 export function programIn(
@@ -30,11 +55,10 @@ export function programIn(
   const { kernel, attrs } = call
   if (kernel === (kernels.elementwise as unknown))
     return { program: (attrs as ElementwiseAttrs).kernel, operands: inputs, isLinear: false }
-  // The program of a product is of float32; kernels of 16 bits convert what they read and write themselves.
-  if (kernel !== (kernels.linear as unknown) || outputs.some(isPacked) || inputs.slice(2).some(isPacked))
-    return null
+  if (kernel !== (kernels.linear as unknown)) return null
   // The product itself lies nowhere.
-  return { program: (attrs as LinearAttrs).epilogue, operands: [null, ...inputs.slice(2)], isLinear: true }
+  const operands = [null, ...inputs.slice(2)]
+  return { program: packed((attrs as LinearAttrs).epilogue, operands, outputs), operands, isLinear: true }
 }
 
 const parts = new Map<string, TypedProgram>()
@@ -62,9 +86,12 @@ export function recipeOf(
   const finds = (t: Typed): boolean => {
     if (seen.has(t)) return true
     seen.add(t)
-    // Sixteen bits hold less than what the program goes on with.
+    // Of 16 bits it is what has been rounded: the same to rounding, as all that is computed beside something else.
     const other = program.exprs.findIndex(
-      (x, j) => x === t && j !== o && !isHalf(t.dtype) && usable(outputs[j]),
+      (x, j) =>
+        j !== o &&
+        (x === t || (x.kind === 'cast' && isHalf(x.dtype) && x.args[0] === t)) &&
+        usable(outputs[j]),
     )
     const from = other >= 0 ? outputs[other] : t.kind === 'input' ? operands[t.index] : undefined
     if (from === undefined) return t.args.every(finds)
@@ -78,11 +105,14 @@ export function recipeOf(
   if (!part) {
     const exprs = rebuild([program.exprs[o]], (t) => {
       const at = index.get(t)
-      return at === undefined ? t : { id: 0, kind: 'input', dtype: t.dtype, index: at, args: [] }
+      if (at === undefined) return t
+      const { dtype } = inputs[at]
+      const input: Typed = { id: 0, kind: 'input', dtype, index: at, args: [] }
+      return dtype === t.dtype ? input : converted(input, t.dtype)
     })
     part = partOf(
       program,
-      exprs,
+      interned(exprs),
       inputs.map(({ dtype }) => dtype),
     )
     parts.set(key, part)
