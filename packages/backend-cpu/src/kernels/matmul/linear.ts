@@ -36,7 +36,10 @@ export const linear = (
   { matmul, elementwise }: Pick<Primitives, 'matmul' | 'elementwise'>,
 ): KernelOf<LinearAttrs> => ({
   supports(inputs, attrs) {
+    const { exprs } = attrs.epilogue
     const [x, weight, ...extras] = inputs
+    // A plain product has kernels of its own.
+    if (weight.dtype === 'float32' && exprs.length === 1 && exprs[0].kind === 'input') return false
     if (inputs.some((v) => v.dtype !== 'float32'))
       return packed.products?.takes(engine.features, inputs, attrs) ?? false
     const shape = [...x.shape.slice(0, -1), weight.shape[0]]
@@ -84,11 +87,10 @@ export const linear = (
 /** A vector as a matrix of one row. */
 const matrix = (v: View): View => viewOf(v, [1, v.shape[0]], [v.shape[0], v.strides[0]])
 
-/** Whether a program of float32, which is not the product alone, can be lowered where no index and no coordinates are known. */
+/** Whether a program of float32 can be lowered where neither an index nor coordinates are known. */
 function fits({ exprs }: TypedProgram): boolean {
   const order = typedPostOrder(exprs)
   return (
-    order.length > 1 &&
     isLowerable(order) &&
     order.every((t) => t.kind !== 'index' && t.kind !== 'coord') &&
     exprs.every((t) => t.dtype === 'float32')
