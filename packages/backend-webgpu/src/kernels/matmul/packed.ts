@@ -60,6 +60,7 @@ export function takesPacked(
   { epilogue, blockSize = 0 }: LinearAttrs,
 ): boolean {
   const bytes = weight.dtype === 'int32'
+  if (!bytes && !isPacked(weight.dtype)) return false
   const extras = bytes ? rest.slice(1) : rest
   const k = x.shape.at(-1) ?? 0
   const n = weight.shape[0]
@@ -76,7 +77,7 @@ export function takesPacked(
       blockSize % 8 === 0 &&
       isFloat(rest[0].dtype) &&
       layout.isContiguous(rest[0])
-    : isPacked(weight.dtype) && weight.dtype === x.dtype && k % 4 === 0
+    : weight.dtype === x.dtype && k % 4 === 0
   return (
     fits &&
     hasRows(weight, bytes ? 2 : 4) &&
