@@ -163,7 +163,7 @@ function linearOp(
       const k = x.shape[x.rank - 1]
       if (w.rank > 2 || w.rank === 0 || x.rank === 0 || w.shape[w.rank - 1] !== k) {
         throw new ShapeError(
-          `linear: input ${show(x.shape)} and weight ${show(w.shape)} do not fit; expected weight [outFeatures, ${k ?? 'inFeatures'}], its last size the input's`,
+          `linear: input ${show(x.shape)} and weight ${show(w.shape)} do not fit; expected weight [outFeatures, ${k ?? 'inFeatures'}]`,
         )
       }
       const shape = outputShape(x, w)

@@ -40,8 +40,7 @@ export const linear = (
     const [x, weight, ...extras] = inputs
     // A plain product has kernels of its own.
     if (weight.dtype === 'float32' && exprs.length === 1 && exprs[0].kind === 'input') return false
-    if (inputs.some((v) => v.dtype !== 'float32'))
-      return packed.products?.takes(engine.features, inputs, attrs) ?? false
+    if (inputs.some((v) => v.dtype !== 'float32')) return packed.takes(engine.features, inputs, attrs)
     const shape = [...x.shape.slice(0, -1), weight.shape[0]]
     return (
       x.shape.length > 0 &&
@@ -53,8 +52,7 @@ export const linear = (
   run(outputs, inputs, attrs, numbers): void {
     const [x, weight, ...extras] = inputs
     const { epilogue } = attrs
-    if (weight.dtype !== 'float32')
-      return packed.products?.run(engine, elementwise, outputs, inputs, attrs, numbers)
+    if (weight.dtype !== 'float32') return packed.run(engine, elementwise, outputs, inputs, attrs, numbers)
     const { shape } = outputs[0]
     const [out, a] = shape.length === 1 ? [matrix(outputs[0]), matrix(x)] : [outputs[0], x]
     const batch = a.shape.slice(0, -2)

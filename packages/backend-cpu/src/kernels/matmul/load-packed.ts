@@ -10,5 +10,6 @@ import { packed } from './packed-start.ts'
  * loadPackedProducts()
  */
 export function loadPackedProducts(): void {
-  packed.products = { takes: takesPacked, run: linearPacked }
+  packed.takes = takesPacked
+  packed.run = linearPacked
 }

@@ -4,5 +4,5 @@
  */
 import type { PackedProducts } from './packed-start.ts'
 
-/** What products of packed weights are computed by, where they have been asked for. */
-export const packed: { products: PackedProducts | null } = { products: null }
+/** What products of packed weights are computed by, where they have been asked for; until then it takes none. */
+export const packed: PackedProducts = { takes: () => false, run: () => {} }
