@@ -11,15 +11,11 @@ import { allocate, type Tensor } from '../tensor/tensor.ts'
 import { COPY, copy, launch } from './elementwise.ts'
 
 /** Is any of these of a dtype of 16 bits? */
-export function anyHalf(views: readonly View[]): boolean {
-  for (let i = 0; i < views.length; i++) if (isHalf(views[i].dtype)) return true
-  return false
-}
+export const anyHalf = (views: readonly View[]): boolean => views.some(({ dtype }) => isHalf(dtype))
 
 /** Are there operands of 16 bits that a kernel has no code for? One that says nothing of dtypes takes all. */
 export const isStoredOnly = <A>({ kernel: { dtypes }, inputs }: Call<A>): boolean =>
   dtypes !== undefined &&
-  anyHalf(inputs) &&
   inputs.some(({ dtype }, i) => isHalf(dtype) && !dtypes[Math.min(i, dtypes.length - 1)].includes(dtype))
 
 /** Runs a call of what computes in float32 on operands of which some have 16 bits. */

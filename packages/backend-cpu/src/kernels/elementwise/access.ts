@@ -63,8 +63,10 @@ const packings: Readonly<Partial<Record<DType, Packed>>> = {
     bytes: 2,
     widen(f, x) {
       const size = f.let(i32x4.shl(v128.and(x, word(0x7fff)), 13))
-      // The exponent is smaller by 112, also of numbers without a leading one; that of infinity stays the largest.
-      const finite = f32x4.mul(size, f32x4.const(2 ** 112))
+      // The exponent is larger by 112; that of infinity is the largest.
+      // What has no leading one gets one, which is taken off: processors are slow with such numbers of float32.
+      const tiny = f32x4.sub(v128.or(size, word(113 << 23)), f32x4.const(2 ** -14))
+      const finite = i32x4.select(i32x4.gtS(size, word(0x007fffff)), i32x4.add(size, word(112 << 23)), tiny)
       const top = v128.or(size, word(0x7f800000))
       const value = i32x4.select(i32x4.gtS(size, word(0x0f7fffff)), top, finite)
       return v128.or(value, i32x4.shl(v128.and(x, word(0x8000)), 16))
