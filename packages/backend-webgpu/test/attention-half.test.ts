@@ -17,7 +17,8 @@ import {
 } from '@tilegrad/core'
 import { expect, test } from 'vitest'
 import { mismatch } from '../../../test/kernels/operand.ts'
-import { createWebGpuBackend, type WebGpuBackend } from '../src/index.ts'
+import { backendOn } from '../src/backend.ts'
+import { openGpu, type WebGpuBackend } from '../src/index.ts'
 import { shaderCode } from '../src/wgsl/shader.ts'
 import { gpus } from './support/gpus.ts'
 
@@ -111,16 +112,17 @@ test.each(gpus)(
 )
 
 test('kernels for subgroup matrices compile', async () => {
-  const gpu = await createWebGpuBackend({ backend: 'null' })
-  const codes = new Map<string, string>()
-  const { engine } = gpu
   // The null device has memory for a workgroup of the smallest GPU, and no matrices: kernels are made and not run.
-  Object.defineProperties(gpu.gpu, {
+  const device = await openGpu({ backend: 'null' })
+  Object.defineProperties(device, {
     matrices: {
       value: { enables: ['f16', 'subgroups', 'chromium_experimental_subgroup_matrix'], subgroup: 32 },
     },
-    limits: { value: { ...gpu.gpu.limits, maxComputeWorkgroupStorageSize: 49152 } },
+    limits: { value: { ...device.limits, maxComputeWorkgroupStorageSize: 49152 } },
   })
+  const gpu = backendOn(device)
+  const { engine } = gpu
+  const codes = new Map<string, string>()
   const [kernel, run] = [engine.kernel.bind(engine), engine.run.bind(engine)]
   const apart = new Set<unknown>()
   engine.kernel = (key, label, build) => {
