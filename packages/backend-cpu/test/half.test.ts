@@ -5,7 +5,7 @@ import { testHalf } from '../../../test/kernels/half.cases.ts'
 import { createCpuBackend } from '../src/index.ts'
 import { engine } from './support/engine.ts'
 
-testHalf(engine)
+testHalf(engine, true)
 
 const cpu = createCpuBackend({ threads: 2 })
 afterAll(() => cpu.close())

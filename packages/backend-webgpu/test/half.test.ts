@@ -6,7 +6,7 @@ import { createWebGpuBackend } from '../src/index.ts'
 import { mathCode, withOwnHalves } from '../src/wgsl/math.ts'
 import { engine } from './support/engine.ts'
 
-testHalf(engine)
+testHalf(engine, false)
 
 test("the GPU's own conversions compile, and take the place of ours", async () => {
   const gpu = await createWebGpuBackend({ backend: 'null' })

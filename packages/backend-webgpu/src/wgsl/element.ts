@@ -12,7 +12,7 @@ import type { MathName } from './math.ts'
 /** The dtypes that kernels compute with; an element of theirs is a word in memory. */
 export type Lane = 'float32' | 'int32' | 'bool'
 
-/** Those of 16 bits, which are computed with as float32. */
+/** The dtypes of 16 bits, which are computed with as float32. */
 export type Packed = 'float16' | 'bfloat16'
 
 /** The dtypes that GPUs store. */

@@ -4,7 +4,7 @@
  * if it is cheap to compute again from what stays anyway. An activation is of the sum that its gradient needs; so is a
  * normalised input of its input.
  *
- * The same programs on the same inputs give the same bits. Best is what a later call can compute beside its own, as it reads
+ * Programs that run again on the inputs that they had give the bits that they gave. Best is what a later call can compute beside its own, as it reads
  * the same: that takes no launch, and what both programs compute is computed once, which is to rounding.
  *
  * Test: recompute.test.ts.

@@ -62,7 +62,7 @@ const OPTIONS: Names<GradScalerOptions> = {
 /** The largest float32. */
 const largest = (2 - 2 ** -23) * 2 ** 127
 
-/** Of the norm of all scaled gradients: 1 if it is not finite, and the inverse of the scale. */
+/** A program of the norm of all scaled gradients: 1 if that is not finite, and the inverse of the scale. */
 const INSPECT = program('grad_scaler.inspect', 2, ([norm, scale]) => [
   e.select(e.and(e.le(norm, largest), e.not(e.isnan(norm))), 0, 1),
   e.div(1, scale),
@@ -128,7 +128,7 @@ export class GradScaler extends Printable {
   #scale: Tensor | null = null
   #tracker: Tensor | null = null
   readonly #entries = new WeakMap<object, Entry>()
-  /** Those of the optimisers that are not ready. */
+  /** The optimisers that are not ready. */
   readonly #pending = new Set<Entry>()
 
   constructor(options: GradScalerOptions = {}) {

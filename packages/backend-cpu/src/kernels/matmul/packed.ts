@@ -171,7 +171,7 @@ function lanes(all: V128, bytes: 1 | 2): V128[] {
 /** Makes numbers of 16 bytes, in their order. */
 type Widen = (all: V128) => V128[]
 
-/** Of each lane of 16 bits the largest that was seen with either sign. */
+/** The largest numbers that were seen in each lane of 16 bits, by sign. */
 interface Seen {
   readonly positive: Var<'v128'>
   readonly negative: Var<'v128'>

@@ -174,9 +174,9 @@ function loads(form: Form, ofQueries: boolean) {
   }
 }
 
-const keyBases = `let kBase = p.kAt + b * p.kBatch + hk * p.kHead;
+export const keyBases = `let kBase = p.kAt + b * p.kBatch + hk * p.kHead;
 let vBase = p.vAt + b * p.vBatch + hk * p.vHead;`
-const queryBases = (form: Form): string => `let qBase = p.qAt + b * p.qBatch + h * p.qHead;
+export const queryBases = (form: Form): string => `let qBase = p.qAt + b * p.qBatch + h * p.qHead;
 let gBase = p.gAt + b * p.gBatch + h * p.gHead;
 let firstRow = (b * i32(p.heads) + h) * p.queries;
 ${headOptions(form)}`

@@ -9,6 +9,7 @@
 import {
   type AttentionAttrs,
   attentionOperands,
+  DeviceError,
   dropoutFactors,
   dropoutParams,
   type GradientAttrs,
@@ -82,6 +83,13 @@ function formOf(
   return bytes(form) <= engine.gpu.limits.maxComputeWorkgroupStorageSize ? form : null
 }
 
+/** What `supports` has made sure of. */
+function needed<T>(value: T | null): T {
+  if (value === null)
+    throw new DeviceError('scaled_dot_product_attention: this GPU does not take it in float16')
+  return value
+}
+
 export function matrixForward(
   engine: Engine,
   [out, stats]: readonly View[],
@@ -91,9 +99,8 @@ export function matrixForward(
 ): void {
   const { q, k, v } = attentionOperands(inputs, attrs)
   const [b, h, t] = q.shape
-  const has = matricesFor(engine)
-  const form = formOf(engine, matrixForwardBytes, inputs, attrs)
-  if (!has || !form) return
+  const has = needed(matricesFor(engine))
+  const form = needed(formOf(engine, matrixForwardBytes, inputs, attrs))
   const kernel = engine.kernel(`attentionMatrix:${formName(form)}`, 'scaled_dot_product_attention', () =>
     matrixForwardShader(form, has),
   )
@@ -131,9 +138,8 @@ export function matrixBackward(
   const [b, h, t] = q.shape
   const [keyHeads, s] = [k.shape[1], k.shape[2]]
   const [out, stats, dout] = rest
-  const has = matricesFor(engine)
-  const general = formOf(engine, matrixBackwardBytes, inputs, attrs)
-  if (!has || !general) return
+  const has = needed(matricesFor(engine))
+  const general = needed(formOf(engine, matrixBackwardBytes, inputs, attrs))
 
   const rows = b * h * t
   const stat = engine.pool.alloc(4 * rows, 'float32')

@@ -17,7 +17,7 @@ import type { Matrices } from '../../device/matrices.ts'
 import { block, i32, type Part, u32, type ValuesOf, when } from '../../wgsl/block.ts'
 import { mathCode } from '../../wgsl/math.ts'
 import type { Shader } from '../../wgsl/shader.ts'
-import type { Gradients } from './backward.ts'
+import { type Gradients, keyBases, queryBases } from './backward.ts'
 import {
   colsOf,
   column,
@@ -62,7 +62,6 @@ import {
   droppedFunction,
   factor,
   forget,
-  headOptions,
   hide,
   scaled,
   shiftsFunction,
@@ -127,13 +126,6 @@ ${strip}
 ${ofQueries ? queriesBody(form) : keysBody(form, gradients)}`,
   }
 }
-
-const keyBases = `let kBase = p.kAt + b * p.kBatch + hk * p.kHead;
-let vBase = p.vAt + b * p.vBatch + hk * p.vHead;`
-const queryBases = (form: Form): string => `let qBase = p.qAt + b * p.qBatch + h * p.qHead;
-let gBase = p.gAt + b * p.gBatch + h * p.gHead;
-let firstRow = (b * i32(p.heads) + h) * p.queries;
-${headOptions(form)}`
 
 const ofQuery = { first: 'q0', limit: 'p.queries' }
 const ofKey = { first: 'k0', limit: 'p.keys' }

@@ -7,7 +7,7 @@
  * of four; else each element's place is computed from its coordinates. Buffers that appear twice are bound once: a buffer that is
  * written must not be bound a second time.
  *
- * Of elements of 16 bits two lie in a word. A thread that writes four writes whole words; where it writes one, its
+ * Two elements of 16 bits lie in a word. A thread that writes four writes whole words; where it writes one, its
  * neighbour may be another thread's, and it changes its half of the word by atomic operations.
  *
  * Reference: `elementwise` in core's reference/kernels.ts. Test: elementwise.test.ts.

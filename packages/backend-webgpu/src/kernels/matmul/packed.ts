@@ -34,7 +34,7 @@ interface Form {
   readonly subgroup: number
   readonly x: Float
   readonly weight: Packed | 'int32'
-  /** Of weights of 8 bits. */
+  /** Numbers to a scale, for weights of 8 bits. */
   readonly blockSize: number
   readonly scales: Float
   readonly outs: readonly Float[]
