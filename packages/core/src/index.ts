@@ -99,7 +99,7 @@ export { einsum } from './ops/einsum.ts'
 export * from './ops/indexing.ts'
 export * from './ops/inplace.ts'
 export * from './ops/linalg.ts'
-export { type LinearAttrs, type LinearEpilogue, linear } from './ops/linear.ts'
+export { type LinearAttrs, type LinearEpilogue, linear, type NormLinearAttrs } from './ops/linear.ts'
 export type { LinearForm, LinearFormOptions, StateOptions } from './ops/linear-attention/chunks.ts'
 export { type DeltaRuleOptions, deltaRule } from './ops/linear-attention/delta-rule.ts'
 export {

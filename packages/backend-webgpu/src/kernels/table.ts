@@ -15,6 +15,7 @@ import { gatedLinearAttention, gatedLinearAttentionBackward } from './linear-att
 import { linearAttention, linearAttentionBackward } from './linear-attention/linear-attention.ts'
 import { linear } from './matmul/linear.ts'
 import { matmul } from './matmul/matmul.ts'
+import { normLinear } from './matmul/packed.ts'
 import { layerNorm, layerNormBackward, rmsNorm, rmsNormBackward } from './norm/layer-norm.ts'
 import { argReduce } from './reduce/arg-reduce.ts'
 import { reduce } from './reduce/reduce.ts'
@@ -63,6 +64,7 @@ export function kernelTable(engine: Engine): KernelTable {
     gated_linear_attention: gatedLinearAttention(engine),
     gated_linear_attentionBackward: gatedLinearAttentionBackward(engine, primitives.scan),
     linear: linear(engine),
+    norm_linear: normLinear(engine),
     foreach: foreach(engine),
     cat: ofWords(cat(engine)),
     total_norm: totalNorm(engine),

@@ -12,6 +12,7 @@ import { Tensor } from '../tensor/tensor.ts'
 import type { Interval, Place, Spot } from './arrange.ts'
 import type { Capture, LeafGrad, Ref, Step } from './capture.ts'
 import { type Context, fuse } from './fuse.ts'
+import { intoProducts } from './norm-product.ts'
 import { recompute } from './recompute.ts'
 import { arrangeWithin, Mover } from './swap.ts'
 
@@ -268,10 +269,10 @@ function lean(
   if (!fusing) return { ...recompute(context, needed, wanted, false, when), fused: 0 }
   const first = fuse(context, needed, wanted)
   const { steps, recomputed } = recompute(context, first.steps, wanted, true, when)
-  if (recomputed === 0) return { ...first, recomputed }
   // What is computed again goes into what needs it.
-  const second = fuse(context, steps, wanted)
-  return { steps: second.steps, fused: first.fused + second.fused, recomputed }
+  const second = recomputed === 0 ? { steps: first.steps, fused: 0 } : fuse(context, steps, wanted)
+  const last = intoProducts(context, second.steps, wanted)
+  return { steps: last.steps, fused: first.fused + second.fused + last.fused, recomputed }
 }
 
 const slotOf = (capture: Capture, storage: Storage): number =>

@@ -63,10 +63,25 @@ export interface LinearAttrs {
   readonly blockSize?: number
 }
 
+/** Attributes of a product whose rows are normalised first. */
+export interface NormLinearAttrs extends LinearAttrs {
+  /** The norm over rows, as `layerNorm` and `rmsNorm` compute it, and which parameters of it are among the inputs. */
+  readonly norm: {
+    readonly kind: 'layer' | 'rms'
+    readonly eps: number
+    readonly affine: 'none' | 'weight' | 'both'
+  }
+}
+
 declare module '../dispatch/kernels.ts' {
   interface FusedKernels {
     /** A product of matrices with what follows it. */
     readonly linear?: KernelOf<LinearAttrs>
+    /**
+     * A product whose rows are normalised first: no operator's own, but what `compile` makes of a norm and the product that
+     * reads it. The inputs are those of `linear`, and then the parameters of the norm; weights may be of any type.
+     */
+    readonly norm_linear?: KernelOf<NormLinearAttrs>
   }
 }
 
