@@ -15,5 +15,6 @@ export {
   uncaptured,
   unchanged,
 } from './dispatch/capturing.ts'
+export { cacheRow } from './ops/attention/cache-row.ts'
 export { pack, unpack } from './tensor/dtype.ts'
 export { collapse, denseFrom, leadOf, type Nest, stridesOver, viewOf } from './tensor/nest.ts'

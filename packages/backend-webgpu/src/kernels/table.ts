@@ -3,7 +3,7 @@
 import { type KernelOf, type KernelTable, type Primitives, wrapKernels } from '@tilegrad/core'
 import type { Engine } from '../commands/queue.ts'
 import { Memory } from '../commands/replay.ts'
-import { attention, attentionBackward } from './attention/attention.ts'
+import { attention, attentionBackward, attentionRow } from './attention/attention.ts'
 import { crossEntropy, crossEntropyBackward } from './cross-entropy.ts'
 import { elementwise } from './elementwise/elementwise.ts'
 import { foreach } from './elementwise/foreach.ts'
@@ -58,6 +58,7 @@ export function kernelTable(engine: Engine): KernelTable {
     embeddingBackward: embeddingBackward(engine),
     scaled_dot_product_attention: attention(engine),
     scaled_dot_product_attentionBackward: attentionBackward(engine),
+    attention_row: attentionRow(engine),
     rotary_embedding: rotaryEmbedding(engine),
     linear_attention: linearAttention(engine),
     linear_attentionBackward: linearAttentionBackward(engine),

@@ -10,6 +10,7 @@ import { showBytes } from '../tensor/show-bytes.ts'
 import { Storage } from '../tensor/storage.ts'
 import { Tensor } from '../tensor/tensor.ts'
 import type { Interval, Place, Spot } from './arrange.ts'
+import { rowsIntoAttention } from './cache-row.ts'
 import type { Capture, LeafGrad, Ref, Step } from './capture.ts'
 import { type Context, fuse } from './fuse.ts'
 import { intoProducts } from './norm-product.ts'
@@ -271,8 +272,9 @@ function lean(
   const { steps, recomputed } = recompute(context, first.steps, wanted, true, when)
   // What is computed again goes into what needs it.
   const second = recomputed === 0 ? { steps: first.steps, fused: 0 } : fuse(context, steps, wanted)
-  const last = intoProducts(context, second.steps, wanted)
-  return { steps: last.steps, fused: first.fused + second.fused + last.fused, recomputed }
+  const third = intoProducts(context, second.steps, wanted)
+  const last = rowsIntoAttention(context, third.steps)
+  return { steps: last.steps, fused: first.fused + second.fused + third.fused + last.fused, recomputed }
 }
 
 const slotOf = (capture: Capture, storage: Storage): number =>

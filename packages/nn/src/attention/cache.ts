@@ -3,28 +3,20 @@ import {
   type Backend,
   cat,
   type DType,
-  expr as e,
   expectOptions,
   GradError,
   gradEnabled,
   noGrad,
   Printable,
-  program,
   ShapeError,
   show,
   type Tensor,
   ValueError,
   zeros,
 } from '@tilegrad/core'
-import { eachRun } from '@tilegrad/core/kernel'
+import { cacheRow, eachRun } from '@tilegrad/core/kernel'
 import { positive } from '../linear.ts'
 import type { Place } from './place.ts'
-
-/** Keys and values with a row of theirs where it stands at the place. */
-const ROW = program('cache_row', 5, ([keys, key, values, value, at]) => {
-  const here = e.eq(e.coord(-2), at)
-  return [e.select(here, key, keys), e.select(here, value, values)]
-})
 
 /**
  * What an attention layer remembers of B sequences that grow together, so that the next tokens need not compute the
@@ -227,7 +219,7 @@ export class KVCache extends AttentionCache {
   #write(k: Tensor, v: Tensor, place: Place): { keys: Tensor; values: Tensor } {
     const { rows } = place
     const [keys, values] = [this.keys.narrow(2, 0, rows), this.values.narrow(2, 0, rows)]
-    noGrad(() => applyProgramInto([keys, values], ROW, [keys, k, values, v, place.position]))
+    noGrad(() => applyProgramInto([keys, values], cacheRow, [keys, k, values, v, place.position]))
     eachRun(() => void this.#held++)
     return { keys, values }
   }

@@ -4,7 +4,7 @@
  * `attention/forward.ts` and `attention/backward.ts`, their common steps in `attention/blocks.ts`, which blocks they
  * visit in `attention/visits.ts`, what else happens to scores in `attention/scores.ts`.
  *
- * Takes operands in float32, and in float16 where `attention/matrices.ts` does, with any strides, D and Dv up to 128, grouped heads, a mask to add or to keep by (any
+ * Takes operands in float32, in float16 where `attention/matrices.ts` does, and few queries in 16 bits, with any strides, D and Dv up to 128, grouped heads, a mask to add or to keep by (any
  * strides), causality from either corner, windows, global tokens, masks of blocks, ALiBi and dropout. Declines the
  * gradient of a mask, and what needs more buffers than the GPU binds (8 by default: masks of blocks with both a mask and
  * ALiBi, or backward with either): the composition takes over. A query that sees no key gives zeros and no gradient,
@@ -51,7 +51,16 @@ import { forwardBytes, forwardShader } from './forward.ts'
 import { isFloat16, matrixBackward, matrixForward, takesMatrices, takesMatrixGradients } from './matrices.ts'
 import { optionBuffers, optionsOf } from './options.ts'
 import { shortTiles } from './short.ts'
-import { type Few, few, single, singleTile, takesSingle } from './single.ts'
+import {
+  buffersOfRow,
+  type Few,
+  few,
+  type Row,
+  single,
+  singleTile,
+  takesHalves,
+  takesSingle,
+} from './single.ts'
 import { type Allowance, allowance, type Chunk, chunksOf, storedOf } from './stored.ts'
 
 /** The largest head: its blocks must fit in workgroup memory. */
@@ -78,14 +87,25 @@ const forwardBuffers = 5
 const backwardBuffers = 6
 
 /** What q, k and v are, and what follows them: floating, or flags and lists of blocks. */
-function dtypesOf({ gpu }: Engine): readonly (readonly DType[])[] {
-  const floats: readonly DType[] = gpu.matrices ? ['float32', 'float16'] : ['float32']
+function dtypesOf(floats: readonly DType[]): readonly (readonly DType[])[] {
   return [floats, floats, floats, [...floats, 'bool', 'int32']]
 }
 
-/** Operands are all float32, or in float16 what kernels on subgroup matrices take. */
-const canRead = (inputs: readonly View[], matrices: () => boolean): boolean =>
-  inputs.every(({ dtype }) => dtype !== 'float16') || matrices()
+/** Of the gradients' operands those of 16 bits are float16, for subgroup matrices. */
+const gradientTypes = ({ gpu }: Engine): readonly (readonly DType[])[] =>
+  dtypesOf(gpu.matrices ? ['float32', 'float16'] : ['float32'])
+
+const isHalf = ({ dtype }: View): boolean => dtype === 'float16' || dtype === 'bfloat16'
+
+/** Operands are all float32, or of 16 bits what some kernel takes. */
+const canRead = (inputs: readonly View[], halves: () => boolean): boolean => !inputs.some(isHalf) || halves()
+
+/** Few queries of any dtype, whose mask is of flags or float32. */
+const takesFew = (inputs: readonly View[], attrs: AttentionAttrs, apart: Few | null): apart is Few =>
+  apart !== null &&
+  takesSingle(inputs[0], attrs, apart) &&
+  takesHalves(inputs) &&
+  !inputs.slice(3).some(isHalf)
 
 const canTake = (
   engine: Engine,
@@ -159,16 +179,16 @@ export function attention(
   apart: Few | null = few,
 ): KernelOf<AttentionAttrs> {
   return {
-    dtypes: dtypesOf(engine),
+    dtypes: dtypesOf(['float32', 'float16', 'bfloat16']),
     supports: (inputs, attrs) =>
       canTake(engine, inputs, attrs, forwardBuffers) &&
-      canRead(inputs, () => takesMatrices(engine, inputs, attrs)),
+      canRead(inputs, () => takesFew(inputs, attrs, apart) || takesMatrices(engine, inputs, attrs)),
     run(outputs, inputs, attrs, numbers) {
       const [out, stats] = outputs
       const { q, k, v } = attentionOperands(inputs, attrs)
       const [b, h, t] = q.shape
       if (b * h * t === 0) return
-      if (isFloat16(inputs)) {
+      if (isFloat16(inputs) && !takesFew(inputs, attrs, apart)) {
         matrixForward(engine, outputs, inputs, attrs, numbers)
         return
       }
@@ -190,13 +210,45 @@ export function attention(
   }
 }
 
+/** Attention of one query to caches, into which it puts its own key and value; the last inputs are those and their row. */
+export function attentionRow(engine: Engine, apart = few): KernelOf<AttentionAttrs> {
+  const rowOf = ({ rest }: { readonly rest: readonly View[] }): Row => ({
+    key: rest[0],
+    value: rest[1],
+    place: rest[2],
+  })
+  return {
+    supports(inputs, attrs) {
+      const operands = attentionOperands(inputs, attrs)
+      const { q, k, mask } = operands
+      const row = rowOf(operands)
+      return (
+        canTake(engine, inputs, attrs, buffersOfRow(q, row)) &&
+        q.shape[2] === 1 &&
+        k.shape[2] > 1 &&
+        takesFew(inputs.slice(0, 3), attrs, apart) &&
+        [row.key, row.value].every(isVectors) &&
+        [q, k, row.key, row.value].every((v) => v.dtype === 'float32' || isHalf(v)) &&
+        (mask === null || !isHalf(mask))
+      )
+    },
+    run(outputs, inputs, attrs) {
+      const operands = attentionOperands(inputs, attrs)
+      const [b, h] = operands.q.shape
+      if (b * h === 0) return
+      const form = chooseForm(engine, [singleTile], () => 0, inputs, attrs, [outputs[0]])
+      single(engine, form, outputs, inputs, attrs, apart, rowOf(operands))
+    },
+  }
+}
+
 export function attentionBackward(
   engine: Engine,
   tiles = usable(engine, backwardTiles),
   allowed: Allowance = allowance,
 ): KernelOf<GradientAttrs<AttentionAttrs>> {
   return {
-    dtypes: dtypesOf(engine),
+    dtypes: gradientTypes(engine),
     supports: (inputs, attrs) =>
       canTake(engine, inputs, attrs, backwardBuffers) &&
       !(attrs.hasMask && attrs.needs[3]) &&

@@ -105,6 +105,12 @@ declare module '../../dispatch/kernels.ts' {
   interface FusedKernels {
     /** Attention that never stores queries × keys (Dao et al. 2022). */
     readonly scaled_dot_product_attention?: KernelOf<AttentionAttrs>
+    /**
+     * Attention of one query to caches, into which it also puts its own key and value: what `compile` makes of the two. The
+     * inputs are those of attention, and then the key, the value (B, Hk, 1, D) and the number of their row, int32; the outputs
+     * those of attention, and then the caches, which are its inputs k and v.
+     */
+    readonly attention_row?: KernelOf<AttentionAttrs>
     /** The gradients of attention. */
     readonly scaled_dot_product_attentionBackward?: KernelOf<GradientAttrs<AttentionAttrs>>
   }
