@@ -62,6 +62,7 @@ export {
 } from './expr/program.ts'
 export { type OffloadOptions, offload, offloaded } from './offload/offload.ts'
 export { type Activation, expectActivation } from './ops/activations.ts'
+export * from './ops/arithmetic.ts'
 export * from './ops/attention/attention.ts'
 export {
   type BlockMask,
@@ -95,7 +96,11 @@ export {
   zeros,
   zerosLike,
 } from './ops/create.ts'
+export * from './ops/diagonals.ts'
 export { einsum } from './ops/einsum.ts'
+export * from './ops/extremes.ts'
+export * from './ops/finite.ts'
+export * from './ops/gates.ts'
 export * from './ops/indexing.ts'
 export * from './ops/inplace.ts'
 export * from './ops/linalg.ts'
