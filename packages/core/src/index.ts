@@ -136,6 +136,7 @@ export {
 } from './ops/random.ts'
 export * from './ops/reduction.ts'
 export * from './ops/shape.ts'
+export * from './ops/summaries.ts'
 export { text } from './ops/text.ts'
 export * from './ops/total-norm.ts'
 export {

@@ -1,11 +1,15 @@
 import {
   allclose,
   diag,
+  diff,
   glu,
   isclose,
+  lerp,
+  logaddexp,
   logsigmoid,
   max,
   min,
+  norm,
   relu6,
   ShapeError,
   tensor,
@@ -112,4 +116,41 @@ test('activations hold at their ends', async () => {
   expect(await x.grad?.toArray()).toEqual([0, 0, 1])
   expect(await logsigmoid(tensor([-100, 100])).toArray()).toEqual([-100, expect.closeTo(0, 30)])
   expect(() => glu(zeros([3]))).toThrow(ShapeError)
+})
+
+test('norm of nothing but zeros has the gradient 0, for every order', async () => {
+  for (const p of [2, 1, 3, Infinity]) {
+    const x = tensor([0, 0], undefined, { requiresGrad: true })
+    norm(x, p).backward()
+    expect(await x.grad?.toArray()).toEqual([0, 0])
+  }
+  expect(await norm(tensor([0, 2, -3]), 0).item()).toBe(2)
+  expect(
+    await norm(
+      tensor([
+        [3, -4],
+        [0, 1],
+      ]),
+      -Infinity,
+      1,
+    ).toArray(),
+  ).toEqual([3, 0])
+})
+
+test('diff of a dim that is too short is empty', () => {
+  expect(diff(zeros([2, 3]), 0, { n: 4 }).shape).toEqual([0, 3])
+  expect(() => diff(zeros([]))).toThrow(ShapeError)
+})
+
+test('lerp meets both ends exactly, and logaddexp infinities', async () => {
+  const [a, b] = [tensor([0.1, 1e8]), tensor([0.7, 1])]
+  expect(await lerp(a, b, 0).toArray()).toEqual(await a.toArray())
+  expect(await lerp(a, b, 1).toArray()).toEqual(await b.toArray())
+  const x = tensor([Infinity, -Infinity, -Infinity, 2])
+  expect(await logaddexp(x, tensor([Infinity, -Infinity, 3, -Infinity])).toArray()).toEqual([
+    Infinity,
+    -Infinity,
+    3,
+    2,
+  ])
 })

@@ -1,7 +1,9 @@
 import * as e from '../expr/expr.ts'
+import { program } from '../expr/program.ts'
+import { elementwise } from '../primitives/elementwise.ts'
 import type { Tensor } from '../tensor/tensor.ts'
 import { clamp, type Operand } from './pointwise.ts'
-import { unary } from './scalar.ts'
+import { binary, unary } from './scalar.ts'
 
 /** Elementwise arithmetic beyond the most used. */
 
@@ -31,3 +33,38 @@ export const trunc = unary('trunc', cut)
  * await frac(tensor([1.5, -1.25])).toArray() // → [0.5, -0.25]
  */
 export const frac = unary('frac', (x) => e.sub(x, cut(x)))
+
+const LERP = program('lerp', 3, ([a, b, w]) => mixed(a, b, w))
+const LERP_SCALAR = program('lerp', 2, ([a, b], [w]) => mixed(a, b, w), 1)
+
+// From the nearer end, so that weights 0 and 1 give the ends themselves.
+function mixed(a: e.Expr, b: e.Expr, w: e.Expr): e.Expr {
+  const way = e.sub(b, a)
+  return e.select(e.lt(e.abs(w), 0.5), e.add(a, e.mul(w, way)), e.sub(b, e.mul(way, e.sub(1, w))))
+}
+
+/**
+ * Goes from x towards `end` by the share `weight`, a number or a tensor: x + weight · (end − x). All broadcast.
+ *
+ * @throws ShapeError if the shapes do not broadcast.
+ * @example
+ * await lerp(tensor([0, 10]), tensor([4, 20]), 0.25).toArray() // → [1, 12.5]
+ */
+export const lerp = (x: Tensor, end: Tensor, weight: number | Tensor): Tensor =>
+  typeof weight === 'number'
+    ? elementwise(LERP_SCALAR, [x, end], [weight])
+    : elementwise(LERP, [x, end, weight])
+
+// Equal infinities have no difference.
+const gap = (a: e.Expr, b: e.Expr): e.Expr => e.select(e.eq(a, b), 0, e.sub(a, b))
+
+/**
+ * Takes ln(eᵃ + eᵇ) without overflow; shapes broadcast, and either may be a number, not both.
+ *
+ * @throws ShapeError if the shapes do not broadcast.
+ * @example
+ * await logaddexp(tensor([-Infinity]), tensor([2])).toArray() // → [2]
+ */
+export const logaddexp = binary('logaddexp', (a, b) =>
+  e.add(e.max(a, b), e.log1p(e.exp(e.neg(e.abs(gap(a, b)))))),
+)
