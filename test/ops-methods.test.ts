@@ -43,7 +43,7 @@ const others = new Set(
   `GradNode RandomGenerator Tensor apply applyProgram applyProgramAll applyProgramInto applyProgramIntoEach arange backward bernoulli customFunction data
   dataSync defaultBackend enableGrad equal eye full fullLike generateProgram getBackend getRngState grad
   gradEnabled gradcheck gradient hostRandint hostRandom isFloat isFloatingPoint item itemSync largestHolders linspace manualSeed memory
-  allclose multinomial noGrad ones onesLike profile profileAsync program promote reportPath rand randint randn randperm referenceKernels registerBackend
+  multinomial noGrad ones onesLike profile profileAsync program promote reportPath rand randint randn randperm referenceKernels registerBackend
   openDevice registerAsyncBackend resetPeakMemory scope setDefaultBackend setDevice setRngState show specialize tensor to toArray toFloat typedPostOrder withBackend
   zeros zerosLike
   allGather allReduce checkpoint compile Mailbox retentionDecays ringAttention ringLinearAttention ringPieces ringShard

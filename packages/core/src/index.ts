@@ -62,7 +62,6 @@ export {
 } from './expr/program.ts'
 export { type OffloadOptions, offload, offloaded } from './offload/offload.ts'
 export { type Activation, expectActivation } from './ops/activations.ts'
-export * from './ops/arithmetic.ts'
 export * from './ops/attention/attention.ts'
 export {
   type BlockMask,
@@ -96,11 +95,7 @@ export {
   zeros,
   zerosLike,
 } from './ops/create.ts'
-export * from './ops/diagonals.ts'
 export { einsum } from './ops/einsum.ts'
-export * from './ops/extremes.ts'
-export * from './ops/finite.ts'
-export * from './ops/gates.ts'
 export * from './ops/indexing.ts'
 export * from './ops/inplace.ts'
 export * from './ops/linalg.ts'
@@ -136,7 +131,6 @@ export {
 } from './ops/random.ts'
 export * from './ops/reduction.ts'
 export * from './ops/shape.ts'
-export * from './ops/summaries.ts'
 export { text } from './ops/text.ts'
 export * from './ops/total-norm.ts'
 export {
