@@ -2,6 +2,7 @@ import './ops/elementwise.ts'
 import './ops/reductions.ts'
 import './ops/shapes.ts'
 import './ops/layers.ts'
+import './ops/more.ts'
 import { type Row, rows } from './ops/row.ts'
 
 /** One row per operator, and per way of calling it that needs another expectation; see `Row`. */

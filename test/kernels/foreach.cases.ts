@@ -48,7 +48,7 @@ export function groups(
       const step = kind === 'gaps' && rnd() < 0.3 ? 2 : 1
       const data = Float32Array.from({ length: step * n + 2 * skip }, element)
       const t = tensor(data, { device })
-      return step === 2 ? t.slice(0, 0, 2 * n, 2) : t.narrow(0, skip, n)
+      return step === 2 ? t.slice(0, 2 * n, { step: 2 }) : t.narrow(0, skip, n)
     }
     return { tensors: [one(), one(), one(), scale], params: [pick(rnd, [1, 0.1, 0]), rnd()] }
   })
@@ -119,7 +119,7 @@ export function testForeach(engine: Engine): void {
       expect(paths(groups(device, 3, [10]))).toEqual([['step', 'primitive', 1]])
       // A view with gaps: that call runs alone.
       const list = groups(device, 3, [10, 10, 10])
-      const gap = tensor(new Float32Array(20), { device }).slice(0, 0, 20, 2)
+      const gap = tensor(new Float32Array(20), { device }).slice(0, 20, { step: 2 })
       const [
         a,
         b,

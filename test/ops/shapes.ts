@@ -32,10 +32,10 @@ op('unsqueeze', 2, [
   [f([3, 4]), -1],
 ])
 op('slice', 2, [
-  [f([5, 4]), 0, 1, 4],
-  [f([5, 4]), 0, undefined, undefined, 2],
-  [f([5, 4]), 1, 3, undefined, -1],
-  [f([5]), 0, 3, 3],
+  [f([5, 4]), 1, 4],
+  [f([5, 4]), undefined, undefined, { step: 2 }],
+  [f([5, 4]), 3, undefined, { dim: 1, step: -1 }],
+  [f([5]), 3, 3],
 ])
 op('narrow', 2, [
   [f([5, 4]), 0, 1, 3],

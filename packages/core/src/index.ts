@@ -62,6 +62,7 @@ export {
 } from './expr/program.ts'
 export { type OffloadOptions, offload, offloaded } from './offload/offload.ts'
 export { type Activation, expectActivation } from './ops/activations.ts'
+export { at, type Index, indexPut, type SetOptions, set } from './ops/at.ts'
 export * from './ops/attention/attention.ts'
 export {
   type BlockMask,
@@ -96,6 +97,10 @@ export {
   zerosLike,
 } from './ops/create.ts'
 export { einsum } from './ops/einsum.ts'
+export * from './ops/extremes.ts'
+export * from './ops/found.ts'
+export * from './ops/functions.ts'
+export * from './ops/grids.ts'
 export * from './ops/indexing.ts'
 export * from './ops/inplace.ts'
 export * from './ops/linalg.ts'
@@ -113,6 +118,7 @@ export {
 export * from './ops/linear-attention/linear-attention.ts'
 export { type LinearCrossEntropyOptions, linearCrossEntropy } from './ops/linear-cross-entropy.ts'
 export * from './ops/loss.ts'
+export * from './ops/matrices.ts'
 export * from './ops/norm.ts'
 export * from './ops/pointwise.ts'
 export { dequantize, quantizedLinear } from './ops/quantized.ts'
@@ -130,7 +136,10 @@ export {
   randperm,
 } from './ops/random.ts'
 export * from './ops/reduction.ts'
+export * from './ops/scatter.ts'
 export * from './ops/shape.ts'
+export * from './ops/sizes.ts'
+export * from './ops/statistics.ts'
 export { text } from './ops/text.ts'
 export * from './ops/total-norm.ts'
 export {

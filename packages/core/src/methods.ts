@@ -1,13 +1,25 @@
+import { addMethods } from './add-methods.ts'
 import * as engine from './autograd/backward.ts'
+import { ValueError } from './errors.ts'
+import type * as places from './ops/at.ts'
 import * as create from './ops/create.ts'
+import type * as extremes from './ops/extremes.ts'
+import type * as found from './ops/found.ts'
+import type * as functions from './ops/functions.ts'
+import type * as grids from './ops/grids.ts'
 import * as indexing from './ops/indexing.ts'
 import * as inplace from './ops/inplace.ts'
 import * as linalg from './ops/linalg.ts'
 import * as dense from './ops/linear.ts'
+import type * as matrices from './ops/matrices.ts'
 import * as pointwise from './ops/pointwise.ts'
 import * as random from './ops/random.ts'
 import * as reduction from './ops/reduction.ts'
+import type * as scatters from './ops/scatter.ts'
 import * as shape from './ops/shape.ts'
+import type * as sized from './ops/sizes.ts'
+import type { Sizes } from './ops/sizes.ts'
+import type * as statistics from './ops/statistics.ts'
 import * as printed from './ops/text.ts'
 import { Tensor } from './tensor/tensor.ts'
 
@@ -38,7 +50,14 @@ const families: Record<string, unknown> = {
 }
 
 /** Exports of these files that are no methods: they take a list, an index or a condition first, or are getters. */
-const notMethods = ['where', 'cat', 'stack', 'embedding', 'oneHot', 'T'] as const
+const notMethods = [
+  ...['where', 'cat', 'stack', 'embedding', 'oneHot', 'T', 'meshgrid', 'trilIndices', 'triuIndices'],
+  ...['hstack', 'vstack', 'searchsorted'],
+] as const
+
+/** Methods that come with their module: bundlers leave them out where nothing names them. They say so then. */
+const others =
+  'acos acosh addcdiv addcmul allclose aminmax argwhere asin asinh at atan atan2 atanh bincount cdist cosh cosineSimilarity countNonzero cross cummax cummin diag diagEmbed diff dist erfc erfinv exp2 floorDivide fmod frac histc hypot indexAdd indexCopy indexFill indexPut isclose isfinite isinf kron lerp log10 log2 logaddexp logcumsumexp logicalXor maskedScatter maskedSelect max median min nanToNum nanmean nansum nonzero norm normalize quantile remainder repeatInterleave scatter set sinh size sizes stdMean swapaxes take takeAlongDim tan tensordot trace trunc unfold unique varMean'
 
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false
 
@@ -68,6 +87,15 @@ export type TensorMethods = Methods<typeof pointwise> &
   Methods<typeof linalg> &
   Methods<typeof indexing> &
   Methods<typeof inplace> &
+  Methods<typeof extremes> &
+  Methods<typeof found> &
+  Methods<typeof functions> &
+  Methods<typeof grids> &
+  Methods<typeof matrices> &
+  Methods<typeof scatters> &
+  Methods<typeof statistics> &
+  Chosen<typeof sized, 'size'> &
+  Chosen<typeof places, 'at' | 'set' | 'indexPut'> &
   Chosen<typeof random, 'dropout'> &
   Chosen<typeof dense, 'linear'> &
   Chosen<typeof create, 'to' | 'data' | 'dataSync' | 'item' | 'itemSync' | 'toArray' | 'toJSON' | 'equal'> &
@@ -83,19 +111,30 @@ declare module './tensor/tensor.ts' {
      * zeros([2, 3]).T.shape // → 3,2
      */
     readonly T: Tensor
+    /**
+     * Tells all sizes of a tensor that has `rank` dims, as a tuple of so many numbers: `const [B, T, C] = x.sizes(3)` needs no
+     * cast, and is refused where x has other dims.
+     *
+     * @throws ShapeError if the tensor has another number of dims.
+     * @example
+     * const [B, T] = zeros([2, 3]).sizes(2)
+     * B * T // → 6
+     */
+    sizes<const N extends number>(rank: N): Sizes<N>
   }
 }
 
-for (const [name, fn] of Object.entries(families)) {
-  if ((notMethods as readonly string[]).includes(name)) continue
-  Object.defineProperty(Tensor.prototype, name, {
-    value(this: Tensor, ...rest: unknown[]) {
-      return (fn as (...args: unknown[]) => unknown)(this, ...rest)
-    },
-    writable: true,
-    configurable: true,
-  })
-}
+for (const name of notMethods) delete families[name]
+addMethods(families)
+for (const name of others.split(' '))
+  if (!(name in Tensor.prototype))
+    addMethods({
+      [name]() {
+        throw new ValueError(
+          `${name}: this bundle has no such method; import 'tilegrad/methods', or call ${name}(x)`,
+        )
+      },
+    })
 Object.defineProperty(Tensor.prototype, 'T', {
   get(this: Tensor) {
     return shape.T(this)

@@ -110,7 +110,12 @@ const cases: readonly (readonly [
     'narrow: 3 elements from 2 do not lie within dim 0 of [4]',
   ],
   ['select', () => zeros([4]).select(0, 4), ShapeError, 'select: index 4 is out of range for dim 0 of [4]'],
-  ['slice', () => zeros([4]).slice(0, 0, 4, 0), ShapeError, 'slice: step must be a non-zero integer, got 0'],
+  [
+    'slice',
+    () => zeros([4]).slice(0, 4, { step: 0 }),
+    ShapeError,
+    'slice: step must be a non-zero integer, got 0',
+  ],
   [
     'split',
     () => zeros([4]).split([1, 2]),

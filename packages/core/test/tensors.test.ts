@@ -72,7 +72,7 @@ describe('tensor', () => {
     expect(await tensor([[true], [false]]).toArray()).toEqual([[true], [false]])
     expect(await tensor(2.5).toArray()).toBe(2.5)
     expect(await tensor([2.5]).item()).toBe(2.5)
-    expect(await tensor([1, 2, 3]).slice(0, undefined, undefined, -1).data()).toEqual(
+    expect(await tensor([1, 2, 3]).slice(undefined, undefined, { step: -1 }).data()).toEqual(
       new Float32Array([3, 2, 1]),
     )
   })

@@ -65,7 +65,7 @@ function apply([t, m]: Both, [name, a, b, c]: Step): Both {
       ]
       const picked = positions(n, start, end, step)
       return [
-        t.slice(d, start, end, step),
+        t.slice(start, end, { dim: d, step }),
         { shape: shape.with(d, picked.length), at: (i) => m.at(i.with(d, picked[i[d]])) },
       ]
     }

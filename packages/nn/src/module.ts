@@ -17,6 +17,8 @@ import {
   ValueError,
 } from '@tilegrad/core'
 import { assigned, expected } from '@tilegrad/core/kernel'
+// Who has layers has all methods: a bundle would leave out those that nothing names.
+import '@tilegrad/core/methods'
 
 /** What a tensor is to the module that holds it. Transient buffers are not part of the state dict. */
 type Role = 'parameter' | 'buffer' | 'transient'

@@ -229,16 +229,27 @@ export function squeeze(x: Tensor, dim?: number | readonly number[] | null, ...m
 export const unsqueeze = (x: Tensor, dim: number): Tensor =>
   reshapeView(x, asTensor('unsqueeze', x).shape.toSpliced(L.wrapDim('unsqueeze', dim, x.rank + 1), 0, 1))
 
+/** Options of `slice`. */
+export interface SliceOptions {
+  /** The dim that is cut. Default: 0. */
+  dim?: number
+  /** Takes every step-th element; a negative step counts backwards. Default: 1. */
+  step?: number
+}
+
 /**
- * Takes the elements start … end − 1 along dim, every step-th, as a view. Bounds follow Python's rules: negative
- * ones count from the end, those beyond are cut. The step may be negative.
+ * Takes the elements start … end − 1, by default of the first dim, as a view: what `slice` of an array does. Bounds follow
+ * Python's rules: negative ones count from the end, those beyond are cut. `x.at('1:-1')` says the same in Python's words.
  *
  * @throws ShapeError for a step of 0, or a dim that x does not have.
  * @example
- * await arange(6).slice(0, 1, -1, 2).toArray() // → [1, 3]
+ * await arange(6).slice(1, -1).toArray() // → [1, 2, 3, 4]
+ * await arange(6).slice(1, -1, { step: 2 }).toArray() // → [1, 3]
  */
-export function slice(x: Tensor, dim: number, start?: number, end?: number, step = 1): Tensor {
+export function slice(x: Tensor, start?: number, end?: number, options: SliceOptions = {}): Tensor {
   x = asTensor('slice', x)
+  if (typeof options === 'number') throw new ValueError('slice: takes (start, end, { dim, step })')
+  const { dim = 0, step = 1 } = expectOptions('slice', options, { dim: 1, step: 1 })
   const d = L.wrapDim('slice', dim, x.rank)
   if (x.rank === 0) throw new ShapeError('slice: a scalar has no dims')
   return part('slice', x, (l) => L.sliceLayout('slice', l, d, start, end, step))
