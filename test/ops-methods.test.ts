@@ -45,7 +45,7 @@ const others = new Set(
   gradEnabled gradcheck gradient hostRandint hostRandom isFloat isFloatingPoint item itemSync largestHolders linspace manualSeed memory
   multinomial noGrad ones onesLike profile profileAsync program promote reportPath rand randint randn randperm referenceKernels registerBackend
   openDevice registerAsyncBackend resetPeakMemory scope setDefaultBackend setDevice setRngState show specialize tensor to toArray toFloat typedPostOrder withBackend
-  zeros zerosLike allclose argwhere bincount maskedSelect nonzero set size sizes unique
+  zeros zerosLike allclose argwhere bincount maskedSelect nonzero set size sizes unique empty emptyLike randLike randnLike randintLike gumbelSoftmax
   allGather allReduce checkpoint compile Mailbox retentionDecays ringAttention ringLinearAttention ringPieces ringShard
   ringUnshard runRanks attentionOperands dropoutParams asTensor describeValue expectOptions expectTensor
   Printable autocast checkLeaks expectActivation flatOf namedProgram offload offloaded reclaim setPrintOptions shownAs text wrapKernels`.split(

@@ -10,10 +10,24 @@ import * as extremes from './ops/extremes.ts'
 import * as found from './ops/found.ts'
 import * as functions from './ops/functions.ts'
 import { histc, repeatInterleave, swapaxes, unfold } from './ops/grids.ts'
+import * as overwriting from './ops/in-place.ts'
 import * as matrices from './ops/matrices.ts'
+import * as activations from './ops/more-activations.ts'
+import { multinomial } from './ops/multinomial.ts'
 import * as scatter from './ops/scatter.ts'
 import * as sizes from './ops/sizes.ts'
 import * as statistics from './ops/statistics.ts'
 
-for (const family of [extremes, found, functions, matrices, scatter, sizes, statistics]) addMethods(family)
-addMethods({ at, histc, indexPut, repeatInterleave, set, swapaxes, unfold })
+for (const family of [
+  activations,
+  extremes,
+  found,
+  functions,
+  matrices,
+  scatter,
+  sizes,
+  statistics,
+  overwriting,
+])
+  addMethods(family)
+addMethods({ at, histc, indexPut, multinomial, repeatInterleave, set, swapaxes, unfold })

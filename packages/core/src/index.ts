@@ -101,8 +101,10 @@ export * from './ops/extremes.ts'
 export * from './ops/found.ts'
 export * from './ops/functions.ts'
 export * from './ops/grids.ts'
+export * from './ops/in-place.ts'
 export * from './ops/indexing.ts'
 export * from './ops/inplace.ts'
+export * from './ops/likes.ts'
 export * from './ops/linalg.ts'
 export { type LinearAttrs, type LinearEpilogue, linear, type NormLinearAttrs } from './ops/linear.ts'
 export type { LinearForm, LinearFormOptions, StateOptions } from './ops/linear-attention/chunks.ts'
@@ -119,6 +121,9 @@ export * from './ops/linear-attention/linear-attention.ts'
 export { type LinearCrossEntropyOptions, linearCrossEntropy } from './ops/linear-cross-entropy.ts'
 export * from './ops/loss.ts'
 export * from './ops/matrices.ts'
+export * from './ops/more-activations.ts'
+export * from './ops/more-losses.ts'
+export { type MultinomialOptions, multinomial } from './ops/multinomial.ts'
 export * from './ops/norm.ts'
 export * from './ops/pointwise.ts'
 export { dequantize, quantizedLinear } from './ops/quantized.ts'
@@ -127,7 +132,6 @@ export {
   dropout,
   dropoutFactors,
   dropoutParams,
-  multinomial,
   type RandnOptions,
   type RandOptions,
   rand,

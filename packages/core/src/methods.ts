@@ -7,11 +7,14 @@ import type * as extremes from './ops/extremes.ts'
 import type * as found from './ops/found.ts'
 import type * as functions from './ops/functions.ts'
 import type * as grids from './ops/grids.ts'
+import type * as overwriting from './ops/in-place.ts'
 import * as indexing from './ops/indexing.ts'
 import * as inplace from './ops/inplace.ts'
 import * as linalg from './ops/linalg.ts'
 import * as dense from './ops/linear.ts'
 import type * as matrices from './ops/matrices.ts'
+import type * as activations from './ops/more-activations.ts'
+import type { MultinomialOptions } from './ops/multinomial.ts'
 import * as pointwise from './ops/pointwise.ts'
 import * as random from './ops/random.ts'
 import * as reduction from './ops/reduction.ts'
@@ -57,7 +60,7 @@ const notMethods = [
 
 /** Methods that come with their module: bundlers leave them out where nothing names them. They say so then. */
 const others =
-  'acos acosh addcdiv addcmul allclose aminmax argwhere asin asinh at atan atan2 atanh bincount cdist cosh cosineSimilarity countNonzero cross cummax cummin diag diagEmbed diff dist erfc erfinv exp2 floorDivide fmod frac histc hypot indexAdd indexCopy indexFill indexPut isclose isfinite isinf kron lerp log10 log2 logaddexp logcumsumexp logicalXor maskedScatter maskedSelect max median min nanToNum nanmean nansum nonzero norm normalize quantile remainder repeatInterleave scatter set sinh size sizes stdMean swapaxes take takeAlongDim tan tensordot trace trunc unfold unique varMean'
+  'abs_ acos acosh addcdiv addcdiv_ addcmul addcmul_ allclose aminmax argwhere asin asinh at atan atan2 atanh bernoulli_ bincount cdist ceil_ celu clamp_ cos_ cosh cosineSimilarity countNonzero cross cummax cummin diag diagEmbed diff dist erfc erfinv exp2 exp_ exponential_ floorDivide floor_ fmod frac glu gumbelSoftmax hardsigmoid hardswish hardtanh histc hypot indexAdd indexCopy indexFill indexPut isclose isfinite isinf kron lerp lerp_ log10 log2 log_ logaddexp logcumsumexp logicalXor logsigmoid maskedFill_ maskedScatter maskedSelect max median min mish multinomial nanToNum nanmean nansum neg_ nonzero norm normal_ normalize pow_ prelu quantile random_ reciprocal_ relu6 relu_ remainder remainder_ repeatInterleave round_ rsqrt_ scatter selu set sigmoid_ sin_ sinh size sizes softshrink softsign sqrt_ square_ stdMean swapaxes take takeAlongDim tan tanh_ tanhshrink tensordot threshold trace tril_ triu_ trunc trunc_ unfold uniform_ unique varMean'
 
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false
 
@@ -94,6 +97,8 @@ export type TensorMethods = Methods<typeof pointwise> &
   Methods<typeof matrices> &
   Methods<typeof scatters> &
   Methods<typeof statistics> &
+  Methods<typeof overwriting> &
+  Methods<typeof activations> &
   Chosen<typeof sized, 'size'> &
   Chosen<typeof places, 'at' | 'set' | 'indexPut'> &
   Chosen<typeof random, 'dropout'> &
@@ -121,6 +126,13 @@ declare module './tensor/tensor.ts' {
      * B * T // → 6
      */
     sizes<const N extends number>(rank: N): Sizes<N>
+    /**
+     * Draws indices with the tensor's elements as weights, for each row of (N) or (B, N) by itself: see `multinomial`.
+     *
+     * @example
+     * await tensor([[0, 1], [1, 0]]).multinomial().toArray() // → [[1], [0]]
+     */
+    multinomial(numSamples?: number, options?: MultinomialOptions): Tensor
   }
 }
 

@@ -290,13 +290,22 @@ export function indexPut(
   options: SetOptions = {},
 ): Tensor {
   const { accumulate = false } = expectOptions('index_put', options, PUTTING)
-  return composed(
-    'index_put',
-    [x, valuesOf('index_put', asTensor('index_put', x), value)],
-    ([t, v]) => [put('index_put', t, indices, v, accumulate)],
+  return putCopy('index_put', x, indices, value, accumulate)
+}
+
+const putCopy = (
+  op: string,
+  x: Tensor,
+  indices: readonly Index[],
+  value: Tensor | ArrayOperand | number,
+  accumulate: boolean,
+): Tensor =>
+  composed(
+    op,
+    [x, valuesOf(op, asTensor(op, x), value)],
+    ([t, v]) => [put(op, t, indices, v, accumulate)],
     true,
   )[0]
-}
 
 /**
  * Puts `value`, a number or a tensor that broadcasts, at some places of x, in place, for use outside the tape: `x.set([0,
@@ -330,7 +339,7 @@ export function set(
     else copyInto(view, v)
     if (view !== x) view.dispose()
   } else {
-    const made = noGrad(() => indexPut(x, indices, value, { accumulate }))
+    const made = noGrad(() => putCopy('set', x, indices, value, accumulate))
     copyInto(x, made)
     made.dispose()
   }

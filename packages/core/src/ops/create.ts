@@ -9,7 +9,7 @@ import * as e from '../expr/expr.ts'
 import { type Program, program } from '../expr/program.ts'
 import { copy, fill, generate } from '../primitives/elementwise.ts'
 import { contiguous } from '../primitives/views.ts'
-import { checkFits, type DType, dtypeOf, info, isFloat, numbersOf, type TypedArray } from '../tensor/dtype.ts'
+import { checkFits, type DType, dtypeOf, info, isFloat, type NumberArray, numbersOf, type TypedArray } from '../tensor/dtype.ts'
 import { flatOf, isTyped, type Nested } from '../tensor/from-arrays.ts'
 import { checkShape, numel, sameShape } from '../tensor/layout.ts'
 import { asTensor } from '../tensor/operands.ts'
@@ -39,7 +39,8 @@ const backendFor = (options: TensorOptions): Backend =>
 /**
  * A tensor from nested arrays, a number, or a typed array (copied) with an optional shape.
  *
- * @param data plain numbers become float32, booleans bool; typed arrays keep their dtype (Uint8Array is bool).
+ * @param data plain numbers become float32, booleans bool; typed arrays keep their numbers: those of whole numbers become
+ * int32, also of 8 and 16 bits, Float16Array float16. Bytes that are flags need `{ dtype: 'bool' }`.
  * @param shape default: that of the nesting; a typed array is one-dimensional.
  * @throws ShapeError if the nesting is ragged or `shape` has another number of elements, DTypeError for a number that
  * int32 cannot hold (out of range, infinite, NaN); fractions are cut off.
@@ -48,7 +49,7 @@ const backendFor = (options: TensorOptions): Backend =>
  * const b = tensor(new Float32Array(6), [2, 3])
  */
 export function tensor(
-  data: Nested | TypedArray,
+  data: Nested | NumberArray,
   shape?: readonly number[] | TensorOptions,
   options: TensorOptions = {},
 ): Tensor {
@@ -59,9 +60,9 @@ export function tensor(
   let natural: readonly number[]
   let dtype = options.dtype && expectDType('tensor', options.dtype)
   if (isTyped(data)) {
-    flat = data as TypedArray
-    natural = [flat.length]
     dtype ??= dtypeOf(data)
+    flat = typeof (data as ArrayLike<unknown>)[0] === 'bigint' ? Array.from(data as never, Number) : data
+    natural = [flat.length]
   } else {
     const { shape: nesting, list } = flatOf('tensor', data as Nested)
     natural = nesting
@@ -75,7 +76,7 @@ export function tensor(
   const array = numbersOf(dtype, flat.length)
   if (dtype === 'bool') for (let i = 0; i < flat.length; i++) array[i] = Number(flat[i] !== 0)
   else {
-    if (dtype === 'int32' && !(flat instanceof Int32Array || flat instanceof Uint8Array))
+    if (dtype === 'int32' && !(flat instanceof Int32Array))
       for (let i = 0; i < flat.length; i++) checkFits('tensor', flat[i], dtype)
     array.set(flat)
   }

@@ -8,6 +8,7 @@ import { copy, elementwise } from '../primitives/elementwise.ts'
 import { isFloat } from '../tensor/dtype.ts'
 import { type ArrayOperand, asTensor } from '../tensor/operands.ts'
 import type { Tensor } from '../tensor/tensor.ts'
+import { composed } from './composed.ts'
 import { item } from './create.ts'
 import { add, div, exp, mul, type Operand, reciprocal, rsqrt, square, sub } from './pointwise.ts'
 import { all } from './reduction.ts'
@@ -188,7 +189,9 @@ export const acosh: Function1 = smooth(
     const far = e.gt(x, huge)
     const t = e.select(far, 1, e.sub(x, 1))
     const near = e.log1p(e.add(t, e.sqrt(e.add(e.mul(2, t), e.square(t)))))
-    return e.select(far, e.add(e.log(x), Math.LN2), near)
+    const y = e.select(far, e.add(e.log(x), Math.LN2), near)
+    // Below 1 the root of a negative number.
+    return e.select(e.lt(x, 1), e.sqrt(e.sub(x, 1)), y)
   },
   (x) => rsqrt(sub(square(x), 1)),
 )
@@ -395,6 +398,15 @@ export function nanToNum(x: Tensor, options: NanToNumOptions = {}): Tensor {
 const quotient = (a: Operand, b: Operand, roundingMode: 'floor' | 'trunc'): Tensor =>
   div(a, b, { roundingMode })
 
+/** a − ⌊a / b⌋ · b, as one operator, which rounds once. */
+function left(op: string, a: Operand, b: Operand, roundingMode: 'floor' | 'trunc'): Tensor {
+  const tensors = [a, b].filter((x) => typeof x !== 'number')
+  return composed(op, tensors, (given) => {
+    const [x, y] = [typeof a === 'number' ? a : given[0], typeof b === 'number' ? b : given[given.length - 1]]
+    return [sub(x, mul(quotient(x, y, roundingMode).detach(), y))]
+  })[0]
+}
+
 /**
  * Takes what is left of a / b rounded down, with the sign of b, as Python's %: a − ⌊a / b⌋ · b. Shapes broadcast.
  *
@@ -402,7 +414,7 @@ const quotient = (a: Operand, b: Operand, roundingMode: 'floor' | 'trunc'): Tens
  * @example
  * await tensor([5, -5]).remainder(3).toArray() // → [2, 1]
  */
-export const remainder: Function2 = (a, b) => sub(a, mul(quotient(a, b, 'floor').detach(), b))
+export const remainder: Function2 = (a, b) => left('remainder', a, b, 'floor')
 
 /**
  * Takes what is left of a / b rounded towards 0, with the sign of a, as JavaScript's %: a − trunc(a / b) · b. Shapes broadcast.
@@ -411,7 +423,7 @@ export const remainder: Function2 = (a, b) => sub(a, mul(quotient(a, b, 'floor')
  * @example
  * await tensor([5, -5]).fmod(3).toArray() // → [2, -2]
  */
-export const fmod: Function2 = (a, b) => sub(a, mul(quotient(a, b, 'trunc').detach(), b))
+export const fmod: Function2 = (a, b) => left('fmod', a, b, 'trunc')
 
 /**
  * Divides and rounds down: ⌊a / b⌋. Shapes broadcast; integers stay integers.
@@ -436,8 +448,12 @@ const LERP_TENSOR = program('lerp', 3, ([a, b, w]) => between(a, b, w))
  * @example
  * await tensor([0, 10]).lerp(tensor([10, 20]), 0.5).toArray() // → [5, 15]
  */
-export const lerp = (a: Tensor, b: Tensor | ArrayOperand, weight: Operand): Tensor =>
-  typeof weight === 'number' ? elementwise(LERP, [a, b], [weight]) : elementwise(LERP_TENSOR, [a, b, weight])
+export function lerp(a: Tensor, b: Tensor | ArrayOperand, weight: Operand): Tensor {
+  const by = typeof weight === 'number' ? [] : [weight]
+  return composed('lerp', [a, b, ...by], (given) => [
+    typeof weight === 'number' ? elementwise(LERP, given, [weight]) : elementwise(LERP_TENSOR, given),
+  ])[0]
+}
 
 /**
  * Takes ln(eᵃ + eᵇ) without overflow. Shapes broadcast.

@@ -7,7 +7,7 @@ import { elementwise } from '../primitives/elementwise.ts'
 import { hostRandom, nextDraw, threefry, uniform01, uniformOpen } from '../random.ts'
 import { checkFits, type DType, info } from '../tensor/dtype.ts'
 import { asTensor } from '../tensor/operands.ts'
-import { Tensor } from '../tensor/tensor.ts'
+import type { Tensor } from '../tensor/tensor.ts'
 import { generated, shapeAndOptions, TENSOR, type TensorOptions, tensor } from './create.ts'
 import { argsort } from './reduction.ts'
 
@@ -193,16 +193,8 @@ export function randperm(n: number, options: TensorOptions = {}): Tensor {
   return order
 }
 
-/**
- * Indices drawn with the given weights (not necessarily normalised), on the host: (N) → (numSamples), int32.
- * Reads the weights at once.
- *
- * @example
- * await multinomial([0, 1, 0], 2).toArray() // → [1, 1]
- */
+/** Draws indices by weights on the host: see multinomial.ts. */
 export function multinomial(weights: ArrayLike<number>, numSamples = 1): Tensor {
-  if (weights instanceof Tensor)
-    throw new ValueError('multinomial: takes weights on the host; pass await weights.data()')
   if (!(Number.isInteger(numSamples) && numSamples >= 0 && numSamples < 2 ** 31))
     throw new ValueError(
       `multinomial: numSamples must be a whole number ≥ 0 and below 2^31, got ${numSamples}`,

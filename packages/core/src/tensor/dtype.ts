@@ -9,6 +9,17 @@ export type DType = 'float32' | 'float64' | 'float16' | 'bfloat16' | 'int32' | '
 /** The arrays that hold elements outside of tensors; those of 16 bits are numbers in a Float32Array there. */
 export type TypedArray = Float32Array | Float64Array | Int32Array | Uint8Array | Uint16Array
 
+/** The typed arrays that tensors are made of; a Float16Array, where there is one, counts as an array of numbers. */
+export type NumberArray =
+  | TypedArray
+  | Int8Array
+  | Uint8ClampedArray
+  | Int16Array
+  | Uint32Array
+  | BigInt64Array
+  | BigUint64Array
+  | (ArrayBufferView & ArrayLike<number>)
+
 /** How a number is stored in 16 bits. */
 export interface Half {
   /** The number that bits stand for. */
@@ -133,12 +144,16 @@ export const toFloat = (dtype: DType): DType => (info[dtype].float ? dtype : 'fl
 /** What sums and products give: bools count as int32. */
 export const toSum = (dtype: DType): DType => (dtype === 'bool' ? 'int32' : dtype)
 
-/** The dtype of a typed array as tensors see it; plain arrays are float32 unless they hold booleans. */
+/**
+ * The dtype that keeps the numbers of a typed array: of 8, 16 and 32 bits int32, of float16 float16. Those that need not fit, of
+ * Uint32Array and BigInt64Array, are looked at where they are stored.
+ */
 export function dtypeOf(data: unknown): DType {
-  for (const [dtype, { Memory, half }] of Object.entries(info))
-    if (!half && data instanceof Memory) return dtype as DType
+  const name = Object.prototype.toString.call(data).slice(8, -1)
+  const found = /^(Float(16|32|64)|(Big)?(Ui|I)nt)/.exec(name)
+  if (found && name.endsWith('Array')) return found[2] ? (`float${found[2]}` as DType) : 'int32'
   throw new DTypeError(
-    `tensor: no dtype for ${Object.prototype.toString.call(data)}; pass Float32Array, Float64Array, Int32Array or Uint8Array (bool)`,
+    `tensor: no dtype for ${name}; pass Float32Array, Int32Array or another array of numbers`,
   )
 }
 

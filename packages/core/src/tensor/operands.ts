@@ -1,12 +1,12 @@
 import { describe } from '../checks.ts'
 import { defaultBackend } from '../dispatch/device.ts'
 import { ValueError } from '../errors.ts'
-import { type DType, dtypeOf, isFloat, numbersOf, type TypedArray } from './dtype.ts'
+import { type DType, dtypeOf, isFloat, type NumberArray, numbersOf, type TypedArray } from './dtype.ts'
 import { flatOf, isTyped, type Nested } from './from-arrays.ts'
 import { Tensor, upload } from './tensor.ts'
 
 /** What is made a tensor where one is due: nested arrays of numbers or booleans, or a typed array. */
-export type ArrayOperand = readonly Nested[] | TypedArray
+export type ArrayOperand = readonly Nested[] | NumberArray
 
 /**
  * A tensor where one is due: arrays become one, on the device of `like` and, as plain numbers do, of its dtype unless
@@ -53,7 +53,8 @@ function converted(op: string, x: unknown, like?: Tensor, dtype?: DType): Tensor
   if (isTyped(x)) {
     const data = x as TypedArray
     const to = dtype ?? dtypeOf(data)
-    return upload(backend, to === dtypeOf(data) ? data : arrayOf(to, Array.from(data)), [data.length], to)
+    const same = to !== 'bool' && data.constructor === numbersOf(to, 0).constructor
+    return upload(backend, same ? data : arrayOf(to, Array.from(data, Number)), [data.length], to)
   }
   if (!Array.isArray(x)) throw notTensor(op, x)
   const { shape, list } = flatOf(op, x)
