@@ -237,7 +237,16 @@ op('maskedScatter', 2, [
 ])
 
 // Activations and losses.
-for (const name of ['selu', 'mish', 'hardswish', 'hardsigmoid', 'relu6', 'logsigmoid', 'softsign', 'tanhshrink'])
+for (const name of [
+  'selu',
+  'mish',
+  'hardswish',
+  'hardsigmoid',
+  'relu6',
+  'logsigmoid',
+  'softsign',
+  'tanhshrink',
+])
   op(name, 2, [[away([3, 4])], [away([])]], POINTWISE)
 op('celu', 2, [[away([3, 4])], [away([4]), { alpha: 1.7 }]], POINTWISE)
 op('hardtanh', 2, [[distinct([3, 4])], [distinct([3, 4]), { minVal: -0.4, maxVal: 0.6 }]], POINTWISE)
@@ -249,16 +258,39 @@ op('prelu', 2, [
 ])
 op('glu', 2, [[f([3, 4])], [f([4, 3]), 0]])
 const LOSS = { ...FUNCTION, ...LONG }
-op('klDiv', 2, [
-  [f([3, 4], -3, -1), pos([3, 4])],
-  [f([3, 4], -3, -1), f([3, 4], -3, -1), { reduction: 'batchmean', logTarget: true }],
-  [f([3, 4], -3, -1), pos([3, 4]), { reduction: 'none' }],
-], LOSS)
-op('binaryCrossEntropy', 2, [
-  [f([3, 4], 0.1, 0.9), f([3, 4], 0, 1)],
-  [f([3, 4], 0.1, 0.9), f([3, 4], 0, 1), { weight: pos([4]), reduction: 'sum' }],
-], LOSS)
-op('pairwiseDistance', 2, [[f([3, 4]), f([3, 4])], [f([3, 4]), f([3, 4]), { p: 1, keepdim: true }]], LOSS)
-op('marginRankingLoss', 2, [[f([5], 1, 2), f([5], 2.2, 3), list([5], [1, 1, 1, 1, 1]), { margin: 0.1 }]], LOSS)
+op(
+  'klDiv',
+  2,
+  [
+    [f([3, 4], -3, -1), pos([3, 4])],
+    [f([3, 4], -3, -1), f([3, 4], -3, -1), { reduction: 'batchmean', logTarget: true }],
+    [f([3, 4], -3, -1), pos([3, 4]), { reduction: 'none' }],
+  ],
+  LOSS,
+)
+op(
+  'binaryCrossEntropy',
+  2,
+  [
+    [f([3, 4], 0.1, 0.9), f([3, 4], 0, 1)],
+    [f([3, 4], 0.1, 0.9), f([3, 4], 0, 1), { weight: pos([4]), reduction: 'sum' }],
+  ],
+  LOSS,
+)
+op(
+  'pairwiseDistance',
+  2,
+  [
+    [f([3, 4]), f([3, 4])],
+    [f([3, 4]), f([3, 4]), { p: 1, keepdim: true }],
+  ],
+  LOSS,
+)
+op(
+  'marginRankingLoss',
+  2,
+  [[f([5], 1, 2), f([5], 2.2, 3), list([5], [1, 1, 1, 1, 1]), { margin: 0.1 }]],
+  LOSS,
+)
 op('cosineEmbeddingLoss', 2, [[f([4, 3]), f([4, 3], 0.5, 1), ints([4], [1, 1, 1, 1])]], LOSS)
 op('tripletMarginLoss', 2, [[f([4, 3], 0, 1), f([4, 3], 3, 4), f([4, 3], 1.2, 2)]], LOSS)

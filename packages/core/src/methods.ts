@@ -14,14 +14,13 @@ import * as linalg from './ops/linalg.ts'
 import * as dense from './ops/linear.ts'
 import type * as matrices from './ops/matrices.ts'
 import type * as activations from './ops/more-activations.ts'
-import type { MultinomialOptions } from './ops/multinomial.ts'
+import type * as drawing from './ops/multinomial.ts'
 import * as pointwise from './ops/pointwise.ts'
 import * as random from './ops/random.ts'
 import * as reduction from './ops/reduction.ts'
 import type * as scatters from './ops/scatter.ts'
 import * as shape from './ops/shape.ts'
 import type * as sized from './ops/sizes.ts'
-import type { Sizes } from './ops/sizes.ts'
 import type * as statistics from './ops/statistics.ts'
 import * as printed from './ops/text.ts'
 import { Tensor } from './tensor/tensor.ts'
@@ -58,9 +57,12 @@ const notMethods = [
   ...['hstack', 'vstack', 'searchsorted'],
 ] as const
 
-/** Methods that come with their module: bundlers leave them out where nothing names them. They say so then. */
+/**
+ * Methods that come with their module, which bundlers leave out where nothing names it: of those that are asked for most, one
+ * says what to import.
+ */
 const others =
-  'abs_ acos acosh addcdiv addcdiv_ addcmul addcmul_ allclose aminmax argwhere asin asinh at atan atan2 atanh bernoulli_ bincount cdist ceil_ celu clamp_ cos_ cosh cosineSimilarity countNonzero cross cummax cummin diag diagEmbed diff dist erfc erfinv exp2 exp_ exponential_ floorDivide floor_ fmod frac glu gumbelSoftmax hardsigmoid hardswish hardtanh histc hypot indexAdd indexCopy indexFill indexPut isclose isfinite isinf kron lerp lerp_ log10 log2 log_ logaddexp logcumsumexp logicalXor logsigmoid maskedFill_ maskedScatter maskedSelect max median min mish multinomial nanToNum nanmean nansum neg_ nonzero norm normal_ normalize pow_ prelu quantile random_ reciprocal_ relu6 relu_ remainder remainder_ repeatInterleave round_ rsqrt_ scatter selu set sigmoid_ sin_ sinh size sizes softshrink softsign sqrt_ square_ stdMean swapaxes take takeAlongDim tan tanh_ tanhshrink tensordot threshold trace tril_ triu_ trunc trunc_ unfold uniform_ unique varMean'
+  'allclose at clamp_ cummax diag diff fmod indexAdd indexPut isclose isfinite isinf lerp log2 maskedScatter maskedSelect max median min multinomial nanToNum nonzero norm quantile remainder repeatInterleave scatter set size sizes swapaxes trace unfold unique varMean'
 
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false
 
@@ -90,7 +92,8 @@ export type TensorMethods = Methods<typeof pointwise> &
   Methods<typeof linalg> &
   Methods<typeof indexing> &
   Methods<typeof inplace> &
-  Methods<typeof extremes> &
+  Chosen<typeof extremes, 'aminmax' | 'quantile' | 'cummax' | 'cummin'> &
+  extremes.ExtremesMethods &
   Methods<typeof found> &
   Methods<typeof functions> &
   Methods<typeof grids> &
@@ -99,8 +102,10 @@ export type TensorMethods = Methods<typeof pointwise> &
   Methods<typeof statistics> &
   Methods<typeof overwriting> &
   Methods<typeof activations> &
-  Chosen<typeof sized, 'size'> &
-  Chosen<typeof places, 'at' | 'set' | 'indexPut'> &
+  Chosen<typeof places, 'set' | 'indexPut'> &
+  places.AtMethod &
+  sized.SizesMethod &
+  Chosen<typeof drawing, 'multinomial'> &
   Chosen<typeof random, 'dropout'> &
   Chosen<typeof dense, 'linear'> &
   Chosen<typeof create, 'to' | 'data' | 'dataSync' | 'item' | 'itemSync' | 'toArray' | 'toJSON' | 'equal'> &
@@ -116,23 +121,6 @@ declare module './tensor/tensor.ts' {
      * zeros([2, 3]).T.shape // → 3,2
      */
     readonly T: Tensor
-    /**
-     * Tells all sizes of a tensor that has `rank` dims, as a tuple of so many numbers: `const [B, T, C] = x.sizes(3)` needs no
-     * cast, and is refused where x has other dims.
-     *
-     * @throws ShapeError if the tensor has another number of dims.
-     * @example
-     * const [B, T] = zeros([2, 3]).sizes(2)
-     * B * T // → 6
-     */
-    sizes<const N extends number>(rank: N): Sizes<N>
-    /**
-     * Draws indices with the tensor's elements as weights, for each row of (N) or (B, N) by itself: see `multinomial`.
-     *
-     * @example
-     * await tensor([[0, 1], [1, 0]]).multinomial().toArray() // → [[1], [0]]
-     */
-    multinomial(numSamples?: number, options?: MultinomialOptions): Tensor
   }
 }
 

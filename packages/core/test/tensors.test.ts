@@ -45,11 +45,11 @@ describe('tensor', () => {
       ['float32', [2]],
       ['int32', [2]],
       ['float64', [2, 3]],
-      ['bool', [2]],
+      ['int32', [2]],
       ['float32', [0]],
       ['float32', [2, 0]],
     ])
-    expect(values(made[6])).toEqual([0, 1])
+    expect(values(made[6])).toEqual([0, 7])
   })
 
   test('copies what it is given', () => {

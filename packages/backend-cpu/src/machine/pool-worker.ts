@@ -3,7 +3,6 @@
 import { TilegradError } from '@tilegrad/core'
 import { type Helper, idleHelper, type StartData } from './helper.ts'
 import { nodeProcess, startInNode } from './node.ts'
-import { workerSource } from './worker-source.ts'
 
 /** Starts a worker; `onEnd` is called in a later turn of the event loop than that in which it ends. */
 export function startWorker(data: StartData, onEnd: (helper: Helper) => void): Helper {
@@ -18,15 +17,23 @@ export function startWorker(data: StartData, onEnd: (helper: Helper) => void): H
 
 /** Starts a worker of a browser, which ends only with its page, or by `terminate`: it counts as alive. */
 function startInBrowser(data: StartData): Helper {
-  const url = URL.createObjectURL(new Blob([workerSource], { type: 'text/javascript' }))
-  const worker = new Worker(url)
-  const started = new Promise<void>((resolve, reject) => {
-    worker.onmessage = () => resolve()
-    worker.onerror = (event) => reject(new TilegradError(`pool: worker ${data.thread}: ${event.message}`))
-  }).finally(() => URL.revokeObjectURL(url))
-  worker.postMessage(data)
+  let worker: Worker | null = null
+  let ended = false
+  // What workers run is code that a page which has none need not load.
+  const started = import('./worker-source.ts').then(async ({ workerSource }) => {
+    if (ended) return
+    const url = URL.createObjectURL(new Blob([workerSource], { type: 'text/javascript' }))
+    const own = new Worker(url)
+    worker = own
+    await new Promise<void>((resolve, reject) => {
+      own.onmessage = () => resolve()
+      own.onerror = (event) => reject(new TilegradError(`pool: worker ${data.thread}: ${event.message}`))
+      own.postMessage(data)
+    }).finally(() => URL.revokeObjectURL(url))
+  })
   const terminate = async () => {
-    worker.terminate()
+    ended = true
+    worker?.terminate()
     // Browsers do not tell when it is gone; until then it reads the control block, which is freed after this.
     await new Promise((resolve) => setTimeout(resolve, 100))
   }

@@ -20,10 +20,6 @@
 
 import { ValueError } from '@tilegrad/core'
 import { WorkerDiedError } from '../errors.ts'
-import type { Features } from './features.ts'
-import type { Heap } from './heap.ts'
-import type { Helper } from './helper.ts'
-import { startWorker } from './pool-worker.ts'
 import {
   asleep,
   busy,
@@ -35,7 +31,11 @@ import {
   remaining,
   task,
   up,
-} from './worker-source.ts'
+} from './control.ts'
+import type { Features } from './features.ts'
+import type { Heap } from './heap.ts'
+import type { Helper } from './helper.ts'
+import { startWorker } from './pool-worker.ts'
 
 /** What a kernel exports: rows [start, end), address of the parameter block, index of the thread. */
 export type KernelFunction = (start: number, end: number, params: number, thread: number) => void

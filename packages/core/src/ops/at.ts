@@ -346,4 +346,25 @@ export function set(
   return x
 }
 
+/** The method, with the names of its parameters. */
+export interface AtMethod {
+  /**
+   * Takes elements by their places, as `x[…]` does in Python: numbers, slices, null for a new dim, `'...'`, int32 tensors; see
+   * `Index`. Dims that are not mentioned stay. Without tensors the result is a view, which shares memory with x; with them it is
+   * a copy. Gradients flow back to x.
+   *
+   * @throws ShapeError for too many indices or a number beyond its dim, ValueError for what is no index, for an index beyond
+   * its dim where the engine can look, and for a mask of bools, whose count only the device knows: use `await
+   * x.maskedSelect(mask)`. DTypeError for a tensor that is not int32.
+   * @example
+   * const x = arange(12).reshape(3, 4)
+   * await x.at(1).toArray() // → [4, 5, 6, 7]
+   * await x.at(':', -1).toArray() // → [3, 7, 11]
+   * await x.at('1:', '::2').toArray() // → [[4, 6], [8, 10]]
+   * x.at(null, '...', 0).shape // → [1, 3]
+   * await x.at(tensor([2, 0], { dtype: 'int32' }), [1, 3]).toArray() // → [[9, 10], [1, 2]]
+   */
+  at(...indices: Index[]): Tensor
+}
+
 addMethods({ at, indexPut, set })

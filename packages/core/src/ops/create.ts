@@ -9,7 +9,16 @@ import * as e from '../expr/expr.ts'
 import { type Program, program } from '../expr/program.ts'
 import { copy, fill, generate } from '../primitives/elementwise.ts'
 import { contiguous } from '../primitives/views.ts'
-import { checkFits, type DType, dtypeOf, info, isFloat, type NumberArray, numbersOf, type TypedArray } from '../tensor/dtype.ts'
+import {
+  checkFits,
+  type DType,
+  dtypeOf,
+  info,
+  isFloat,
+  type NumberArray,
+  numbersOf,
+  type TypedArray,
+} from '../tensor/dtype.ts'
 import { flatOf, isTyped, type Nested } from '../tensor/from-arrays.ts'
 import { checkShape, numel, sameShape } from '../tensor/layout.ts'
 import { asTensor } from '../tensor/operands.ts'
@@ -61,7 +70,8 @@ export function tensor(
   let dtype = options.dtype && expectDType('tensor', options.dtype)
   if (isTyped(data)) {
     dtype ??= dtypeOf(data)
-    flat = typeof (data as ArrayLike<unknown>)[0] === 'bigint' ? Array.from(data as never, Number) : data
+    const list = data as ArrayLike<number>
+    flat = typeof list[0] === 'bigint' ? Array.from(list, Number) : list
     natural = [flat.length]
   } else {
     const { shape: nesting, list } = flatOf('tensor', data as Nested)

@@ -57,7 +57,23 @@ function extreme(
  * await indices.toArray() // → [1, 0]
  */
 export function max(x: Tensor, dim?: null, options?: ReduceOptions): Tensor
+/**
+ * Finds the largest along a dim and where it stands, int32: `[values, indices]`. NaN counts as largest. The gradient goes to the
+ * first of equal ones.
+ *
+ * @throws ShapeError for a dim that x does not have, or if there are no elements.
+ * @example
+ * const [values, indices] = tensor([[1, 5], [7, 4]]).max(1)
+ * await indices.toArray() // → [1, 0]
+ */
 export function max(x: Tensor, dim: number, options?: ReduceOptions): Found
+/**
+ * Takes the larger of each pair of elements; shapes broadcast, and NaN wins.
+ *
+ * @throws ShapeError if the shapes do not broadcast.
+ * @example
+ * await tensor([1, 5]).max(tensor([3, 3])).toArray() // → [3, 5]
+ */
 export function max(x: Tensor, other: Tensor | ArrayOperand): Tensor
 export function max(
   x: Tensor,
@@ -79,7 +95,23 @@ export function max(
  * await indices.toArray() // → [0, 1]
  */
 export function min(x: Tensor, dim?: null, options?: ReduceOptions): Tensor
+/**
+ * Finds the smallest along a dim and where it stands, int32: `[values, indices]`. NaN counts as smallest. The gradient goes to the
+ * first of equal ones.
+ *
+ * @throws ShapeError for a dim that x does not have, or if there are no elements.
+ * @example
+ * const [values, indices] = tensor([[1, 5], [7, 4]]).min(1)
+ * await indices.toArray() // → [0, 1]
+ */
 export function min(x: Tensor, dim: number, options?: ReduceOptions): Found
+/**
+ * Takes the smaller of each pair of elements; shapes broadcast, and NaN wins.
+ *
+ * @throws ShapeError if the shapes do not broadcast.
+ * @example
+ * await tensor([1, 5]).min(tensor([3, 3])).toArray() // → [1, 3]
+ */
 export function min(x: Tensor, other: Tensor | ArrayOperand): Tensor
 export function min(
   x: Tensor,
@@ -116,6 +148,15 @@ export function aminmax(
  * await values.toArray() // → [2]
  */
 export function median(x: Tensor): Tensor
+/**
+ * Finds the middle one in order along a dim, and where it stands: `[values, indices]`. Of an even number it is the lower one;
+ * with NaN among them it is NaN.
+ *
+ * @throws ShapeError for a dim that x does not have, or if there are no elements.
+ * @example
+ * const [values] = tensor([[3, 1, 2]]).median(1)
+ * await values.toArray() // → [2]
+ */
 export function median(x: Tensor, dim: number, options?: ReduceOptions): Found
 export function median(x: Tensor, dim?: number, options: ReduceOptions = {}): Tensor | Found {
   const { keepdim = false } = expectOptions('median', options, REDUCING)
@@ -254,5 +295,92 @@ export const cummax = (x: Tensor, dim: number): Found => running('cummax', x, di
  * await values.toArray() // → [2, 1, 1]
  */
 export const cummin = (x: Tensor, dim: number): Found => running('cummin', x, dim)
+
+/** The methods that have several forms. */
+export interface ExtremesMethods {
+  /**
+   * Finds the largest: of all elements; or with a dim the largest along it and where it stands, `[values, indices]`; or with
+   * another tensor the larger of each pair. NaN counts as largest. Along a dim the gradient goes to the first of equal ones, of
+   * all elements it is shared.
+   *
+   * @throws ShapeError for a dim that x does not have, or if there are no elements.
+   * @example
+   * const x = tensor([[1, 5], [7, 4]])
+   * await x.max().item() // → 7
+   * const [values, indices] = x.max(1)
+   * await values.toArray() // → [5, 7]
+   * await indices.toArray() // → [1, 0]
+   */
+  max(dim?: null, options?: ReduceOptions): Tensor
+  /**
+   * Finds the largest along a dim and where it stands, int32: `[values, indices]`. NaN counts as largest. The gradient goes to the
+   * first of equal ones.
+   *
+   * @throws ShapeError for a dim that x does not have, or if there are no elements.
+   * @example
+   * const [values, indices] = tensor([[1, 5], [7, 4]]).max(1)
+   * await indices.toArray() // → [1, 0]
+   */
+  max(dim: number, options?: ReduceOptions): Found
+  /**
+   * Takes the larger of each pair of elements; shapes broadcast, and NaN wins.
+   *
+   * @throws ShapeError if the shapes do not broadcast.
+   * @example
+   * await tensor([1, 5]).max(tensor([3, 3])).toArray() // → [3, 5]
+   */
+  max(other: Tensor | ArrayOperand): Tensor
+  /**
+   * Finds the smallest: of all elements; or with a dim the smallest along it and where it stands, `[values, indices]`; or with
+   * another tensor the smaller of each pair. NaN counts as smallest. Along a dim the gradient goes to the first of equal ones,
+   * of all elements it is shared.
+   *
+   * @throws ShapeError for a dim that x does not have, or if there are no elements.
+   * @example
+   * const [values, indices] = tensor([[1, 5], [7, 4]]).min(1)
+   * await values.toArray() // → [1, 4]
+   * await indices.toArray() // → [0, 1]
+   */
+  min(dim?: null, options?: ReduceOptions): Tensor
+  /**
+   * Finds the smallest along a dim and where it stands, int32: `[values, indices]`. NaN counts as smallest. The gradient goes to the
+   * first of equal ones.
+   *
+   * @throws ShapeError for a dim that x does not have, or if there are no elements.
+   * @example
+   * const [values, indices] = tensor([[1, 5], [7, 4]]).min(1)
+   * await indices.toArray() // → [0, 1]
+   */
+  min(dim: number, options?: ReduceOptions): Found
+  /**
+   * Takes the smaller of each pair of elements; shapes broadcast, and NaN wins.
+   *
+   * @throws ShapeError if the shapes do not broadcast.
+   * @example
+   * await tensor([1, 5]).min(tensor([3, 3])).toArray() // → [1, 3]
+   */
+  min(other: Tensor | ArrayOperand): Tensor
+  /**
+   * Finds the middle one in order: of all elements; or with a dim along it, with where it stands, `[values, indices]`. Of an even
+   * number it is the lower one; with NaN among them it is NaN.
+   *
+   * @throws ShapeError for a dim that x does not have, or if there are no elements.
+   * @example
+   * await tensor([3, 1, 2, 9]).median().item() // → 2
+   * const [values] = tensor([[3, 1, 2]]).median(1)
+   * await values.toArray() // → [2]
+   */
+  median(): Tensor
+  /**
+   * Finds the middle one in order along a dim, and where it stands: `[values, indices]`. Of an even number it is the lower one;
+   * with NaN among them it is NaN.
+   *
+   * @throws ShapeError for a dim that x does not have, or if there are no elements.
+   * @example
+   * const [values] = tensor([[3, 1, 2]]).median(1)
+   * await values.toArray() // → [2]
+   */
+  median(dim: number, options?: ReduceOptions): Found
+}
 
 addMethods({ max, min, aminmax, median, quantile, cummax, cummin })

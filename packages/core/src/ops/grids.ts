@@ -224,7 +224,7 @@ export function unfold(x: Tensor, dim: number, size: number, step: number): Tens
 
 /** Options of `searchsorted`. */
 export interface SearchsortedOptions {
-  /** Of equal elements the place behind the last instead of before the first. Default: false. */
+  /** Takes the place behind the last of equal elements instead of before the first. Default: false. */
   right?: boolean
 }
 
@@ -267,8 +267,9 @@ export function searchsorted(
 export interface HistcOptions {
   /** How many bins of equal width there are. Default: 100. */
   bins?: number
-  /** Where the first begins and the last ends. Default: the smallest and the largest element. */
+  /** Where the first bin begins. Default, with `max`: the smallest element. */
   min?: number
+  /** Where the last bin ends. Default, with `min`: the largest element. */
   max?: number
 }
 

@@ -160,12 +160,10 @@ const SOFTSHRINK = program(
  * @example
  * await tensor([-2, 0.2, 2]).softshrink().toArray() // → [-1.5, 0, 1.5]
  */
-export const softshrink = (x: Tensor, options: { lambd?: number } = {}): Tensor =>
-  elementwise(
-    SOFTSHRINK,
-    [asTensor('softshrink', x)],
-    [expectOptions('softshrink', options, { lambd: 1 }).lambd ?? 0.5],
-  )
+export function softshrink(x: Tensor, options: { lambd?: number } = {}): Tensor {
+  const { lambd = 0.5 } = expectOptions('softshrink', options, { lambd: 1 })
+  return composed('softshrink', [x], ([t]) => [elementwise(SOFTSHRINK, [t], [lambd])])[0]
+}
 
 const THRESHOLD = program('threshold', 1, ([x], [at, v]) => e.select(e.gt(x, at), x, v), 2)
 

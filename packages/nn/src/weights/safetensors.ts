@@ -268,7 +268,8 @@ export function loadSafetensors(
   const dict = Object.create(NAMELESS) as StateDict
   for (const [name, stored] of readSafetensors(bytes).tensors) {
     const dtype = widen ? undefined : halves[stored.dtype]
-    dict[name] = tensor(storedValues(stored), stored.shape, dtype ? { ...rest, dtype } : rest)
+    const as = dtype ?? (stored.dtype === 'BOOL' ? 'bool' : undefined)
+    dict[name] = tensor(storedValues(stored), stored.shape, as ? { ...rest, dtype: as } : rest)
   }
   return dict
 }

@@ -197,7 +197,13 @@ function fromFlags(
     all += count
   }
   return build(
-    () => new BlockMask(tensor(flags, shape, where), blockSize, most, all / Math.max(1, flags.length)),
+    () =>
+      new BlockMask(
+        tensor(flags, shape, { ...where, dtype: 'bool' }),
+        blockSize,
+        most,
+        all / Math.max(1, flags.length),
+      ),
   )
 }
 
