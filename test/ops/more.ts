@@ -13,7 +13,8 @@ op('erfc', 2, [[f([3, 4])]], POINTWISE)
 for (const name of ['log2', 'log10']) op(name, 2, [[pos([3, 4])], [int([4], 1, 9)]], POINTWISE)
 op('trunc', 1, [[away([3, 5])], [int([4])]], POINTWISE)
 op('frac', 2, [[f([3, 5], 0.1, 0.9)]], POINTWISE)
-for (const name of ['isinf', 'isfinite']) op(name, 0, [[f([3, 4])], [int([5])]], POINTWISE)
+for (const name of ['isinf', 'isfinite', 'isposinf', 'isneginf'])
+  op(name, 0, [[f([3, 4])], [int([5])]], POINTWISE)
 op('nanToNum', 2, [[f([3, 4])], [f([4]), { nan: 1, posinf: 2, neginf: 3 }], [int([4])]], POINTWISE)
 for (const name of ['remainder', 'fmod'])
   op(name, 2, [
@@ -86,14 +87,15 @@ op(
   2,
   [
     [f([3, 4])],
-    [away([3, 4]), 1, { p: 1 }],
-    [away([3, 4]), [0, 1], { p: 3, keepdim: true }],
-    [distinct([3, 4]), 1, { p: Infinity }],
-    [distinct([3, 4]), 0, { p: -Infinity }],
+    [away([3, 4]), 1, 1],
+    [away([3, 4]), 3, [0, 1], { keepdim: true }],
+    [distinct([3, 4]), Infinity, 1],
+    [distinct([3, 4]), -Infinity, 0],
   ],
   LONG,
 )
-op('norm', 0, [[f([3, 4]), null, { p: 0 }]])
+op('norm', 0, [[f([3, 4]), 0]])
+op('clip', 2, [[distinct([4, 5]), -1.03, 0.96]], POINTWISE)
 for (const name of ['varMean', 'stdMean'])
   op(name, 2, [[f([3, 4])], [f([3, 4]), 1, { correction: 0, keepdim: true }]], LONG)
 op('countNonzero', 0, [[int([3, 4], 0, 2)], [bool([3, 4]), 1]])

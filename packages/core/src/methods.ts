@@ -62,7 +62,7 @@ const notMethods = [
  * says what to import.
  */
 const others =
-  'allclose at clamp_ cummax diag diff fmod indexAdd indexPut isclose isfinite isinf lerp log2 maskedScatter maskedSelect max median min multinomial nanToNum nonzero norm quantile remainder repeatInterleave scatter set size sizes swapaxes trace unfold unique varMean'
+  'allclose at clamp_ clip diag diff fmod indexAdd indexPut isclose isfinite isinf lerp log2 maskedScatter maskedSelect max median min multinomial nanToNum nonzero norm quantile remainder repeatInterleave scatter set size sizes trace unfold unique varMean'
 
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false
 

@@ -10,7 +10,7 @@ import { type ArrayOperand, asTensor } from '../tensor/operands.ts'
 import type { Tensor } from '../tensor/tensor.ts'
 import { composed } from './composed.ts'
 import { item } from './create.ts'
-import { add, div, exp, mul, type Operand, reciprocal, rsqrt, square, sub } from './pointwise.ts'
+import { add, clamp, div, exp, mul, type Operand, reciprocal, rsqrt, square, sub } from './pointwise.ts'
 import { all } from './reduction.ts'
 
 /** More scalar functions, each one expression: those that not every program needs. */
@@ -317,6 +317,31 @@ export const isinf: Function1 = unary('isinf', (x) => e.eq(e.abs(x), Infinity))
 export const isfinite: Function1 = unary('isfinite', (x) => e.lt(e.abs(x), Infinity))
 
 /**
+ * Says which elements are ∞, as bools.
+ *
+ * @example
+ * await tensor([Infinity, -Infinity]).isposinf().toArray() // → [true, false]
+ */
+export const isposinf: Function1 = unary('isposinf', (x) => e.eq(x, Infinity))
+
+/**
+ * Says which elements are −∞, as bools.
+ *
+ * @example
+ * await tensor([Infinity, -Infinity]).isneginf().toArray() // → [false, true]
+ */
+export const isneginf: Function1 = unary('isneginf', (x) => e.eq(x, -Infinity))
+
+/**
+ * Limits x to [min, max]: PyTorch's other name of `clamp`.
+ *
+ * @throws ValueError if both limits are missing, ShapeError if the shapes do not broadcast.
+ * @example
+ * await tensor([-2, 0.5, 3]).clip(0, 1).toArray() // → [0, 0.5, 1]
+ */
+export const clip = (x: Tensor, min?: Operand | null, max?: Operand | null): Tensor => clamp(x, min, max)
+
+/**
  * Takes 1 − erf(x), the share of a normal distribution that lies outside; integers become float32.
  *
  * @example
@@ -586,6 +611,9 @@ export function addcdiv(x: Tensor, a: Tensor, b: Tensor, options: { value?: numb
 const ADDCDIV: Program = program('addcdiv', 3, ([x, a, b], [v]) => e.add(x, e.mul(v, e.div(a, b))), 1)
 
 addMethods({
+  clip,
+  isposinf,
+  isneginf,
   tan,
   atan,
   asin,

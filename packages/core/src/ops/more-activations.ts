@@ -29,7 +29,7 @@ function activation(name: string, f: (x: e.Expr) => e.Expr): (x: Tensor) => Tens
 }
 
 const limited = (x: e.Expr, low: e.Arg, high: e.Arg): e.Expr =>
-  e.select(e.lt(x, low), low, e.select(e.gt(x, high), high, x))
+  e.select(e.le(x, low), low, e.select(e.ge(x, high), high, x))
 
 /** α · (e^(x / α) − 1) below 0, whose branch that is not taken stays finite. */
 const exponential = (x: e.Expr, alpha: e.Arg): e.Expr => {

@@ -126,7 +126,7 @@ export function pairwiseDistance(a: Tensor, b: Tensor, options: PairwiseOptions 
     eps: 1,
     keepdim: 1,
   })
-  return composed('pairwise_distance', [a, b], ([x, y]) => [norm(sub(x, y).add(eps), -1, { p, keepdim })])[0]
+  return composed('pairwise_distance', [a, b], ([x, y]) => [norm(sub(x, y).add(eps), p, -1, { keepdim })])[0]
 }
 
 /**

@@ -27,23 +27,17 @@ import { cat, narrow } from './shape.ts'
 
 /** Norms, and what else is told of many elements. */
 
-/** Options of `norm`. */
-export interface VectorNormOptions extends ReduceOptions {
-  /** The order: 2 (default) is the Euclidean norm, 1 the sum of sizes, ∞ the largest, −∞ the smallest, 0 counts what is not 0. */
-  p?: number | 'fro'
-}
-
 /**
- * Takes the p-norm (Σ |x|ᵖ)^(1/p) over dims, by default of all elements: the length of a vector. Where a Euclidean norm is 0,
- * its gradient is 0.
+ * Takes the p-norm (Σ |x|ᵖ)^(1/p) over dims, by default the Euclidean one of all elements: the length of a vector. Order 1 is the
+ * sum of sizes, ∞ the largest, −∞ the smallest, 0 counts what is not 0. Where a norm is 0, its gradient is 0.
  *
- * @throws DTypeError for integers: convert first. ShapeError for a dim that x does not have.
+ * @throws DTypeError for integers: convert first. ShapeError for a dim that x does not have, ValueError for an order that is none.
  * @example
  * await tensor([[3, 4]]).norm().item() // → 5
- * await tensor([[3, -4]]).norm(1, { p: 1 }).toArray() // → [7]
+ * await tensor([[3, -4]]).norm(1, 1).toArray() // → [7]
  */
-export function norm(x: Tensor, dim?: Dims, options: VectorNormOptions = {}): Tensor {
-  const { p = 2, keepdim = false } = expectOptions('norm', options, { p: 1, keepdim: 1 })
+export function norm(x: Tensor, p: number | 'fro' = 2, dim?: Dims, options: ReduceOptions = {}): Tensor {
+  const { keepdim = false } = expectOptions('norm', options, { keepdim: 1 })
   x = asTensor('norm', x)
   expectFloat('norm', x.dtype)
   const order = p === 'fro' ? 2 : p
@@ -57,7 +51,10 @@ export function norm(x: Tensor, dim?: Dims, options: VectorNormOptions = {}): Te
     if (order === Infinity) return [amax(abs(t), dims, how)]
     if (order === -Infinity) return [amin(abs(t), dims, how)]
     if (order === 0) return [sum(copy(t.ne(0), t.dtype), dims, how)]
-    return [pow(sum(pow(abs(t), order), dims, how), 1 / order)]
+    // A root of 0 has no slope.
+    const total = sum(pow(abs(t), order), dims, how)
+    const none = total.eq(0)
+    return [where(none, total, pow(where(none, 1, total), 1 / order))]
   })[0]
 }
 
@@ -202,7 +199,7 @@ export interface DistanceOptions {
  * await tensor([0, 0]).dist(tensor([3, 4])).item() // → 5
  */
 export const dist = (a: Tensor, b: Tensor | ArrayOperand, options: DistanceOptions = {}): Tensor =>
-  norm(sub(a, asTensor('dist', b, a)), null, { p: expectOptions('dist', options, { p: 1 }).p ?? 2 })
+  norm(sub(a, asTensor('dist', b, a)), expectOptions('dist', options, { p: 1 }).p ?? 2)
 
 /**
  * Takes the distances of all pairs of rows: (…, N, D) and (…, M, D) → (…, N, M), by default Euclidean. All differences are
@@ -225,7 +222,7 @@ export function cdist(a: Tensor, b: Tensor | ArrayOperand, options: DistanceOpti
     const left = reshapeView(x, x.shape.toSpliced(-1, 0, 1))
     const right = reshapeView(y, y.shape.toSpliced(-2, 0, 1))
     if (p === 2) return [rootOfSquares(sum(elementwise(L2, [left, right]), -1))]
-    return [norm(sub(left, right), -1, { p })]
+    return [norm(sub(left, right), p, -1)]
   })[0]
 }
 
@@ -248,7 +245,7 @@ export interface NormalizeOptions {
  */
 export function normalize(x: Tensor, options: NormalizeOptions = {}): Tensor {
   const { p = 2, dim = 1, eps = 1e-12 } = expectOptions('normalize', options, { p: 1, dim: 1, eps: 1 })
-  return composed('normalize', [x], ([t]) => [div(t, norm(t, dim, { p, keepdim: true }).clamp(eps))])[0]
+  return composed('normalize', [x], ([t]) => [div(t, norm(t, p, dim, { keepdim: true }).clamp(eps))])[0]
 }
 
 /** Options of `cosineSimilarity`. */
@@ -269,7 +266,7 @@ export interface CosineOptions {
 export function cosineSimilarity(a: Tensor, b: Tensor, options: CosineOptions = {}): Tensor {
   const { dim = 1, eps = 1e-8 } = expectOptions('cosine_similarity', options, { dim: 1, eps: 1 })
   return composed('cosine_similarity', [a, b], ([x, y]) => {
-    const unit = (t: Tensor): Tensor => div(t, norm(t, dim, { keepdim: true }).clamp(eps))
+    const unit = (t: Tensor): Tensor => div(t, norm(t, 2, dim, { keepdim: true }).clamp(eps))
     return [sum(mul(unit(x), unit(y)), dim)]
   })[0]
 }
