@@ -6,15 +6,19 @@ import { runConformance } from './run.ts'
 
 export const fixtures = fileURLToPath(new URL('../fixtures/conformance', import.meta.url))
 
+/** Names that are compositions, made as the others are. */
+export const more = fileURLToPath(new URL('../fixtures/conformance-more', import.meta.url))
+
 export const OPERATORS = /^(?!attention|trajectory|gpt2|llama)/
 
 /** Runs what matches. */
 export async function failures(
   backend: Backend,
   only: RegExp,
+  from = fixtures,
 ): Promise<{ failed: string[]; passed: number }> {
   const failed: string[] = []
-  const report = await runConformance(fixtures, backend, {
+  const report = await runConformance(from, backend, {
     only,
     print: (line) => void (line.startsWith('FAIL') && failed.push(line)),
   })
@@ -27,6 +31,12 @@ export function testBackend(backend: Backend): void {
     const { failed, passed } = await failures(backend, OPERATORS)
     expect(failed).toEqual([])
     expect(passed).toBeGreaterThan(400)
+  })
+
+  test('operators that are compositions', async () => {
+    const { failed, passed } = await failures(backend, OPERATORS, more)
+    expect(failed).toEqual([])
+    expect(passed).toBeGreaterThan(250)
   })
 
   test('attention', async () => {

@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url'
 import { createWebGpuBackend } from '@tilegrad/backend-webgpu'
 import { reference } from '@tilegrad/core'
 import { afterAll, describe, expect, test } from 'vitest'
-import { failures, fixtures, OPERATORS, testBackend } from './checks.ts'
+import { failures, fixtures, more, OPERATORS, testBackend } from './checks.ts'
 import { main } from './cli.ts'
 import { type OpCase, readJson } from './manifest.ts'
 import { torchOpNames } from './torch-ops.ts'
@@ -28,6 +28,13 @@ test('the fixture has cases of every operator that PyTorch names', () => {
   const { cases } = readJson(join(fixtures, 'ops.json')) as { cases: OpCase[] }
   const ops = new Set(cases.map((c) => c.op.replace('nn.functional.', '')))
   expect(ops.size).toBeGreaterThanOrEqual(107)
+  expect([...ops].filter((op) => !torchOpNames().includes(op))).toEqual([])
+})
+
+test('the other fixture has cases of every name that PyTorch has samples of', () => {
+  const { cases } = readJson(join(more, 'ops.json')) as { cases: OpCase[] }
+  const ops = new Set(cases.map((c) => c.op.replace('nn.functional.', '')))
+  expect(ops.size).toBeGreaterThanOrEqual(90)
   expect([...ops].filter((op) => !torchOpNames().includes(op))).toEqual([])
 })
 

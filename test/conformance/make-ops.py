@@ -1,8 +1,9 @@
 """Writes ops.json and ops.safetensors: what PyTorch answers to the samples of its own operator table (OpInfo).
 
-usage: python make-ops.py OUT_DIR [SAMPLES]
+usage: python make-ops.py OUT_DIR [SAMPLES] [more]
 
-Needs torch. SAMPLES (default 20) limits the samples per operator, dtype and memory layout.
+Needs torch. SAMPLES (default 20) limits the samples per operator, dtype and memory layout. With `more` it takes the operators
+of MORE instead.
 """
 import json
 import math
@@ -21,6 +22,16 @@ baddbmm outer einsum permute transpose movedim T reshape view flatten expand bro
 chunk narrow unbind squeeze unsqueeze flip roll diagonal tril triu pad index_select gather scatter_add masked_fill sort
 topk linear embedding layer_norm rms_norm group_norm dropout cross_entropy nll_loss mse_loss smooth_l1_loss huber_loss
 binary_cross_entropy_with_logits scaled_dot_product_attention
+""".split()
+# Compositions, which come in a folder of their own.
+MORE = """
+tan atan asin acos sinh cosh asinh acosh atanh atan2 log2 log10 exp2 trunc frac isinf isfinite isposinf isneginf erfc
+erfinv nan_to_num remainder fmod floor_divide lerp logaddexp hypot logical_xor isclose addcmul addcdiv clip max min
+aminmax median quantile cummax cummin norm var_mean std_mean count_nonzero nansum nanmean diff logcumsumexp dist cdist
+diag diag_embed trace kron tensordot cross meshgrid repeat_interleave hstack vstack swapaxes unfold searchsorted
+scatter index_add index_copy index_fill take take_along_dim masked_scatter index_put selu mish hardswish hardsigmoid
+relu6 logsigmoid softsign tanhshrink celu hardtanh softshrink threshold prelu glu kl_div binary_cross_entropy
+pairwise_distance margin_ranking_loss cosine_embedding_loss triplet_margin_loss normalize cosine_similarity
 """.split()
 DTYPES = [torch.float32, torch.int32, torch.bool]
 STORED = {
@@ -104,10 +115,11 @@ def write(path):
         file.writelines(blobs)
 
 
-def main(out, limit=20):
+def main(out, limit=20, which=""):
+    limit, operators = int(limit), MORE if which == "more" else OPERATORS
     cases = []
     for info in op_db:
-        if info.name.removeprefix("nn.functional.") not in OPERATORS:
+        if info.name.removeprefix("nn.functional.") not in operators or info.name == "nn.functional.unfold":
             continue
         for dtype in DTYPES:
             if dtype not in info.supported_dtypes("cpu"):
@@ -117,6 +129,9 @@ def main(out, limit=20):
             for number, sample in enumerate(info.sample_inputs("cpu", dtype, requires_grad=differentiable)):
                 if number == limit:
                     break
+                # Float32 keeps nothing of the exponentials of differences between numbers as large as these.
+                if info.name == "logcumsumexp" and sample.input.abs().max() > 1000:
+                    continue
                 for view in (sample, sample.noncontiguous()):
                     cases.append(record(info, view, len(cases)))
     os.makedirs(out, exist_ok=True)
@@ -126,4 +141,4 @@ def main(out, limit=20):
     print(f"{len(cases)} cases of {len({c['op'] for c in cases})} operators")
 
 
-main(sys.argv[1], *map(int, sys.argv[2:]))
+main(*sys.argv[1:])

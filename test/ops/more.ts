@@ -95,7 +95,7 @@ op(
   LONG,
 )
 op('norm', 0, [[f([3, 4]), 0]])
-op('clip', 2, [[distinct([4, 5]), -1.03, 0.96]], POINTWISE)
+op('clip', 2, [[distinct([4, 5]), -1.03, 0.96]])
 for (const name of ['varMean', 'stdMean'])
   op(name, 2, [[f([3, 4])], [f([3, 4]), 1, { correction: 0, keepdim: true }]], LONG)
 op('countNonzero', 0, [[int([3, 4], 0, 2)], [bool([3, 4]), 1]])

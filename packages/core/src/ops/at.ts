@@ -219,7 +219,7 @@ export function putFlat(op: string, x: Tensor, at: Tensor, values: Tensor, accum
   const [from, where_, put] = [flat(x), flat(at), flat(values)]
   const scattered = (into: Tensor, places: Tensor, what: Tensor): Tensor =>
     scatterAddPrimitive(op, into, 0, places, what)
-  if (accumulate) return reshapeView(scattered(from, where_, copy(put, x.dtype)), x.shape)
+  if (accumulate) return copy(reshapeView(scattered(from, where_, copy(put, x.dtype)), x.shape), x.dtype)
   const count = where_.numel
   if (count === 0) return copy(x)
   // Sorted, the last of each run of equal positions is the one that stays.
@@ -231,7 +231,7 @@ export function putFlat(op: string, x: Tensor, at: Tensor, values: Tensor, accum
   const written = scattered(fill(x.backend, [n], 0, 'int32'), places, ones)
   const wide = x.dtype === 'bool' ? 'int32' : x.dtype
   const fresh = scattered(fill(x.backend, [n], 0, wide), places, copy(chosen, wide))
-  return reshapeView(where(copy(written, 'bool'), copy(fresh, x.dtype), from), x.shape)
+  return reshapeView(copy(where(copy(written, 'bool'), copy(fresh, x.dtype), from), x.dtype), x.shape)
 }
 
 /** A value as a tensor of x's dtype, which must be able to hold it. */
@@ -260,7 +260,7 @@ function put(op: string, x: Tensor, indices: readonly Index[], v: Tensor, accumu
         `${op}: values ${show(v.shape)} for a mask must be one for all, of shape ${show(x.shape.slice(mask.rank))} or less; x.maskedScatter(mask, values) takes one for each`,
       )
     const filled = v.numel === 1 ? reshapeView(v, []) : v
-    if (accumulate) return elementwise(ADD_WHERE, [x, spread, filled])
+    if (accumulate) return elementwise(ADD_WHERE, [x, spread, filled], [], x.dtype)
     return elementwise(PUT_WHERE, [x, spread, filled], [], x.dtype)
   }
   const positions = reshapeView(arange(0, x.numel, 1, { device: x.backend }), x.shape)

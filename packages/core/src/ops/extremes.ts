@@ -213,7 +213,7 @@ export function quantile(
     interpolation: 1,
   })
   x = asTensor('quantile', x)
-  const all = dim === undefined || dim === null
+  const all = dim === undefined || dim === null || x.rank === 0
   const line = all || x.rank === 0 ? reshapeView(x, [x.numel]) : x
   const d = all ? 0 : wrapDim('quantile', dim, line.rank)
   const n = line.shape[d]

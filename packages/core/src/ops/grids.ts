@@ -201,7 +201,7 @@ export const swapaxes = (x: Tensor, axis0: number, axis1: number): Tensor => tra
  */
 export function unfold(x: Tensor, dim: number, size: number, step: number): Tensor {
   x = asTensor('unfold', x)
-  if (x.rank === 0) throw new ShapeError('unfold: a scalar has no dims')
+  if (x.rank === 0) return unfold(reshapeView(x, [1]), dim, size, step).squeeze(0)
   const d = wrapDim('unfold', dim, x.rank)
   const n = x.shape[d]
   if (!(Number.isInteger(size) && size >= 0 && size <= n && Number.isInteger(step) && step >= 1))

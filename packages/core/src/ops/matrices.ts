@@ -1,6 +1,7 @@
 import { addMethods } from '../add-methods.ts'
 import { expectOptions } from '../checks.ts'
 import { ShapeError, show } from '../errors.ts'
+import { copy } from '../primitives/elementwise.ts'
 import { reshapeView } from '../primitives/views.ts'
 import { numel, wrapDim } from '../tensor/layout.ts'
 import { type ArrayOperand, asTensor } from '../tensor/operands.ts'
@@ -57,7 +58,7 @@ export function diagEmbed(x: Tensor, options: DiagEmbedOptions = {}): Tensor {
       // Along the diagonal rows, above it, and columns, below it, count the elements of x.
       const padded = t.pad(offset >= 0 ? [0, n - own] : [0, n - own])
       const along = reshapeView(padded, [...x.shape.slice(0, -1), ...(offset >= 0 ? [n, 1] : [1, n])])
-      return [where(eq(sub(columns, rows), offset), along, 0)]
+      return [copy(where(eq(sub(columns, rows), offset), along, 0), t.dtype)]
     },
     true,
   )[0]
@@ -107,6 +108,14 @@ export function kron(a: Tensor, b: Tensor | ArrayOperand): Tensor {
   })[0]
 }
 
+const meet = (m: number, n: number): boolean => m === n || m === 1 || n === 1
+
+/** x, added up over those of its dims whose partner has size 1. */
+const narrowed = (x: Tensor, mine: readonly number[], y: Tensor, theirs: readonly number[]): Tensor => {
+  const over = mine.filter((d, i) => x.shape[d] > 1 && y.shape[theirs[i]] === 1)
+  return over.length > 0 ? sum(x, over, { keepdim: true }) : x
+}
+
 /**
  * Multiplies over several dims at once: the last `dims` of a with the first of b, or the listed ones of each.
  *
@@ -132,11 +141,13 @@ export function tensordot(
     typeof dims === 'number'
       ? [count.map((i) => a.rank - dims + i), count]
       : [dims[0].map((d) => wrapDim(op, d, a.rank)), dims[1].map((d) => wrapDim(op, d, other.rank))]
-  if (mine.length !== theirs.length || mine.some((d, i) => a.shape[d] !== other.shape[theirs[i]]))
+  if (mine.length !== theirs.length || mine.some((d, i) => !meet(a.shape[d], other.shape[theirs[i]])))
     throw new ShapeError(
       `${op}: dims ${show(mine)} of ${show(a.shape)} and ${show(theirs)} of ${show(other.shape)} differ`,
     )
-  return composed(op, [a, other], ([x, y]) => {
+  return composed(op, [a, other], ([p0, q0]) => {
+    // Where one has size 1 the other is added up.
+    const [x, y] = [narrowed(p0, mine, q0, theirs), narrowed(q0, theirs, p0, mine)]
     const rest = (t: Tensor, used: readonly number[]): number[] =>
       t.shape.map((_, d) => d).filter((d) => !used.includes(d))
     const [p, q] = [rest(x, mine), rest(y, theirs)]

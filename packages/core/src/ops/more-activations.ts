@@ -21,11 +21,7 @@ import { chunk } from './shape.ts'
 /* @__NO_SIDE_EFFECTS__ */
 function activation(name: string, f: (x: e.Expr) => e.Expr): (x: Tensor) => Tensor {
   const p = program(name, 1, ([x]) => f(x))
-  return (x) => {
-    const t = asTensor(name, x)
-    expectFloat(name, t.dtype)
-    return elementwise(p, [t])
-  }
+  return (x) => elementwise(p, [asTensor(name, x)])
 }
 
 const limited = (x: e.Expr, low: e.Arg, high: e.Arg): e.Expr =>
@@ -42,8 +38,6 @@ const SELU = { scale: 1.0507009873554805, alpha: 1.6732632423543772 }
 /**
  * Takes scale · x above 0, else scale · α · (eˣ − 1), with the two numbers that keep mean 0 and variance 1 (Klambauer et al.
  * 2017).
- *
- * @throws DTypeError for integers: convert first.
  * @example
  * await tensor([0, 1]).selu().round({ decimals: 4 }).toArray() // → [0, 1.0507]
  */
@@ -68,8 +62,6 @@ export const celu = (x: Tensor, options: { alpha?: number } = {}): Tensor => {
 
 /**
  * Takes x · tanh(ln(1 + eˣ)) (Misra 2019) of every element.
- *
- * @throws DTypeError for integers: convert first.
  * @example
  * await tensor([0, 30]).mish().toArray() // → [0, 30]
  */
@@ -80,8 +72,6 @@ export const mish = activation('mish', (x) => {
 
 /**
  * Limits (x + 3) / 6 to [0, 1]: a sigmoid of straight lines.
- *
- * @throws DTypeError for integers: convert first.
  * @example
  * await tensor([-9, 0, 9]).hardsigmoid().toArray() // → [0, 0.5, 1]
  */
@@ -89,8 +79,6 @@ export const hardsigmoid = activation('hardsigmoid', (x) => e.div(limited(e.add(
 
 /**
  * Takes x · hardsigmoid(x) (Howard et al. 2019) of every element.
- *
- * @throws DTypeError for integers: convert first.
  * @example
  * await tensor([-9, 0, 9]).hardswish().toArray() // → [0, 0, 9]
  */
@@ -98,8 +86,6 @@ export const hardswish = activation('hardswish', (x) => e.div(e.mul(x, limited(e
 
 /**
  * Limits every element to [0, 6].
- *
- * @throws DTypeError for integers: convert first.
  * @example
  * await tensor([-1, 5, 9]).relu6().toArray() // → [0, 5, 6]
  */
@@ -107,8 +93,6 @@ export const relu6 = activation('relu6', (x) => limited(x, 0, 6))
 
 /**
  * Takes ln σ(x), the logarithm of the sigmoid, without overflow.
- *
- * @throws DTypeError for integers: convert first.
  * @example
  * await tensor([-200, 200]).logsigmoid().toArray() // → [-200, 0]
  */
@@ -118,8 +102,6 @@ export const logsigmoid = activation('logsigmoid', (x) =>
 
 /**
  * Takes x / (1 + |x|) of every element.
- *
- * @throws DTypeError for integers: convert first.
  * @example
  * await tensor([-1, 3]).softsign().toArray() // → [-0.5, 0.75]
  */
@@ -127,8 +109,6 @@ export const softsign = activation('softsign', (x) => e.div(x, e.add(1, e.abs(x)
 
 /**
  * Takes x − tanh(x) of every element.
- *
- * @throws DTypeError for integers: convert first.
  * @example
  * await tensor([0]).tanhshrink().toArray() // → [0]
  */
@@ -144,7 +124,9 @@ const HARDTANH = program('hardtanh', 1, ([x], [low, high]) => limited(x, low, hi
  */
 export const hardtanh = (x: Tensor, options: { minVal?: number; maxVal?: number } = {}): Tensor => {
   const { minVal = -1, maxVal = 1 } = expectOptions('hardtanh', options, { minVal: 1, maxVal: 1 })
-  return elementwise(HARDTANH, [asTensor('hardtanh', x)], [minVal, maxVal])
+  const t = asTensor('hardtanh', x)
+  if (t.dtype !== 'int32') return elementwise(HARDTANH, [t], [minVal, maxVal])
+  return elementwise(HARDTANH, [t], [Math.trunc(minVal), Math.trunc(maxVal)], 'int32')
 }
 
 const SOFTSHRINK = program(

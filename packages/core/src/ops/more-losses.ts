@@ -2,7 +2,8 @@ import { expectFloat, expectOptions, expectReduction } from '../checks.ts'
 import { ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr/expr.ts'
 import { program } from '../expr/program.ts'
-import { elementwise } from '../primitives/elementwise.ts'
+import { copy, elementwise } from '../primitives/elementwise.ts'
+import { isFloat } from '../tensor/dtype.ts'
 import { sameShape } from '../tensor/layout.ts'
 import { type ArrayOperand, asTensor } from '../tensor/operands.ts'
 import type { Tensor } from '../tensor/tensor.ts'
@@ -17,6 +18,12 @@ import { cosineSimilarity, norm } from './statistics.ts'
 const reduced = (op: string, x: Tensor, reduction: LossReduction): Tensor => {
   expectReduction(op, reduction)
   return reduction === 'none' ? x : reduction === 'sum' ? sum(x) : mean(x)
+}
+
+/** Whole numbers become float32. */
+const floating = (op: string, x: Tensor): Tensor => {
+  const t = asTensor(op, x)
+  return isFloat(t.dtype) ? t : copy(t, 'float32')
 }
 
 const alike = (op: string, a: Tensor, b: Tensor): void => {
@@ -145,7 +152,7 @@ export function marginRankingLoss(
   const op = 'margin_ranking_loss'
   const { margin = 0, reduction = 'mean' } = expectOptions(op, options, { margin: 1, reduction: 1 })
   expectReduction(op, reduction)
-  return composed(op, [a, b, asTensor(op, target, a)], ([x, y, t]) => [
+  return composed(op, [floating(op, a), floating(op, b), asTensor(op, target, a)], ([x, y, t]) => [
     reduced(op, mul(sub(y, x), t).add(margin).relu(), reduction),
   ])[0]
 }
@@ -166,7 +173,7 @@ export function cosineEmbeddingLoss(
   const op = 'cosine_embedding_loss'
   const { margin = 0, reduction = 'mean' } = expectOptions(op, options, { margin: 1, reduction: 1 })
   expectReduction(op, reduction)
-  return composed(op, [a, b, asTensor(op, target, a)], ([x, y, t]) => {
+  return composed(op, [floating(op, a), floating(op, b), asTensor(op, target, a)], ([x, y, t]) => {
     const cos = cosineSimilarity(x, y, { dim: -1 })
     return [reduced(op, where(t.gt(0), cos.neg().add(1), cos.sub(margin).relu()), reduction)]
   })[0]

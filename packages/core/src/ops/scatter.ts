@@ -29,7 +29,6 @@ const indexOf = (op: string, at: Tensor | ArrayOperand, x: Tensor): Tensor => {
 function spread(op: string, x: Tensor, dim: number, at: Tensor | ArrayOperand): [dim: number, index: Tensor] {
   const index = indexOf(op, at, x)
   if (index.rank > 1) throw new ShapeError(`${op}: the index must have one dim, got ${show(index.shape)}`)
-  if (x.rank === 0) throw new ShapeError(`${op}: a scalar has no dims`)
   const d = wrapDim(op, dim, x.rank)
   const line = reshapeView(
     index,
@@ -112,6 +111,11 @@ export function indexAdd(
 ): Tensor {
   const { alpha = 1 } = expectOptions('index_add', options, { alpha: 1 })
   x = asTensor('index_add', x)
+  if (x.rank === 0)
+    return reshapeView(
+      indexAdd(reshapeView(x, [1]), 0, at, reshapeView(asTensor('index_add', source, x), [1]), options),
+      [],
+    )
   const [d, index] = spread('index_add', x, dim, at)
   const values = asTensor('index_add', source, x)
   return composed('index_add', [x, index, values], ([t, i, v]) => [
@@ -151,6 +155,11 @@ export function indexCopy(
   source: Tensor | ArrayOperand,
 ): Tensor {
   x = asTensor('index_copy', x)
+  if (x.rank === 0)
+    return reshapeView(
+      indexCopy(reshapeView(x, [1]), 0, at, reshapeView(asTensor('index_copy', source, x), [1])),
+      [],
+    )
   const [d, index] = spread('index_copy', x, dim, at)
   return replaced('index_copy', x, d, index, asTensor('index_copy', source, x))
 }
@@ -165,10 +174,10 @@ export function indexCopy(
  */
 export function indexFill(x: Tensor, dim: number, at: Tensor | ArrayOperand, value: number): Tensor {
   x = asTensor('index_fill', x)
+  if (x.rank === 0) return reshapeView(indexFill(reshapeView(x, [1]), 0, at, value), [])
   const index = indexOf('index_fill', at, x)
   if (index.rank > 1)
     throw new ShapeError(`index_fill: the index must have one dim, got ${show(index.shape)}`)
-  if (x.rank === 0) throw new ShapeError('index_fill: a scalar has no dims')
   const d = wrapDim('index_fill', dim, x.rank)
   const n = x.shape[d]
   return composed(
@@ -232,11 +241,19 @@ export function takeAlongDim(x: Tensor, indices: Tensor | ArrayOperand, dim?: nu
   if (index.rank !== x.rank)
     throw new ShapeError(`${op}: indices ${show(index.shape)} must have as many dims as x ${show(x.shape)}`)
   const common = broadcastShapes(op, [x.shape.with(d, 1), index.shape.with(d, 1)])
-  return gather(
-    expandView(op, x, common.with(d, x.shape[d])),
-    d,
-    expandView(op, index, common.with(d, index.shape[d])),
-  )
+  const n = x.shape[d]
+  return composed(
+    op,
+    [x, index],
+    ([t, i]) => [
+      gather(
+        expandView(op, t, common.with(d, n)),
+        d,
+        expandView(op, where(i.lt(0), i.add(n), i), common.with(d, i.shape[d])),
+      ),
+    ],
+    true,
+  )[0]
 }
 
 /**
@@ -251,8 +268,11 @@ export function takeAlongDim(x: Tensor, indices: Tensor | ArrayOperand, dim?: nu
  */
 export function maskedScatter(x: Tensor, mask: Tensor | ArrayOperand, source: Tensor | ArrayOperand): Tensor {
   const op = 'masked_scatter'
-  x = asTensor(op, x)
-  const m = expandView(op, asTensor(op, mask, x, 'bool'), x.shape)
+  const given = asTensor(op, x)
+  const flags = asTensor(op, mask, given, 'bool')
+  const shape = broadcastShapes(op, [given.shape, flags.shape])
+  const m = expandView(op, flags, shape)
+  x = expandView(op, given, shape)
   const values = asTensor(op, source, x)
   return composed(
     op,
