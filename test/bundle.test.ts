@@ -37,6 +37,27 @@ test('the bundle of a program of one line runs', async () => {
   }
 })
 
+test('methods of modules that a bundle leaves out say what to import, and come with it', async () => {
+  const run = async (program: string): Promise<string> => {
+    const { first } = await bundled(program, here)
+    const folder = mkdtempSync(join(tmpdir(), 'tilegrad-bundle-'))
+    try {
+      const file = join(folder, 'program.mjs')
+      writeFileSync(file, text(first))
+      return spawnSync(process.execPath, [file], { encoding: 'utf8' }).stdout
+    } finally {
+      rmSync(folder, { recursive: true })
+    }
+  }
+  const program = (more: string): string => `import { tensor } from '@tilegrad/core'; ${more}
+    try { console.log(tensor([1, 3, 2]).max().dataSync().join()) } catch (error) { console.log(error.message) }`
+  expect(await run(program(''))).toMatch(/^max: .*import 'tilegrad\/methods'/)
+  expect(await run(program(`import '@tilegrad/core/methods'`))).toBe('3\n')
+  expect(await run(program(`import { median } from '@tilegrad/core'; console.log(typeof median)`))).toBe(
+    'function\n3\n',
+  )
+})
+
 test('a bundle for Node, where the engine is a file that is loaded at first use, is whole and runs', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'tilegrad-bundle-'))
   try {

@@ -92,7 +92,7 @@ export const tan: Function1 = smooth(
  * Takes the angle in radians, −π/2 … π/2, whose tangent is x; integers become float32.
  *
  * @example
- * await tensor([0, 1]).atan().round({ decimals: 4 }).toArray() // → [0, 0.7854]
+ * await tensor([0, 1]).atan().mul(1e4).round().toArray() // → [0, 7854]
  */
 export const atan: Function1 = smooth('atan', arctangent, (x) => reciprocal(add(square(x), 1)))
 
@@ -100,7 +100,7 @@ export const atan: Function1 = smooth('atan', arctangent, (x) => reciprocal(add(
  * Takes the angle in radians, −π/2 … π/2, whose sine is x; NaN outside −1 … 1. Integers become float32.
  *
  * @example
- * await tensor([0, 1]).asin().round({ decimals: 4 }).toArray() // → [0, 1.5708]
+ * await tensor([0, 1]).asin().mul(1e4).round().toArray() // → [0, 15708]
  */
 export const asin: Function1 = smooth(
   'asin',
@@ -112,7 +112,7 @@ export const asin: Function1 = smooth(
  * Takes the angle in radians, 0 … π, whose cosine is x; NaN outside −1 … 1. Integers become float32.
  *
  * @example
- * await tensor([1, 0]).acos().round({ decimals: 4 }).toArray() // → [0, 1.5708]
+ * await tensor([1, 0]).acos().mul(1e4).round().toArray() // → [0, 15708]
  */
 export const acos: Function1 = smooth(
   'acos',
@@ -143,7 +143,7 @@ function hyperbolicCosine(x: e.Expr): e.Expr {
  * Takes the hyperbolic sine, (eˣ − e⁻ˣ) / 2; integers become float32.
  *
  * @example
- * await tensor([0, 1]).sinh().round({ decimals: 4 }).toArray() // → [0, 1.1752]
+ * await tensor([0, 1]).sinh().mul(1e4).round().toArray() // → [0, 11752]
  */
 export const sinh: Function1 = smooth('sinh', hyperbolicSine, (x) => cosh(x))
 
@@ -151,7 +151,7 @@ export const sinh: Function1 = smooth('sinh', hyperbolicSine, (x) => cosh(x))
  * Takes the hyperbolic cosine, (eˣ + e⁻ˣ) / 2; integers become float32.
  *
  * @example
- * await tensor([0, 1]).cosh().round({ decimals: 4 }).toArray() // → [1, 1.5431]
+ * await tensor([0, 1]).cosh().mul(1e4).round().toArray() // → [10000, 15431]
  */
 export const cosh: Function1 = smooth('cosh', hyperbolicCosine, (x) => sinh(x))
 
@@ -162,7 +162,7 @@ const huge = 1e9
  * Takes the inverse of `sinh`; integers become float32.
  *
  * @example
- * await tensor([0, 1]).asinh().round({ decimals: 4 }).toArray() // → [0, 0.8814]
+ * await tensor([0, 1]).asinh().mul(1e4).round().toArray() // → [0, 8814]
  */
 export const asinh: Function1 = smooth(
   'asinh',
@@ -181,7 +181,7 @@ export const asinh: Function1 = smooth(
  * Takes the inverse of `cosh`; NaN below 1. Integers become float32.
  *
  * @example
- * await tensor([1, 2]).acosh().round({ decimals: 4 }).toArray() // → [0, 1.317]
+ * await tensor([1, 2]).acosh().mul(1e4).round().toArray() // → [0, 13170]
  */
 export const acosh: Function1 = smooth(
   'acosh',
@@ -200,7 +200,7 @@ export const acosh: Function1 = smooth(
  * Takes the inverse of `tanh`; NaN outside −1 … 1. Integers become float32.
  *
  * @example
- * await tensor([0, 0.5]).atanh().round({ decimals: 4 }).toArray() // → [0, 0.5493]
+ * await tensor([0, 0.5]).atanh().mul(1e4).round().toArray() // → [0, 5493]
  */
 export const atanh: Function1 = smooth(
   'atanh',
@@ -244,7 +244,7 @@ const ATAN2: Op<object> = {
  *
  * @throws ShapeError if the shapes do not broadcast.
  * @example
- * await tensor([1, 0]).atan2(tensor([0, -1])).round({ decimals: 4 }).toArray() // → [1.5708, 3.1416]
+ * await tensor([1, 0]).atan2(tensor([0, -1])).mul(1e4).round().toArray() // → [15708, 31416]
  */
 export const atan2 = (y: Tensor, x: Tensor | ArrayOperand): Tensor =>
   apply(ATAN2, [floating('atan2', y), floating('atan2', asTensor('atan2', x, y))], {})[0]
@@ -363,7 +363,7 @@ const OUTER = [
  * Takes the inverse of `erf`; NaN outside −1 … 1. Integers become float32.
  *
  * @example
- * await tensor([0, 0.5]).erfinv().round({ decimals: 4 }).toArray() // → [0, 0.4769]
+ * await tensor([0, 0.5]).erfinv().mul(1e4).round().toArray() // → [0, 4769]
  */
 export const erfinv: Function1 = smooth(
   'erfinv',

@@ -39,7 +39,7 @@ const SELU = { scale: 1.0507009873554805, alpha: 1.6732632423543772 }
  * Takes scale · x above 0, else scale · α · (eˣ − 1), with the two numbers that keep mean 0 and variance 1 (Klambauer et al.
  * 2017).
  * @example
- * await tensor([0, 1]).selu().round({ decimals: 4 }).toArray() // → [0, 1.0507]
+ * await tensor([0, 1]).selu().mul(1e4).round().toArray() // → [0, 10507]
  */
 export const selu = activation('selu', (x) => {
   const below = e.lt(x, 0)

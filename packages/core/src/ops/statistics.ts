@@ -161,7 +161,7 @@ export function diff(x: Tensor, options: DiffOptions = {}): Tensor {
  *
  * @throws ShapeError for a dim that x does not have.
  * @example
- * await tensor([0, 0]).logcumsumexp(0).round({ decimals: 4 }).toArray() // → [0, 0.6931]
+ * await tensor([0, 0]).logcumsumexp(0).mul(1e4).round().toArray() // → [0, 6931]
  */
 export function logcumsumexp(x: Tensor, dim: number): Tensor {
   const op = 'logcumsumexp'
@@ -241,7 +241,7 @@ export interface NormalizeOptions {
  *
  * @throws DTypeError for integers: convert first. ShapeError for a dim that x does not have.
  * @example
- * await normalize(tensor([[3, 4]])).round({ decimals: 4 }).toArray() // → [[0.6, 0.8]]
+ * await normalize(tensor([[3, 4]])).mul(1e4).round().toArray() // → [[6000, 8000]]
  */
 export function normalize(x: Tensor, options: NormalizeOptions = {}): Tensor {
   const { p = 2, dim = 1, eps = 1e-12 } = expectOptions('normalize', options, { p: 1, dim: 1, eps: 1 })
@@ -261,7 +261,7 @@ export interface CosineOptions {
  *
  * @throws DTypeError for integers: convert first. ShapeError if the shapes do not broadcast.
  * @example
- * await cosineSimilarity(tensor([[1, 0]]), tensor([[1, 1]])).round({ decimals: 4 }).toArray() // → [0.7071]
+ * await cosineSimilarity(tensor([[1, 0]]), tensor([[1, 1]])).mul(1e4).round().toArray() // → [7071]
  */
 export function cosineSimilarity(a: Tensor, b: Tensor, options: CosineOptions = {}): Tensor {
   const { dim = 1, eps = 1e-8 } = expectOptions('cosine_similarity', options, { dim: 1, eps: 1 })
