@@ -13,8 +13,10 @@ export const shared = {
     // Tests run on the sources, so that they need no build.
     alias: [
       { find: /^@tilegrad\/core\/(formula|kernel|operands)$/, replacement: source('core/src/$1.ts') },
+      { find: /^@tilegrad\/core\/methods$/, replacement: source('core/src/all-methods.ts') },
       { find: /^@tilegrad\/([\w-]+)$/, replacement: source('$1/src/index.ts') },
       { find: /^tilegrad\/matchers$/, replacement: source('tilegrad/src/matchers.ts') },
+      { find: /^tilegrad\/methods$/, replacement: source('tilegrad/src/methods.ts') },
       { find: /^tilegrad\/workers$/, replacement: source('tilegrad/src/workers.ts') },
       { find: /^tilegrad$/, replacement: source('tilegrad/src/index.ts') },
     ],

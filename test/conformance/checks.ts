@@ -9,6 +9,9 @@ export const fixtures = fileURLToPath(new URL('../fixtures/conformance', import.
 /** Names that are compositions, made as the others are. */
 export const more = fileURLToPath(new URL('../fixtures/conformance-more', import.meta.url))
 
+/** Operators in float16 and bfloat16, as PyTorch computes them there. */
+const half = fileURLToPath(new URL('../fixtures/conformance-half', import.meta.url))
+
 export const OPERATORS = /^(?!attention|trajectory|gpt2|llama)/
 
 /** Runs what matches. */
@@ -37,6 +40,12 @@ export function testBackend(backend: Backend): void {
     const { failed, passed } = await failures(backend, OPERATORS, more)
     expect(failed).toEqual([])
     expect(passed).toBeGreaterThan(250)
+  })
+
+  test('operators in 16 bits', async () => {
+    const { failed, passed } = await failures(backend, OPERATORS, half)
+    expect(failed).toEqual([])
+    expect(passed).toBeGreaterThan(300)
   })
 
   test('attention', async () => {

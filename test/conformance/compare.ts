@@ -18,6 +18,14 @@ export const GRADIENT: Tolerance = { rtol: 1e-4, atol: 1e-5 }
 export const LOOSE: Tolerance = { rtol: 1e-4, atol: 1e-5, cancels: true }
 /** Where both sides computed in float64. */
 export const DOUBLE: Tolerance = { rtol: 1e-9, atol: 1e-11, cancels: true }
+/**
+ * Results of 16 bits: both round to 2⁻¹¹ or 2⁻⁸ of the number, PyTorch also what it computes on the way, so that a few such
+ * roundings of the largest element may be between them.
+ */
+export const halves: Readonly<Record<string, Tolerance>> = {
+  float16: { rtol: 2 ** -9, atol: 2 ** -9, cancels: true },
+  bfloat16: { rtol: 2 ** -6, atol: 2 ** -6, cancels: true },
+}
 export const EXACT: Tolerance = { rtol: 0, atol: 0 }
 
 /** |got − want| ≤ atol + rtol · |want|; NaN equals NaN, and infinities of one sign are equal. */

@@ -44,6 +44,8 @@ export class Skip extends Error {}
 const DTYPES: Readonly<Record<string, DType>> = {
   float32: 'float32',
   float64: 'float64',
+  float16: 'float16',
+  bfloat16: 'bfloat16',
   int32: 'int32',
   // Indices and integer sums are int32 here.
   int64: 'int32',
@@ -106,7 +108,9 @@ export class Tensors {
   /** A contiguous tensor by name. */
   load(name: string, requiresGrad = false): Tensor {
     const { dtype, shape } = this.stored(name)
-    const names: Record<string, DType> = { F32: 'float32', F64: 'float64', I32: 'int32', I64: 'int32' }
+    const names: Record<string, DType> = {
+      ...{ F32: 'float32', F64: 'float64', F16: 'float16', BF16: 'bfloat16', I32: 'int32', I64: 'int32' },
+    }
     return tensor(this.values(name), shape, {
       dtype: names[dtype] ?? 'bool',
       device: this.#backend,

@@ -2,7 +2,7 @@ import { join } from 'node:path'
 import { type Backend, data, grad, isFloat, layout, scope, type Tensor } from '@tilegrad/core'
 import { bind } from './arguments.ts'
 import { checkDropout, checkDropoutGradient, checkSelection, isRandom } from './choices.ts'
-import { CLOSE, DOUBLE, difference, EXACT, GRADIENT, type Tolerance } from './compare.ts'
+import { CLOSE, DOUBLE, difference, EXACT, GRADIENT, halves, type Tolerance } from './compare.ts'
 import { dtypeOf, isTensor, type OpCase, readJson, Skip, type TensorEntry, Tensors } from './manifest.ts'
 import { failed, type Outcome, PASSED, type Report, skipped } from './report.ts'
 import { type TorchOp, torchOp } from './torch-ops.ts'
@@ -83,7 +83,14 @@ function mismatch(t: Tensor, want: TensorEntry): string | null {
 }
 
 const allowed = (t: Tensor, tolerance: Tolerance): Tolerance =>
-  t.dtype === 'float64' ? DOUBLE : isFloat(t.dtype) ? tolerance : EXACT
+  t.dtype === 'float64' ? DOUBLE : (halves[t.dtype] ?? (isFloat(t.dtype) ? tolerance : EXACT))
+
+/** Gradients of 16 bits have come through the roundings of both passes. */
+function gradientAllowed(g: Tensor, outputs: Tolerance): Tolerance {
+  const { rtol, atol, cancels = false } = allowed(g, gradientTolerance(outputs))
+  const passes = g.dtype in halves ? 2 : 1
+  return { rtol: passes * rtol, atol: passes * atol, cancels }
+}
 
 const gradientTolerance = (outputs: Tolerance): Tolerance => (outputs === CLOSE ? GRADIENT : outputs)
 
@@ -128,8 +135,7 @@ async function checkGradients(
         (await checkDropoutGradient(done.input as Tensor, done.outputs[0], done.cotangents[0], g))
     else
       why =
-        mismatch(g, want) ??
-        difference(await data(g), expected, g.shape, allowed(g, gradientTolerance(done.tolerance)))
+        mismatch(g, want) ?? difference(await data(g), expected, g.shape, gradientAllowed(g, done.tolerance))
     if (why !== null) return `gradient ${i}: ${why}`
   }
   return null

@@ -20,7 +20,7 @@ function startInBrowser(data: StartData): Helper {
   let worker: Worker | null = null
   let ended = false
   // What workers run is code that a page which has none need not load.
-  const started = import('./worker-source.ts').then(async ({ workerSource }) => {
+  const started = import('./worker-source-later.ts').then(async ({ workerSource }) => {
     if (ended) return
     const url = URL.createObjectURL(new Blob([workerSource], { type: 'text/javascript' }))
     const own = new Worker(url)
