@@ -23,10 +23,11 @@ const cpu = createCpuBackend({ threads: 1 })
 afterAll(() => cpu.close())
 
 const PRODUCTS =
-  'matmul mm bmm mv dot addmm baddbmm einsum linear scaledDotProductAttention linearAttention gatedLinearAttention retention'
+  'matmul mm bmm mv dot addmm baddbmm einsum linear scaledDotProductAttention linearAttention gatedLinearAttention retention tensordot'
 const FLOAT32 =
   'sum prod mean cumsum cumprod logsumexp var std totalNorm square pow exp expm1 log log1p softplus reciprocal rsqrt softmax softmin logSoftmax ' +
-  'layerNorm rmsNorm groupNorm crossEntropy linearCrossEntropy nllLoss mseLoss l1Loss smoothL1Loss huberLoss binaryCrossEntropyWithLogits deltaRule'
+  'layerNorm rmsNorm groupNorm crossEntropy linearCrossEntropy nllLoss mseLoss l1Loss smoothL1Loss huberLoss binaryCrossEntropyWithLogits deltaRule ' +
+  'varMean stdMean nansum nanmean trace klDiv binaryCrossEntropy'
 const policy = new Map<string, 'half' | 'float32'>([
   ...PRODUCTS.split(' ').map((name) => [name, 'half'] as const),
   ...FLOAT32.split(' ').map((name) => [name, 'float32'] as const),

@@ -182,7 +182,9 @@ describe('masks of blocks', () => {
           ...c,
           options: (device) => ({
             isCausal: corner,
-            blockMask: createBlockMask(tensor(blocks.mask, blocks.shape, { device }), { blockSize }),
+            blockMask: createBlockMask(tensor(blocks.mask, blocks.shape, { device, dtype: 'bool' }), {
+              blockSize,
+            }),
           }),
           rules: { seen: (b, h, i, j) => sees(i, j) && blocks.sees(b, h, i, j) },
         },
@@ -208,8 +210,10 @@ describe('masks of blocks', () => {
             isCausal: 'bottom-right',
             window: 90,
             globalTokens: 10,
-            blockMask: createBlockMask(tensor(blocks.mask, blocks.shape, { device }), { blockSize: 48 }),
-            attnMask: tensor(keep, [T, S], { device }),
+            blockMask: createBlockMask(tensor(blocks.mask, blocks.shape, { device, dtype: 'bool' }), {
+              blockSize: 48,
+            }),
+            attnMask: tensor(keep, [T, S], { device, dtype: 'bool' }),
             alibi: tensor(slopes, { device }),
             dropoutP: 0.3,
           }
