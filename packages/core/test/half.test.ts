@@ -144,3 +144,8 @@ test('arrays of 16 bits are whole numbers, whatever they are stored as', () => {
   expect(tensor(Uint16Array.of(3), { dtype: 'float16' }).dataSync()).toEqual(Float32Array.of(3))
   expect(dtypeInfo.float16.bytes).toBe(2)
 })
+
+test('numbers beside tensors of 16 bits are not rounded to 16 bits', () => {
+  // −0.45, which lies nearer to −0.44921875 than what comes of 0.3 in bfloat16.
+  expect(tensor([-1.5]).to('bfloat16').mul(0.3).dataSync()).toEqual(Float32Array.of(-0.44921875))
+})

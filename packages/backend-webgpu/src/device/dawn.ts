@@ -17,7 +17,8 @@ const TOGGLES: Readonly<Record<string, boolean>> = {
   // Without it Dawn hides shader-f16 on NVIDIA, and every f16 matrix with it.
   vulkan_enable_f16_on_nvidia: true,
   // Bounds checks on every access protect users from the shaders of web pages. Ours check the indices that come from
-  // data themselves, and users bring none. On one H100 they cost AdamW 40 % of its speed, products up to 15 %.
+  // data themselves, and users bring none. On one H100 they cost AdamW 40 % of its speed, products up to 15 %. On one H200,
+  // in float16: products 2 %, attention 2 to 6, a mixed training step 2 to 4, decoding 13 to 20; products of float32 11.
   disable_robustness: true,
   // Times rounded to 100 µs protect web pages from each other; here nobody is to be protected.
   timestamp_quantization: false,

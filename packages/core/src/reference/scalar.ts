@@ -129,7 +129,14 @@ export function evaluate(
         return (from, n) => load(t.index, from, n, out)
       case 'param':
       case 'const':
-        out.fill(convert(t.kind === 'param' ? params[t.slot] : t.value, 'float64', t.dtype))
+        // What is computed of 16 bits is float32, numbers beside them too.
+        out.fill(
+          convert(
+            t.kind === 'param' ? params[t.slot] : t.value,
+            'float64',
+            info[t.dtype].half ? 'float32' : t.dtype,
+          ),
+        )
         return null
       case 'index':
         return (from, n) => {
