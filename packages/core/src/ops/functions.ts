@@ -222,10 +222,8 @@ const ANGLE = program('atan2', 2, ([y, x]) => {
   const behind = e.lt(e.div(1, x), 0)
   const size = e.select(e.or(e.lt(x, 0), e.and(e.eq(x, 0), behind)), e.sub(Math.PI, right), right)
   const below = e.or(e.lt(y, 0), e.and(e.eq(y, 0), e.lt(e.div(1, y), 0)))
-  return e.add(
-    e.select(below, e.neg(size), size),
-    e.mul(0, e.add(e.select(e.isnan(x), x, 0), e.select(e.isnan(y), y, 0))),
-  )
+  const angle = e.select(below, e.neg(size), size)
+  return e.select(e.isnan(x), x, e.select(e.isnan(y), y, angle))
 })
 
 const ATAN2: Op<object> = {

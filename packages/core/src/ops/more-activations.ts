@@ -132,7 +132,8 @@ export const hardtanh = (x: Tensor, options: { minVal?: number; maxVal?: number 
 const SOFTSHRINK = program(
   'softshrink',
   1,
-  ([x], [l]) => e.select(e.gt(x, l), e.sub(x, l), e.select(e.lt(x, e.neg(l)), e.add(x, l), e.mul(x, 0))),
+  ([x], [l]) =>
+    e.select(e.gt(x, l), e.sub(x, l), e.select(e.lt(x, e.neg(l)), e.add(x, l), e.select(e.isnan(x), x, 0))),
   1,
 )
 
