@@ -53,6 +53,9 @@ test('methods of modules that a bundle leaves out say what to import, and come w
     try { console.log(tensor([1, 3, 2]).max().dataSync().join()) } catch (error) { console.log(error.message) }`
   expect(await run(program(''))).toMatch(/^max: .*import 'tilegrad\/methods'/)
   expect(await run(program(`import '@tilegrad/core/methods'`))).toBe('3\n')
+  expect(await run(program(`import { Linear } from '@tilegrad/nn'; console.log(typeof Linear)`))).toBe(
+    'function\n3\n',
+  )
   expect(await run(program(`import { median } from '@tilegrad/core'; console.log(typeof median)`))).toBe(
     'function\n3\n',
   )

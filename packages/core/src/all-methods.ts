@@ -10,13 +10,14 @@ import * as extremes from './ops/extremes.ts'
 import * as found from './ops/found.ts'
 import * as functions from './ops/functions.ts'
 import { histc, repeatInterleave, swapaxes, unfold } from './ops/grids.ts'
-import * as overwriting from './ops/in-place.ts'
 import * as matrices from './ops/matrices.ts'
 import * as activations from './ops/more-activations.ts'
+import * as overwriting from './ops/more-inplace.ts'
 import { multinomial } from './ops/multinomial.ts'
 import * as scatter from './ops/scatter.ts'
 import * as sizes from './ops/sizes.ts'
 import * as statistics from './ops/statistics.ts'
+import * as trigonometry from './ops/trigonometry.ts'
 
 for (const family of [
   activations,
@@ -27,6 +28,7 @@ for (const family of [
   scatter,
   sizes,
   statistics,
+  trigonometry,
   overwriting,
 ])
   addMethods(family)

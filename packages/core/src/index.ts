@@ -101,7 +101,6 @@ export * from './ops/extremes.ts'
 export * from './ops/found.ts'
 export * from './ops/functions.ts'
 export * from './ops/grids.ts'
-export * from './ops/in-place.ts'
 export * from './ops/indexing.ts'
 export * from './ops/inplace.ts'
 export * from './ops/likes.ts'
@@ -122,6 +121,7 @@ export { type LinearCrossEntropyOptions, linearCrossEntropy } from './ops/linear
 export * from './ops/loss.ts'
 export * from './ops/matrices.ts'
 export * from './ops/more-activations.ts'
+export * from './ops/more-inplace.ts'
 export * from './ops/more-losses.ts'
 export { type MultinomialOptions, multinomial } from './ops/multinomial.ts'
 export * from './ops/norm.ts'
@@ -146,6 +146,7 @@ export * from './ops/sizes.ts'
 export * from './ops/statistics.ts'
 export { text } from './ops/text.ts'
 export * from './ops/total-norm.ts'
+export * from './ops/trigonometry.ts'
 export {
   elementwise as applyProgram,
   elementwiseAll as applyProgramAll,

@@ -7,13 +7,13 @@ import type * as extremes from './ops/extremes.ts'
 import type * as found from './ops/found.ts'
 import type * as functions from './ops/functions.ts'
 import type * as grids from './ops/grids.ts'
-import type * as overwriting from './ops/in-place.ts'
 import * as indexing from './ops/indexing.ts'
 import * as inplace from './ops/inplace.ts'
 import * as linalg from './ops/linalg.ts'
 import * as dense from './ops/linear.ts'
 import type * as matrices from './ops/matrices.ts'
 import type * as activations from './ops/more-activations.ts'
+import type * as overwriting from './ops/more-inplace.ts'
 import type * as drawing from './ops/multinomial.ts'
 import * as pointwise from './ops/pointwise.ts'
 import * as random from './ops/random.ts'
@@ -23,6 +23,7 @@ import * as shape from './ops/shape.ts'
 import type * as sized from './ops/sizes.ts'
 import type * as statistics from './ops/statistics.ts'
 import * as printed from './ops/text.ts'
+import type * as trigonometry from './ops/trigonometry.ts'
 import { Tensor } from './tensor/tensor.ts'
 
 /**
@@ -96,6 +97,7 @@ export type TensorMethods = Methods<typeof pointwise> &
   extremes.ExtremesMethods &
   Methods<typeof found> &
   Methods<typeof functions> &
+  Methods<typeof trigonometry> &
   Methods<typeof grids> &
   Methods<typeof matrices> &
   Methods<typeof scatters> &

@@ -3,11 +3,13 @@ import {
   arange,
   GradError,
   type Index,
+  memory,
   noGrad,
   rand,
   reference,
   setDefaultBackend,
   type Tensor,
+  TilegradError,
   tensor,
   zeros,
 } from '../src/index.ts'
@@ -171,6 +173,18 @@ describe('at', () => {
     ])
   })
 
+  test('is one view, whatever the number of indices, and never x itself', () => {
+    const x = zeros([3, 4], { requiresGrad: true })
+    const before = memory().tensors
+    const y = x.at('1:', 0, null)
+    const all = x.at()
+    expect(memory().tensors - before).toBe(2)
+    expect(all).not.toBe(x)
+    expect(y.shape).toEqual([2, 1])
+    y.sum().backward()
+    expect([...(x.grad as Tensor).dataSync()]).toEqual([0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0])
+  })
+
   test('gives gradients to every place as often as it was taken', async () => {
     const x = rand([4, 3], { requiresGrad: true })
     x.at(tensor([0, 2, 2], { dtype: 'int32' }), '1:')
@@ -187,7 +201,8 @@ describe('at', () => {
   test('says what is wrong', () => {
     const x = zeros([2, 3])
     const wrong: [() => unknown, string][] = [
-      [() => x.at(2), 'select: index 2 is out of range for dim 0 of [2, 3]'],
+      [() => x.at(2), 'at: index 2 is out of range for dim 0 of [2, 3]'],
+      [() => x.at(0, 1.5), 'at: index 1.5 is out of range for dim 0 of [3]'],
       [() => x.at(0, 0, 0), 'at: 3 indices for 2 dims of [2, 3]'],
       [() => x.at('...', '...'), "at: '...' may occur once"],
       [() => x.at('a'), "at: 'a' is no slice; expected whole numbers, as in '1:-1' or '::2'"],
@@ -211,6 +226,17 @@ describe('at', () => {
     ]
     for (const [run, message] of wrong) expect(run, message).toThrow(message)
   })
+})
+
+test('set leaves nothing behind, also where it is refused', () => {
+  const x = zeros([3, 4])
+  const i = tensor([0, 2], { dtype: 'int32' })
+  const before = memory().tensors
+  x.set([0, '1:'], 5).set([i], 2).set(['1:', 0], 1, { accumulate: true }).clamp_(0, 3)
+  expect(() => x.set([0], [1, 2])).toThrow(TilegradError)
+  const leaf = zeros([2], { requiresGrad: true })
+  expect(() => leaf.clamp_(0, 1)).toThrow(GradError)
+  expect(memory().tensors - before).toBe(1)
 })
 
 describe('set', () => {

@@ -3,7 +3,7 @@ import type { ElementwiseAttrs } from '../dispatch/kernels.ts'
 import { specialize } from '../expr/program.ts'
 import { cacheRow } from '../ops/attention/cache-row.ts'
 import type { Step } from './capture.ts'
-import { asViews, type CallStep, type Context, isSame, usesOf } from './fuse.ts'
+import { asViews, type CallStep, type Context, isSame, usesOf, workOf } from './fuse.ts'
 
 /**
  * What puts a row into caches becomes part of the attention to them that follows, where a backend has a kernel for that: it
@@ -58,7 +58,11 @@ function putsRow({ backend }: Context, { call, inputs, outputs }: CallStep): boo
 }
 
 /** The row and the attention as one call; null where they do not go together. */
-function joined({ backend: { kernels }, capture }: Context, row: CallStep, step: Step): CallStep | null {
+function joined(context: Context, row: CallStep, step: Step): CallStep | null {
+  const {
+    backend: { kernels },
+    capture,
+  } = context
   const kernel = kernels.attention_row
   if (!kernel || step.kind !== 'call') return null
   if (step.call.kernel !== (kernels.scaled_dot_product_attention as unknown)) return null
@@ -71,16 +75,11 @@ function joined({ backend: { kernels }, capture }: Context, row: CallStep, step:
   if (others.some(({ slot }) => caches.has(slot))) return null
   const inputs = [...step.inputs, key, value, place]
   if (!takes(kernel, asViews(capture, inputs), step.call.attrs as never)) return null
-  const flops = step.call.flops?.(
-    asViews(capture, step.inputs),
-    step.call.attrs,
-    asViews(capture, step.outputs),
-  )
   const call: Call = {
     ...step.call,
     op: `${row.call.op}+${step.call.op}`,
     kernel: kernel as Call['kernel'],
-    flops: flops === undefined ? undefined : () => flops,
+    flops: workOf(context, step),
   }
   return { kind: 'call', call, outputs: [...step.outputs, keys, values], inputs }
 }

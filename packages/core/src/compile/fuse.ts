@@ -180,16 +180,33 @@ const foreach: Rule = (first, second, { backend, capture }) => {
 
 const PRODUCT = program('product', 1, ([x]) => x)
 
+/** A product of matrices in the words of `linear`: what follows it, and its weight, (N, K) where that of `matmul` is (K, N). */
+export function asLinear(
+  { call, inputs: [, w] }: CallStep,
+  { backend: { kernels } }: Context,
+): { readonly attrs: LinearAttrs; readonly weight: Ref } | null {
+  if (w?.shape.length !== 2) return null
+  if (call.kernel === (kernels.linear as unknown)) return { attrs: call.attrs as LinearAttrs, weight: w }
+  if (call.kernel !== (kernels.matmul as unknown)) return null
+  const weight = { ...w, shape: [w.shape[1], w.shape[0]], strides: [w.strides[1], w.strides[0]] }
+  return { attrs: { epilogue: specialize(PRODUCT, ['float32'], []) }, weight }
+}
+
+/** The work of a call, whatever becomes part of it. */
+export function workOf({ capture }: Context, { call, inputs, outputs }: CallStep): Call['flops'] {
+  const flops = call.flops?.(asViews(capture, inputs), call.attrs, asViews(capture, outputs))
+  return flops === undefined ? undefined : () => flops
+}
+
 /** What follows a product of matrices, element by element. */
-const epilogue: Rule = (first, second, { backend, capture }) => {
-  const { linear, matmul, elementwise: kernel } = backend.kernels
+const epilogue: Rule = (first, second, context) => {
+  const { backend, capture } = context
+  const { linear, elementwise: kernel } = backend.kernels
   if (!linear || second.call.kernel !== (kernel as unknown) || first.outputs.length !== 1) return null
-  const isLinear = first.call.kernel === (linear as unknown)
-  if (!isLinear && first.call.kernel !== (matmul as unknown)) return null
+  const own = asLinear(first, context)
   const [out] = first.outputs
-  const [x, w, ...extras] = first.inputs
-  if (out.dtype !== 'float32' || !isContiguous(out) || w.shape.length !== 2 || out.shape.length < 1)
-    return null
+  const [x, , ...extras] = first.inputs
+  if (!own || out.dtype !== 'float32' || !isContiguous(out) || out.shape.length < 1) return null
   // What a product reads, others write while it runs.
   const slots = new Set([...first.inputs, ...second.inputs].map(({ slot }) => slot))
   if (second.outputs.some(({ slot }) => slots.has(slot))) return null
@@ -201,27 +218,15 @@ const epilogue: Rule = (first, second, { backend, capture }) => {
     !second.inputs.every((r, i) => fits(r) && (!place[i] || r.offset === out.offset))
   )
     return null
-  const [a, b] = [
-    isLinear ? (first.call.attrs as LinearAttrs).epilogue : specialize(PRODUCT, ['float32'], []),
-    programOf(second),
-  ]
+  const [a, b] = [own.attrs.epilogue, programOf(second)]
   if (b.usesIndex || isTooLong(a, b)) return null
   const whole = joined(a, b, place, true)
   const laid = (r: Ref): Ref => ({ ...r, shape: out.shape, strides: out.strides })
-  // Of a product b is (K, N), of a linear layer the weight is (N, K).
-  const weight = isLinear
-    ? w
-    : { ...w, shape: [w.shape[1], w.shape[0]], strides: [w.strides[1], w.strides[0]] }
-  const inputs = [x, weight, ...extras, ...second.inputs.filter((_, i) => !place[i]).map(laid)]
-  const blockSize = isLinear ? (first.call.attrs as LinearAttrs).blockSize : undefined
+  const inputs = [x, own.weight, ...extras, ...second.inputs.filter((_, i) => !place[i]).map(laid)]
+  const { blockSize } = own.attrs
   const attrs: LinearAttrs = { epilogue: whole, ...(blockSize !== undefined && { blockSize }) }
   if (!takes(linear, asViews(capture, inputs), attrs)) return null
   const numbers = merged(capture, second.call.numbers, first.call.numbers)
-  const flops = first.call.flops?.(
-    asViews(capture, first.inputs),
-    first.call.attrs,
-    asViews(capture, first.outputs),
-  )
   const call: Call = {
     ...first.call,
     op: nameOf(first, second),
@@ -229,7 +234,7 @@ const epilogue: Rule = (first, second, { backend, capture }) => {
     kernel: linear as Call['kernel'],
     attrs,
     numbers,
-    flops: flops === undefined ? undefined : () => flops,
+    flops: workOf(context, first),
   }
   return { kind: 'call', call, outputs: second.outputs.map(laid), inputs }
 }

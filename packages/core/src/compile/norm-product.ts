@@ -1,12 +1,9 @@
 import { type Call, takes } from '../dispatch/call.ts'
-import { program, specialize } from '../expr/program.ts'
-import type { LinearAttrs, NormLinearAttrs } from '../ops/linear.ts'
+import type { NormLinearAttrs } from '../ops/linear.ts'
 import type { LayerNormAttrs } from '../ops/norm.ts'
 import { isContiguous, numel } from '../tensor/layout.ts'
-import type { Ref, Step } from './capture.ts'
-import { asViews, type CallStep, type Context, type Uses, usesOf } from './fuse.ts'
-
-const PRODUCT = program('product', 1, ([x]) => x)
+import type { Step } from './capture.ts'
+import { asLinear, asViews, type CallStep, type Context, type Uses, usesOf, workOf } from './fuse.ts'
 
 /**
  * Norms of few rows become part of the products that read them, where a backend has a kernel for that: decoding waits for
@@ -56,45 +53,39 @@ function readersOf(
 }
 
 /** A norm and a product of what it gives as one call; null where they do not go together. */
-function product(
-  { backend: { kernels }, capture }: Context,
-  norm: CallStep,
-  step: Step | null,
-): CallStep | null {
+function product(context: Context, norm: CallStep, step: Step | null): CallStep | null {
+  const { kernels } = context.backend
   if (step?.kind !== 'call' || !kernels.norm_linear) return null
-  const isLinear = step.call.kernel === (kernels.linear as unknown)
-  if (!isLinear && step.call.kernel !== (kernels.matmul as unknown)) return null
+  const own = asLinear(step, context)
   const [x, ...params] = norm.inputs
   const [y] = norm.outputs
   const [a, b, ...extras] = step.inputs
   const { size, eps, affine } = norm.call.attrs as LayerNormAttrs
   const whole = a.slot === y.slot && a.offset === y.offset && numel(a.shape) === numel(y.shape)
-  if (!whole || !isContiguous(a) || !isContiguous(x) || x.dtype !== y.dtype || a.shape.at(-1) !== size)
+  if (
+    !own ||
+    !whole ||
+    !isContiguous(a) ||
+    !isContiguous(x) ||
+    x.dtype !== y.dtype ||
+    a.shape.at(-1) !== size
+  )
     return null
-  if (b.shape.length !== 2 || [b, ...extras].some(({ slot }) => slot === y.slot)) return null
+  if ([b, ...extras].some(({ slot }) => slot === y.slot)) return null
   // What a product reads, others write while it runs.
   const slots = new Set([...norm.inputs, ...step.inputs].map(({ slot }) => slot))
   if (step.outputs.some(({ slot }) => slots.has(slot))) return null
-  const weight: Ref = isLinear
-    ? b
-    : { ...b, shape: [b.shape[1], b.shape[0]], strides: [b.strides[1], b.strides[0]] }
-  const own = isLinear ? (step.call.attrs as LinearAttrs) : { epilogue: specialize(PRODUCT, ['float32'], []) }
   const kind = norm.call.kernel === (kernels.layer_norm as unknown) ? 'layer' : 'rms'
-  const attrs: NormLinearAttrs = { ...own, norm: { kind, eps, affine } }
-  const inputs = [{ ...x, shape: a.shape, strides: a.strides }, weight, ...extras, ...params]
-  if (!takes(kernels.norm_linear, asViews(capture, inputs), attrs)) return null
-  const flops = step.call.flops?.(
-    asViews(capture, step.inputs),
-    step.call.attrs,
-    asViews(capture, step.outputs),
-  )
+  const attrs: NormLinearAttrs = { ...own.attrs, norm: { kind, eps, affine } }
+  const inputs = [{ ...x, shape: a.shape, strides: a.strides }, own.weight, ...extras, ...params]
+  if (!takes(kernels.norm_linear, asViews(context.capture, inputs), attrs)) return null
   const call: Call = {
     ...step.call,
     op: `${norm.call.op}+${step.call.op}`,
     path: 'fused',
     kernel: kernels.norm_linear as Call['kernel'],
     attrs,
-    flops: flops === undefined ? undefined : () => flops,
+    flops: workOf(context, step),
   }
   return { kind: 'call', call, outputs: step.outputs, inputs }
 }

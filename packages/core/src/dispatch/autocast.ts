@@ -28,7 +28,7 @@ const POLICY: ReadonlyMap<string, Precision> = new Map([
   // Squares and sums on the way are beyond 65504, or too many to count in 8 bits.
   ...list('float32', 'logsumexp var std total_norm layer_norm rms_norm group_norm'),
   // What loses its digits near where it is read.
-  ...list('float32', 'softmax log_softmax cross_entropy nll_loss'),
+  ...list('float32', 'softmax log_softmax cross_entropy nll_loss binary_cross_entropy'),
   // Solves a triangular system in each chunk.
   ...list('float32', 'delta_rule'),
   // Its weight has 8 bits, and its result is of what x is of: nothing in it is cast.
@@ -39,7 +39,7 @@ const POLICY: ReadonlyMap<string, Precision> = new Map([
 const WIDE: ReadonlySet<string> = new Set(
   (
     'sum prod mean cumsum cumprod square pow exp expm1 log log1p softplus reciprocal rsqrt ' +
-    'mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy_with_logits binary_cross_entropy kl_div'
+    'mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy_with_logits kl_div'
   ).split(' '),
 )
 

@@ -7,15 +7,16 @@ import { type Program, program } from '../expr/program.ts'
 import { addInto, copy, copyInto, elementwise, fill } from '../primitives/elementwise.ts'
 import { gatherPrimitive, scatterAddPrimitive } from '../primitives/indexing.ts'
 import { sortPrimitive } from '../primitives/sort.ts'
-import { expandView, permuteView, reshapeView } from '../primitives/views.ts'
-import { broadcastShapes, numel } from '../tensor/layout.ts'
+import { expandView, part, permuteView, reshapeView } from '../primitives/views.ts'
+import * as L from '../tensor/layout.ts'
+import { scope } from '../tensor/memory.ts'
 import { type ArrayOperand, asTensor } from '../tensor/operands.ts'
 import { Tensor } from '../tensor/tensor.ts'
 import { composed } from './composed.ts'
 import { arange } from './create.ts'
 import { embedding } from './indexing.ts'
 import { ne, where } from './pointwise.ts'
-import { cat, narrow, select, slice, unsqueeze } from './shape.ts'
+import { cat, narrow } from './shape.ts'
 
 /**
  * One place of an index, as `x.at(…)` takes them:
@@ -76,32 +77,35 @@ function basic(op: string, x: Tensor, indices: readonly Index[]): Basic {
         : `${op}: ${used} indices for ${x.rank} dims of ${show(x.shape)}; null puts in a dim, '...' stands for those that are not mentioned`,
     )
   const by: { dim: number; index: Tensor }[] = []
-  let view = x
+  const steps: ((layout: L.Layout) => L.Layout)[] = []
   let dim = 0
   for (const index of indices) {
+    const d = dim
     if (index === '...') dim += x.rank - used
-    else if (index === null) view = unsqueeze(view, dim++)
-    else if (typeof index === 'number') view = select(view, dim, index)
-    else if (index instanceof Tensor || index instanceof Int32Array) {
-      const at = asTensor(op, index as Tensor | ArrayOperand, x, 'int32')
-      if (at.dtype !== 'int32' && at.dtype !== 'bool')
-        throw new DTypeError(
-          `${op}: a tensor that indexes must be int32, or bool as a mask, not ${at.dtype}; convert with .to('int32')`,
-        )
-      by.push({ dim, index: at })
-      dim += uses(at)
-    } else {
-      const range = sliceOf(op, index)
-      if (range === null)
-        throw new ValueError(
-          `${op}: cannot index by ${describe(index)}; expected numbers, slices as '1:-1' or [1, -1], null, '...' and int32 tensors`,
-        )
-      const [start, end, step] = range.map((v) => v ?? undefined)
-      view = slice(view, start, end, { dim, step: step ?? 1 })
+    else if (typeof index === 'number') steps.push((l) => L.selectLayout(op, l, d, index))
+    else {
       dim++
+      if (index === null) steps.push((l) => L.unsqueezeLayout(l, d))
+      else if (index instanceof Tensor || index instanceof Int32Array) {
+        const at = asTensor(op, index as Tensor | ArrayOperand, x, 'int32')
+        if (at.dtype !== 'int32')
+          throw new DTypeError(
+            `${op}: a tensor that indexes must be int32, or bool as a mask, not ${at.dtype}; convert with .to('int32')`,
+          )
+        by.push({ dim: d, index: at })
+      } else {
+        const range = sliceOf(op, index)
+        if (range === null)
+          throw new ValueError(
+            `${op}: cannot index by ${describe(index)}; expected numbers, slices as '1:-1' or [1, -1], null, '...' and int32 tensors`,
+          )
+        const [start, end, step] = range.map((v) => v ?? undefined)
+        steps.push((l) => L.sliceLayout(op, l, d, start, end, step ?? 1))
+      }
     }
   }
-  return { view, by }
+  // One view, whatever the number of indices: its gradient is put among zeros once.
+  return { view: part(op, x, (layout) => steps.reduce((l, step) => step(l), layout)), by }
 }
 
 const LINEAR = new Map<number, Program>()
@@ -141,7 +145,7 @@ function advanced(op: string, { view, by }: Basic): Tensor {
   const dims = by.map(({ dim }) => dim)
   const sizes = dims.map((d) => view.shape[d])
   const indices = by.map(({ index }) => index)
-  const shape = broadcastShapes(
+  const shape = L.broadcastShapes(
     op,
     indices.map((t) => t.shape),
   )
@@ -156,12 +160,12 @@ function advanced(op: string, { view, by }: Basic): Tensor {
   }
   const rest = view.shape.map((_, d) => d).filter((d) => !dims.includes(d))
   const others = rest.map((d) => view.shape[d])
-  const rows = reshapeView(permuteView(view, [...dims, ...rest]), [numel(sizes), numel(others)])
+  const rows = reshapeView(permuteView(view, [...dims, ...rest]), [L.numel(sizes), L.numel(others)])
   const at =
     indices.length === 1
       ? elementwise(WRAP, indices, sizes)
       : elementwise(linear(indices.length), indices, sizes)
-  const found = reshapeView(embedding(reshapeView(at, [numel(shape)]), rows), [...shape, ...others])
+  const found = reshapeView(embedding(reshapeView(at, [L.numel(shape)]), rows), [...shape, ...others])
   // Next to each other they are replaced where they were, else they come first.
   const together = dims.every((d, i) => d === first + i)
   if (!together || first === 0) return found
@@ -332,17 +336,19 @@ export function set(
     throw new ValueError(
       `set: takes the indices in an array, as x.set([0, '1:'], 5), got ${describe(indices)}`,
     )
-  if (indices.every((index) => !(index instanceof Tensor) && !(index instanceof Int32Array))) {
-    const { view } = basic('set', asTensor('set', x), indices)
-    const v = valuesOf('set', x, value)
-    if (accumulate) addInto(view, expandView('set', v, view.shape))
-    else copyInto(view, v)
-    if (view !== x) view.dispose()
-  } else {
-    const made = noGrad(() => putCopy('set', x, indices, value, accumulate))
-    copyInto(x, made)
-    made.dispose()
-  }
+  scope(() => {
+    if (indices.some((index) => index instanceof Tensor || index instanceof Int32Array))
+      copyInto(
+        x,
+        noGrad(() => putCopy('set', x, indices, value, accumulate)),
+      )
+    else {
+      const { view } = basic('set', asTensor('set', x), indices)
+      const v = valuesOf('set', x, value)
+      if (accumulate) addInto(view, expandView('set', v, view.shape))
+      else copyInto(view, v)
+    }
+  })
   return x
 }
 

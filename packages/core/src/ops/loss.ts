@@ -137,7 +137,8 @@ export function huberLoss(input: Tensor, target: Tensor | ArrayOperand, options:
 
 // −[w_p y ln σ(x) + (1 − y) ln(1 − σ(x))], with ln(1 + exp(−|x|)) so that nothing overflows. Where the smaller of the
 // two exponents wins, min(x, 0) is written as a select: its derivative at 0 is then as PyTorch's.
-const softplusNeg = (x: e.Expr): e.Expr => e.sub(e.log1p(e.exp(e.neg(e.abs(x)))), e.select(e.lt(x, 0), x, 0))
+/** ln(1 + e⁻ˣ). At 0, where |x| has a kink, half of the slope comes from min, and is that of the sum. */
+const softplusNeg = (x: e.Expr): e.Expr => e.sub(e.log1p(e.exp(e.neg(e.abs(x)))), e.min(x, 0))
 const BCE = program('binary_cross_entropy_with_logits', 2, ([x, y]) =>
   e.add(e.mul(e.sub(1, y), x), softplusNeg(x)),
 )

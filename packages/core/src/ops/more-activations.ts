@@ -42,7 +42,7 @@ const SELU = { scale: 1.0507009873554805, alpha: 1.6732632423543772 }
  * await tensor([0, 1]).selu().mul(1e4).round().toArray() // → [0, 10507]
  */
 export const selu = activation('selu', (x) => {
-  const below = e.lt(x, 0)
+  const below = e.le(x, 0)
   const curve = e.mul(SELU.scale * SELU.alpha, e.expm1(e.select(below, x, 0)))
   return e.select(below, curve, e.mul(SELU.scale, x))
 })
@@ -97,7 +97,8 @@ export const relu6 = activation('relu6', (x) => limited(x, 0, 6))
  * await tensor([-200, 200]).logsigmoid().toArray() // → [-200, 0]
  */
 export const logsigmoid = activation('logsigmoid', (x) =>
-  e.sub(e.select(e.lt(x, 0), x, 0), e.log1p(e.exp(e.neg(e.abs(x))))),
+  // At 0, where |x| has a kink, half of the slope comes from min, and is that of the sum.
+  e.sub(e.min(x, 0), e.log1p(e.exp(e.neg(e.abs(x))))),
 )
 
 /**

@@ -1,8 +1,9 @@
 import { expectFloat, expectOptions, expectReduction } from '../checks.ts'
+import { apply, type Op } from '../dispatch/op.ts'
 import { ShapeError, show, ValueError } from '../errors.ts'
 import * as e from '../expr/expr.ts'
 import { program } from '../expr/program.ts'
-import { copy, elementwise } from '../primitives/elementwise.ts'
+import { copy, elementwise, elementwiseAll } from '../primitives/elementwise.ts'
 import { isFloat } from '../tensor/dtype.ts'
 import { sameShape } from '../tensor/layout.ts'
 import { type ArrayOperand, asTensor } from '../tensor/operands.ts'
@@ -42,7 +43,7 @@ export interface KlDivOptions {
 const KL = program('kl_div', 2, ([x, t]) => {
   const some = e.gt(t, 0)
   // 0 · ln 0 is 0.
-  return e.sub(e.select(some, e.mul(t, e.log(e.select(some, t, 1))), e.mul(t, 0)), e.mul(t, x))
+  return e.sub(e.select(some, e.mul(t, e.log(e.select(some, t, 1))), e.select(e.isnan(t), t, 0)), e.mul(t, x))
 })
 const KL_LOG = program('kl_div', 2, ([x, t]) => e.mul(e.exp(t), e.sub(t, x)))
 
@@ -73,11 +74,25 @@ export interface BinaryOptions extends LossOptions {
   weight?: Tensor | null
 }
 
-const BCE = program('binary_cross_entropy', 2, ([x, y]) => {
-  // ln 0 counts as −100, as in PyTorch.
-  const floor = (v: e.Expr): e.Expr => e.select(e.lt(v, -100), -100, v)
-  return e.neg(e.add(e.mul(y, floor(e.log(x))), e.mul(e.sub(1, y), floor(e.log1p(e.neg(x))))))
+const floored = (v: e.Expr): e.Expr => e.select(e.lt(v, -100), -100, v)
+const logs = (x: e.Expr): readonly [e.Expr, e.Expr] => [floored(e.log(x)), floored(e.log1p(e.neg(x)))]
+// ln 0 counts as −100, as in PyTorch.
+const BCE_OF = program('binary_cross_entropy', 2, ([x, y]) => {
+  const [one, other] = logs(x)
+  return e.neg(e.add(e.mul(y, one), e.mul(e.sub(1, y), other)))
 })
+const BCE_SLOPES = program('binary_cross_entropy.slopes', 3, ([x, y, d]) => {
+  const [one, other] = logs(x)
+  const spread = e.mul(x, e.sub(1, x))
+  const least = e.select(e.lt(spread, 1e-12), 1e-12, spread)
+  return [e.mul(d, e.div(e.sub(x, y), least)), e.mul(d, e.sub(other, one))]
+})
+const BCE: Op<object> = {
+  name: 'binary_cross_entropy',
+  compose: (inputs) => [elementwise(BCE_OF, inputs)],
+  // A probability that is 0 or 1 still learns: the floor of its logarithm has no slope.
+  backward: (node, [d]) => (d ? elementwiseAll(BCE_SLOPES, [node.input(0), node.input(1), d]) : [null, null]),
+}
 
 /**
  * Binary cross-entropy of probabilities: −[y ln x + (1 − y) ln(1 − x)]. Of logits `binaryCrossEntropyWithLogits` is exact.
@@ -96,7 +111,7 @@ export function binaryCrossEntropy(
   const x = asTensor(op, input)
   const y = asTensor(op, target, x)
   alike(op, x, y)
-  const losses = elementwise(BCE, [x, y])
+  const [losses] = apply(BCE, [x, y], {})
   return reduced(op, weight ? mul(losses, weight) : losses, reduction)
 }
 

@@ -8,35 +8,14 @@ import { type ArrayOperand, asTensor } from '../tensor/operands.ts'
 import { Tensor } from '../tensor/tensor.ts'
 import { activations } from './activations.ts'
 import { dataSync } from './create.ts'
+import { binary, type Operand, unary } from './scalar.ts'
+
+export type { Operand }
 
 /**
  * Elementwise operators: each is one expression. Shapes broadcast by NumPy's rules; dtypes promote (see `promote`);
  * a plain number is as good as a tensor.
  */
-
-/**
- * What may stand beside an operator: a tensor, a plain number, which takes the dtype of the tensor beside it, or an
- * array of numbers, which becomes a tensor.
- */
-export type Operand = Tensor | number | ArrayOperand
-
-const unary = (name: string, f: (x: e.Expr) => e.Expr): ((x: Tensor) => Tensor) => {
-  const p = program(name, 1, ([x]) => f(x))
-  return (x) => elementwise(p, [x])
-}
-
-const binary = (name: string, f: (a: e.Expr, b: e.Expr) => e.Expr): ((a: Operand, b: Operand) => Tensor) => {
-  const both = program(name, 2, ([a, b]) => f(a, b))
-  const right = program(name, 1, ([a], [b]) => f(a, b), 1)
-  const left = program(name, 1, ([b], [a]) => f(a, b), 1)
-  return (a, b) => {
-    if (typeof b === 'number') {
-      if (typeof a === 'number') throw new ValueError(`${name}: at least one operand must be a tensor`)
-      return elementwise(right, [a], [b])
-    }
-    return typeof a === 'number' ? elementwise(left, [b], [a]) : elementwise(both, [a, b])
-  }
-}
 
 /**
  * Negates every element, −x, in x's shape and dtype; bools count as int32.

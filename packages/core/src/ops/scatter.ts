@@ -278,6 +278,7 @@ export function maskedScatter(x: Tensor, mask: Tensor | ArrayOperand, source: Te
     op,
     [x, m, values],
     ([t, on, v]) => {
+      if (v.numel === 0) return [where(on, 0, t)]
       const flat = reshapeView(on, [t.numel])
       const nth = scan('sum', [copy(flat, 'int32')], 0, false).sub(1)
       const place = where(flat, nth, 0)

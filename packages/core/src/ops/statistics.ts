@@ -51,10 +51,12 @@ export function norm(x: Tensor, p: number | 'fro' = 2, dim?: Dims, options: Redu
     if (order === Infinity) return [amax(abs(t), dims, how)]
     if (order === -Infinity) return [amin(abs(t), dims, how)]
     if (order === 0) return [sum(copy(t.ne(0), t.dtype), dims, how)]
-    // A root of 0 has no slope.
-    const total = sum(pow(abs(t), order), dims, how)
-    const none = total.eq(0)
-    return [where(none, total, pow(where(none, 1, total), 1 / order))]
+    // 0 has no slope: of its power it might be infinite, of its root it is.
+    const away = (v: Tensor, exponent: number): Tensor => {
+      const none = v.eq(0)
+      return where(none, 0 ** exponent, pow(where(none, 1, v), exponent))
+    }
+    return [away(sum(away(abs(t), order), dims, how), 1 / order)]
   })[0]
 }
 

@@ -91,7 +91,7 @@ function dtypesOf(floats: readonly DType[]): readonly (readonly DType[])[] {
   return [floats, floats, floats, [...floats, 'bool', 'int32']]
 }
 
-/** Of the gradients' operands those of 16 bits are float16, for subgroup matrices. */
+/** What the gradients' kernels read: in 16 bits float16 alone, for subgroup matrices. */
 const gradientTypes = ({ gpu }: Engine): readonly (readonly DType[])[] =>
   dtypesOf(gpu.matrices ? ['float32', 'float16'] : ['float32'])
 

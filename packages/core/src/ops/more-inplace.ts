@@ -2,6 +2,7 @@ import { addMethods } from '../add-methods.ts'
 import { noGrad } from '../autograd/tape.ts'
 import { ValueError } from '../errors.ts'
 import { copyInto } from '../primitives/elementwise.ts'
+import { scope } from '../tensor/memory.ts'
 import type { ArrayOperand } from '../tensor/operands.ts'
 import type { Tensor } from '../tensor/tensor.ts'
 import { addcdiv, addcmul, lerp, remainder, trunc } from './functions.ts'
@@ -19,9 +20,12 @@ import { tril, triu } from './shape.ts'
 const inPlace =
   <A extends readonly unknown[]>(fn: (x: Tensor, ...rest: A) => Tensor) =>
   (x: Tensor, ...rest: A): Tensor => {
-    const made = noGrad(() => fn(x, ...rest))
-    copyInto(x, made)
-    if (made !== x) made.dispose()
+    scope(() =>
+      copyInto(
+        x,
+        noGrad(() => fn(x, ...rest)),
+      ),
+    )
     return x
   }
 
