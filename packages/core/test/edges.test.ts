@@ -52,7 +52,11 @@ test.each<[string, (x: tg.Tensor) => tg.Tensor, number[], number[]]>([
 
 test('binaryCrossEntropy of probabilities 0 and 1', () => {
   const loss = (x: tg.Tensor) => tg.binaryCrossEntropy(x, target(1, 0, 0, 1), { reduction: 'none' })
-  expect([...loss(target(0, 1, 0, 1)).add(0).dataSync()]).toEqual([100, 100, 0, 0])
+  expect([
+    ...loss(target(0, 1, 0, 1))
+      .add(0)
+      .dataSync(),
+  ]).toEqual([100, 100, 0, 0])
   const most = Math.fround(1 / 1e-12)
   const [a, b, c, d] = slopes(loss, [0, 1, 0, 1]) as [number, number, number, number]
   // 1e-12 has the digits of float32.
