@@ -9,6 +9,12 @@ export const fixtures = fileURLToPath(new URL('../fixtures/conformance', import.
 /** Names that are compositions, made as the others are. */
 export const more = fileURLToPath(new URL('../fixtures/conformance-more', import.meta.url))
 
+/** Layers as functions, such as convolutions. */
+export const layers = fileURLToPath(new URL('../fixtures/conformance-layers', import.meta.url))
+
+/** Modules. */
+export const modules = fileURLToPath(new URL('../fixtures/conformance-modules', import.meta.url))
+
 /** Operators in float16 and bfloat16, as PyTorch computes them there. */
 const half = fileURLToPath(new URL('../fixtures/conformance-half', import.meta.url))
 
@@ -46,6 +52,18 @@ export function testBackend(backend: Backend): void {
     const { failed, passed } = await failures(backend, OPERATORS, half)
     expect(failed).toEqual([])
     expect(passed).toBeGreaterThan(300)
+  })
+
+  test('layers as functions', async () => {
+    const { failed, passed } = await failures(backend, OPERATORS, layers)
+    expect(failed).toEqual([])
+    expect(passed).toBeGreaterThanOrEqual(4)
+  })
+
+  test('modules', async () => {
+    const { failed, passed } = await failures(backend, OPERATORS, modules)
+    expect(failed).toEqual([])
+    expect(passed).toBeGreaterThanOrEqual(4)
   })
 
   test('attention', async () => {

@@ -1,9 +1,9 @@
 """Writes ops.json and ops.safetensors: what PyTorch answers to the samples of its own operator table (OpInfo).
 
-usage: python make-ops.py OUT_DIR [SAMPLES] [more|half]
+usage: python make-ops.py OUT_DIR [SAMPLES] [more|layers|half]
 
-Needs torch. SAMPLES (default 20) limits the samples per operator, dtype and memory layout. With `more` it takes the operators
-of MORE instead, with `half` tensors of 16 bits.
+Needs torch. SAMPLES (default 20) limits the samples per operator, dtype and memory layout. With `more` or `layers` it takes
+the operators of MORE or LAYERS instead, with `half` tensors of 16 bits.
 """
 import json
 import math
@@ -12,7 +12,6 @@ import struct
 import sys
 
 import torch
-from torch.testing._internal.common_methods_invocations import op_db
 
 OPERATORS = """
 add sub mul div pow exp log log1p expm1 sqrt rsqrt sin cos tanh sigmoid erf abs neg sign floor ceil round square
@@ -32,6 +31,13 @@ diag diag_embed trace kron tensordot cross meshgrid repeat_interleave hstack vst
 scatter index_add index_copy index_fill take take_along_dim masked_scatter index_put selu mish hardswish hardsigmoid
 relu6 logsigmoid softsign tanhshrink celu hardtanh softshrink threshold prelu glu kl_div binary_cross_entropy
 pairwise_distance margin_ranking_loss cosine_embedding_loss triplet_margin_loss normalize cosine_similarity
+""".split()
+# Layers as functions, in a folder of their own too.
+LAYERS = """
+conv1d conv2d conv_transpose1d conv_transpose2d max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool1d
+adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d batch_norm hinge_embedding_loss soft_margin_loss l1_loss
+poisson_nll_loss gaussian_nll_loss multilabel_soft_margin_loss pixel_shuffle unfold rms_norm instance_norm bilinear
+local_response_norm
 """.split()
 DTYPES = [torch.float32, torch.int32, torch.bool]
 HALVES = [torch.float16, torch.bfloat16]
@@ -119,10 +125,15 @@ def write(path):
 
 
 def main(out, limit=20, which=""):
-    limit, operators = int(limit), MORE if which == "more" else OPERATORS
+    # Here, for make-modules.py uses what is above without the table.
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    limit, operators = int(limit), {"more": MORE, "layers": LAYERS}.get(which, OPERATORS)
+    # Of this name there are two: the windows of a tensor, and the patches of images.
+    other = "unfold" if which == "layers" else "nn.functional.unfold"
     cases = []
     for info in op_db:
-        if info.name.removeprefix("nn.functional.") not in operators or info.name == "nn.functional.unfold":
+        if info.name.removeprefix("nn.functional.") not in operators or info.name == other:
             continue
         for dtype in HALVES if which == "half" else DTYPES:
             if dtype not in info.supported_dtypes("cpu"):
@@ -150,4 +161,5 @@ def main(out, limit=20, which=""):
     print(f"{len(cases)} cases of {len({c['op'] for c in cases})} operators")
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

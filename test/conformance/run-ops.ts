@@ -61,7 +61,7 @@ function compute(c: OpCase, op: TorchOp, tensors: Tensors): Computed {
   return { input: first, outputs, cotangents, grads, tolerance, live }
 }
 
-function differentiate(
+export function differentiate(
   outputs: readonly Tensor[],
   cotangents: readonly Tensor[],
   leaves: readonly Tensor[],
@@ -75,14 +75,14 @@ function differentiate(
   return grad(ys, leaves, { gradOutputs, allowUnused: true, retainGraph: true })
 }
 
-function mismatch(t: Tensor, want: TensorEntry): string | null {
+export function mismatch(t: Tensor, want: TensorEntry): string | null {
   if (!layout.sameShape(t.shape, want.shape))
     return `shape [${t.shape.join(', ')}]; expected [${want.shape.join(', ')}]`
   const dtype = dtypeOf(want.dtype)
   return t.dtype === dtype ? null : `dtype ${t.dtype}; expected ${dtype}`
 }
 
-const allowed = (t: Tensor, tolerance: Tolerance): Tolerance =>
+export const allowed = (t: Tensor, tolerance: Tolerance): Tolerance =>
   t.dtype === 'float64' ? DOUBLE : (halves[t.dtype] ?? (isFloat(t.dtype) ? tolerance : EXACT))
 
 /** Gradients of 16 bits have come through the roundings of both passes. */

@@ -4,6 +4,7 @@ import type { Backend } from '@tilegrad/core'
 import { Report } from './report.ts'
 import { runAttention } from './run-attention.ts'
 import { modelsIn, runModels } from './run-models.ts'
+import { runModules } from './run-modules.ts'
 import { runOps } from './run-ops.ts'
 import { runTrajectory } from './run-trajectory.ts'
 
@@ -12,6 +13,7 @@ type Runner = (dir: string, backend: Backend, only: RegExp, report: Report) => P
 /** The kinds of fixtures, by the stem of their `.json` and `.safetensors`. */
 const KINDS: Readonly<Record<string, Runner>> = {
   ops: runOps,
+  modules: runModules,
   attention: runAttention,
   trajectory: runTrajectory,
 }

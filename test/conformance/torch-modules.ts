@@ -1,0 +1,4 @@
+import './torch/modules.ts'
+
+/** Every module by PyTorch's name: how to make and to call ours. */
+export { type TorchModule, torchModuleOf } from './torch/module-row.ts'
