@@ -1,5 +1,17 @@
-import { add, grad, gradcheck, isFloat, mul, reference, sum, type Tensor, tensor } from '@tilegrad/core'
+import {
+  add,
+  dataSync,
+  grad,
+  gradcheck,
+  isFloat,
+  mul,
+  reference,
+  sum,
+  type Tensor,
+  tensor,
+} from '@tilegrad/core'
 import { describe, expect, test } from 'vitest'
+import { difference, type Tolerance } from './conformance/compare.ts'
 import { type Row, table } from './op-table.ts'
 import { type Arg, make, replaced, tensorsIn } from './samples.ts'
 
@@ -59,6 +71,51 @@ describe('second derivatives', () => {
           return gs.map((g, i) => (g ? add(g, mul(inputs[i], 0)) : mul(inputs[i], 0)))
         }
         expect(() => gradcheck(first, tensorsIn(args)), JSON.stringify(s)).not.toThrow()
+      }
+    })
+  }
+})
+
+/**
+ * What a gradient of 16 bits may differ by from that of the same program in float64 at the same inputs: each operator of a
+ * composition, and of its backward pass, rounds what it stores to 2⁻¹¹ or 2⁻⁸ of it, also what is added up afterwards.
+ */
+const HALVES: Readonly<Record<'float16' | 'bfloat16', Tolerance>> = {
+  float16: { rtol: 2 ** -8, atol: 2 ** -8, cancels: true },
+  bfloat16: { rtol: 2 ** -5, atol: 2 ** -5, cancels: true },
+}
+
+// The engines' gradients of 16 bits are compared with the reference's where engines are compared.
+describe.each(['float16', 'bfloat16'] as const)('first derivatives in %s', (float) => {
+  for (const row of table.filter((r) => r.order >= 1)) {
+    test(row.name, () => {
+      for (const s of small(row)) {
+        const args = make(s, { ...how, float })
+        const halves = tensorsIn(args)
+        // What differences say of the program at these numbers, which 16 bits hold exactly.
+        expect(
+          () => gradcheck((...xs) => call(row, replaced(args, xs)), halves),
+          JSON.stringify(s),
+        ).not.toThrow()
+        const gradients = (inputs: readonly Tensor[]): (Tensor | null)[] => {
+          const xs = inputs.filter((x) => isFloat(x.dtype))
+          for (const x of xs) x.requiresGrad = true
+          return grad(weighted(call(row, replaced(args, inputs))), xs, { allowUnused: true })
+        }
+        const wide = halves.map((t) =>
+          isFloat(t.dtype) ? tensor(dataSync(t), t.shape, { dtype: 'float64', device: reference }) : t,
+        )
+        const want = gradients(wide)
+        for (const [i, g] of gradients(halves).entries()) {
+          const expected = want[i]
+          expect(g === null, JSON.stringify(s)).toBe(expected === null)
+          if (g === null || expected === null) continue
+          expect(g.dtype).toBe(float)
+          expect(
+            difference(dataSync(g), dataSync(expected), g.shape, HALVES[float]),
+            JSON.stringify(s),
+          ).toBeNull()
+        }
       }
     })
   }
