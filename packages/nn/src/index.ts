@@ -4,7 +4,34 @@
  * @packageDocumentation
  */
 
-export { GELU, type GELUKind, ReLU, Sigmoid, SiLU, Tanh } from './activation.ts'
+export {
+  CELU,
+  ELU,
+  GELU,
+  GLU,
+  Hardsigmoid,
+  Hardswish,
+  Hardtanh,
+  LeakyReLU,
+  LogSigmoid,
+  LogSoftmax,
+  Mish,
+  PReLU,
+  type PReLUOptions,
+  ReLU,
+  ReLU6,
+  SELU,
+  Sigmoid,
+  SiLU,
+  Softmax,
+  Softmin,
+  Softplus,
+  Softshrink,
+  Softsign,
+  Tanh,
+  Tanhshrink,
+  Threshold,
+} from './activation.ts'
 export { type AttentionBlocks, fixedBlocks } from './attention/block-attention.ts'
 export { AttentionCache, KVCache, type KVCacheOptions } from './attention/cache.ts'
 export { type AttentionFactory, type AttentionKind, attentionKinds } from './attention/kinds.ts'
@@ -33,6 +60,22 @@ export { Dropout } from './dropout.ts'
 export { Embedding, type EmbeddingOptions } from './embedding.ts'
 export * as init from './init.ts'
 export { Linear, type LinearOptions } from './linear.ts'
+export {
+  BCELoss,
+  BCEWithLogitsLoss,
+  CosineEmbeddingLoss,
+  CosineSimilarity,
+  CrossEntropyLoss,
+  HuberLoss,
+  KLDivLoss,
+  L1Loss,
+  MarginRankingLoss,
+  MSELoss,
+  NLLLoss,
+  PairwiseDistance,
+  SmoothL1Loss,
+  TripletMarginLoss,
+} from './loss.ts'
 export {
   type CausalBlock,
   CausalLM,

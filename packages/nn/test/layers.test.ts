@@ -136,7 +136,7 @@ describe('forward is the composition written out', () => {
       each((v) => v * sigmoid(v)),
       CLOSE,
     )
-    expectNumbers(values(new GELU('tanh').forward(x)), each(tanhGelu), CLOSE)
+    expectNumbers(values(new GELU({ approximate: 'tanh' }).forward(x)), each(tanhGelu), CLOSE)
     // x Φ(x) from tables of the normal distribution, to seven digits.
     const exact = [-0.0455003, -0.1542688, 0, 0.3457312, 1.9544997]
     expectNumbers(values(new GELU().forward(x)), exact, { atol: 1e-6, rtol: 1e-6 })
@@ -204,7 +204,7 @@ describe('gradients agree with finite differences, parameters included', () => {
     ['RMSNorm', () => scrambled(new RMSNorm(5)), () => randn([3, 5])],
     ['GroupNorm', () => scrambled(new GroupNorm(2, 4)), () => randn([2, 4, 3])],
     ['GELU', () => new GELU(), () => randn([7])],
-    ['GELU by tanh', () => new GELU('tanh'), () => randn([7])],
+    ['GELU by tanh', () => new GELU({ approximate: 'tanh' }), () => randn([7])],
     // Away from the kink at 0.
     ['ReLU', () => new ReLU(), () => tensor([-2, -0.5, 0.5, 2])],
     ['SiLU', () => new SiLU(), () => randn([7])],

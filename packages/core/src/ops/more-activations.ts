@@ -49,13 +49,19 @@ export const selu = activation('selu', (x) => {
 
 const CELU = program('celu', 1, ([x], [alpha]) => exponential(x, alpha), 1)
 
+/** Options of `celu`. */
+export interface CeluOptions {
+  /** What e^(x / alpha) − 1 is multiplied by below 0. Default: 1. */
+  alpha?: number
+}
+
 /**
  * Takes x above 0, else alpha · (e^(x / alpha) − 1) (Barron 2017), of every element.
  *
  * @example
  * await tensor([-50, 1]).celu({ alpha: 2 }).toArray() // → [-2, 1]
  */
-export const celu = (x: Tensor, options: { alpha?: number } = {}): Tensor => {
+export const celu = (x: Tensor, options: CeluOptions = {}): Tensor => {
   const { alpha = 1 } = expectOptions('celu', options, { alpha: 1 })
   return elementwise(CELU, [asTensor('celu', x)], [alpha])
 }
@@ -117,13 +123,21 @@ export const tanhshrink = activation('tanhshrink', (x) => e.sub(x, e.tanh(x)))
 
 const HARDTANH = program('hardtanh', 1, ([x], [low, high]) => limited(x, low, high), 2)
 
+/** Options of `hardtanh`. */
+export interface HardtanhOptions {
+  /** The lower limit. Default: −1. */
+  minVal?: number
+  /** The upper limit. Default: 1. */
+  maxVal?: number
+}
+
 /**
  * Limits every element to [minVal, maxVal], by default [−1, 1]; at the limits and beyond no gradient passes.
  *
  * @example
  * await tensor([-2, 0.5, 2]).hardtanh().toArray() // → [-1, 0.5, 1]
  */
-export const hardtanh = (x: Tensor, options: { minVal?: number; maxVal?: number } = {}): Tensor => {
+export const hardtanh = (x: Tensor, options: HardtanhOptions = {}): Tensor => {
   const { minVal = -1, maxVal = 1 } = expectOptions('hardtanh', options, { minVal: 1, maxVal: 1 })
   const t = asTensor('hardtanh', x)
   if (t.dtype !== 'int32') return elementwise(HARDTANH, [t], [minVal, maxVal])
@@ -138,13 +152,19 @@ const SOFTSHRINK = program(
   1,
 )
 
+/** Options of `softshrink`. */
+export interface SoftshrinkOptions {
+  /** The distance that elements are brought nearer by. Default: 0.5. */
+  lambd?: number
+}
+
 /**
  * Brings every element nearer to 0 by lambd, and those nearer than that to 0.
  *
  * @example
  * await tensor([-2, 0.2, 2]).softshrink().toArray() // → [-1.5, 0, 1.5]
  */
-export function softshrink(x: Tensor, options: { lambd?: number } = {}): Tensor {
+export function softshrink(x: Tensor, options: SoftshrinkOptions = {}): Tensor {
   const { lambd = 0.5 } = expectOptions('softshrink', options, { lambd: 1 })
   return composed('softshrink', [x], ([t]) => [elementwise(SOFTSHRINK, [t], [lambd])])[0]
 }
