@@ -18,6 +18,7 @@ import {
   Llama,
   type LlamaConfig,
   loadPretrained,
+  quantize,
   readSafetensors,
   type StoredTensor,
   savePretrained,
@@ -237,6 +238,14 @@ describe('what does not fit is named', () => {
     }
     const odd = new Llama({ ...llama, rope: { interleaved: true } })
     await expect(savePretrained(odd)).rejects.toThrow(/turns halves of whole heads/)
+  })
+
+  it('a quantized model, whose weights would be missing', async () => {
+    const wide = { ...sizes, embedDim: 32 }
+    for (const model of [new GPT(wide), new Llama(wide)])
+      await expect(savePretrained(quantize(model))).rejects.toThrow(
+        /^savePretrained: .*weight is int32 and no parameter.*quantize what loadPretrained gives/,
+      )
   })
 })
 

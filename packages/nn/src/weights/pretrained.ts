@@ -1,4 +1,14 @@
-import { DTypeError, noGrad, ShapeError, scope, show, type Tensor, tensor, ValueError } from '@tilegrad/core'
+import {
+  DTypeError,
+  noGrad,
+  ShapeError,
+  scope,
+  show,
+  type Tensor,
+  tensor,
+  UnsupportedOpError,
+  ValueError,
+} from '@tilegrad/core'
 import { brief, quoted } from '../brief.ts'
 import { GPT } from '../models/gpt.ts'
 import { Llama } from '../models/llama.ts'
@@ -181,6 +191,20 @@ export function loadPretrained(
   return model
 }
 
+/**
+ * Weights that are no parameters, as those of 8 bits, have no place in a checkpoint: it would be written without them.
+ *
+ * @throws UnsupportedOpError naming the first.
+ */
+function refuseBuffers(model: GPT | Llama): void {
+  const learned = new Set(model.namedParameters().map(([, tensor]) => tensor))
+  for (const [name, tensor] of Object.entries(model.stateDict()))
+    if (!learned.has(tensor))
+      throw new UnsupportedOpError(
+        `savePretrained: ${name} is ${tensor.dtype} and no parameter, as quantize(model) makes it; save the model before that, and quantize what loadPretrained gives`,
+      )
+}
+
 /** A checkpoint in Hugging Face's format. */
 export interface Pretrained {
   /** The content of `config.json`, which JSON.stringify turns into text. */
@@ -193,7 +217,8 @@ export interface Pretrained {
  * A GPT or Llama as a checkpoint that `loadPretrained` reads, and so does Hugging Face's `from_pretrained`. Reads from
  * the device. The config says nothing of tokens (`eos_token_id` …): that is the tokenizer's.
  *
- * @throws UnsupportedOpError for a GPT that GPT-2 cannot express: linear attention, fewer key-value heads, no biases.
+ * @throws UnsupportedOpError for a GPT that GPT-2 cannot express (linear attention, fewer key-value heads, no biases), and for a
+ * quantized model.
  * @example
  * const { config, weights } = await savePretrained(
  *   new Llama({ vocabSize: 11, blockSize: 8, numLayers: 1, numHeads: 2, embedDim: 16 }),
@@ -204,6 +229,7 @@ export interface Pretrained {
 export async function savePretrained(model: GPT | Llama): Promise<Pretrained> {
   const config = model instanceof GPT ? gpt2Config(model) : llamaConfig(model)
   const format = formatOf(model)
+  refuseBuffers(model)
   const views: Tensor[] = []
   const tensors: Record<string, Tensor> = {}
   for (const [name, { target, transposed }] of slots(model, format)) {
