@@ -1,9 +1,14 @@
 import { existsSync, statSync } from 'node:fs'
 import { parseArgs } from 'node:util'
+import type { WebGpuBackend } from '@tilegrad/backend-webgpu'
 import { type Backend, reference } from '@tilegrad/core'
+import type { Half } from './compare.ts'
+import { countMatrixKernels } from './matrix-kernels.ts'
+import { failed } from './report.ts'
 import { runConformance } from './run.ts'
 
-const USAGE = 'usage: pnpm conformance --fixtures DIR [--backend reference|cpu|webgpu] [--only REGEX]'
+const USAGE =
+  'usage: pnpm conformance --fixtures DIR [--backend reference|cpu|webgpu] [--only REGEX] [--half float16|bfloat16] [--matrices]'
 
 /** What is wrong with how the program was called. */
 class UsageError extends Error {}
@@ -12,6 +17,8 @@ interface Options {
   readonly fixtures: string
   readonly backend: string
   readonly only: RegExp
+  readonly half?: Half
+  readonly matrices: boolean
 }
 
 function parse(args: readonly string[]): Options | 'help' {
@@ -22,15 +29,22 @@ function parse(args: readonly string[]): Options | 'help' {
       fixtures: { type: 'string' },
       backend: { type: 'string', default: 'reference' },
       only: { type: 'string', default: '' },
+      // Attention and models are computed in 16 bits.
+      half: { type: 'string' },
+      // It is a failure if nothing ran on subgroup matrices.
+      matrices: { type: 'boolean', default: false },
       help: { type: 'boolean', default: false },
     },
   })
   if (values.help) return 'help'
-  const { fixtures, backend, only } = values
+  const { fixtures, backend, only, half, matrices } = values
+  if (half !== undefined && half !== 'float16' && half !== 'bfloat16')
+    throw new UsageError(`--half is '${half}'; expected float16 or bfloat16`)
+  if (matrices && backend !== 'webgpu') throw new UsageError(`only webgpu has --matrices`)
   if (!fixtures) throw new UsageError(`--fixtures is missing; ${USAGE}`)
   if (!existsSync(fixtures) || !statSync(fixtures).isDirectory())
     throw new UsageError(`${fixtures} is no directory`)
-  return { fixtures, backend, only: new RegExp(only) }
+  return { fixtures, backend, only: new RegExp(only), matrices, ...(half && { half }) }
 }
 
 const MAKERS: Readonly<Record<string, [module: string, maker: string]>> = {
@@ -61,8 +75,14 @@ export async function main(args: readonly string[], print: (line: string) => voi
       print(USAGE)
       return 0
     }
-    const { fixtures, backend, only } = options
-    const report = await runConformance(fixtures, await backendNamed(backend), { only, print })
+    const { fixtures, only, half } = options
+    const backend = await backendNamed(options.backend)
+    const ran = options.matrices ? countMatrixKernels(backend as WebGpuBackend) : null
+    const report = await runConformance(fixtures, backend, { only, print, ...(half && { half }) })
+    if (ran) {
+      for (const [label, n] of ran) print(`on subgroup matrices: ${n} × ${label}`)
+      if (ran.size === 0) report.add('matrices', failed('no kernel ran on subgroup matrices'))
+    }
     report.end()
     return report.failed > 0 ? 1 : 0
   } catch (error) {

@@ -26,6 +26,15 @@ export const halves: Readonly<Record<string, Tolerance>> = {
   float16: { rtol: 2 ** -9, atol: 2 ** -9, cancels: true },
   bfloat16: { rtol: 2 ** -6, atol: 2 ** -6, cancels: true },
 }
+export type Half = 'float16' | 'bfloat16'
+/**
+ * Of what was computed in float32, computed here in 16 bits: inputs, and what lies between operators, are rounded, and layers
+ * carry that on.
+ */
+export const HALF_INPUTS: Readonly<Record<Half, Tolerance>> = {
+  float16: { rtol: 2 ** -7, atol: 2 ** -7, cancels: true },
+  bfloat16: { rtol: 2 ** -4, atol: 2 ** -4, cancels: true },
+}
 export const EXACT: Tolerance = { rtol: 0, atol: 0 }
 
 /** |got − want| ≤ atol + rtol · |want|; NaN equals NaN, and infinities of one sign are equal. */

@@ -9,7 +9,7 @@ import {
   scope,
   type Tensor,
 } from '@tilegrad/core'
-import { difference, LOOSE } from './compare.ts'
+import { difference, HALF_INPUTS, type Half, LOOSE } from './compare.ts'
 import { readJson, Tensors } from './manifest.ts'
 import { failed, type Outcome, PASSED, type Report, skipped } from './report.ts'
 
@@ -31,6 +31,7 @@ export async function runAttention(
   backend: Backend,
   only: RegExp,
   report: Report,
+  half?: Half,
 ): Promise<void> {
   const manifest = readJson(join(dir, 'attention.json')) as
     | readonly AttentionCase[]
@@ -39,7 +40,7 @@ export async function runAttention(
   const tensors = new Tensors(join(dir, 'attention.safetensors'), backend)
   for (const c of cases) {
     const name = `attention.${c.name}`
-    if (only.test(name)) report.add(name, await runCase(c, tensors, backend))
+    if (only.test(name)) report.add(name, await runCase(c, tensors, backend, half))
   }
 }
 
@@ -57,7 +58,12 @@ function operator(c: AttentionCase): { op: string; run(q: Tensor, k: Tensor, v: 
   }
 }
 
-async function runCase(c: AttentionCase, tensors: Tensors, backend: Backend): Promise<Outcome> {
+async function runCase(
+  c: AttentionCase,
+  tensors: Tensors,
+  backend: Backend,
+  half: Half | undefined,
+): Promise<Outcome> {
   const known = operator(c)
   if (!known) return skipped(`no attention of kind '${c.kind}' with mask '${c.mask}' here`)
   const { op, run } = known
@@ -65,19 +71,26 @@ async function runCase(c: AttentionCase, tensors: Tensors, backend: Backend): Pr
   try {
     const { result, rows } = profile(() =>
       scope(() => {
-        const [q, k, v] = ['q', 'k', 'v'].map((x) => tensors.load(`${c.name}.${x}`, true))
+        const load = (x: string): Tensor => {
+          const t = tensors.load(`${c.name}.${x}`)
+          return half ? t.to(half) : t
+        }
+        const inputs = ['q', 'k', 'v'].map(load)
+        for (const t of inputs) t.requiresGrad = true
+        const [q, k, v] = inputs
         const out = run(q, k, v)
-        const dout = tensors.load(`${c.name}.dout`)
+        const dout = load('dout')
         return [out, ...grad(out, [q, k, v], { gradOutputs: [dout], retainGraph: true })]
       }),
     )
     live = result
     for (const [i, what] of ['out', 'dq', 'dk', 'dv'].entries()) {
       const want = tensors.values(`${c.name}.${what}`)
-      const why = difference(await data(result[i]), want, result[i].shape, LOOSE)
+      const why = difference(await data(result[i]), want, result[i].shape, half ? HALF_INPUTS[half] : LOOSE)
       if (why) return failed(`${what}: ${why}`)
     }
-    if (op in backend.kernels) {
+    // Where 16 bits are widened the operator runs as another, in float32.
+    if (op in backend.kernels && !half) {
       const ran = (name: string): boolean => rows.some((r) => r.op === name && r.path === 'fused')
       for (const name of [op, `${op}Backward`])
         if (!ran(name)) return failed(`${backend.name} has a fused ${op}, but ${name} did not run as one`)

@@ -1,13 +1,14 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { type Backend, cat, data, fullLike, scope, type Tensor, withBackend } from '@tilegrad/core'
+import { autocast, type Backend, cat, data, fullLike, scope, type Tensor, withBackend } from '@tilegrad/core'
 import { type GPT, type Llama, loadPretrained, type PretrainedConfig } from '@tilegrad/nn'
-import { difference, type Tolerance } from './compare.ts'
+import { difference, HALF_INPUTS, type Half, type Tolerance } from './compare.ts'
 import { readJson, Tensors } from './manifest.ts'
 import { failed, type Outcome, PASSED, type Report } from './report.ts'
 
 /** float32 on both sides: what a few layers make of roundings of 6e-8. */
 const LOGITS: Tolerance = { rtol: 0, atol: 1e-4 }
+const LOSS: Tolerance = { rtol: 1e-5, atol: 0 }
 /** Sums over all tokens; `cancels` only raises what is allowed where gradients exceed 1. */
 const GRADIENT: Tolerance = { rtol: 1e-3, atol: 1e-4 }
 const PROMPT = 8
@@ -21,9 +22,18 @@ export const modelsIn = (dir: string): string[] =>
     .sort()
 
 /** Loads each checkpoint and compares logits, loss, gradients and greedy tokens with those of `golden.safetensors`. */
-export async function runModels(dir: string, backend: Backend, only: RegExp, report: Report): Promise<void> {
+export async function runModels(
+  dir: string,
+  backend: Backend,
+  only: RegExp,
+  report: Report,
+  half?: Half,
+): Promise<void> {
   for (const name of modelsIn(dir)) {
-    const checks = Object.entries(CHECKS).filter(([what]) => only.test(`${name}.${what}`))
+    const checks = Object.entries(CHECKS).filter(
+      // Of tokens that are nearly as likely, 16 bits may choose another.
+      ([what]) => only.test(`${name}.${what}`) && !(half && what === 'generated'),
+    )
     if (checks.length === 0) continue
     const file = (path: string): string => join(dir, name, path)
     const golden = new Tensors(file('golden.safetensors'), backend)
@@ -35,7 +45,7 @@ export async function runModels(dir: string, backend: Backend, only: RegExp, rep
           loadPretrained(config, readFileSync(file('model.safetensors'))),
         )
         try {
-          const why = await check(model.eval(), golden, backend)
+          const why = await check(model.eval(), golden, backend, half)
           outcome = why === null ? PASSED : failed(why)
         } finally {
           model.dispose()
@@ -48,26 +58,33 @@ export async function runModels(dir: string, backend: Backend, only: RegExp, rep
   }
 }
 
-type Check = (model: GPT | Llama, golden: Tensors, backend: Backend) => Promise<string | null>
+type Check = (
+  model: GPT | Llama,
+  golden: Tensors,
+  backend: Backend,
+  half: Half | undefined,
+) => Promise<string | null>
+
+/** What is computed in float32, or in 16 bits where `autocast` says so. */
+const within = <T>(half: Half | undefined, fn: () => T): T => (half ? autocast(half, fn) : fn())
 
 const CHECKS: Readonly<Record<string, Check>> = {
-  async logits(model, golden) {
-    const logits = scope(() => model.forward(golden.load('input_ids')).logits)
-    return difference(await data(logits), golden.values('logits'), logits.shape, LOGITS)
+  async logits(model, golden, _, half) {
+    const logits = scope(() => within(half, () => model.forward(golden.load('input_ids')).logits))
+    const allowed = half ? HALF_INPUTS[half] : LOGITS
+    return difference(await data(logits), golden.values('logits'), logits.shape, allowed)
   },
 
-  async 'loss and gradients'(model, golden) {
+  async 'loss and gradients'(model, golden, _, half) {
     const loss = scope(() => {
       const ids = golden.load('input_ids')
       const [, t] = ids.shape
-      const { loss } = model.forward(
-        ids,
-        cat([ids.narrow(1, 1, t - 1), fullLike(ids.narrow(1, 0, 1), -100)], 1),
-      )
+      const targets = cat([ids.narrow(1, 1, t - 1), fullLike(ids.narrow(1, 0, 1), -100)], 1)
+      const { loss } = within(half, () => model.forward(ids, targets))
       loss.backward()
       return loss.detach()
     })
-    const why = difference(await data(loss), golden.values('loss'), [1], { rtol: 1e-5, atol: 0 })
+    const why = difference(await data(loss), golden.values('loss'), [1], half ? HALF_INPUTS[half] : LOSS)
     if (why) return `loss: ${why}`
     const own = new Map(model.namedParameters())
     const names = golden.names('grad.')
@@ -78,7 +95,12 @@ const CHECKS: Readonly<Record<string, Check>> = {
       if (!grad) return `${name} has no gradient`
       // GPT-2's weights, but not embeddings, are stored (in, out).
       const stored = /^h\.\d+\.(attn|mlp)\..*weight$/.test(short) ? grad.T : grad
-      const wrong = difference(await data(stored), golden.values(`grad.${name}`), stored.shape, GRADIENT)
+      const wrong = difference(
+        await data(stored),
+        golden.values(`grad.${name}`),
+        stored.shape,
+        half ? HALF_INPUTS[half] : GRADIENT,
+      )
       if (wrong) return `gradient of ${name}: ${wrong}`
     }
     return null

@@ -1,6 +1,7 @@
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Backend } from '@tilegrad/core'
+import type { Half } from './compare.ts'
 import { Report } from './report.ts'
 import { runAttention } from './run-attention.ts'
 import { modelsIn, runModels } from './run-models.ts'
@@ -8,7 +9,7 @@ import { runModules } from './run-modules.ts'
 import { runOps } from './run-ops.ts'
 import { runTrajectory } from './run-trajectory.ts'
 
-type Runner = (dir: string, backend: Backend, only: RegExp, report: Report) => Promise<void>
+type Runner = (dir: string, backend: Backend, only: RegExp, report: Report, half?: Half) => Promise<void>
 
 /** The kinds of fixtures, by the stem of their `.json` and `.safetensors`. */
 const KINDS: Readonly<Record<string, Runner>> = {
@@ -18,11 +19,18 @@ const KINDS: Readonly<Record<string, Runner>> = {
   trajectory: runTrajectory,
 }
 
+interface Conformance {
+  readonly only?: RegExp
+  readonly print?: (line: string) => void
+  /** Attention and models in 16 bits, though PyTorch's are of float32. */
+  readonly half?: Half
+}
+
 /** Runs every fixture of a directory on a backend. @throws Error if there is none. */
 export async function runConformance(
   dir: string,
   backend: Backend,
-  { only = /(?:)/, print = console.log }: { only?: RegExp; print?: (line: string) => void } = {},
+  { only = /(?:)/, print = console.log, half }: Conformance = {},
 ): Promise<Report> {
   const report = new Report(print)
   const kinds: [string, Runner][] = Object.entries(KINDS).filter(([stem]) =>
@@ -38,7 +46,7 @@ export async function runConformance(
   for (const [stem, runner] of kinds) {
     const start = performance.now()
     const before = report.passed + report.failed + report.skipped
-    await runner(dir, backend, only, report)
+    await runner(dir, backend, only, report, half)
     const n = report.passed + report.failed + report.skipped - before
     print(`${stem}: ${n} cases on ${backend.name}, ${((performance.now() - start) / 1000).toFixed(1)} s`)
   }
