@@ -56,6 +56,7 @@ export {
 } from './attention/multi-head.ts'
 export type { RopeOptions, RopeScaling } from './attention/rope.ts'
 export { type Memory, StateCache, type StateCacheOptions } from './attention/state-cache.ts'
+export { type Layer, ModuleDict, ModuleList, Sequential } from './containers.ts'
 export { Dropout } from './dropout.ts'
 export { Embedding, type EmbeddingOptions } from './embedding.ts'
 export * as init from './init.ts'
@@ -123,7 +124,6 @@ export {
 export * as schedule from './optim/schedule.ts'
 export { SGD, type SGDOptions } from './optim/sgd.ts'
 export { QuantizedEmbedding, QuantizedLinear, type QuantizeOptions, quantize } from './quantize.ts'
-export { type Layer, Sequential } from './sequential.ts'
 export { loadPretrained, type Pretrained, savePretrained } from './weights/pretrained.ts'
 export type { PretrainedConfig } from './weights/pretrained-config.ts'
 export {

@@ -4,7 +4,6 @@ import {
   describeValue,
   dtypeInfo,
   expectOptions,
-  expectTensor,
   isFloat,
   type MoveTarget,
   to as moveTensor,
@@ -19,89 +18,10 @@ import {
 import { assigned, expected } from '@tilegrad/core/kernel'
 // Who has layers has all methods: a bundle would leave out those that nothing names.
 import '@tilegrad/core/methods'
+import { list, mark, type Role, roleOf } from './parameter.ts'
+import { treeOf } from './tree.ts'
 
-/** What a tensor is to the module that holds it. Transient buffers are not part of the state dict. */
-type Role = 'parameter' | 'buffer' | 'transient'
-
-/** The roles of tensors, beside the tensors and not on them, so that a parameter is an ordinary tensor. */
-const roles = new WeakMap<Tensor, Role>()
-
-function mark(tensor: Tensor, role: Role): Tensor {
-  roles.set(tensor, role)
-  return tensor.keep()
-}
-
-/**
- * Parameters that no module has listed and no optimiser has got yet: those of a module in a #private field stay here,
- * learn nothing, and would never say so.
- */
-const unlisted = new Set<WeakRef<Tensor>>()
-const refs = new WeakMap<Tensor, WeakRef<Tensor>>()
-
-/** @internal The dtype in which to add up what is kept in another: float32 for 16 bits, which do not take in small numbers. */
-export const wide = (dtype: DType): DType => (dtypeInfo[dtype].bytes === 2 ? 'float32' : dtype)
-
-/** @internal Somebody knows of this parameter. */
-export function list(t: Tensor): void {
-  const ref = refs.get(t)
-  if (ref === undefined) return
-  unlisted.delete(ref)
-  refs.delete(t)
-}
-
-/** @internal A parameter with a gradient that nobody knows of, once each; the others stay to be looked at again. */
-export function takeUnlisted(): Tensor | null {
-  for (const ref of unlisted) {
-    const t = ref.deref()
-    if (t === undefined || t.disposed) unlisted.delete(ref)
-    else if (t.grad) {
-      list(t)
-      return t
-    }
-  }
-  return null
-}
-
-/** A result of a differentiated operator would drag its graph along. */
-const leaf = (data: Tensor): Tensor => (data.isLeaf ? data : data.detach())
-
-/**
- * Makes a tensor a parameter: a kept leaf that requires a gradient, which a module holding it finds by itself.
- *
- * @param data initial values, of any shape; used as it is, not copied.
- * @param options.requiresGrad default true; false for a parameter that starts frozen.
- * @returns `data` itself, or a detached view of it if it is the result of a differentiated operator.
- * @throws DTypeError if `data` is not floating; use `buffer` for such state.
- * @example
- * const scale = parameter(ones([3]))
- * scale.requiresGrad // → true
- */
-export function parameter(data: Tensor, options: { requiresGrad?: boolean } = {}): Tensor {
-  const { requiresGrad = true } = expectOptions('parameter', options, { requiresGrad: 1 })
-  expectTensor('parameter', data)
-  const tensor = leaf(data)
-  tensor.requiresGrad = requiresGrad
-  if (!roles.has(tensor)) {
-    const ref = new WeakRef(tensor)
-    refs.set(tensor, ref)
-    unlisted.add(ref)
-  }
-  return mark(tensor, 'parameter')
-}
-
-/**
- * Makes a tensor a buffer: kept state of a module that is not learned, such as running statistics or a fixed table.
- *
- * @param data values of any shape and dtype; used as it is, not copied.
- * @param options.persistent default true; false keeps it out of `stateDict()`.
- * @example
- * const positions = buffer(arange(16), { persistent: false })
- */
-export function buffer(data: Tensor, options: { persistent?: boolean } = {}): Tensor {
-  const { persistent = true } = expectOptions('buffer', options, { persistent: 1 })
-  expectTensor('buffer', data)
-  return mark(leaf(data), persistent ? 'buffer' : 'transient')
-}
+export { buffer, parameter } from './parameter.ts'
 
 /** Tensors by dotted name; `Object.entries` lists them in the order of the modules. */
 export type StateDict = Record<string, Tensor>
@@ -120,27 +40,38 @@ export function expectEntry(place: string, value: unknown): void {
     throw new ValueError(`${place} must be a tensor, got ${describeValue(value)}`)
 }
 
-type Properties = Record<string, unknown>
+/** What holds tensors and modules by name. */
+type Owner = Record<string, unknown> | Map<unknown, unknown>
+
+/** Where something was found. */
+interface Found {
+  readonly name: string
+  readonly owner: Owner
+  readonly key: string
+}
 
 /** One property that holds a parameter or buffer. */
-interface Slot {
+interface Slot extends Found {
   readonly kind: 'tensor'
-  readonly name: string
-  readonly owner: Properties
-  readonly key: string
   readonly tensor: Tensor
   readonly role: Role
 }
 
-/** A module where it was found; `parent` is the module that holds it, directly or in arrays and records, `owner`. */
-interface Place {
+/** A module where it was found; `parent` is the module that holds it, directly or in arrays, records and Maps, `owner`. */
+interface Place extends Found {
   readonly kind: 'module'
-  readonly name: string
-  readonly owner: Properties
-  readonly key: string
   readonly module: Module
   readonly parent: Module
 }
+
+/** Puts something else where something was found. */
+function put({ owner, key }: Found, value: unknown): void {
+  if (owner instanceof Map) owner.set(key, value)
+  else owner[key] = value
+}
+
+/** @internal Under this name a module may have a Map whose entries count as properties of its own, of any name. */
+export const entriesOf = Symbol('entries')
 
 /** Tensors that look like parameters and are none; told of once. */
 const strangers = new WeakSet<Tensor>()
@@ -150,21 +81,23 @@ const isRecord = (value: object): boolean => {
   return proto === Object.prototype || proto === null || !('constructor' in proto)
 }
 
-/** @throws ValueError where a Map or Set holds what would be lost: it has no names that a state dict could use. */
-function refuseHidden(held: Map<unknown, unknown> | Set<unknown>, parent: Module, name: string): void {
-  for (const value of held.values()) {
-    if (typeof value !== 'object' || value === null) continue
-    if (!walk([value], parent, '', [held]).next().done) {
-      throw new ValueError(
-        `${parent.constructor.name}: ${name} is a ${held.constructor.name}, in which modules and parameters are not found; use an array or a plain object`,
-      )
-    }
+/** @throws ValueError where something that has no name holds what would be lost: no state dict could name it. */
+function refuseHidden(
+  values: Iterable<unknown>,
+  parent: Module,
+  what: string,
+  path: readonly object[],
+): void {
+  if (!walk(Array.from(values), parent, '', path).next().done) {
+    throw new ValueError(
+      `${parent.constructor.name}: ${what}, in which modules and parameters are not found; use an array, a plain object or a Map of texts`,
+    )
   }
 }
 
 /**
- * Every tensor and module in the own properties of `owner`, in order of assignment, through arrays, plain objects and
- * modules. A tensor or module reachable by several names is met once for each; `path` keeps cycles from looping.
+ * Every tensor and module in the own properties of `owner`, in order of assignment, through arrays, plain objects, Maps
+ * and modules. A tensor or module reachable by several names is met once for each; `path` keeps cycles from looping.
  */
 function* walk(
   owner: object,
@@ -172,12 +105,18 @@ function* walk(
   prefix: string,
   path: readonly object[],
 ): Generator<Slot | Place> {
-  for (const [key, value] of Object.entries(owner as Properties)) {
+  const entries = owner instanceof Map ? owner : Object.entries(owner)
+  for (const [key, value] of entries) {
     if (typeof value !== 'object' || value === null || path.includes(value)) continue
-    const name = prefix + key
+    const name = prefix + String(key)
+    if (typeof key !== 'string') {
+      refuseHidden([value], parent, `${prefix.slice(0, -1)} is a Map with keys that are no texts`, path)
+      continue
+    }
+    const found = { name, owner: owner as Owner, key }
     if (value instanceof Tensor) {
-      const role = roles.get(value)
-      if (role) yield { kind: 'tensor', name, owner: owner as Properties, key, tensor: value, role }
+      const role = roleOf(value)
+      if (role) yield { kind: 'tensor', ...found, tensor: value, role }
       else if (value.requiresGrad && value.isLeaf && !strangers.has(value)) {
         strangers.add(value)
         console.warn(
@@ -185,18 +124,20 @@ function* walk(
         )
       }
     } else if (value instanceof Module) {
-      yield { kind: 'module', name, owner: owner as Properties, key, module: value, parent }
+      yield { kind: 'module', ...found, module: value, parent }
       yield* walk(value, value, `${name}.`, [...path, value])
-    } else if (Array.isArray(value) || isRecord(value)) {
+    } else if (value instanceof Set) refuseHidden(value, parent, `${name} is a Set`, [...path, value])
+    else if (Array.isArray(value) || value instanceof Map || isRecord(value))
       yield* walk(value, parent, `${name}.`, [...path, value])
-    } else if (value instanceof Map || value instanceof Set) refuseHidden(value, parent, name)
   }
+  const own = (owner as { [entriesOf]?: Map<string, Module> })[entriesOf]
+  if (own) yield* walk(own, parent, prefix, path)
 }
 
 /**
  * Base of everything with parameters. Assign parameters (`parameter(…)`), buffers (`buffer(…)`), other modules, and
- * arrays or plain objects of these to properties: they are found there, under the names of the properties, as in
- * `h.0.attn.c_attn.weight`. Private `#fields` are not looked into, and a Map or Set of them is an error.
+ * arrays, plain objects or Maps by name of these to properties: they are found there, under the names of the properties,
+ * as in `h.0.attn.c_attn.weight`. Private `#fields` are not looked into, and a Set of them is an error.
  *
  * @example
  * class Net extends Module {
@@ -262,7 +203,7 @@ export abstract class Module extends Printable {
     return this.#named((role) => role !== 'parameter')
   }
 
-  /** The modules this one holds directly, also in arrays and plain objects. */
+  /** The modules this one holds directly, also in arrays, plain objects and Maps. */
   children(): Module[] {
     return this.namedChildren().map(([, module]) => module)
   }
@@ -426,7 +367,7 @@ export abstract class Module extends Printable {
         moved.set(tensor, next)
       }
     })
-    for (const { owner, key, tensor } of slots) owner[key] = moved.get(tensor)
+    for (const slot of slots) put(slot, moved.get(slot.tensor))
     for (const [before, after] of moved) if (before !== after) free(before)
     return this
   }
@@ -500,37 +441,6 @@ export function replaceModules(root: Module, others: ReadonlyMap<Module, Module>
   for (const found of [...walk(root, root, '', [root])]) {
     if (found.kind !== 'module') continue
     const other = others.get(found.module)
-    if (other) found.owner[found.key] = other
+    if (other) put(found, other)
   }
-}
-
-function treeOf(module: Module, path: readonly Module[]): string {
-  const name = module.constructor.name
-  if (path.includes(module)) return `${name}(…)`
-  const rows: { first: string; last: string; count: number; text: string }[] = []
-  for (const [child, m] of module.namedChildren()) {
-    const text = treeOf(m, [...path, module]).replaceAll('\n', '\n  ')
-    const row = rows.at(-1)
-    if (row && row.text === text && follows(row.last, child)) {
-      row.last = child
-      row.count++
-    } else rows.push({ first: child, last: child, count: 1, text })
-  }
-  const lines = rows.map(({ first, last, count, text }) =>
-    count === 1
-      ? `(${first}): ${text}`
-      : `(${first}-${last.slice(last.lastIndexOf('.') + 1)}): ${count} × ${text}`,
-  )
-  const extra = module.extraRepr()
-  return lines.length === 0 ? `${name}(${extra})` : `${name}(${extra}\n  ${lines.join('\n  ')}\n)`
-}
-
-/** Whether two names are neighbours of one list, such as `h.3` and `h.4`. */
-function follows(a: string, b: string): boolean {
-  const [at, bt] = [a.lastIndexOf('.') + 1, b.lastIndexOf('.') + 1]
-  return (
-    a.slice(0, at) === b.slice(0, bt) &&
-    /^\d+$/.test(b.slice(bt)) &&
-    Number(a.slice(at)) + 1 === Number(b.slice(bt))
-  )
 }

@@ -99,23 +99,25 @@ describe('what walks objects', () => {
 })
 
 describe('parameters that would be lost', () => {
-  test('in a Map or a Set are an error', () => {
+  test('in a Set, or in a Map under what is no text, are an error', () => {
     class Net extends Module {
-      layers = new Map([['a', new Linear(2, 2)]])
+      layers = new Map([[0, new Linear(2, 2)]])
       forward(): void {}
     }
-    expect(() => new Net().parameters()).toThrow(/Net: layers is a Map, .* use an array or a plain object/)
+    expect(() => new Net().parameters()).toThrow(
+      /Net: layers is a Map with keys that are no texts, .* use an array, a plain object or a Map of texts/,
+    )
     class Bag extends Module {
       held = { deep: new Set([parameter(zeros([1]))]) }
-      names = new Map([['a', 1]])
+      names = new Map([[1, 'a']])
       forward(): void {}
     }
     expect(() => new Bag().stateDict()).toThrow(/Bag: held\.deep is a Set/)
     class Deep extends Module {
-      blocks = new Map([['a', [{ layer: new Linear(2, 2) }]]])
+      blocks = new Map([['a', new Map([[{}, [{ layer: new Linear(2, 2) }]]])]])
       forward(): void {}
     }
-    expect(() => new Deep().parameters()).toThrow(/Deep: blocks is a Map/)
+    expect(() => new Deep().parameters()).toThrow(/Deep: blocks\.a is a Map with keys/)
   })
 
   test('that are plain tensors are told of once', () => {

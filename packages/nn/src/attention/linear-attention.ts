@@ -13,8 +13,8 @@ import {
   ValueError,
 } from '@tilegrad/core'
 import { Linear } from '../linear.ts'
-import { parameter, wide } from '../module.ts'
 import { GroupNorm, RMSNorm } from '../norm.ts'
+import { parameter, wide } from '../parameter.ts'
 import { type AttentionCall, type AttentionModuleOptions, PROJECTIONS, SelfAttention } from './multi-head.ts'
 import { type Memory, StateCache } from './state-cache.ts'
 

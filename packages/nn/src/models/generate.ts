@@ -32,7 +32,8 @@ import type { AttentionCache } from '../attention/cache.ts'
 import { keyMaskOf } from '../attention/key-mask.ts'
 import { Place } from '../attention/place.ts'
 import { positive } from '../linear.ts'
-import { type Module, wide } from '../module.ts'
+import type { Module } from '../module.ts'
+import { wide } from '../parameter.ts'
 
 /** What `generate` needs of a model. */
 export interface LanguageModel {

@@ -20,7 +20,8 @@ import {
   zerosLike,
 } from '@tilegrad/core'
 import { eachRun, live, outsideOnly, uncaptured, unchanged } from '@tilegrad/core/kernel'
-import { expectEntry, list, takeUnlisted, wide } from '../module.ts'
+import { expectEntry } from '../module.ts'
+import { list, takeUnlisted, wide } from '../parameter.ts'
 import { applyGuarded, type Due, share, takeGuard } from './guard.ts'
 import { packedZeros } from './packed.ts'
 
