@@ -74,6 +74,8 @@ export {
 } from './ops/attention/block-mask.ts'
 export * from './ops/attention/heads.ts'
 export * from './ops/attention/rotary.ts'
+export { type BatchNormOptions, batchNorm } from './ops/batch-norm.ts'
+export * from './ops/conv.ts'
 export {
   arange,
   data,
@@ -126,6 +128,7 @@ export * from './ops/more-losses.ts'
 export { type MultinomialOptions, multinomial } from './ops/multinomial.ts'
 export * from './ops/norm.ts'
 export * from './ops/pointwise.ts'
+export * from './ops/pool.ts'
 export { dequantize, quantizedLinear } from './ops/quantized.ts'
 export {
   bernoulli,
@@ -143,6 +146,7 @@ export * from './ops/reduction.ts'
 export * from './ops/scatter.ts'
 export * from './ops/shape.ts'
 export * from './ops/sizes.ts'
+export type { WindowPadding, WindowSizes } from './ops/spans.ts'
 export * from './ops/statistics.ts'
 export { text } from './ops/text.ts'
 export * from './ops/total-norm.ts'

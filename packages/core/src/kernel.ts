@@ -4,6 +4,7 @@
  * @module kernel
  */
 
+export { runsAgain } from './autograd/again.ts'
 export { expectWindow } from './checks.ts'
 export { type Listener, listen, takes } from './dispatch/call.ts'
 export {
@@ -16,5 +17,6 @@ export {
   unchanged,
 } from './dispatch/capturing.ts'
 export { cacheRow } from './ops/attention/cache-row.ts'
+export { windowSizes } from './ops/spans.ts'
 export { pack, unpack } from './tensor/dtype.ts'
 export { collapse, denseFrom, leadOf, type Nest, stridesOver, viewOf } from './tensor/nest.ts'

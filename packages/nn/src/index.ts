@@ -56,7 +56,9 @@ export {
 } from './attention/multi-head.ts'
 export type { RopeOptions, RopeScaling } from './attention/rope.ts'
 export { type Memory, StateCache, type StateCacheOptions } from './attention/state-cache.ts'
+export { BatchNorm1d, BatchNorm2d, type BatchNormLayerOptions } from './batch-norm.ts'
 export { type Layer, ModuleDict, ModuleList, Sequential } from './containers.ts'
+export { Conv1d, Conv2d, type ConvLayerOptions } from './conv.ts'
 export { Dropout } from './dropout.ts'
 export { Embedding, type EmbeddingOptions } from './embedding.ts'
 export * as init from './init.ts'
@@ -123,6 +125,16 @@ export {
 } from './optim/optimizer.ts'
 export * as schedule from './optim/schedule.ts'
 export { SGD, type SGDOptions } from './optim/sgd.ts'
+export {
+  AdaptiveAvgPool1d,
+  AdaptiveAvgPool2d,
+  AdaptiveMaxPool1d,
+  AdaptiveMaxPool2d,
+  AvgPool1d,
+  AvgPool2d,
+  MaxPool1d,
+  MaxPool2d,
+} from './pool.ts'
 export { QuantizedEmbedding, QuantizedLinear, type QuantizeOptions, quantize } from './quantize.ts'
 export { loadPretrained, type Pretrained, savePretrained } from './weights/pretrained.ts'
 export type { PretrainedConfig } from './weights/pretrained-config.ts'

@@ -9,6 +9,7 @@ import { sameShape } from '../tensor/layout.ts'
 import { tensorsIn } from '../tensor/memory.ts'
 import { collect, drop, refuseAsync, settled, track } from '../tensor/scope.ts'
 import { Tensor } from '../tensor/tensor.ts'
+import { runAgain } from './again.ts'
 import { enableGrad, type GradNode, gradEnabled, type Replay, recordedNodes } from './tape.ts'
 
 /** Options of `checkpoint`, after its inputs. */
@@ -141,7 +142,7 @@ class Replayed<I extends readonly Tensor[]> implements Replay {
     const rng = getRngState()
     setRngState(this.#rng)
     try {
-      const again = (): Recorded<unknown> => enableGrad(() => record(this.#fn, this.inputs))
+      const again = (): Recorded<unknown> => runAgain(() => enableGrad(() => record(this.#fn, this.inputs)))
       const { nodes, made } = this.#casting?.afresh(again) ?? withCasting(null, again)
       const i = this.#expected.findIndex((e, n) => !nodes[n] || !alike(e, nodes[n]))
       if (i >= 0 || nodes.length !== this.#expected.length) {
