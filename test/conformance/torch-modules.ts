@@ -1,4 +1,5 @@
 import './torch/modules.ts'
+import './torch/modules-transformer.ts'
 
 /** Every module by PyTorch's name: how to make and to call ours. */
 export { type TorchModule, torchModuleOf } from './torch/module-row.ts'

@@ -54,6 +54,11 @@ export {
   type MultiHeadAttentionOptions,
   SelfAttention,
 } from './attention/multi-head.ts'
+export {
+  MultiheadAttention,
+  type MultiheadAttentionForwardOptions,
+  type MultiheadAttentionOptions,
+} from './attention/multihead-attention.ts'
 export type { RopeOptions, RopeScaling } from './attention/rope.ts'
 export { type Memory, StateCache, type StateCacheOptions } from './attention/state-cache.ts'
 export { BatchNorm1d, BatchNorm2d, type BatchNormLayerOptions } from './batch-norm.ts'
@@ -86,6 +91,15 @@ export {
   type CausalLMOutput,
   type TokenPlaces,
 } from './models/causal-lm.ts'
+export {
+  type EncoderForwardOptions,
+  type StackOptions,
+  Transformer,
+  TransformerDecoder,
+  TransformerEncoder,
+  type TransformerForwardOptions,
+  type TransformerOptions,
+} from './models/encoder-decoder.ts'
 export { type GenerateOptions, Generation, generate, type LanguageModel } from './models/generate.ts'
 export { GPT, type GPTConfig } from './models/gpt.ts'
 export { Llama, type LlamaBlock, type LlamaConfig } from './models/llama.ts'
@@ -99,6 +113,13 @@ export {
   TransformerBlock,
   type TransformerBlockOptions,
 } from './models/transformer.ts'
+export {
+  type DecoderForwardOptions,
+  type EncoderLayerForwardOptions,
+  TransformerDecoderLayer,
+  TransformerEncoderLayer,
+  type TransformerLayerOptions,
+} from './models/transformer-layers.ts'
 export { buffer, type LoadResult, Module, parameter, type StateDict } from './module.ts'
 export {
   GroupNorm,

@@ -285,6 +285,7 @@ export abstract class SelfAttention<C extends AttentionCache = AttentionCache> e
  * Multi-head attention (Vaswani et al. 2017), (B, T, embedDim) → (B, T, embedDim): each of the H heads computes
  * softmax(q kᵀ · scale + mask) v, with keys and values of x itself or of a context. What sees no key at all gets zeros
  * from its heads. Causality begins at the top left corner, position 0 of x and context, or where a cache ends.
+ * (`MultiheadAttention` is PyTorch's class of that name, with its masks and parameter names.)
  *
  * @throws ValueError unless sizes divide, dropout is a probability and a window is a whole number of causal attention.
  * @example
