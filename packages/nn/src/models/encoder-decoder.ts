@@ -222,7 +222,7 @@ export class Transformer extends Module {
    * another, −∞ where that comes later. With `isCausal` no mask is needed, and half of the work is skipped.
    *
    * @example
-   * await Transformer.generateSquareSubsequentMask(2).toArray() // → [0, -Infinity, 0, 0]
+   * await Transformer.generateSquareSubsequentMask(2).toArray() // → [[0, -Infinity], [0, 0]]
    */
   static generateSquareSubsequentMask(n: number, options: TensorOptions = {}): Tensor {
     positive('generateSquareSubsequentMask', { n })
