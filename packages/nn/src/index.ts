@@ -111,6 +111,7 @@ export {
   type MLPForwardOptions,
   type MLPOptions,
   TransformerBlock,
+  type TransformerBlockForwardOptions,
   type TransformerBlockOptions,
 } from './models/transformer.ts'
 export {

@@ -1,19 +1,35 @@
-import { type Activation, expectActivation, expectOptions, type Names, type Tensor } from '@tilegrad/core'
+import {
+  type Activation,
+  expectActivation,
+  expectOptions,
+  type Names,
+  type Tensor,
+  ValueError,
+} from '@tilegrad/core'
 import type { AttentionCache } from '../attention/cache.ts'
 import { type AttentionFactory, type AttentionKind, makeAttention, only } from '../attention/kinds.ts'
 import {
   type AttentionForwardOptions,
+  MultiHeadAttention,
   type MultiHeadAttentionOptions,
   type SelfAttention,
   SOFTMAX,
 } from '../attention/multi-head.ts'
 import { Dropout } from '../dropout.ts'
-import { Linear } from '../linear.ts'
+import { Linear, positive } from '../linear.ts'
 import { Module } from '../module.ts'
 import { LayerNorm } from '../norm.ts'
 
 /** What a block hands on to its attention. */
 export type BlockForwardOptions = Pick<AttentionForwardOptions, 'cache' | 'keyMask' | 'positions'>
+
+/** Options of the forward pass of `TransformerBlock`. */
+export interface TransformerBlockForwardOptions extends BlockForwardOptions {
+  /** What the block attends to beside x, (B, S, contextDim), for blocks made with `contextDim`. */
+  context?: Tensor | null
+  /** A bool mask (B, S), true for rows of the context that may be attended to and false for padding. */
+  contextMask?: Tensor | null
+}
 
 /**
  * x + drop(branch(norm(x))), the half of a pre-norm block. Without dropout in between the branch's last projection
@@ -160,6 +176,8 @@ export interface TransformerBlockOptions extends MLPOptions, Omit<MultiHeadAtten
   dropout?: number | DropoutRates
   /** Added to the norms' variances; default 1e-5. */
   normEps?: number
+  /** The size of the rows of a context, to which the block attends as well; default none. */
+  contextDim?: number
 }
 
 /** @internal */
@@ -169,23 +187,38 @@ export const BLOCK: Names<TransformerBlockOptions> = {
   attention: 1,
   dropout: 1,
   normEps: 1,
+  contextDim: 1,
 }
+
+/** The options that attention to a context has in common with a block's own. */
+const CROSS = { numKvHeads: 1, headDim: 1, bias: 1, outBias: 1, qkNorm: 1 } as const
 
 /**
  * A pre-norm transformer block, (B, T, embedDim) → (B, T, embedDim): y = x + attn(ln_1(x)), then y + mlp(ln_2(y)).
  * Norms before the branches keep deep stacks trainable without warm-up (Xiong et al. 2020).
  *
+ * With `contextDim` it is a block of a decoder: between the two it adds cross_attn(ln_cross(y), context), softmax attention
+ * to all rows of a context, as of an encoder. A cache holds what x was before; keys and values of the context are made again
+ * in each call.
+ *
  * @param options.bias biases in all projections and norms; default true.
- * @throws ValueError for sizes that do not divide, or a dropout that is no probability.
+ * @throws ValueError for sizes that do not divide, or a dropout that is no probability; `forward` throws ValueError for a
+ * context that it does not take, and for the lack of one that it does.
  * @example
  * const block = new TransformerBlock(16, 4, { isCausal: true, attention: 'linear' })
  * block.forward(randn([2, 5, 16])).shape // → 2,5,16
+ * const decoder = new TransformerBlock(16, 4, { isCausal: true, contextDim: 24 })
+ * decoder.forward(randn([2, 5, 16]), { context: randn([2, 9, 24]) }).shape // → 2,5,16
  */
 export class TransformerBlock extends Module {
   /** The norm before attention. */
   ln_1: LayerNorm
   /** The attention. */
   attn: SelfAttention
+  /** The norm before attention to a context, for blocks that have that. */
+  ln_cross: LayerNorm | null = null
+  /** The attention to a context, for blocks that have that. */
+  cross_attn: MultiHeadAttention | null = null
   /** The norm before the position-wise layers. */
   ln_2: LayerNorm
   /** The position-wise layers. */
@@ -197,13 +230,23 @@ export class TransformerBlock extends Module {
     super()
     expectOptions('TransformerBlock', options, BLOCK)
     const { attention = 'softmax', bias = true, normEps: eps = 1e-5 } = options
-    const { dropout, ...settings } = options
+    const { dropout, contextDim: kvDim, ...settings } = options
     const rates = dropoutRates(dropout ?? 0)
     this.ln_1 = new LayerNorm(embedDim, { bias, eps })
     this.attn = makeAttention(attention, embedDim, numHeads, {
       ...only<MultiHeadAttentionOptions>(settings, SOFTMAX),
       dropout: rates.attention,
     })
+    if (kvDim !== undefined) {
+      positive('TransformerBlock', { contextDim: kvDim })
+      this.ln_cross = new LayerNorm(embedDim, { bias, eps })
+      const shared = only<MultiHeadAttentionOptions>(settings, CROSS as Names<MultiHeadAttentionOptions>)
+      this.cross_attn = new MultiHeadAttention(embedDim, numHeads, {
+        ...shared,
+        kvDim,
+        dropout: rates.attention,
+      })
+    }
     this.ln_2 = new LayerNorm(embedDim, { bias, eps })
     this.mlp = new MLP(embedDim, only<MLPOptions>(options, MLPS))
     this.drop = new Dropout(rates.residual)
@@ -215,13 +258,30 @@ export class TransformerBlock extends Module {
   }
 
   /** Computes the block. With a `cache` from `newCache`, x are the tokens after those it holds. */
-  forward(x: Tensor, options: BlockForwardOptions = {}): Tensor {
-    const y = addBranch(
+  forward(x: Tensor, options: TransformerBlockForwardOptions = {}): Tensor {
+    const { context = null, contextMask: keyMask = null, ...own } = options
+    const { ln_cross, cross_attn } = this
+    if (Boolean(context) !== Boolean(cross_attn) || (keyMask && !context))
+      throw new ValueError(
+        cross_attn
+          ? 'TransformerBlock: was made with contextDim; give it a context (B, S, contextDim)'
+          : 'TransformerBlock: takes no context; make it with { contextDim }, the size of its rows',
+      )
+    const attended = addBranch(
       x,
       this.ln_1,
-      (z, { residual }) => this.attn.forward(z, { ...options, residual }),
+      (z, { residual }) => this.attn.forward(z, { ...own, residual }),
       this.drop,
     )
+    const y =
+      ln_cross && cross_attn
+        ? addBranch(
+            attended,
+            ln_cross,
+            (z, { residual }) => cross_attn.forward(z, { context, keyMask, residual }),
+            this.drop,
+          )
+        : attended
     return addBranch(y, this.ln_2, (z, add) => this.mlp.forward(z, add), this.drop)
   }
 }
