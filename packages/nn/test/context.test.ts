@@ -57,6 +57,8 @@ describe('a block with a context', () => {
     expect(() => new TransformerBlock(8, 2).forward(x, { context })).toThrow('make it with { contextDim }')
     const block = new TransformerBlock(8, 2, { contextDim: 8 })
     expect(() => block.forward(x)).toThrow('give it a context')
-    expect(() => new TransformerBlock(8, 2, { contextDim: 0 })).toThrow('TransformerBlock: contextDim must be a positive integer')
+    expect(() => new TransformerBlock(8, 2, { contextDim: 0 })).toThrow(
+      'TransformerBlock: contextDim must be a positive integer',
+    )
   })
 })
