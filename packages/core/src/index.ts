@@ -5,6 +5,7 @@
  */
 import './methods.ts'
 
+export { detectAnomaly, detectAnomalyAsync } from './autograd/anomaly.ts'
 export { type BackwardOptions, backward, type GradOptions, grad } from './autograd/backward.ts'
 export { type CheckpointOptions, checkpoint } from './autograd/checkpoint.ts'
 export { customFunction, type FunctionContext } from './autograd/custom.ts'

@@ -79,19 +79,32 @@ export interface Replay {
   run(): { nodes: readonly GradNode[]; made: readonly Tensor[] }
 }
 
-/** The nodes recorded since the innermost running `recordedNodes` began, or null outside of all. */
-let recorded: GradNode[] | null = null
+/** What the innermost running `listingNodes` gives nodes to, or null outside of all. */
+let recorded: NodeList | null = null
+
+/** What nodes are put into as they are recorded: an array, or somebody who looks at each. */
+interface NodeList {
+  push(node: GradNode): unknown
+}
+
+/** Runs `fn`, and gives every node that it records to `list` at once. */
+export function listingNodes<T>(list: NodeList, fn: () => T): T {
+  const outer = recorded
+  recorded = list
+  try {
+    return fn()
+  } finally {
+    recorded = outer
+  }
+}
 
 /** Runs `fn` and returns the nodes that it recorded beside its result. */
 export function recordedNodes<T>(fn: () => T): { result: T; nodes: readonly GradNode[] } {
-  const outer = recorded
   const nodes: GradNode[] = []
-  recorded = nodes
   try {
-    return { result: fn(), nodes }
+    return { result: listingNodes(nodes, fn), nodes }
   } finally {
-    recorded = outer
-    if (outer) for (const node of nodes) outer.push(node)
+    if (recorded) for (const node of nodes) recorded.push(node)
   }
 }
 

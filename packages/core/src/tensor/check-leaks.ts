@@ -4,6 +4,7 @@ import { expectFunction, expectOptions } from '../checks.ts'
 import { show, TilegradError } from '../errors.ts'
 import { type DType, info } from './dtype.ts'
 import { live } from './memory.ts'
+import { deepStacks, originOf } from './origin.ts'
 import { type Scoped, setWatcher, type Watcher, watching } from './scope.ts'
 import { showBytes } from './show-bytes.ts'
 import { Tensor } from './tensor.ts'
@@ -62,12 +63,7 @@ class Recorder implements Watcher {
   readonly tensors = new Map<Tensor, Error>()
   readonly names = new Map<object, string>()
   readonly #outer = watching()
-  // Users' code may lie deeper than the ten frames that V8 shows. Other engines show all.
-  readonly #limit: unknown = Reflect.get(Error, 'stackTraceLimit')
-
-  constructor() {
-    Reflect.set(Error, 'stackTraceLimit', 40)
-  }
+  readonly #endStacks = deepStacks()
 
   made(t: Scoped): void {
     if (t instanceof Tensor && !this.tensors.has(t)) this.tensors.set(t, new Error())
@@ -82,7 +78,7 @@ class Recorder implements Watcher {
   /** Stops recording: whoever listened before goes on alone. */
   end(): void {
     setWatcher(this.#outer)
-    Reflect.set(Error, 'stackTraceLimit', this.#limit)
+    this.#endStacks()
   }
 
   check<T>(result: T, kept: boolean): T {
@@ -105,14 +101,6 @@ class Recorder implements Watcher {
     if (leaks.length > 0) throw new LeakError(leaks)
     return result
   }
-}
-
-/** The lines of a stack but those of core, whose folder its first one tells; all, where all is one bundle. */
-function originOf(error: Error): string {
-  const lines = (error.stack ?? '').split('\n').filter((line) => /:\d+:\d+/.test(line))
-  const here = /[^\s(]*\//.exec(lines[0] ?? '')?.[0].replace(/tensor\/$/, '')
-  const others = lines.filter((line) => here === undefined || !line.includes(here))
-  return (others.length > 0 ? others : lines).join('\n')
 }
 
 /**
