@@ -1,5 +1,6 @@
 import './torch/modules.ts'
 import './torch/modules-transformer.ts'
+import './torch/modules-recurrent.ts'
 
 /** Every module by PyTorch's name: how to make and to call ours. */
 export { type TorchModule, torchModuleOf } from './torch/module-row.ts'

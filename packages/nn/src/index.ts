@@ -158,6 +158,18 @@ export {
   MaxPool2d,
 } from './pool.ts'
 export { QuantizedEmbedding, QuantizedLinear, type QuantizeOptions, quantize } from './quantize.ts'
+export {
+  GRU,
+  GRUCell,
+  LSTM,
+  LSTMCell,
+  type RecurrentCellOptions,
+  type RecurrentOptions,
+  RNN,
+  RNNCell,
+  type RNNCellOptions,
+  type RNNOptions,
+} from './recurrent.ts'
 export { loadPretrained, type Pretrained, savePretrained } from './weights/pretrained.ts'
 export type { PretrainedConfig } from './weights/pretrained-config.ts'
 export {
