@@ -119,7 +119,6 @@ abstract class Recurrent extends Module {
     if (!(dropout >= 0 && dropout <= 1))
       throw new ValueError(`${op}: dropout must lie within 0 … 1, got ${describeValue(dropout)}`)
     this.#kind = kind
-    Object.assign(this, { inputSize, hiddenSize, numLayers, bias, batchFirst, dropout, bidirectional })
     this.inputSize = inputSize
     this.hiddenSize = hiddenSize
     this.numLayers = numLayers

@@ -11,8 +11,8 @@ import { grad } from '../autograd/backward.ts'
 import { enableGrad, type GradNode, gradEnabled } from '../autograd/tape.ts'
 import { apply, type Op } from '../dispatch/op.ts'
 import * as e from '../expr/expr.ts'
-import { type Program, program } from '../expr/program.ts'
-import { addInto, elementwise, elementwiseAll, elementwiseInto, fill } from '../primitives/elementwise.ts'
+import { type Program, program, specialize } from '../expr/program.ts'
+import { addInto, compute, elementwise, elementwiseAll, fill } from '../primitives/elementwise.ts'
 import { matmulPrimitive } from '../primitives/matmul.ts'
 import { alias, part, permuteView, reshapeView, transposeView } from '../primitives/views.ts'
 import { selectLayout, sliceLayout } from '../tensor/layout.ts'
@@ -119,6 +119,12 @@ const blockOf = (x: Tensor, t: number, k: number, size: number): Tensor =>
 const blocksOf = (x: Tensor, t: number, count: number, size: number): Tensor[] =>
   Array.from({ length: count }, (_, k) => blockOf(x, t, k, size))
 
+/** Fills blocks, which lie beside each other and are no inputs: nothing is to be copied before. */
+function into(outputs: readonly Tensor[], p: Program, inputs: readonly Tensor[]): void {
+  const dtypes = (list: readonly Tensor[]) => list.map((t) => t.dtype)
+  compute(outputs[0].backend, specialize(p, dtypes(inputs), [], dtypes(outputs)), outputs, inputs, [])
+}
+
 /** The steps in the order in which they are taken. */
 const stepsOf = (count: number, { reverse }: Attrs): number[] =>
   Array.from({ length: count }, (_, i) => (reverse ? count - 1 - i : i))
@@ -149,11 +155,7 @@ function compose(cell: Cell, [x, w, h0, extra]: readonly Tensor[], attrs: Attrs)
       if (cell.bias) inputs.push(extra)
       if (cell.forward.inputs > inputs.length) inputs.push(state)
       const outputs = kept.flatMap((k) => blocksOf(k, t, cell.kept, size))
-      elementwiseInto(
-        [...outputs, ...[...memory, y].map((to) => blockOf(to, t, 0, size))],
-        cell.forward,
-        inputs,
-      )
+      into([...outputs, ...[...memory, y].map((to) => blockOf(to, t, 0, size))], cell.forward, inputs)
     })
     before = t
   }
@@ -227,7 +229,7 @@ function backward(
       const next = kept ? [allocate(x.backend, [batch, size], x.dtype)] : []
       const outputs = blocksOf(dx, t, cell.gates, size)
       if (cell.apart) outputs.push(...blocksOf(dProduct, t, cell.gates, size))
-      elementwiseInto([...outputs, ...next], cell.backward, inputs)
+      into([...outputs, ...next], cell.backward, inputs)
       return [matmulPrimitive(cell.name, dProducts(t), w), next[0] ?? none]
     })
   }
