@@ -128,7 +128,7 @@ abstract class Recurrent extends Module {
     this.bidirectional = bidirectional
     const own = this as Record<string, unknown>
     for (const [layer, end] of this.#places()) {
-      const size = layer === 0 ? inputSize : hiddenSize * this.#directions
+      const size = layer === 0 ? inputSize : hiddenSize * (bidirectional ? 2 : 1)
       own[`weight_ih_${end}`] = parameter(zeros([gates * hiddenSize, size]))
       own[`weight_hh_${end}`] = parameter(zeros([gates * hiddenSize, hiddenSize]))
       if (!bias) continue
@@ -136,10 +136,6 @@ abstract class Recurrent extends Module {
       own[`bias_hh_${end}`] = parameter(zeros([gates * hiddenSize]))
     }
     this.resetParameters()
-  }
-
-  get #directions(): 1 | 2 {
-    return this.bidirectional ? 2 : 1
   }
 
   /** The layers' directions, in the order of states, and how the names of their parameters end. */
@@ -203,7 +199,7 @@ abstract class Recurrent extends Module {
       for (const [i, list] of last.entries())
         list.push((made[i] as Tensor).select(0, reverse ? 0 : steps - 1))
       outputs.push(timeFirst ? made[0] : made[0].transpose(0, 1))
-      if (outputs.length < this.#directions) continue
+      if (outputs.length < (this.bidirectional ? 2 : 1)) continue
       input = outputs.length === 1 ? outputs[0] : cat(outputs, 2)
       outputs = []
       if (layer < this.numLayers - 1) input = dropout(input, this.dropout, this.training)
