@@ -7,6 +7,7 @@ import type { KernelTable, Primitives, Tensor } from '@tilegrad/core'
 import * as ops from '@tilegrad/core'
 import type { Engine } from '../engine.ts'
 import { attention, attentionBackward } from './attention/attention.ts'
+import { convKernels } from './conv.ts'
 import { crossEntropy, crossEntropyBackward } from './cross-entropy.ts'
 import { elementwise } from './elementwise/elementwise.ts'
 import { foreach } from './elementwise/foreach.ts'
@@ -43,6 +44,7 @@ export function kernelTable(engine: Engine) {
     foreach: foreach(engine),
     rotary_embedding: rotaryEmbedding(engine),
     total_norm: totalNorm(engine),
+    ...convKernels(engine),
     softmax: softmax(engine),
     softmaxBackward: softmaxBackward(engine),
     log_softmax: logSoftmax(engine),
@@ -180,6 +182,13 @@ export const samples = (): Readonly<Record<Forward, Sample>> => ({
     run: ([x, w]) => [ops.rmsNorm(x, [37], w), ...passedBy(x, (y) => ops.rmsNorm(y, [37], w))],
   },
   cross_entropy: { shapes: matrix, run: ([x]) => ops.crossEntropy(x, indices(x, [3, 36, 0, 9, 1], [5])) },
+  conv: {
+    shapes: [
+      [2, 6, 9, 11],
+      [20, 6, 3, 2],
+    ],
+    run: ([x, w]) => ops.conv2d(x, w, null, { padding: 1 }),
+  },
   embedding: { shapes: matrix, run: ([w]) => ops.embedding(indices(w, [3, 0, 3, 1], [4]), w) },
   scaled_dot_product_attention: {
     shapes: heads,

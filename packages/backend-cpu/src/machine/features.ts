@@ -5,7 +5,7 @@
 
 import { DeviceError, describeValue, ValueError } from '@tilegrad/core'
 import { f32x4, ModuleBuilder } from '../wasm/index.ts'
-import { hasRevectorized, nodeProcess, setV8FlagOnce } from './node.ts'
+import { hasRevectorized, nodeParallelism, setV8FlagOnce } from './node.ts'
 
 /**
  * Instruction sets from small to large: SIMD of 128 bits; fused multiply-add and the like ("relaxed"); relaxed
@@ -66,11 +66,7 @@ function hasSharedMemory(): boolean {
   return validates((m) => m.func(['i32'], (f, x) => f.atomicLoad(x)), { shared: true })
 }
 
-function parallelism(): number {
-  const node = nodeProcess()
-  if (node !== undefined) return node.getBuiltinModule('node:os').availableParallelism()
-  return globalThis.navigator?.hardwareConcurrency ?? 1
-}
+const parallelism = (): number => nodeParallelism() ?? globalThis.navigator?.hardwareConcurrency ?? 1
 
 /**
  * Finds what this machine offers, within the bounds given, and sets the V8 flags it takes (the environment

@@ -3,6 +3,12 @@
 /** @returns undefined: there is no Node. */
 export const nodeProcess = (): undefined => undefined
 
+/** @returns 0: there is no Node. */
+export const nodeMajor = (): number => 0
+
+/** @returns undefined: there is no Node. */
+export const nodeParallelism = (): undefined => undefined
+
 /** Does nothing: flags of V8 are out of reach. */
 export const setV8FlagOnce = (): void => {}
 
@@ -15,7 +21,5 @@ export const refuseRevectorized = (): void => {}
 /** Runs `fn`. */
 export const optimizedAtOnce = <T>(fn: () => T): T => fn()
 
-/** @throws Error always: there are no workers of Node. */
-export function startInNode(): never {
-  throw new Error('tilegrad: this bundle was made for browsers')
-}
+/** @returns undefined: there are no workers of Node. */
+export const startInNode = (): undefined => undefined

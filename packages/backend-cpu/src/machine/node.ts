@@ -17,6 +17,13 @@ export function nodeProcess(): NodeProcess | undefined {
   return isNode ? (found as NodeProcess) : undefined
 }
 
+/** The first number of Node's version; 0 elsewhere. */
+export const nodeMajor = (): number => Number.parseInt(nodeProcess()?.versions.node ?? '0', 10)
+
+/** How many threads Node thinks are worth it; undefined elsewhere. */
+export const nodeParallelism = (): number | undefined =>
+  nodeProcess()?.getBuiltinModule('node:os').availableParallelism()
+
 /** V8's flags are of the process, and most are set once. */
 const flagsSet = new Set<string>()
 
@@ -53,7 +60,7 @@ let pairsWrongly = false
 export function hasRevectorized(asked: boolean): boolean {
   const node = nodeWithFlags()
   if (node === undefined || node.arch !== 'x64' || pairsWrongly) return false
-  const major = Number.parseInt(node.versions.node, 10)
+  const major = nodeMajor()
   if (major < pairing.first || (major > pairing.last && !asked)) return false
   setV8FlagOnce(pairs)
   return true
@@ -83,12 +90,10 @@ export function optimizedAtOnce<T>(fn: () => T): T {
   }
 }
 
-/** Starts a worker of Node. */
-export function startInNode(
-  threads: typeof import('node:worker_threads'),
-  data: StartData,
-  onEnd: (helper: Helper) => void,
-): Helper {
+/** Starts a worker of Node; undefined elsewhere. */
+export function startInNode(data: StartData, onEnd: (helper: Helper) => void): Helper | undefined {
+  const threads = nodeProcess()?.getBuiltinModule('node:worker_threads')
+  if (threads === undefined) return undefined
   const worker = new threads.Worker(workerSource, {
     eval: true,
     workerData: data,

@@ -2,13 +2,12 @@
 
 import { TilegradError } from '@tilegrad/core'
 import { type Helper, idleHelper, type StartData } from './helper.ts'
-import { nodeProcess, startInNode } from './node.ts'
+import { startInNode } from './node.ts'
 
 /** Starts a worker; `onEnd` is called in a later turn of the event loop than that in which it ends. */
 export function startWorker(data: StartData, onEnd: (helper: Helper) => void): Helper {
-  const node = nodeProcess()?.getBuiltinModule('node:worker_threads')
   try {
-    return node === undefined ? startInBrowser(data) : startInNode(node, data, onEnd)
+    return startInNode(data, onEnd) ?? startInBrowser(data)
   } catch (error) {
     // Workers can be forbidden (Node's --permission, a content security policy): the pool does without.
     return idleHelper(data.thread, Promise.reject(error))

@@ -1,13 +1,14 @@
-import { type GradNode, gradEnabled } from '../autograd/tape.ts'
+import { type GradNode, gradEnabled, noGrad } from '../autograd/tape.ts'
 import { describe, expectFloat, expectOptions } from '../checks.ts'
+import type { View } from '../dispatch/backend.ts'
 import { apply, type Op } from '../dispatch/op.ts'
 import { ShapeError, show } from '../errors.ts'
 import * as e from '../expr/expr.ts'
 import { program } from '../expr/program.ts'
-import { addInto, copyInto, elementwise, elementwiseInto, fill } from '../primitives/elementwise.ts'
+import { addInto, copyInto, elementwiseInto, fill } from '../primitives/elementwise.ts'
 import { matmulPrimitive } from '../primitives/matmul.ts'
-import { part, permuteView, reshapeView, transposeView } from '../primitives/views.ts'
-import { addWindows, type Span, sumOfWindows, windowsOf } from '../primitives/windows.ts'
+import { contiguous, flipView, part, permuteView, reshapeView, transposeView } from '../primitives/views.ts'
+import { addWindows, padded, type Span, sumOfWindows, windowsOf } from '../primitives/windows.ts'
 import { isHalf, promote } from '../tensor/dtype.ts'
 import { numel, sameShape, sliceLayout } from '../tensor/layout.ts'
 import { scope } from '../tensor/memory.ts'
@@ -30,9 +31,24 @@ export interface ConvOptions {
   groups?: number
 }
 
-interface ConvAttrs {
+/** What decides how convolutions are computed, beside their tensors. */
+export interface ConvAttrs {
+  /** The windows, along each dim. */
   readonly spans: readonly Span[]
+  /** Into how many groups channels fall. */
   readonly groups: number
+}
+
+declare module '../dispatch/kernels.ts' {
+  interface FusedKernels {
+    /** Filters times windows of an input that is padded already: x (N, C, …), weight (O, C / groups, …) → (N, O, …). */
+    readonly conv?: KernelOf<ConvAttrs>
+    /**
+     * The gradient of filters, transposed: x (N, C, …), padded already, and the gradients of results as rows (groups, O / groups,
+     * N · windows) → (groups, C / groups · elements of a window, O / groups).
+     */
+    readonly convBackward?: KernelOf<ConvAttrs>
+  }
 }
 
 /**
@@ -90,25 +106,110 @@ const isPointwise = ({ spans }: ConvAttrs): boolean =>
 const matrices = (x: Tensor, groups: number): Tensor =>
   reshapeView(x, [x.shape[0], groups, x.shape[1] / groups, numel(x.shape.slice(2))])
 
+const resultShape = (x: Tensor, w: Tensor, { spans }: ConvAttrs): readonly number[] => [
+  x.shape[0],
+  w.shape[0],
+  ...spans.map((s) => s.count),
+]
+
+const flops = ([x, w]: readonly View[], { spans }: ConvAttrs): number =>
+  2 * x.shape[0] * numel(w.shape) * spans.reduce((p, s) => p * s.count, 1)
+
+/** Filters times windows of what is padded already. */
+const PRODUCT: Op<ConvAttrs> = {
+  name: 'conv',
+  kernel: (kernels) => kernels.conv,
+  infer: ([x, w], attrs) => [{ shape: resultShape(x, w, attrs), dtype: promote(x.dtype, w.dtype) }],
+  flops,
+  roundsOnce: true,
+  compose([x, w], attrs) {
+    const shape = resultShape(x, w, attrs)
+    const kernels = filters(w, attrs.groups)
+    const out = allocate(x.backend, shape, promote(x.dtype, w.dtype))
+    chunks(x, attrs, (from, n) => {
+      const product = matmulPrimitive('conv', kernels, columns(samples(x, from, n), attrs))
+      copyInto(
+        samples(out, from, n),
+        transposeView(reshapeView(product, [shape[1], n, ...shape.slice(2)]), 0, 1),
+      )
+    })
+    return [out]
+  },
+}
+
+const weightShape = (x: Tensor, rows: Tensor, { spans, groups }: ConvAttrs): readonly number[] => [
+  groups,
+  spans.reduce((p, s) => p * s.size, x.shape[1] / groups),
+  rows.shape[1],
+]
+
+/** The gradient of filters, (g, K, O / g), from what is padded already and rows of gradients of results. */
+const WEIGHT: Op<ConvAttrs> = {
+  name: 'convBackward',
+  kernel: (kernels) => kernels.convBackward,
+  infer: ([x, rows], attrs) => [{ shape: weightShape(x, rows, attrs), dtype: rows.dtype }],
+  roundsOnce: true,
+  compose([x, rows], attrs) {
+    const sum = fill(x.backend, weightShape(x, rows, attrs), 0, isHalf(rows.dtype) ? 'float32' : rows.dtype)
+    const each = rows.shape[2] / Math.max(1, x.shape[0])
+    chunks(x, attrs, (from, n) => {
+      const some = part('narrow', rows, (l) => sliceLayout('narrow', l, 2, from * each, (from + n) * each, 1))
+      addInto(sum, matmulPrimitive('conv', columns(samples(x, from, n), attrs), t(some)))
+    })
+    return [sum]
+  },
+}
+
 function compose([x, w, bias]: readonly Tensor[], attrs: ConvAttrs): Tensor[] {
   const { groups, spans } = attrs
-  const dtype = promote(x.dtype, w.dtype)
-  const shape = [x.shape[0], w.shape[0], ...spans.map((s) => s.count)]
-  const kernels = filters(w, groups)
   const b = bias && reshapeView(bias, [bias.shape[0], ...spans.map(() => 1)])
-  if (isPointwise(attrs)) {
-    const y = reshapeView(matmulPrimitive('conv', kernels, matrices(x, groups)), shape)
-    return [b ? elementwise(BIAS, [y, b], [], dtype) : y]
-  }
-  const out = allocate(x.backend, shape, dtype)
-  chunks(x, attrs, (from, n) => {
-    const product = matmulPrimitive('conv', kernels, columns(samples(x, from, n), attrs))
-    const y = transposeView(reshapeView(product, [shape[1], n, ...shape.slice(2)]), 0, 1)
-    const to = samples(out, from, n)
-    if (b) elementwiseInto([to], BIAS, [y, b])
-    else copyInto(to, y)
-  })
-  return [out]
+  const y = isPointwise(attrs)
+    ? reshapeView(matmulPrimitive('conv', filters(w, groups), matrices(x, groups)), resultShape(x, w, attrs))
+    : noGrad(() => apply(PRODUCT, [padded(x, spans), w], unpadded(attrs)))[0]
+  if (b) elementwiseInto([y], BIAS, [y, b])
+  return [y]
+}
+
+/** The same windows over an input with its padding. */
+const unpadded = ({ spans, groups }: ConvAttrs): ConvAttrs => ({
+  spans: spans.map((s) => ({ ...s, padding: 0 })),
+  groups,
+})
+
+/**
+ * Where the gradient of x is a convolution itself, of results' gradients with the filters turned round: its windows, else null.
+ * Few channels would be few filters, of which products make little.
+ */
+function turned(x: Tensor, { spans, groups }: ConvAttrs): readonly Span[] | null {
+  const reach = spans.map((s) => s.dilation * (s.size - 1))
+  if (x.shape[1] / groups < 8 || spans.some((s, i) => s.stride !== 1 || s.padding > reach[i])) return null
+  return spans.map((s, i) => ({ ...s, padding: reach[i] - s.padding, count: x.shape[2 + i] }))
+}
+
+/** Filters turned round, with channels and results in each other's place: (O, C / g, …) → (C, O / g, …). */
+function turnedFilters(w: Tensor, groups: number): Tensor {
+  const [o, c, ...size] = w.shape
+  const dims = size.map((_, i) => 2 + i)
+  const split = reshapeView(flipView(w, dims), [groups, o / groups, c, ...size])
+  const swapped = permuteView(split, [0, 2, 1, ...dims.map((d) => d + 1)])
+  return reshapeView(contiguous(swapped), [groups * c, o / groups, ...size])
+}
+
+/** The gradients of windows, as `windowsOf` has these, from rows of gradients of `n` samples. */
+function windowsGradient(
+  x: Tensor,
+  w: Tensor,
+  rows: Tensor,
+  n: number,
+  { spans, groups }: ConvAttrs,
+): Tensor {
+  const d = reshapeView(matmulPrimitive('conv', t(filters(w, groups)), rows), [
+    ...[groups, x.shape[1] / groups, ...spans.map((s) => s.size)],
+    ...[n, ...spans.map((s) => s.count)],
+  ])
+  const at = 2 + spans.length
+  const ordered = permuteView(d, [at, ...d.shape.map((_, i) => i).filter((i) => i !== at)])
+  return reshapeView(ordered, [n, x.shape[1], ...ordered.shape.slice(3)])
 }
 
 /** Gradients of x, weight and bias, in tensor operators where they are recorded themselves. */
@@ -120,47 +221,40 @@ function backward(node: GradNode<ConvAttrs>, [dy]: readonly (Tensor | null)[]): 
   const [x, w] = [node.input(0), node.input(1)]
   // The rest is summed by the engine.
   if (node.inputs.length > 2) out[2] = permuteView(dy, [0, ...spans.map((_, i) => 2 + i), 1])
-  const kernels = filters(w, groups)
   const [needsX, needsW] = [node.needs(0), node.needs(1)]
-  const direct = needsX && isPointwise(attrs)
-  if (direct) out[0] = reshapeView(matmulPrimitive('conv', t(kernels), matrices(dy, groups)), x.shape)
-  if (!needsW && (direct || !needsX)) return out
-  const windowsShape = (n: number): readonly number[] => [
-    ...[groups, x.shape[1] / groups, ...spans.map((s) => s.size)],
-    ...[n, ...spans.map((s) => s.count)],
-  ]
-  /** The gradients of windows, as `windowsOf` has these. */
-  const windows = (rows: Tensor, n: number): Tensor => {
-    const d = reshapeView(matmulPrimitive('conv', t(kernels), rows), windowsShape(n))
-    const places = d.shape.map((_, i) => i)
-    const samplesAt = 2 + spans.length
-    const ordered = permuteView(d, [samplesAt, ...places.filter((i) => i !== samplesAt)])
-    return reshapeView(ordered, [n, x.shape[1], ...ordered.shape.slice(3)])
-  }
+  const around = turned(x, attrs)
+  if (needsX && isPointwise(attrs))
+    out[0] = reshapeView(matmulPrimitive('conv', t(filters(w, groups)), matrices(dy, groups)), x.shape)
+  else if (needsX && around)
+    out[0] = apply(CONV[spans.length - 1], [dy, turnedFilters(w, groups)], { spans: around, groups })[0]
+  const fold = needsX && !out[0]
+  if (!needsW && !fold) return out
+  /** The gradient of filters is computed transposed. */
+  const asFilters = (dw: Tensor): Tensor => reshapeView(t(dw), w.shape)
   if (gradEnabled()) {
     const rows = rowsOf(dy, groups)
-    if (needsX && !direct) out[0] = sumOfWindows(windows(rows, x.shape[0]), x.shape, spans)
-    if (needsW) out[1] = reshapeView(matmulPrimitive('conv', rows, t(columns(x, attrs))), w.shape)
+    if (fold) out[0] = sumOfWindows(windowsGradient(x, w, rows, x.shape[0], attrs), x.shape, spans)
+    if (needsW) out[1] = asFilters(matmulPrimitive('conv', columns(x, attrs), t(rows)))
     return out
   }
-  const dtype = isHalf(dy.dtype) ? 'float32' : dy.dtype
-  const [dx, dw] = [
-    needsX && !direct ? fill(x.backend, x.shape, 0, dtype) : null,
-    needsW ? fill(x.backend, kernels.shape, 0, dtype) : null,
-  ]
-  chunks(x, attrs, (from, n) => {
-    const rows = rowsOf(samples(dy, from, n), groups)
-    if (dw) addInto(dw, matmulPrimitive('conv', rows, t(columns(samples(x, from, n), attrs))))
-    if (dx) addWindows(samples(dx, from, n), windows(rows, n), spans)
-  })
-  if (dx) out[0] = dx
-  if (dw) out[1] = reshapeView(dw, w.shape)
+  const zeros = (shape: readonly number[]): Tensor =>
+    fill(x.backend, shape, 0, isHalf(dy.dtype) ? 'float32' : dy.dtype)
+  if (fold) {
+    const dx = zeros(x.shape)
+    chunks(x, attrs, (from, n) => {
+      const rows = rowsOf(samples(dy, from, n), groups)
+      addWindows(samples(dx, from, n), windowsGradient(x, w, rows, n, attrs), spans)
+    })
+    out[0] = dx
+  }
+  if (needsW)
+    out[1] = asFilters(apply(WEIGHT, [padded(x, spans), contiguous(rowsOf(dy, groups))], unpadded(attrs))[0])
   return out
 }
 
 const named = (name: string): Op<ConvAttrs> => ({ name, precision: 2, roundsOnce: true, compose, backward })
 
-const CONV = [named('conv1d'), named('conv2d')] as const
+const CONV: readonly Op<ConvAttrs>[] = [named('conv1d'), named('conv2d')]
 
 function conv(
   dims: 1 | 2,

@@ -20,7 +20,7 @@ export interface Span {
 }
 
 /** x with `value` around its last dims, as far as windows reach. */
-function padded(x: Tensor, spans: readonly Span[], value = 0): Tensor {
+export function padded(x: Tensor, spans: readonly Span[], value = 0): Tensor {
   const lead = x.rank - spans.length
   const shape = x.shape.map((n, d) => {
     if (d < lead) return n
@@ -126,10 +126,20 @@ function put(
   piece.dispose()
 }
 
-/** Adds windows (…, K₁, K₂, W₁, W₂) to `out` where they came from: all first elements at once, then all second ones. */
+/** Whether no element is in two windows. */
+const areApart = (spans: readonly Span[]): boolean =>
+  spans.every((s) => s.size === 1 || (s.dilation === 1 && s.stride >= s.size))
+
+/** Adds windows (…, K₁, K₂, W₁, W₂) to `out`, of zeros, where they came from: all first elements, then all second ones. */
 export function addWindows(out: Tensor, windows: Tensor, spans: readonly Span[]): void {
   const [n, lead] = [spans.length, out.rank - spans.length]
   const { shape, strides, offset } = windows
+  if (areApart(spans) && spans.every((s) => s.padding === 0)) {
+    const all = out.viewAs(windowsLayout(out, spans))
+    copyInto(all, windows)
+    all.dispose()
+    return
+  }
   forEachElement(spans, (at) => {
     const layout = {
       shape: [...shape.slice(0, lead), ...shape.slice(lead + n)],
@@ -197,7 +207,7 @@ function sumOfElements(
 ): Tensor | null {
   const given = elements.filter((d) => d !== null)
   if (given.length === 0) return null
-  const apart = spans.every((s) => s.size === 1 || (s.dilation === 1 && s.stride >= s.size))
+  const apart = areApart(spans)
   const out = summed(given[0], shape, (sum) =>
     forEachElement(spans, (at, i) => {
       const d = elements[i]

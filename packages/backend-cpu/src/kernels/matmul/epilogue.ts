@@ -7,7 +7,6 @@
 import { type Typed, type TypedProgram, typedPostOrder } from '@tilegrad/core'
 import { costOf, lowerNodes, type Values } from '../../lowering/expressions.ts'
 import { hoistConstants } from '../../lowering/math.ts'
-import type { Heap } from '../../machine/heap.ts'
 import { type Func, i32, type ModuleBuilder, type V128, v128 } from '../../wasm/index.ts'
 import { type Access, load } from '../elementwise/access.ts'
 import { moreParams, reader } from './tiles.ts'
@@ -15,14 +14,6 @@ import { moreParams, reader } from './tiles.ts'
 const words = ['i32', 'i32', 'i32', 'i32', 'i32'] as const
 /** Parameter block, first row, first column, numbers of rows and columns. */
 export type EpilogueFunc = Func<typeof words, null>
-
-export interface Epilogue {
-  /** Tells apart what `build` makes. */
-  readonly key: string
-  readonly build: (m: ModuleBuilder) => EpilogueFunc
-  /** Writes parameters from a word of the memory on. */
-  readonly write: (memory: Heap, word: number) => void
-}
 
 /**
  * Adds the function for a program of float32 inputs and outputs. `access`: how each input but the first moves along a

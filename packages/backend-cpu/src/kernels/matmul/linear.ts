@@ -65,7 +65,7 @@ export const linear = (
     const access = rows.map((r) => r.access)
     const done = matmulInto(engine, out, a, b, {
       key: `:${epilogue.name} ${epilogue.id} ${access}`,
-      build: (m) => epilogueFunc(m, epilogue, access),
+      build: (m) => ({ epilogue: epilogueFunc(m, epilogue, access) }),
       write({ i32 }, word) {
         let at = word
         for (const o of outputs.slice(1)) i32[at++] = engine.address(o)

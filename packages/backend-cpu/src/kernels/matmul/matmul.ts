@@ -22,7 +22,6 @@ import { type KernelOf, layout, type View } from '@tilegrad/core'
 import { align64, type Engine, type KernelFactory } from '../../engine.ts'
 import type { Kernel } from '../../machine/pool.ts'
 import { sumPieces } from '../reduce/columns.ts'
-import type { Epilogue } from './epilogue.ts'
 import { type Number32, type Tile, tileFor } from './micro.ts'
 import { buildPanels, buildRows, buildRowsSum, rowsMost, rowsParts, rowsPlan, rowsScratch } from './rows.ts'
 import {
@@ -35,7 +34,7 @@ import {
   sweepRows,
   sweepScratch,
 } from './skinny.ts'
-import { buildTiles, kBlock, matmulParams, moreParams, tileScratch } from './tiles.ts'
+import { buildTiles, type Form, kBlock, matmulParams, moreParams, tileScratch } from './tiles.ts'
 import { tunedTile } from './tuning.ts'
 
 /** The multiply-adds below which a task is not worth handing to another thread (about 2 µs). */
@@ -55,7 +54,7 @@ const maxDotsScratch = 1 << 20
 /**
  * The two operands and the output as matrices; strides in bytes. Swapped in place for the transposed product.
  */
-interface Problem {
+export interface Problem {
   m: number
   n: number
   k: number
@@ -131,7 +130,7 @@ function pieces(engine: Engine, kernel: KernelOf<object>, size: number, out: Vie
 }
 
 /** The tile of a product. Small ones are done before tuning would be. */
-const tileOf = (engine: Engine, p: Problem): Tile =>
+export const tileOf = (engine: Engine, p: Problem): Tile =>
   p.items * p.m * p.n * p.k < tuningWork ? tileFor(engine.features) : tunedTile(engine)
 
 const fewColumns = (p: Problem): boolean =>
@@ -155,15 +154,15 @@ const takesRows = (engine: Engine, p: Problem): boolean =>
 const takesSweep = (p: Problem): boolean => p.m <= sweepRows && p.bColumn === 4
 
 /**
- * A product into a contiguous output that ends in `epilogue`, if tiles compute it and it is one matrix; else nothing,
+ * A product into a contiguous output of a form, if tiles compute it and it is one matrix; else nothing,
  * and false.
  */
-export function matmulInto(engine: Engine, out: View, a: View, b: View, epilogue: Epilogue): boolean {
+export function matmulInto(engine: Engine, out: View, a: View, b: View, form: Form): boolean {
   const p = problem(out, a, b)
   const narrowed = p.n < p.m && fewColumns(p)
   if (p.items !== 1 || p.m * p.n === 0 || narrowed) return false
   if (takesDots(engine, p) || takesRows(engine, p) || takesSweep(p)) return false
-  tiles(engine, tileOf(engine, p), p, out, 'float32', epilogue)
+  tiles(engine, tileOf(engine, p), p, out, 'float32', form)
   return true
 }
 
@@ -214,7 +213,8 @@ function transposed(p: Problem): void {
   ;[p.outRow, p.outColumn] = [p.outColumn, p.outRow]
 }
 
-function tiles(engine: Engine, tile: Tile, p: Problem, out: View, type: Number32, epilogue?: Epilogue): void {
+/** A product by tiles. */
+export function tiles(engine: Engine, tile: Tile, p: Problem, out: View, type: Number32, form?: Form): void {
   const width = 4 * tile.vectors
   const wanted = wantedTasks(engine, p)
   let rows = p.m
@@ -230,12 +230,12 @@ function tiles(engine: Engine, tile: Tile, p: Problem, out: View, type: Number32
   }
   // Equal widths, rather than a narrow last one.
   columns = roundUp(p.n / Math.ceil(p.n / columns), width)
-  const key = `matmul:${tile.rows}x${width}:${tile.unroll}:${type}${epilogue?.key ?? ''}`
-  const kernel = engine.kernel(key, (m) => buildTiles(m, tile, type, epilogue?.build))
+  const key = `matmul:${tile.rows}x${width}:${tile.unroll}:${type}${form?.key ?? ''}`
+  const kernel = engine.kernel(key, (m) => buildTiles(m, tile, type, form?.build))
   const blocks = Math.max(1, Math.ceil(p.k / kBlock))
   const step = Math.ceil(p.k / blocks)
   const cut = { rows, columns, step, scratch: tileScratch(tile, columns, step) }
-  launch(engine, kernel, p, out, cut, epilogue)
+  launch(engine, kernel, p, out, cut, form)
 }
 
 function dots(engine: Engine, p: Problem, out: View, type: Number32): void {
@@ -304,7 +304,7 @@ interface Cut {
   readonly parts?: number
 }
 
-function launch(engine: Engine, kernel: Kernel, p: Problem, out: View, cut: Cut, epilogue?: Epilogue): void {
+function launch(engine: Engine, kernel: Kernel, p: Problem, out: View, cut: Cut, form?: Form): void {
   // May renew the views of memory: before they are used.
   const scratch = engine.scratch(cut.scratch)
   const rowTasks = cut.parts ?? Math.ceil(p.m / cut.rows)
@@ -340,7 +340,7 @@ function launch(engine: Engine, kernel: Kernel, p: Problem, out: View, cut: Cut,
     w[entry + 2] = 4 * p.b.strides[d]
     w[entry + 3] = 4 * out.strides[d]
   }
-  epilogue?.write(engine.memory, more)
+  form?.write(engine.memory, more)
   const work = Math.min(cut.rows, p.m) * Math.min(cut.columns, p.n) * Math.max(1, p.k)
   engine.launch(kernel, p.items * rowTasks * columnTasks, Math.max(1, Math.ceil(taskWork / work)))
 }

@@ -18,7 +18,7 @@
  */
 
 import type { Features } from '../../machine/features.ts'
-import { nodeProcess } from '../../machine/node.ts'
+import { nodeMajor } from '../../machine/node.ts'
 import {
   type FunctionBuilder,
   f32x4,
@@ -40,8 +40,7 @@ export interface Tile {
 /** The best tile known for this engine; unknown ones get what no engine is slow with. */
 export function tileFor(features: Features): Tile {
   if (features.revectorized) return { rows: 6, vectors: 4, unroll: 2 }
-  const major = Number.parseInt(nodeProcess()?.versions.node ?? '0', 10)
-  if (major >= 24) return { rows: 6, vectors: 2, unroll: 2 }
+  if (nodeMajor() >= 24) return { rows: 6, vectors: 2, unroll: 2 }
   return features.relaxed ? { rows: 2, vectors: 4, unroll: 1 } : { rows: 4, vectors: 2, unroll: 1 }
 }
 

@@ -24,6 +24,28 @@ const words = ['i32', 'i32', 'i32', 'i32', 'i32', 'i32', 'i32'] as const
 /** to, bytes between its rows, from, bytes between its rows and its columns, numbers of rows and columns. */
 export type PackFunc = Func<typeof words, null>
 
+/** Emits the packing of `rows` × `columns` elements of an operand from place (row, column) on, to `to`. */
+export type Packing = (
+  f: FunctionBuilder,
+  to: I32,
+  toRow: number,
+  from: I32,
+  rowStep: I32,
+  columnStep: I32,
+  row: I32,
+  column: I32,
+  rows: I32,
+  columns: I32,
+) => void
+
+/** Packs an operand of strides. */
+export const packing =
+  (pack: PackFunc): Packing =>
+  (f, to, toRow, from, rowStep, columnStep, row, column, rows, columns) => {
+    const first = from.add(row.mul(rowStep)).add(column.mul(columnStep))
+    f.call(pack, to, toRow, first, rowStep, columnStep, rows, columns)
+  }
+
 /** Adds the function to a module. */
 export function packer(m: ModuleBuilder): PackFunc {
   return m.func(words, (f, to, toRow, from, rowStep, columnStep, rows, columns) => {

@@ -12,10 +12,11 @@
  */
 
 import { block, word } from '../../block.ts'
+import type { Heap } from '../../machine/heap.ts'
 import { type FunctionBuilder, type I32, i32, type ModuleBuilder, type Var } from '../../wasm/index.ts'
 import type { EpilogueFunc } from './epilogue.ts'
 import type { Number32, Tile } from './micro.ts'
-import { packer } from './pack.ts'
+import { type Packing, packer, packing } from './pack.ts'
 import { least, panelFunc } from './panels.ts'
 
 /** Steps of k that are packed at a time; 256 rows of a panel of 16 columns are 16 KB. */
@@ -68,77 +69,75 @@ export function batchItem(
   })
 }
 
+/** What a product has that others have not. */
+export interface Form {
+  /** Tells apart what `build` makes. */
+  readonly key: string
+  /** Adds functions to a module: what ends each block of rows of a panel, and how operands are packed that have no strides. */
+  readonly build: (m: ModuleBuilder) => {
+    readonly epilogue?: EpilogueFunc
+    readonly packA?: Packing
+    readonly packB?: Packing
+  }
+  /** Writes parameters from a word of the memory on. */
+  readonly write: (memory: Heap, word: number) => void
+}
+
 /**
- * Builds the kernel; its rows are tasks. `finish` adds a function that is called for every block of rows of a panel
- * once its sums are complete, while they are in the first-level cache; for one matrix, not for batches.
+ * Builds the kernel; its rows are tasks. An epilogue is called for every block of rows of a panel once its sums are complete,
+ * while they are in the first-level cache; for one matrix, not for batches.
  */
-export function buildTiles(
-  m: ModuleBuilder,
-  tile: Tile,
-  type: Number32,
-  finish?: (m: ModuleBuilder) => EpilogueFunc,
-): void {
-  const epilogue = finish?.(m)
+export function buildTiles(m: ModuleBuilder, tile: Tile, type: Number32, build?: Form['build']): void {
   const width = 4 * tile.vectors
   const pack = packer(m)
+  const strided = packing(pack)
+  const { epilogue, packA = strided, packB = strided } = build?.(m) ?? {}
   const panelProduct = panelFunc(m, pack, tile, type)
   m.kernel('main', (f, start, end, params, thread) => {
-    const word = reader(params)
-    const [rows, columns, depth] = [f.let(word('m')), f.let(word('n')), f.let(word('k'))]
-    const [aRow, aK, outRow, outColumn] = [
-      f.let(word('aRow')),
-      f.let(word('aK')),
-      f.let(word('outRow')),
-      f.let(word('outColumn')),
-    ]
-    const packedA = f.let(word('scratch').add(thread.mul(word('scratchStep'))))
+    const p = matmulParams.load(f, params)
+    const { m: rows, n: columns, k: depth, aRow, aK, bK, bColumn, outRow, outColumn, kStep } = p
+    const packedA = f.let(p.scratch.add(thread.mul(p.scratchStep)))
     const edgeTile = f.let(packedA.add(4 * rowBlock * packedRow))
     const panels = f.let(edgeTile.add(4 * rowBlock * width))
     f.for(start, end, 1, (task) => {
-      const across = f.let(word('columnTasks'))
-      const down = f.let(word('rowTasks'))
-      const row = f.let(task.divU(across))
-      const n0 = f.let(task.remU(across).mul(word('taskColumns')))
-      const m0 = f.let(row.remU(down).mul(word('taskRows')))
-      const [a, b, out] = [f.let(word('a')), f.let(word('b')), f.let(word('out'))]
-      batchItem(f, params, row.divU(down), [a, b, out])
-      a.set(a.add(m0.mul(aRow)))
-      b.set(b.add(n0.mul(word('bColumn'))))
+      const row = f.let(task.divU(p.columnTasks))
+      const n0 = f.let(task.remU(p.columnTasks).mul(p.taskColumns))
+      const m0 = f.let(row.remU(p.rowTasks).mul(p.taskRows))
+      const [a, b, out] = [f.let(p.a), f.let(p.b), f.let(p.out)]
+      batchItem(f, params, row.divU(p.rowTasks), [a, b, out])
       out.set(out.add(m0.mul(outRow)).add(n0.mul(outColumn)))
-      const height = f.let(least(rows.sub(m0), word('taskRows')))
-      const breadth = f.let(least(columns.sub(n0), word('taskColumns')))
+      const height = f.let(least(rows.sub(m0), p.taskRows))
+      const breadth = f.let(least(columns.sub(n0), p.taskColumns))
       const k0 = f.local.i32(0)
       // At least once: without any k the output is zeros.
       f.loop((again) => {
-        const chunk = f.let(least(depth.sub(k0), word('kStep').mul(kChunk)))
+        const chunk = f.let(least(depth.sub(k0), kStep.mul(kChunk)))
         const panelBytes = f.let(chunk.mul(4 * width))
         const panel = f.let(panels)
         f.for(0, breadth, width, (j) => {
           const have = f.let(least(breadth.sub(j), width))
           f.if(have.and(3), () => f.fill(panel, 0, panelBytes))
-          const from = b.add(k0.mul(word('bK'))).add(j.mul(word('bColumn')))
-          f.call(pack, panel, 4 * width, from, word('bK'), word('bColumn'), chunk, have)
+          packB(f, panel, 4 * width, b, bK, bColumn, k0, n0.add(j), chunk, have)
           panel.set(panel.add(panelBytes))
         })
         f.for(0, height, rowBlock, (i) => {
           const block = f.let(least(height.sub(i), rowBlock))
           const k1 = f.local.i32(0)
           f.loop((more) => {
-            const k = f.let(least(chunk.sub(k1), word('kStep')))
-            const left = f.let(a.add(i.mul(aRow)).add(k0.add(k1).mul(aK)))
+            const k = f.let(least(chunk.sub(k1), kStep))
+            const [first, done] = [f.let(m0.add(i)), f.let(k0.add(k1))]
+            const left = f.let(a.add(first.mul(aRow)).add(done.mul(aK)))
             const leftRow = f.let(aRow)
             f.if(aK.ne(4), () => {
-              f.call(pack, packedA, 4 * packedRow, left, aRow, aK, block, k)
+              packA(f, packedA, 4 * packedRow, a, aRow, aK, first, done, block, k)
               left.set(packedA)
               leftRow.set(4 * packedRow)
             })
             panel.set(panels.add(k1.mul(4 * width)))
-            const accumulate = f.let(k0.add(k1))
             f.for(0, breadth, width, (j) => {
               const have = f.let(least(breadth.sub(j), width))
               const to = f.let(out.add(i.mul(outRow)).add(j.mul(outColumn)))
-              f.call(
-                panelProduct,
+              const sums = [
                 k,
                 left,
                 leftRow,
@@ -146,16 +145,14 @@ export function buildTiles(
                 panel,
                 to,
                 outRow,
-                accumulate,
+                done,
                 outColumn,
                 have,
                 edgeTile,
-              )
-              if (epilogue !== undefined) {
-                f.if(k0.add(k1).add(k).eq(depth), () => {
-                  f.call(epilogue, params, m0.add(i), n0.add(j), block, have)
-                })
-              }
+              ] as const
+              f.call(panelProduct, ...sums)
+              if (epilogue)
+                f.if(done.add(k).eq(depth), () => f.call(epilogue, params, first, n0.add(j), block, have))
               panel.set(panel.add(panelBytes))
             })
             k1.set(k1.add(k))
