@@ -16,6 +16,11 @@ export class Arguments {
     return v !== undefined && v !== null
   }
 
+  /** Whether an argument was passed, also as None. */
+  given(name: string): boolean {
+    return this.#values.has(name)
+  }
+
   get(name: string): Value {
     return this.#values.get(name) ?? null
   }

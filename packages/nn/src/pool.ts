@@ -72,6 +72,8 @@ abstract class AvgPool extends Module {
   readonly ceilMode: boolean
   /** Whether the padding's zeros count as elements. */
   readonly countIncludePad: boolean
+  /** What sums are divided by rather than by the number of their elements, or null. */
+  readonly divisorOverride: number | null
 
   constructor(dims: 1 | 2, kernelSize: WindowSizes, options: AvgPoolOptions) {
     super()
@@ -81,18 +83,26 @@ abstract class AvgPool extends Module {
       padding = 0,
       ceilMode = false,
       countIncludePad = true,
-    } = expectOptions(op, options, { stride: 1, padding: 1, ceilMode: 1, countIncludePad: 1 })
+      divisorOverride = null,
+    } = expectOptions(op, options, {
+      stride: 1,
+      padding: 1,
+      ceilMode: 1,
+      countIncludePad: 1,
+      divisorOverride: 1,
+    })
     windowSizes(op, 'kernelSize', kernelSize, dims, 1)
     this.kernelSize = kernelSize
     this.stride = stride
     this.padding = padding
     this.ceilMode = ceilMode
     this.countIncludePad = countIncludePad
+    this.divisorOverride = divisorOverride
   }
 
   protected get options(): AvgPoolOptions {
-    const { stride, padding, ceilMode, countIncludePad } = this
-    return { stride, padding, ceilMode, countIncludePad }
+    const { stride, padding, ceilMode, countIncludePad, divisorOverride } = this
+    return { stride, padding, ceilMode, countIncludePad, divisorOverride }
   }
 
   override extraRepr(): string {

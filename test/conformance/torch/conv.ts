@@ -44,13 +44,12 @@ for (const [name, fn] of Object.entries({ max_pool1d: tg.maxPool1d, max_pool2d: 
   })
 for (const [name, fn] of Object.entries({ avg_pool1d: tg.avgPool1d, avg_pool2d: tg.avgPool2d }))
   op(name, 'input kernel_size stride padding ceil_mode count_include_pad divisor_override', (a) => {
-    if (a.has('divisor_override') && a.get('divisor_override') !== null)
-      throw new Skip('sums are divided by the number of their terms here')
     return fn(a.tensor('input'), a.get('kernel_size') as tg.WindowSizes, {
       ...stride(a),
       padding: sizes(a, 'padding', 0),
       ceilMode: a.flag('ceil_mode', false),
       countIncludePad: a.flag('count_include_pad', true),
+      divisorOverride: a.has('divisor_override') ? a.number('divisor_override') : null,
     })
   })
 const adaptive = {
@@ -68,18 +67,16 @@ for (const [name, fn] of Object.entries(adaptive))
 op(
   'batch_norm',
   'input running_mean running_var weight bias training momentum eps',
-  (a) =>
-    tg.batchNorm(
-      a.tensor('input'),
-      a.maybeTensor('running_mean') ?? null,
-      a.maybeTensor('running_var') ?? null,
-      a.maybeTensor('weight'),
-      a.maybeTensor('bias'),
-      {
-        training: a.flag('training', false),
-        momentum: a.number('momentum', 0.1),
-        eps: a.number('eps', 1e-5),
-      },
-    ),
+  (a) => {
+    const x = a.tensor('input')
+    if (x.rank < 2) throw new Skip('one dim has no channels')
+    const options = { momentum: a.number('momentum', 0.1), eps: a.number('eps', 1e-5) }
+    const [mean, variance] = [a.maybeTensor('running_mean'), a.maybeTensor('running_var')]
+    const training = a.flag('training', false)
+    return tg.batchNorm(x, mean, variance, a.maybeTensor('weight'), a.maybeTensor('bias'), {
+      training,
+      ...options,
+    })
+  },
   LONG,
 )

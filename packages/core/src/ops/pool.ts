@@ -37,6 +37,8 @@ export interface AvgPoolOptions {
   ceilMode?: boolean
   /** Counts the padding's zeros as elements. Default: true. */
   countIncludePad?: boolean
+  /** Divides sums by this number rather than by that of their elements. */
+  divisorOverride?: number | null
 }
 
 type Dims = 1 | 2
@@ -62,6 +64,7 @@ function folded(kind: Kind, elements: readonly Tensor[]): Tensor {
 
 /** One dim after the other, the last one first: of equal elements the first one in row-major order wins. */
 function foldWindows(kind: Kind, x: Tensor, spans: readonly Span[]): Tensor {
+  const around = kind === 'avg' ? 0 : x.dtype === 'int32' ? -(2 ** 31) : -Infinity
   let y = x
   for (let i = spans.length - 1; i >= 0; i--) {
     const line = spans.map((s, d) =>
@@ -75,14 +78,14 @@ function foldWindows(kind: Kind, x: Tensor, spans: readonly Span[]): Tensor {
             count: d < i ? x.shape[x.rank - spans.length + d] : s.count,
           },
     )
-    y = folded(kind, elementsOf(y, line, kind === 'max' ? -Infinity : 0))
+    y = folded(kind, elementsOf(y, line, around))
   }
   return y
 }
 
-function checkInput(op: string, dims: Dims, x: Tensor): void {
+function checkInput(op: string, kind: Kind, dims: Dims, x: Tensor): void {
   expectTensor(op, x)
-  expectFloat(op, x.dtype)
+  if (kind !== 'max' || x.dtype !== 'int32') expectFloat(op, x.dtype)
   if (x.rank !== dims + 1 && x.rank !== dims + 2)
     throw new ShapeError(
       `${op}: the input ${show(x.shape)} must be ${dims === 1 ? '(N, C, L) or (C, L)' : '(N, C, H, W) or (C, H, W)'}`,
@@ -99,7 +102,7 @@ function maxPool(dims: Dims, x: Tensor, kernelSize: WindowSizes, options: MaxPoo
   const op = `max_pool${dims}d`
   const names = { stride: 1, padding: 1, dilation: 1, ceilMode: 1 } as const
   const { stride = kernelSize, padding = 0, dilation, ceilMode } = expectOptions(op, options, names)
-  checkInput(op, dims, x)
+  checkInput(op, 'max', dims, x)
   const size = windowSizes(op, 'kernelSize', kernelSize, dims, 1)
   const spans = spansOf(op, x, { size, stride, padding, dilation, ceilMode })
   checkPadding(op, spans)
@@ -116,10 +119,11 @@ const counts = ({ size, stride, padding, count }: Span, n: number, withPadding: 
 
 function avgPool(dims: Dims, x: Tensor, kernelSize: WindowSizes, options: AvgPoolOptions): Tensor {
   const op = `avg_pool${dims}d`
-  const names = { stride: 1, padding: 1, ceilMode: 1, countIncludePad: 1 } as const
+  const names = { stride: 1, padding: 1, ceilMode: 1, countIncludePad: 1, divisorOverride: 1 } as const
   const known = expectOptions(op, options, names)
-  const { stride = kernelSize, padding = 0, ceilMode, countIncludePad = true } = known
-  checkInput(op, dims, x)
+  const { stride = kernelSize, padding = 0, ceilMode, countIncludePad = true, divisorOverride } = known
+  if (divisorOverride === 0) throw new ValueError(`${op}: divisorOverride must not be 0`)
+  checkInput(op, 'avg', dims, x)
   const size = windowSizes(op, 'kernelSize', kernelSize, dims, 1)
   const spans = spansOf(op, x, { size, stride, padding, ceilMode })
   checkPadding(op, spans)
@@ -127,6 +131,7 @@ function avgPool(dims: Dims, x: Tensor, kernelSize: WindowSizes, options: AvgPoo
   const all = sizes.reduce((rows, columns) => rows.flatMap((r) => columns.map((c) => r * c)), [1])
   return composed(op, [x], ([t]) => {
     const sums = foldWindows('avg', t, spans)
+    if (divisorOverride) return [div(sums, divisorOverride)]
     if (all.every((n) => n === all[0])) return [div(sums, all[0])]
     return [
       div(
@@ -148,7 +153,7 @@ function adaptivePool(
   outputSize: number | readonly (number | null)[],
 ): Tensor {
   const op = `adaptive_${kind}_pool${dims}d`
-  checkInput(op, dims, x)
+  checkInput(op, kind, dims, x)
   const own = x.shape.slice(x.rank - dims)
   const asked = typeof outputSize === 'number' ? own.map(() => outputSize) : outputSize
   if (!Array.isArray(asked))
