@@ -1,12 +1,15 @@
 /** Our side of every workload; the peers' sides, with the same names and inputs, are in ../peers. */
 import {
   autocast,
+  batchNorm,
   compile,
+  conv2d,
   gelu,
   grad,
   layerNorm,
   linearAttention,
   matmul,
+  maxPool2d,
   reference,
   scaledDotProductAttention,
   scope,
@@ -14,6 +17,7 @@ import {
   type Tensor,
   tensor,
   withBackend,
+  zeros,
 } from '@tilegrad/core'
 import { AdamW, clipGradNorm, decayGroups, GPT, GradScaler, parameter } from '@tilegrad/nn'
 import { type GPTSize, gptBatch, gptParameters, gpts, positions, training, uniform } from '../peers/inputs.ts'
@@ -144,6 +148,67 @@ const streaming = (fn: Fn, inputs: Input[], arrays: number, instructions: number
   })
 }
 
+/** Convolution of square images: samples, channels, size → filters, size of the windows, stride, padding. */
+type Convolution = readonly [
+  n: number,
+  c: number,
+  size: number,
+  o: number,
+  k: number,
+  stride: number,
+  padding: number,
+]
+
+function convolution([n, c, size, o, k, stride, padding]: Convolution, gradient: boolean): Prepared {
+  const to = Math.floor((size + 2 * padding - k) / stride) + 1
+  return operator({
+    inputs: [
+      [1, [n, c, size, size]],
+      [2, [o, c, k, k], 1 / Math.sqrt(c * k * k)],
+      [3, [o]],
+      ...(gradient ? [[4, [n, o, to, to]] as const] : []),
+    ],
+    fn: (x, w, b) => conv2d(x, w, b, { stride, padding }),
+    // Gradients of filters are sums over all samples.
+    ...(gradient
+      ? { gradient: 'after forward' as const }
+      : { part: (x: Tensor, i: number) => (i === 0 ? x.narrow(0, 3, 1) : x) }),
+    work: { flops: (gradient ? 6 : 2) * n * o * to * to * c * k * k },
+  })
+}
+
+/** Over a batch of 32 images of 64 channels, 32 × 32. */
+const images: readonly number[] = [32, 64, 32, 32]
+const imageBytes = 4 * 32 * 64 * 32 * 32
+
+function normalised(gradient: boolean): Prepared {
+  const state = (x: Tensor): Tensor => zeros([x.shape[1]], { dtype: x.dtype, device: x.backend })
+  const affine: readonly Input[] = [
+    [3, [64]],
+    [4, [64]],
+  ]
+  return operator({
+    inputs: [[1, images], ...affine, ...(gradient ? [[2, images] as const] : [])],
+    fn: (x, w, b) => batchNorm(x, state(x), state(x), w, b, { training: true }),
+    ...(gradient && { gradient: 'after forward' }),
+    part: (x) => x.narrow(x.rank === 1 ? 0 : 1, 5, 2),
+    // Reads x for its statistics, and x again; writes y; and the same for the gradients, of two arrays.
+    work: { bytes: (gradient ? 8 : 3) * imageBytes },
+  })
+}
+
+const pooled = (): Prepared =>
+  operator({
+    inputs: [
+      [1, images],
+      [2, [32, 64, 16, 16]],
+    ],
+    fn: (x) => maxPool2d(x, 2),
+    gradient: 'after forward',
+    part: (x) => x.narrow(0, 3, 1),
+    work: { bytes: 3.5 * imageBytes },
+  })
+
 function adamw(): Prepared {
   const n = 10_000_000
   const [p, g] = [uniform(1, n), uniform(2, n)]
@@ -247,6 +312,14 @@ const square = [4, 4]
 const near = (torchMs: number): Target => ({ share: 0.7, ms: 1.5 * torchMs })
 const sizes = [1, 2, 4, 8, 16]
 
+const convolutions: readonly (readonly [name: string, Convolution])[] = [
+  ['conv 3→64', [32, 3, 32, 64, 3, 1, 1]],
+  ['conv 64→128', [32, 64, 16, 128, 3, 1, 1]],
+  ['conv patches', [8, 3, 224, 384, 16, 16, 0]],
+]
+/** Twice PyTorch's time is what convolutions may take: it has vectors of 512 bits for them, here 256 are the most. */
+const twice = (): Target => ({ peers: { torch: 2 } })
+
 export const workloads: readonly Workload[] = [
   ['gemm 1024', (wide) => ({ share: wide ? 0.75 : 0.85 }), () => gemm(1024, 1024, 1024)],
   ...sizes.map(
@@ -263,6 +336,13 @@ export const workloads: readonly Workload[] = [
   ['softmax backward', () => ({ share: 0.7 }), () => streaming((x) => softmax(x, -1), [x, g], 3, 3)],
   ['layer norm forward', () => near(1.8), () => streaming(normed, [x, ...affine], 2, 5)],
   ['layer norm backward', () => ({ share: 0.7 }), () => streaming(normed, [x, ...affine, g], 3, 9)],
+  ...convolutions.flatMap(([name, sizes]): Workload[] => [
+    [`${name} forward`, twice, () => convolution(sizes, false)],
+    [`${name} forward + backward`, twice, () => convolution(sizes, true)],
+  ]),
+  ['batch norm forward', twice, () => normalised(false)],
+  ['batch norm forward + backward', twice, () => normalised(true)],
+  ['max pool forward + backward', twice, pooled],
   ['AdamW 10M', () => ({ share: 0.7 }), adamw],
   [
     'training step A',

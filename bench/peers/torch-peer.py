@@ -56,6 +56,45 @@ def backward(fn, inputs, g):
     return run, lambda: [v for d in run() for v in pick(d)]
 
 
+def both(fn, inputs, g):
+    """The forward pass and the gradient of all inputs."""
+    for x in inputs:
+        x.requires_grad_(True)
+
+    def run():
+        return torch.autograd.grad(fn(*inputs), inputs, g)
+
+    return run, lambda: [v for d in run() for v in pick(d)]
+
+
+def conv(n, c, size, o, k, stride, padding, gradient):
+    to = (size + 2 * padding - k) // stride + 1
+    inputs = [uniform(1, (n, c, size, size)), uniform(2, (o, c, k, k), 1 / math.sqrt(c * k * k)), uniform(3, (o,))]
+
+    def fn(x, w, b):
+        return F.conv2d(x, w, b, stride, padding)
+
+    return both(fn, inputs, uniform(4, (n, o, to, to))) if gradient else plain(fn, *inputs)
+
+
+convolutions = {
+    "conv 3→64": (32, 3, 32, 64, 3, 1, 1),
+    "conv 64→128": (32, 64, 16, 128, 3, 1, 1),
+    "conv patches": (8, 3, 224, 384, 16, 16, 0),
+}
+images = (32, 64, 32, 32)
+
+
+def batch_norm(gradient):
+    inputs = [uniform(1, images), uniform(3, (64,)), uniform(4, (64,))]
+    mean, variance = torch.zeros(64), torch.zeros(64)
+
+    def fn(x, w, b):
+        return F.batch_norm(x, mean, variance, w, b, True)
+
+    return both(fn, inputs, uniform(2, images)) if gradient else plain(fn, *inputs)
+
+
 def qkv(t):
     return [uniform(seed, (1, 8, t, 64)) for seed in (1, 2, 3)]
 
@@ -188,6 +227,13 @@ workloads = {
     "softmax backward": lambda: backward(softmax, [rows()], rows(2)),
     "layer norm forward": lambda: plain(layer_norm, rows(), *affine()),
     "layer norm backward": lambda: backward(layer_norm, [rows(), *affine()], rows(2)),
+    **{f"{name} forward": (lambda a=a: conv(*a, False)) for name, a in convolutions.items()},
+    **{f"{name} forward + backward": (lambda a=a: conv(*a, True)) for name, a in convolutions.items()},
+    "batch norm forward": lambda: batch_norm(False),
+    "batch norm forward + backward": lambda: batch_norm(True),
+    "max pool forward + backward": lambda: both(
+        lambda x: F.max_pool2d(x, 2), [uniform(1, images)], uniform(2, (32, 64, 16, 16))
+    ),
     "AdamW 10M": adamw,
     "training step A": lambda: gpt_step(4, 4, 128, 12, 64, 65),
     "training step B": lambda: gpt_step(6, 6, 384, 16, 256, 65),
