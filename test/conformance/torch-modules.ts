@@ -1,4 +1,5 @@
 import './torch/modules.ts'
+import './torch/modules-layers.ts'
 import './torch/modules-transformer.ts'
 import './torch/modules-recurrent.ts'
 import './torch/modules-conv.ts'

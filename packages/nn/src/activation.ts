@@ -6,6 +6,7 @@ import {
   full,
   gelu,
   glu,
+  hardshrink,
   hardsigmoid,
   hardswish,
   hardtanh,
@@ -234,6 +235,14 @@ export class Softplus extends /* @__PURE__ */ moduleOf(softplus, { beta: 1, thre
  * await new Softshrink().forward(tensor([-2, 0.2, 2])).toArray() // → [-1.5, 0, 1.5]
  */
 export class Softshrink extends /* @__PURE__ */ moduleOf(softshrink, { lambd: 0.5 }) {}
+
+/**
+ * Keeps the elements that are farther than lambd from 0; the others become 0.
+ *
+ * @example
+ * await new Hardshrink().forward(tensor([-2, 0.2, 2])).toArray() // → [-2, 0, 2]
+ */
+export class Hardshrink extends /* @__PURE__ */ moduleOf(hardshrink, { lambd: 0.5 }) {}
 
 /**
  * exp(x) / Σ exp(x) along a dim.

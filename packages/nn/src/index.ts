@@ -9,6 +9,7 @@ export {
   ELU,
   GELU,
   GLU,
+  Hardshrink,
   Hardsigmoid,
   Hardswish,
   Hardtanh,
@@ -64,7 +65,7 @@ export { type Memory, StateCache, type StateCacheOptions } from './attention/sta
 export { BatchNorm1d, BatchNorm2d, type BatchNormLayerOptions } from './batch-norm.ts'
 export { type Layer, ModuleDict, ModuleList, Sequential } from './containers.ts'
 export { Conv1d, Conv2d, type ConvLayerOptions } from './conv.ts'
-export { Dropout } from './dropout.ts'
+export { Dropout, Dropout1d, Dropout2d } from './dropout.ts'
 export { Embedding, type EmbeddingOptions } from './embedding.ts'
 export * as init from './init.ts'
 export { Linear, type LinearOptions } from './linear.ts'
@@ -74,6 +75,7 @@ export {
   CosineEmbeddingLoss,
   CosineSimilarity,
   CrossEntropyLoss,
+  HingeEmbeddingLoss,
   HuberLoss,
   KLDivLoss,
   L1Loss,
@@ -82,6 +84,7 @@ export {
   NLLLoss,
   PairwiseDistance,
   SmoothL1Loss,
+  SoftMarginLoss,
   TripletMarginLoss,
 } from './loss.ts'
 export {
@@ -170,6 +173,7 @@ export {
   type RNNCellOptions,
   type RNNOptions,
 } from './recurrent.ts'
+export { Flatten, Identity, Unflatten } from './reshaping.ts'
 export { loadPretrained, type Pretrained, savePretrained } from './weights/pretrained.ts'
 export type { PretrainedConfig } from './weights/pretrained-config.ts'
 export {

@@ -4,6 +4,7 @@ import {
   cosineEmbeddingLoss,
   cosineSimilarity,
   crossEntropy,
+  hingeEmbeddingLoss,
   huberLoss,
   klDiv,
   l1Loss,
@@ -12,6 +13,7 @@ import {
   nllLoss,
   pairwiseDistance,
   smoothL1Loss,
+  softMarginLoss,
   tripletMarginLoss,
 } from '@tilegrad/core'
 import { moduleOf } from './function-module.ts'
@@ -161,6 +163,28 @@ export class MarginRankingLoss extends /* @__PURE__ */ moduleOf(
   { margin: 0, reduction: 'mean' },
   true,
 ) {}
+
+/**
+ * A distance x where the target is 1, and max(0, margin − x) where it is −1: core's `hingeEmbeddingLoss`.
+ *
+ * @throws ValueError for an option that is not known; `forward` throws ShapeError if the shapes do not broadcast.
+ * @example
+ * await new HingeEmbeddingLoss().forward(tensor([0.5, 0.25]), tensor([1, -1])).item() // → 0.625
+ */
+export class HingeEmbeddingLoss extends /* @__PURE__ */ moduleOf(
+  hingeEmbeddingLoss,
+  { margin: 1, reduction: 'mean' },
+  true,
+) {}
+
+/**
+ * ln(1 + exp(−target · x)), where targets are 1 and −1: core's `softMarginLoss`.
+ *
+ * @throws ValueError for an option that is not known; `forward` throws ShapeError for different shapes.
+ * @example
+ * await new SoftMarginLoss().forward(tensor([-100, 100]), tensor([1, 1])).item() // → 50
+ */
+export class SoftMarginLoss extends /* @__PURE__ */ moduleOf(softMarginLoss, { reduction: 'mean' }, true) {}
 
 /**
  * max(0, d(anchor, positive) − d(anchor, negative) + margin) of vectors along the last dim: core's `tripletMarginLoss`.

@@ -152,9 +152,9 @@ const SOFTSHRINK = program(
   1,
 )
 
-/** Options of `softshrink`. */
+/** Options of `softshrink` and `hardshrink`. */
 export interface SoftshrinkOptions {
-  /** The distance that elements are brought nearer by. Default: 0.5. */
+  /** The distance from 0 up to which elements become 0. Default: 0.5. */
   lambd?: number
 }
 
@@ -167,6 +167,19 @@ export interface SoftshrinkOptions {
 export function softshrink(x: Tensor, options: SoftshrinkOptions = {}): Tensor {
   const { lambd = 0.5 } = expectOptions('softshrink', options, { lambd: 1 })
   return composed('softshrink', [x], ([t]) => [elementwise(SOFTSHRINK, [t], [lambd])])[0]
+}
+
+const HARDSHRINK = program('hardshrink', 1, ([x], [l]) => e.select(e.le(e.abs(x), l), 0, x), 1)
+
+/**
+ * Takes x where it is farther than lambd from 0, else 0.
+ *
+ * @example
+ * await tensor([-2, 0.2, 2]).hardshrink().toArray() // → [-2, 0, 2]
+ */
+export const hardshrink = (x: Tensor, options: SoftshrinkOptions = {}): Tensor => {
+  const { lambd = 0.5 } = expectOptions('hardshrink', options, { lambd: 1 })
+  return elementwise(HARDSHRINK, [asTensor('hardshrink', x)], [lambd])
 }
 
 const THRESHOLD = program('threshold', 1, ([x], [at, v]) => e.select(e.gt(x, at), x, v), 2)
@@ -267,6 +280,7 @@ addMethods({
   tanhshrink,
   hardtanh,
   softshrink,
+  hardshrink,
   threshold,
   prelu,
   glu,

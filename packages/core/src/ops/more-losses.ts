@@ -117,7 +117,7 @@ export function binaryCrossEntropy(
 
 /** Options of losses with a margin. */
 export interface MarginOptions extends LossOptions {
-  /** How far apart is far enough. Default: 0; of `tripletMarginLoss` 1. */
+  /** How far apart is far enough. Default: 0; of `tripletMarginLoss` and `hingeEmbeddingLoss` 1. */
   margin?: number
 }
 
@@ -192,6 +192,60 @@ export function cosineEmbeddingLoss(
     const cos = cosineSimilarity(x, y, { dim: -1 })
     return [reduced(op, where(t.gt(0), cos.neg().add(1), cos.sub(margin).relu()), reduction)]
   })[0]
+}
+
+const HINGE = program(
+  'hinge_embedding_loss',
+  2,
+  ([x, t], [margin]) => {
+    const far = e.sub(margin, x)
+    return e.add(e.select(e.eq(t, -1), 0, x), e.select(e.eq(t, 1), 0, e.select(e.lt(far, 0), 0, far)))
+  },
+  1,
+)
+
+/**
+ * Takes x, a distance, where the target is 1, and max(0, margin − x) where it is −1.
+ *
+ * @throws ShapeError if the shapes do not broadcast, ValueError for an unknown reduction.
+ * @example
+ * await hingeEmbeddingLoss(tensor([0.5, 0.25]), tensor([1, -1])).item() // → 0.625
+ */
+export function hingeEmbeddingLoss(
+  input: Tensor,
+  target: Tensor | ArrayOperand,
+  options: MarginOptions = {},
+): Tensor {
+  const op = 'hinge_embedding_loss'
+  const { margin = 1, reduction = 'mean' } = expectOptions(op, options, { margin: 1, reduction: 1 })
+  const x = floating(op, input)
+  return reduced(op, elementwise(HINGE, [x, asTensor(op, target, x)], [margin]), reduction)
+}
+
+const SOFT_MARGIN = program('soft_margin_loss', 2, ([x, t]) => {
+  const z = e.mul(t, x)
+  // At 0, where |z| has a kink, half of the slope comes from min, and is that of the sum.
+  return e.sub(e.log1p(e.exp(e.neg(e.abs(z)))), e.min(z, 0))
+})
+
+/**
+ * Takes ln(1 + exp(−target · x)), where targets are 1 and −1.
+ *
+ * @throws ShapeError for different shapes, ValueError for an unknown reduction.
+ * @example
+ * await softMarginLoss(tensor([-100, 100]), tensor([1, 1])).item() // → 50
+ */
+export function softMarginLoss(
+  input: Tensor,
+  target: Tensor | ArrayOperand,
+  options: LossOptions = {},
+): Tensor {
+  const op = 'soft_margin_loss'
+  const { reduction = 'mean' } = expectOptions(op, options, { reduction: 1 })
+  const x = floating(op, input)
+  const t = asTensor(op, target, x)
+  alike(op, x, t)
+  return reduced(op, elementwise(SOFT_MARGIN, [x, t]), reduction)
 }
 
 /** Options of `tripletMarginLoss`. */
