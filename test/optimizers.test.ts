@@ -10,7 +10,18 @@ import {
   type Tensor,
   withBackend,
 } from '@tilegrad/core'
-import { Adam, AdamW, clipGradNorm, clipGradValue, type Optimizer, parameter, SGD } from '@tilegrad/nn'
+import {
+  Adagrad,
+  Adam,
+  AdamW,
+  clipGradNorm,
+  clipGradValue,
+  Lion,
+  type Optimizer,
+  parameter,
+  RMSprop,
+  SGD,
+} from '@tilegrad/nn'
 import { afterAll, expect, test } from 'vitest'
 
 const cpu = createCpuBackend({ threads: 2 })
@@ -25,6 +36,13 @@ const makers: Record<
   adamw: (groups) => new AdamW(groups, { lr: 0.01, betas: [0.9, 0.95] }),
   sgd: (groups) => new SGD(groups, { lr: 0.01 }),
   'sgd with momentum': (groups) => new SGD(groups, { lr: 0.01, momentum: 0.9 }),
+  rmsprop: (groups) => new RMSprop(groups, { lr: 0.01 }),
+  'rmsprop centred, with momentum': (groups) =>
+    new RMSprop(groups, { lr: 0.01, momentum: 0.9, centered: true, alpha: 0.5 }),
+  adagrad: (groups) => new Adagrad(groups, { lr: 0.01, lrDecay: 0.1, initialAccumulatorValue: 0.1 }),
+  lion: (groups) => new Lion(groups, { lr: 0.01 }),
+  'lion with cautious decay': (groups) => new Lion(groups, { lr: 0.01, cautious: true }),
+  'adamw with cautious decay': (groups) => new AdamW(groups, { lr: 0.01, cautious: true }),
   'sgd with Nesterov’s momentum': (groups) => new SGD(groups, { lr: 0.01, momentum: 0.9, nesterov: true }),
 }
 

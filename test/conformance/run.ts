@@ -7,6 +7,7 @@ import { runAttention } from './run-attention.ts'
 import { modelsIn, runModels } from './run-models.ts'
 import { runModules } from './run-modules.ts'
 import { runOps } from './run-ops.ts'
+import { runOptimizers } from './run-optimizers.ts'
 import { runTrajectory } from './run-trajectory.ts'
 
 type Runner = (dir: string, backend: Backend, only: RegExp, report: Report, half?: Half) => Promise<void>
@@ -15,6 +16,7 @@ type Runner = (dir: string, backend: Backend, only: RegExp, report: Report, half
 const KINDS: Readonly<Record<string, Runner>> = {
   ops: runOps,
   modules: runModules,
+  optimizers: runOptimizers,
   attention: runAttention,
   trajectory: runTrajectory,
 }

@@ -134,11 +134,17 @@ export {
   RMSNorm,
   type RMSNormOptions,
 } from './norm.ts'
-export { Adam, type AdamOptions, AdamW, decayGroups } from './optim/adam.ts'
+export { Adafactor, type AdafactorOptions } from './optim/adafactor.ts'
+export { Adagrad, type AdagradOptions } from './optim/adagrad.ts'
+export { Adam, type AdamOptions, AdamW, type AdamWOptions, decayGroups } from './optim/adam.ts'
 export { clipGradNorm, clipGradValue } from './optim/clip.ts'
+export { EMA, type EMAOptions } from './optim/ema.ts'
 export { GradScaler, type GradScalerOptions, type GradScalerStateDict } from './optim/grad-scaler.ts'
+export { Lion, type LionOptions } from './optim/lion.ts'
+export { Muon, type MuonOptions, muonGroups } from './optim/muon.ts'
 export {
   type Counted,
+  type DueParameter,
   Optimizer,
   type OptimizerStateDict,
   type ParamGroup,
@@ -148,6 +154,7 @@ export {
   type Update,
   type ZeroGradOptions,
 } from './optim/optimizer.ts'
+export { RMSprop, type RMSpropOptions } from './optim/rmsprop.ts'
 export * as schedule from './optim/schedule.ts'
 export { SGD, type SGDOptions } from './optim/sgd.ts'
 export {

@@ -39,7 +39,7 @@ export interface AdamOptions {
  * `decay` is the factor of p (AdamW) or the share of p in the gradient (Adam), `share1` and `share2` are 1 − β₁ and 1 − β₂,
  * `size` is lr / (1 − β₁ᵗ), `root2` √(1 − β₂ᵗ).
  */
-const adam = (name: string, decoupled: boolean) =>
+const adam = (name: string, decoupled: boolean, cautious = false) =>
   namedProgram(
     name,
     ['p', 'g', 'm', 'v'],
@@ -49,7 +49,8 @@ const adam = (name: string, decoupled: boolean) =>
       const mean = e.add(m, e.mul(share1, e.sub(d, m)))
       const square = e.add(e.mul(beta2, v), e.mul(share2, e.mul(d, d)))
       const denominator = e.add(e.div(e.sqrt(square), root2), eps)
-      const from = decoupled ? e.mul(p, decay) : p
+      const factor = cautious ? e.select(e.ge(e.mul(p, mean), 0), decay, 1) : decay
+      const from = decoupled ? e.mul(p, factor) : p
       return [e.sub(from, e.mul(size, e.div(mean, denominator))), mean, square]
     },
   )
@@ -72,9 +73,21 @@ const COUNTED = namedProgram(
 const logOf = (beta: number): number => Math.max(-100, Math.log(beta))
 const ADAM = adam('adam', false)
 const ADAMW = adam('adamw', true)
+const CAUTIOUS = adam('adamw', true, true)
+
+/** Options of `AdamW`. */
+export interface AdamWOptions extends AdamOptions {
+  /** Let only those numbers decay that the step brings nearer to 0 as well (Chen et al. 2025); default false. */
+  cautious: boolean
+}
 
 function validate(name: string, { lr, betas, eps, weightDecay }: AdamOptions): void {
   nonNegative(name, { lr, eps, weightDecay })
+  expectBetas(name, betas)
+}
+
+/** @throws ValueError unless there are two decays within 0 ≤ β < 1. @internal */
+export function expectBetas(name: string, betas: unknown): void {
   const fits = Array.isArray(betas) && betas.length === 2 && betas.every((beta) => beta >= 0 && beta < 1)
   if (!fits)
     throw new ValueError(
@@ -86,15 +99,14 @@ const OPTIONS: Names<AdamOptions> = { lr: 1, betas: 1, eps: 1, weightDecay: 1 }
 
 const names = ['expAvg', 'expAvgSq']
 
-function update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState, decoupled: boolean): Update {
+function update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState, program: typeof ADAM): Update {
   const { lr, betas, eps, weightDecay } = options
   const [beta1, beta2] = betas
   const m = stateTensor(state, p, 'expAvg')
   const v = stateTensor(state, p, 'expAvgSq')
-  const decay = decoupled ? 1 - lr * weightDecay : weightDecay
+  const decay = program === ADAM ? weightDecay : 1 - lr * weightDecay
   const size = lr / (1 - beta1 ** state.step)
   const root2 = Math.sqrt(1 - beta2 ** state.step)
-  const program = decoupled ? ADAMW : ADAM
   const params = program.numbers({ decay, share1: 1 - beta1, beta2, share2: 1 - beta2, size, root2, eps })
   const counted = (): Counted => ({
     program: COUNTED,
@@ -136,7 +148,7 @@ export class Adam extends Optimizer<AdamOptions> {
   }
 
   protected update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState): Update {
-    return update(p, g, options, state, false)
+    return update(p, g, options, state, ADAM)
   }
 }
 
@@ -153,18 +165,19 @@ export class Adam extends Optimizer<AdamOptions> {
  * optimizer.zeroGrad()
  * optimizer.lr = 1e-4 // of all groups; one group's: optimizer.paramGroups[0].lr
  */
-export class AdamW extends Optimizer<AdamOptions> {
-  constructor(params: ParamsOrGroups<AdamOptions>, options: Partial<AdamOptions> = {}) {
+export class AdamW extends Optimizer<AdamWOptions> {
+  constructor(params: ParamsOrGroups<AdamWOptions>, options: Partial<AdamWOptions> = {}) {
     super(params, {
       lr: 1e-3,
       betas: [0.9, 0.999],
       eps: 1e-8,
       weightDecay: 0.01,
-      ...expectOptions('AdamW', options, OPTIONS),
+      cautious: false,
+      ...expectOptions('AdamW', options, { ...OPTIONS, cautious: 1 }),
     })
   }
 
-  protected validate(options: AdamOptions): void {
+  protected validate(options: AdamWOptions): void {
     validate('AdamW', options)
   }
 
@@ -172,8 +185,8 @@ export class AdamW extends Optimizer<AdamOptions> {
     return names
   }
 
-  protected update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState): Update {
-    return update(p, g, options, state, true)
+  protected update(p: Tensor, g: Tensor, options: AdamWOptions, state: ParamState): Update {
+    return update(p, g, options, state, options.cautious ? CAUTIOUS : ADAMW)
   }
 }
 

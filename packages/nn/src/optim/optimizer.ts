@@ -17,7 +17,7 @@ import {
   show,
   Tensor,
   ValueError,
-  zerosLike,
+  zeros,
 } from '@tilegrad/core'
 import { eachRun, live, outsideOnly, uncaptured, unchanged } from '@tilegrad/core/kernel'
 import { expectEntry } from '../module.ts'
@@ -37,7 +37,7 @@ export type ParamsOrGroups<O> =
 export interface ParamState {
   /** Updates so far, those included that a `GradScaler` has skipped. */
   step: number
-  /** State tensors by name, each of the parameter's shape. */
+  /** State tensors by name, most of the parameter's shape. */
   tensors: Record<string, Tensor>
   /** How many of the updates a `GradScaler` has skipped, a scalar, once it has taken a step. Parameters share it. */
   skipped?: Tensor
@@ -64,6 +64,18 @@ export interface Update extends InPlaceCall {
   readonly params?: readonly number[]
   /** What of them depends on the number of steps, such as a correction of bias. Default: nothing. */
   readonly counted?: () => Counted
+}
+
+/** A parameter that has a gradient, with all that its update depends on. */
+export interface DueParameter<O> {
+  /** The parameter. */
+  readonly p: Tensor
+  /** Its gradient. */
+  readonly grad: Tensor
+  /** The options of its group. */
+  readonly options: O
+  /** What is known of it. */
+  readonly state: ParamState
 }
 
 /** State tensors made together, until `stateTensor` asks for them. */
@@ -131,10 +143,26 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
   protected abstract validate(options: O): void
 
   /**
-   * How one parameter changes, given its gradient. Updates by the same program are run together, where the backend can
-   * as one launch. Called inside `noGrad`.
+   * How one parameter changes, given its gradient, and what is kept of it. Updates by the same program are run together, where
+   * the backend can as one launch. Called inside `noGrad`; where a step is replayed, again for its numbers alone.
    */
-  protected abstract update(p: Tensor, grad: Tensor, options: O, state: ParamState): Update
+  protected abstract update(
+    p: Tensor,
+    grad: Tensor,
+    options: O,
+    state: ParamState,
+  ): Update | readonly Update[]
+
+  /**
+   * Computes what updates need beside programs of single elements, such as products of matrices, of all parameters that are due,
+   * for `update` to find. What it makes lives until the step's end. Default: nothing.
+   */
+  protected prepare(_due: readonly DueParameter<O>[]): void {}
+
+  /** The shape of a state tensor. Default: the parameter's. */
+  protected stateShape(_name: string, p: Tensor): readonly number[] {
+    return p.shape
+  }
 
   /**
    * What `update` with these options asks `stateTensor` for. Those of all parameters are made together then: a GPU
@@ -174,7 +202,12 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
     eachRun(() => {
       for (const group of this.paramGroups) this.validate(group)
     })
-    noGrad(() => {
+    // What is made on the way goes with the step; states are kept.
+    scope(() => noGrad(() => this.#update()))
+  }
+
+  #update(): void {
+    {
       const due: [p: Tensor, grad: Tensor, group: ParamGroup<O>, state: ParamState][] = []
       const missing = new Map<string, [Tensor, ParamState][]>()
       for (const group of this.paramGroups) {
@@ -196,7 +229,10 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
         }
       }
       for (const [name, list] of missing) {
-        const made = packedZeros(list.map(([p]) => p))
+        const made = packedZeros(
+          list.map(([p]) => p),
+          list.map(([p]) => this.stateShape(name, p)),
+        )
         for (const [i, [, state]] of list.entries())
           reserved.set(state, { ...reserved.get(state), [name]: made[i] })
       }
@@ -204,26 +240,29 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
       eachRun(() => {
         for (const [, , , state] of due) state.step++
       })
+      this.prepare(due.map(([p, grad, options, state]) => ({ p, grad, options, state })))
       const guard = takeGuard()
       // What was skipped once does not count any more, whoever takes the step.
       const counts = guard !== null || due.some(([, , , state]) => state.skipped)
       const guarded: Due[] = []
       for (const [p, grad, group, state] of due) {
-        const update = this.update(p, grad, group, state)
-        if (update.params) live(update.params, () => this.update(p, grad, group, state).params ?? [])
-        if (counts) {
-          const counted = update.counted?.()
-          if (counted) live(counted.params, () => this.update(p, grad, group, state).counted?.().params ?? [])
-          guarded.push({ p, grad, update, counted, state, group })
-          continue
+        const updatesOf = (): readonly Update[] => [this.update(p, grad, group, state)].flat()
+        for (const [i, update] of updatesOf().entries()) {
+          if (update.params) live(update.params, () => updatesOf()[i].params ?? [])
+          if (counts) {
+            const counted = update.counted?.()
+            if (counted) live(counted.params, () => updatesOf()[i].counted?.().params ?? [])
+            guarded.push({ p, grad, update, counted, state, group })
+            continue
+          }
+          const list = updates.get(update.program)
+          if (list) list.push(update)
+          else updates.set(update.program, [update])
         }
-        const list = updates.get(update.program)
-        if (list) list.push(update)
-        else updates.set(update.program, [update])
       }
       if (counts) applyGuarded(`${this.constructor.name}.step`, guarded, guard)
       for (const [program, list] of updates) applyProgramIntoEach(program, list)
-    })
+    }
   }
 
   /** Frees the gradients of all parameters; with `setToNull: false` fills them with zeros instead. */
@@ -299,9 +338,10 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
       if (saved.skipped) expectEntry(`${name}: skipped of parameter ${i}`, saved.skipped)
       for (const [slot, t] of Object.entries(saved.tensors)) {
         expectEntry(`${name}: ${slot} of parameter ${i}`, t)
-        if (t.shape.join() !== p.shape.join()) {
+        const shape = this.stateShape(slot, p)
+        if (t.shape.join() !== shape.join()) {
           throw new ShapeError(
-            `${name}: ${slot} of parameter ${i} is ${show(t.shape)}, the parameter ${show(p.shape)}`,
+            `${name}: ${slot} of parameter ${i} is ${show(t.shape)}, ${shape === p.shape ? 'the parameter' : `of the parameter ${show(p.shape)} it is`} ${show(shape)}`,
           )
         }
       }
@@ -384,7 +424,10 @@ function copiesOf(
   const copies = states.map((state) => state && { step: state.step, tensors: {} as Record<string, Tensor> })
   for (const name of new Set(states.flatMap((state) => (state ? Object.keys(state.tensors) : [])))) {
     const which = [...states.keys()].filter((i) => states[i]?.tensors[name])
-    const made = packedZeros(which.map((i) => params[i]))
+    const made = packedZeros(
+      which.map((i) => params[i]),
+      which.map((i) => states[i]?.tensors[name].shape ?? []),
+    )
     for (const [k, i] of which.entries()) {
       const [state, copy, p, to] = [states[i], copies[i], params[i], made[k]] as [
         ParamState,
@@ -410,17 +453,22 @@ function copiesOf(
 }
 
 /**
- * A state tensor of the parameter's shape, zeros at first: of its dtype, or float32 for a parameter of 16 bits.
+ * A state tensor of the parameter's shape, or another one, zeros at first: of its dtype, or float32 for a parameter of 16 bits.
  *
  * @example
  * const state = { step: 0, tensors: {} }
  * stateTensor(state, zeros([2]), 'momentum').shape // → [2]
  */
-export function stateTensor(state: ParamState, p: Tensor, name: string): Tensor {
+export function stateTensor(
+  state: ParamState,
+  p: Tensor,
+  name: string,
+  shape: readonly number[] = p.shape,
+): Tensor {
   let t = state.tensors[name]
   if (!t) {
     const ready = reserved.get(state)
-    t = ready?.[name] ?? zerosLike(p, { dtype: wide(p.dtype) }).keep()
+    t = ready?.[name] ?? zeros(shape, { dtype: wide(p.dtype), device: p.backend }).keep()
     if (ready) delete ready[name]
     state.tensors[name] = t
   }

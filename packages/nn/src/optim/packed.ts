@@ -11,11 +11,12 @@ const slack = 2 ** 20
 const aligned = (n: number): number => alignment * Math.ceil(n / alignment)
 
 /**
- * Zeros of the shapes and backends of `like`, and of its dtypes, float32 for those of 16 bits, in as few pieces of memory as is sensible, in that order: a GPU
+ * Zeros of the given shapes, on the backends of `like`, and of its dtypes, float32 for those of 16 bits, in as few pieces of memory as is sensible, in that order: a GPU
  * binds pieces of memory, not tensors, and so takes more of them at once; elsewhere each has its own. Kept; a piece is freed
  * with the last of its tensors.
  */
-export function packedZeros(like: readonly Tensor[]): Tensor[] {
+export function packedZeros(like: readonly Tensor[], shapes: readonly (readonly number[])[]): Tensor[] {
+  const sizes = shapes.map((shape) => shape.reduce((n, d) => n * d, 1))
   const made = new Array<Tensor>(like.length)
   const left = new Set(like.keys())
   for (const first of left) {
@@ -24,18 +25,24 @@ export function packedZeros(like: readonly Tensor[]): Tensor[] {
     for (const i of same) left.delete(i)
     let from = 0
     while (from < same.length) {
-      const piece = same.slice(from, from + lengthOfPiece(same.slice(from).map((i) => like[i])))
+      const rest = same.slice(from)
+      const piece = rest.slice(
+        0,
+        lengthOfPiece(
+          like[first],
+          rest.map((i) => sizes[i]),
+        ),
+      )
       const starts: number[] = []
       let size = 0
       for (const i of piece) {
         starts.push(size)
-        size += aligned(like[i].numel)
+        size += aligned(sizes[i])
       }
       scope(() => {
         const whole = zeros([size], { device: backend, dtype: wide(dtype) })
         piece.forEach((i, k) => {
-          const { shape, numel } = like[i]
-          made[i] = whole.narrow(0, starts[k], numel).reshape(shape).keep()
+          made[i] = whole.narrow(0, starts[k], sizes[i]).reshape(shapes[i]).keep()
         })
       })
       from += piece.length
@@ -45,16 +52,16 @@ export function packedZeros(like: readonly Tensor[]): Tensor[] {
 }
 
 /** Finds how many tensors to put together. Backends round sizes up, which may cost a little more than apart. */
-function lengthOfPiece(tensors: readonly Tensor[]): number {
+function lengthOfPiece({ backend, dtype }: Tensor, sizes: readonly number[]): number {
   let [together, apart, length] = [0, 0, 1]
-  if (!tensors[0].backend.operands) return length
-  for (const [i, { numel, dtype, backend }] of tensors.entries()) {
-    const bytes = (n: number): number => {
-      const exact = n * dtypeInfo[wide(dtype)].bytes
-      return backend.sizeOf?.(exact) ?? exact
-    }
-    together += aligned(numel)
-    apart += bytes(numel)
+  if (!backend.operands) return length
+  const bytes = (n: number): number => {
+    const exact = n * dtypeInfo[wide(dtype)].bytes
+    return backend.sizeOf?.(exact) ?? exact
+  }
+  for (const [i, size] of sizes.entries()) {
+    together += aligned(size)
+    apart += bytes(size)
     if (i > 0 && together > most) break
     if (bytes(together) <= (17 / 16) * apart + slack) length = i + 1
   }
