@@ -4,7 +4,7 @@ import { fileURLToPath } from 'node:url'
 import { createCpuBackend } from '@tilegrad/backend-cpu'
 import { compile, type ProfileRow, profile, reclaim, scope, tensor, withBackend } from '@tilegrad/core'
 import { GPT, generate, quantize } from '@tilegrad/nn'
-import { gpts } from '../peers/inputs.ts'
+import { gpts, type RecurrentName, recurrences } from '../peers/inputs.ts'
 import { type Figure, median, ms } from './harness.ts'
 import { attention, compiledStep, gemm, gptStep } from './workloads.ts'
 
@@ -182,6 +182,15 @@ const linearTime: Figure = {
   },
 }
 
+const tokens = (name: RecurrentName): Figure => ({
+  name: `${name}, tokens/s`,
+  measure(_, times) {
+    const { batch, steps } = recurrences[name]
+    const time = times.get(name)
+    return time ? { value: (batch * steps) / time, unit: 'thousand', target: '', met: null } : null
+  },
+})
+
 /** nanoGPT's recipe on a text of one's own, 2,000 steps: minutes. Only with --only nanogpt --data FILE. */
 export const nanogpt = (file: string): Figure => ({
   name: 'nanogpt',
@@ -213,4 +222,5 @@ export const figures: readonly Figure[] = [
   packedDecoding('bfloat16', 1.5, (model) => model.to('bfloat16')),
   packedDecoding('float16', 1.5, (model) => model.to('float16')),
   overhead,
+  ...(Object.keys(recurrences) as RecurrentName[]).map(tokens),
 ]

@@ -19,8 +19,18 @@ import {
   withBackend,
   zeros,
 } from '@tilegrad/core'
-import { AdamW, clipGradNorm, decayGroups, GPT, GradScaler, parameter } from '@tilegrad/nn'
-import { type GPTSize, gptBatch, gptParameters, gpts, positions, training, uniform } from '../peers/inputs.ts'
+import { AdamW, clipGradNorm, decayGroups, GPT, GRU, GradScaler, LSTM, parameter } from '@tilegrad/nn'
+import {
+  type GPTSize,
+  gptBatch,
+  gptParameters,
+  gpts,
+  positions,
+  type RecurrentName,
+  recurrences,
+  training,
+  uniform,
+} from '../peers/inputs.ts'
 import { agree, type Prepared, type Target, type Work, type Workload } from './harness.ts'
 
 type Fn = (...inputs: Tensor[]) => Tensor
@@ -294,6 +304,36 @@ function training3(
   return { run: () => step().dispose(), values: () => losses(step), work }
 }
 
+/** Output and the gradients of inputs and parameters of a recurrent layer, forward and backward, all steps at once. */
+function recurrent(name: RecurrentName): Prepared {
+  const { kind, input, hidden, batch, steps } = recurrences[name]
+  const gates = kind === 'LSTM' ? 4 : 3
+  const gradients = (batch: number, steps: number, wide: boolean): (() => Tensor[]) => {
+    const layer = kind === 'LSTM' ? new LSTM(input, hidden) : new GRU(input, hidden)
+    if (wide) layer.to('float64')
+    const parameters = layer.parameters()
+    const bound = 1 / Math.sqrt(hidden)
+    scope(() => {
+      for (const [i, p] of parameters.entries())
+        p.detach().copy_(tensor(array([10 + i, p.shape, bound]), p.shape))
+    })
+    const [x, g] = [array([1, [steps, batch, input]]), array([2, [steps, batch, hidden]])].map((data, i) =>
+      tensor(wide ? Float64Array.from(data) : data, [steps, batch, i === 0 ? input : hidden]),
+    )
+    x.requiresGrad = true
+    return () => grad(layer.forward(x)[0], [x, ...parameters], { gradOutputs: [g] })
+  }
+  // A part of the batch and of the steps: parameters have gradients of all of them.
+  const expected = withBackend(reference, () => gradients(3, 5, true)().map((d) => d.dataSync()))
+  gradients(3, 5, false)().forEach((d, i) => agree(d.dataSync(), expected[i]))
+  const run = gradients(batch, steps, false)
+  return {
+    run: () => scope(() => void run()),
+    values: () => scope(() => run().flatMap(pick)),
+    work: { flops: 6 * steps * batch * gates * hidden * (input + hidden) },
+  }
+}
+
 /** An operator on numbers so few that only its overhead counts, recorded, in a scope. */
 function tiny(shapes: readonly (readonly number[])[], fn: Fn, backward = false): Prepared {
   const inputs = shapes.map((shape, i) => tensor(array([i + 1, shape]), shape, { requiresGrad: true }))
@@ -367,6 +407,14 @@ export const workloads: readonly Workload[] = [
     () => ({ peers: { torch: 1 } }),
     () => training3('training step B', compiledStep),
   ],
+  ...(Object.keys(recurrences) as RecurrentName[]).map(
+    (name): Workload => [
+      name,
+      // PyTorch's LSTM is of instructions of 512 bits.
+      (wide) => ({ peers: { torch: wide || recurrences[name].kind === 'GRU' ? 2 : 4 } }),
+      () => recurrent(name),
+    ],
+  ),
   ['tiny add', () => ({ ms: 0.003 }), () => tiny([[16], [16]], (a, b) => a.add(b))],
   ['tiny matmul', () => ({ ms: 0.003 }), () => tiny([square, square], matmul)],
   [

@@ -42,6 +42,17 @@ export const gpts: Readonly<Record<'training step A' | 'training step B' | 'tiny
   tiny: { layers: 2, heads: 2, width: 32, batch: 2, block: 16, vocab: 65 },
 }
 
+export type RecurrentName = `${'LSTM' | 'GRU'}${'' | ' of characters'}`
+/** Recurrent layers: sizes of the input and the state, sequences and their steps. */
+export const recurrences: Readonly<
+  Record<RecurrentName, { kind: 'LSTM' | 'GRU'; input: number; hidden: number; batch: number; steps: number }>
+> = {
+  LSTM: { kind: 'LSTM', input: 128, hidden: 256, batch: 32, steps: 128 },
+  GRU: { kind: 'GRU', input: 128, hidden: 256, batch: 32, steps: 128 },
+  'LSTM of characters': { kind: 'LSTM', input: 128, hidden: 128, batch: 16, steps: 64 },
+  'GRU of characters': { kind: 'GRU', input: 128, hidden: 128, batch: 16, steps: 64 },
+}
+
 /** Names (GPT-2's), shapes and values of a model's parameters; weights are (out, in), norms are ones. */
 export function gptParameters({ layers, width, block, vocab }: GPTSize) {
   const residual = 0.02 / Math.sqrt(2 * layers)

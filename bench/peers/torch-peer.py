@@ -189,6 +189,21 @@ def gpt_step(layers, heads, c, b, t, vocab):
     return run, lambda: [run(), run(), run()]
 
 
+def recurrent(kind, inputs, hidden, b, t):
+    layer = getattr(torch.nn, kind)(inputs, hidden)
+    parameters = list(layer.parameters())
+    with torch.no_grad():
+        for i, p in enumerate(parameters):
+            p.copy_(uniform(10 + i, p.shape, 1 / math.sqrt(hidden)))
+    x = uniform(1, (t, b, inputs)).requires_grad_(True)
+    g = uniform(2, (t, b, hidden))
+
+    def run():
+        return torch.autograd.grad(layer(x)[0], [x, *parameters], g)
+
+    return run, lambda: [v for d in run() for v in pick(d)]
+
+
 def tiny_add():
     a, b = [uniform(seed, (16,)).requires_grad_(True) for seed in (1, 2)]
     return lambda: a + b, lambda: pick(a + b)
@@ -239,6 +254,10 @@ workloads = {
     "training step B": lambda: gpt_step(6, 6, 384, 16, 256, 65),
     "training step A, compiled": lambda: gpt_step(4, 4, 128, 12, 64, 65),
     "training step B, compiled": lambda: gpt_step(6, 6, 384, 16, 256, 65),
+    "LSTM": lambda: recurrent("LSTM", 128, 256, 32, 128),
+    "GRU": lambda: recurrent("GRU", 128, 256, 32, 128),
+    "LSTM of characters": lambda: recurrent("LSTM", 128, 128, 16, 64),
+    "GRU of characters": lambda: recurrent("GRU", 128, 128, 16, 64),
     "tiny": lambda: gpt_step(2, 2, 32, 2, 16, 65),
     "tiny add": tiny_add,
 }
