@@ -292,6 +292,12 @@ describe('layers', () => {
       "did you mean 'relu'",
     )
     expect(() => new TransformerEncoder(new TransformerEncoderLayer(E, H, sizes), 0)).toThrow('numLayers')
+    expect(() => new TransformerEncoder({} as TransformerEncoderLayer, 2)).toThrow(
+      'new TransformerEncoderLayer(…)',
+    )
+    expect(() =>
+      new MultiheadAttention(E, H).forward(randn([T, B, E]), undefined as never, undefined as never),
+    ).toThrow('MultiheadAttention: ')
     expect(() => new TransformerEncoderLayer(E, H, { embedDim: 3 } as never)).toThrow(
       'TransformerEncoderLayer',
     )

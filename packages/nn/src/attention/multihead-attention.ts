@@ -1,5 +1,6 @@
 import {
   expectOptions,
+  expectTensor,
   linear,
   matmul,
   mergeHeads,
@@ -165,6 +166,7 @@ export class MultiheadAttention extends Module {
       options,
       CALL,
     )
+    for (const x of [query, key, value]) expectTensor('MultiheadAttention', x)
     if (query.rank === 2) {
       const at = this.batchFirst ? 0 : 1
       const [q, k, v] = [query, key, value].map((x) => x.unsqueeze(at)) as [Tensor, Tensor, Tensor]

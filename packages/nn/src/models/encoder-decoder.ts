@@ -1,4 +1,5 @@
 import {
+  describeValue,
   expectOptions,
   full,
   type Names,
@@ -8,6 +9,7 @@ import {
   show,
   type Tensor,
   type TensorOptions,
+  ValueError,
 } from '@tilegrad/core'
 import * as init from '../init.ts'
 import { positive } from '../linear.ts'
@@ -44,12 +46,17 @@ export interface EncoderForwardOptions {
 /** Copies of a layer, as many as asked for. */
 function copies<L extends { clone(): L }>(op: string, layer: L, numLayers: number): L[] {
   positive(op, { numLayers })
+  if (typeof layer?.clone !== 'function')
+    throw new ValueError(
+      `${op}: takes a layer such as new ${op}Layer(…), which has a clone(), got ${describeValue(layer)}`,
+    )
   return Array.from({ length: numLayers }, () => layer.clone())
 }
 
 /**
  * PyTorch's `nn.TransformerEncoder`: `numLayers` copies of a layer, which all start with its values, one after the other,
- * and a norm if there is one. (T, B, dModel), or batch first, → the same shape. In its masks **true hides**.
+ * and a norm if there is one. (T, B, dModel), or batch first, → the same shape. In its masks **true hides**. Rows of padding are
+ * computed as all others are; PyTorch's fast path for inference has zeros there.
  *
  * @param layer is copied (`layer.clone()`), so that it does not become a part of the encoder; call its `dispose()` if you
  * have no other use for it.
@@ -133,11 +140,11 @@ export interface TransformerOptions extends TransformerLayerOptions {
 }
 
 const OPTIONS: Names<TransformerOptions> = {
-  ...LAYER,
   dModel: 1,
   nhead: 1,
   numEncoderLayers: 1,
   numDecoderLayers: 1,
+  ...LAYER,
 }
 
 /** Options of the forward pass of `Transformer`. In all masks true hides, as in PyTorch. */
