@@ -32,6 +32,28 @@ op(
 )
 
 op(
+  'convTranspose1d',
+  2,
+  [
+    [f([2, 3, 5]), f([3, 4, 3]), f([4])],
+    [f([4, 5]), f([4, 2, 3]), null, { stride: 2, padding: 1, outputPadding: 1, groups: 2 }],
+    [f([2, 3, 5]), f([3, 9, 2]), f([9]), { dilation: 2 }],
+    [f([2, 3, 4]), f([3, 2, 1])],
+  ],
+  CONV,
+)
+op(
+  'convTranspose2d',
+  2,
+  [
+    [f([2, 2, 3, 2]), f([2, 3, 3, 2]), f([3])],
+    [f([2, 3, 3]), f([2, 3, 3, 3]), null, { stride: [2, 3], padding: [1, 0], outputPadding: [1, 2] }],
+    [f([1, 4, 3, 2]), f([4, 1, 2, 2]), f([2]), { groups: 2, stride: 2 }],
+  ],
+  CONV,
+)
+
+op(
   'maxPool1d',
   2,
   [

@@ -77,7 +77,8 @@ export {
 export * from './ops/attention/heads.ts'
 export * from './ops/attention/rotary.ts'
 export { type BatchNormOptions, batchNorm } from './ops/batch-norm.ts'
-export * from './ops/conv.ts'
+export { type ConvAttrs, type ConvOptions, conv1d, conv2d } from './ops/conv.ts'
+export { type ConvTransposeOptions, convTranspose1d, convTranspose2d } from './ops/conv-transpose.ts'
 export {
   arange,
   data,

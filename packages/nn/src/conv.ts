@@ -25,6 +25,10 @@ export interface ConvLayerOptions extends ConvOptions {
   paddingMode?: 'zeros' | Exclude<PadMode, 'constant'>
 }
 
+/** @internal Sizes as Python shows them. */
+export const shownSizes = (sizes: readonly number[]): string =>
+  `(${sizes.join(', ')}${sizes.length === 1 ? ',' : ''})`
+
 const modes = ['zeros', 'reflect', 'replicate', 'circular']
 
 /** What `Conv1d` and `Conv2d` have in common. */
@@ -119,16 +123,15 @@ abstract class Convolution extends Module {
 
   override extraRepr(): string {
     const { padding, paddingMode } = this
-    const list = (sizes: readonly number[]): string => `(${sizes.join(', ')}${sizes.length === 1 ? ',' : ''})`
     const all = (sizes: readonly number[], usual: number): boolean => sizes.every((n) => n === usual)
     return [
-      `${this.inChannels}, ${this.outChannels}, kernelSize=${list(this.kernelSize)}, stride=${list(this.stride)}`,
+      `${this.inChannels}, ${this.outChannels}, kernelSize=${shownSizes(this.kernelSize)}, stride=${shownSizes(this.stride)}`,
       ...(typeof padding === 'string'
         ? [`padding='${padding}'`]
         : all(padding, 0)
           ? []
-          : [`padding=${list(padding)}`]),
-      ...(all(this.dilation, 1) ? [] : [`dilation=${list(this.dilation)}`]),
+          : [`padding=${shownSizes(padding)}`]),
+      ...(all(this.dilation, 1) ? [] : [`dilation=${shownSizes(this.dilation)}`]),
       ...(this.groups === 1 ? [] : [`groups=${this.groups}`]),
       ...(this.bias ? [] : ['bias=false']),
       ...(paddingMode === 'zeros' ? [] : [`paddingMode='${paddingMode}'`]),

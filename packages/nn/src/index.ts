@@ -65,6 +65,7 @@ export { type Memory, StateCache, type StateCacheOptions } from './attention/sta
 export { BatchNorm1d, BatchNorm2d, type BatchNormLayerOptions } from './batch-norm.ts'
 export { type Layer, ModuleDict, ModuleList, Sequential } from './containers.ts'
 export { Conv1d, Conv2d, type ConvLayerOptions } from './conv.ts'
+export { ConvTranspose1d, ConvTranspose2d, type ConvTransposeLayerOptions } from './conv-transpose.ts'
 export { Dropout, Dropout1d, Dropout2d } from './dropout.ts'
 export { Embedding, type EmbeddingOptions } from './embedding.ts'
 export * as init from './init.ts'

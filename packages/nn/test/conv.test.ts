@@ -23,6 +23,8 @@ import {
   BatchNorm2d,
   Conv1d,
   Conv2d,
+  ConvTranspose1d,
+  ConvTranspose2d,
   type Layer,
   Linear,
   MaxPool1d,
@@ -64,6 +66,25 @@ describe('convolutions', () => {
       ),
     ).toBe(
       "Conv2d(2, 4, kernelSize=(3, 3), stride=(1, 1), padding='same', dilation=(2, 2), groups=2, bias=false, paddingMode='reflect')",
+    )
+  })
+
+  it('are turned round with the parameters of PyTorch', () => {
+    const layer = new ConvTranspose2d(4, 6, 3, { stride: 2, padding: 1, outputPadding: [1, 0], groups: 2 })
+    expect(layer.weight.shape).toEqual([4, 3, 3, 3])
+    expect(layer.forward(randn([2, 4, 5, 5])).shape).toEqual([2, 6, 10, 9])
+    const bound = 1 / Math.sqrt(27)
+    expect(Math.max(...layer.parameters().flatMap(values).map(Math.abs))).toBeLessThanOrEqual(bound)
+    expect(String(layer)).toBe(
+      'ConvTranspose2d(4, 6, kernelSize=(3, 3), stride=(2, 2), padding=(1, 1), outputPadding=(1, 0), groups=2)',
+    )
+    expect(String(new ConvTranspose1d(2, 2, 3, { bias: false }))).toBe(
+      'ConvTranspose1d(2, 2, kernelSize=(3,), stride=(1,), bias=false)',
+    )
+    check(new ConvTranspose1d(2, 3, 3, { stride: 2 }), randn([2, 2, 3]))
+    expect(() => new ConvTranspose1d(2, 3, 3, { groups: 2 })).toThrow(/groups 2 must divide/)
+    expect(() => new ConvTranspose1d(2, 3, 3, { outputPadding: 1 }).forward(randn([2, 4]))).toThrow(
+      /outputPadding 1 must be smaller/,
     )
   })
 

@@ -28,6 +28,24 @@ for (const [name, fn] of Object.entries({ conv1d: tg.conv1d, conv2d: tg.conv2d }
     LONG,
   )
 
+for (const [name, fn] of Object.entries({
+  conv_transpose1d: tg.convTranspose1d,
+  conv_transpose2d: tg.convTranspose2d,
+}))
+  op(
+    name,
+    'input weight bias stride padding output_padding groups dilation',
+    (a) =>
+      fn(a.tensor('input'), a.tensor('weight'), a.maybeTensor('bias'), {
+        stride: sizes(a, 'stride', 1),
+        padding: sizes(a, 'padding', 0),
+        outputPadding: sizes(a, 'output_padding', 0),
+        groups: a.number('groups', 1),
+        dilation: sizes(a, 'dilation', 1),
+      }),
+    LONG,
+  )
+
 const stride = (a: Arguments) => {
   const given = sizes(a, 'stride', 0)
   return given === 0 ? {} : { stride: given }

@@ -27,6 +27,21 @@ for (const [name, Layer] of Object.entries({ Conv1d: nn.Conv1d, Conv2d: nn.Conv2
       }),
   )
 
+for (const [name, Layer] of Object.entries({
+  ConvTranspose1d: nn.ConvTranspose1d,
+  ConvTranspose2d: nn.ConvTranspose2d,
+}))
+  torchModule(
+    name,
+    'in_channels out_channels kernel_size stride padding output_padding groups bias dilation padding_mode',
+    (a) => {
+      const names = { stride: 'stride', padding: 'padding', output_padding: 'outputPadding' }
+      const more = { groups: 'groups', bias: 'bias', dilation: 'dilation' }
+      const options = given(a, { ...names, ...more })
+      return new Layer(a.number('in_channels'), a.number('out_channels'), size(a), options)
+    },
+  )
+
 for (const [name, Layer] of Object.entries({ MaxPool1d: nn.MaxPool1d, MaxPool2d: nn.MaxPool2d }))
   torchModule(name, 'kernel_size stride padding dilation return_indices ceil_mode', (a) => {
     if (a.flag('return_indices', false)) throw new Skip('places of the largest are not returned here')
