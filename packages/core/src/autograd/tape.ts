@@ -100,12 +100,13 @@ export function listingNodes<T>(list: NodeList, fn: () => T): T {
 
 /** Runs `fn` and returns the nodes that it recorded beside its result. */
 export function recordedNodes<T>(fn: () => T): { result: T; nodes: readonly GradNode[] } {
+  const outer = recorded
   const nodes: GradNode[] = []
-  try {
-    return { result: listingNodes(nodes, fn), nodes }
-  } finally {
-    if (recorded) for (const node of nodes) recorded.push(node)
+  const push = (node: GradNode): void => {
+    nodes.push(node)
+    outer?.push(node)
   }
+  return { result: listingNodes({ push }, fn), nodes }
 }
 
 const NOTHING: readonly Tensor[] = []
