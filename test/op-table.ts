@@ -1,4 +1,5 @@
 import './ops/elementwise.ts'
+import './ops/recurrent.ts'
 import './ops/reductions.ts'
 import './ops/shapes.ts'
 import './ops/layers.ts'
