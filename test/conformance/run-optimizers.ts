@@ -4,6 +4,7 @@ import * as nn from '@tilegrad/nn'
 import { difference, LOOSE, type Tolerance } from './compare.ts'
 import { type Entry, readJson, Skip, type TensorEntry, Tensors, type Value } from './manifest.ts'
 import { failed, type Outcome, PASSED, type Report, skipped } from './report.ts'
+import { runSchedules, type ScheduleCase } from './run-schedules.ts'
 
 interface OptimizerCase {
   readonly optimizer: string
@@ -30,19 +31,23 @@ const optimizers: Readonly<
 /** PyTorch iterates in bfloat16, whose numbers have three digits, and the iteration makes small ones larger. */
 const MUON: Tolerance = { rtol: 0, atol: 2e-2 }
 
-/** Runs the cases of `optimizers.json` whose name matches. */
+/** Runs the cases of `optimizers.json` whose name matches: trajectories on the backend, and rates of schedules. */
 export async function runOptimizers(
   dir: string,
   backend: Backend,
   only: RegExp,
   report: Report,
 ): Promise<void> {
-  const { cases } = readJson(join(dir, 'optimizers.json')) as { cases: readonly OptimizerCase[] }
+  const { cases, schedules } = readJson(join(dir, 'optimizers.json')) as {
+    cases: readonly OptimizerCase[]
+    schedules: readonly ScheduleCase[]
+  }
   const tensors = new Tensors(join(dir, 'optimizers.safetensors'), backend)
   for (const [i, c] of cases.entries()) {
     const name = `optim.${c.optimizer}.${i}`
     if (only.test(name)) report.add(name, await runCase(c, tensors, backend))
   }
+  runSchedules(schedules, only, report)
 }
 
 const camel = (name: string): string => name.replace(/_([a-z0-9])/g, (_, c: string) => c.toUpperCase())

@@ -138,10 +138,24 @@ export {
 export { Adafactor, type AdafactorOptions } from './optim/adafactor.ts'
 export { Adagrad, type AdagradOptions } from './optim/adagrad.ts'
 export { Adam, type AdamOptions, AdamW, type AdamWOptions, decayGroups } from './optim/adam.ts'
+export { ChainedScheduler, type ChainedState, SequentialLR } from './optim/chained-lr.ts'
 export { clipGradNorm, clipGradValue } from './optim/clip.ts'
+export {
+  type CycleMomentumOptions,
+  CyclicLR,
+  type CyclicLROptions,
+  OneCycleLR,
+  type OneCycleLROptions,
+} from './optim/cyclic-lr.ts'
 export { EMA, type EMAOptions } from './optim/ema.ts'
 export { GradScaler, type GradScalerOptions, type GradScalerStateDict } from './optim/grad-scaler.ts'
 export { Lion, type LionOptions } from './optim/lion.ts'
+export {
+  type AnyOptimizer,
+  LRScheduler,
+  type LRSchedulerOptions,
+  type LRSchedulerState,
+} from './optim/lr-scheduler.ts'
 export { Muon, type MuonOptions, muonGroups } from './optim/muon.ts'
 export {
   type Counted,
@@ -155,8 +169,32 @@ export {
   type Update,
   type ZeroGradOptions,
 } from './optim/optimizer.ts'
+export {
+  ReduceLROnPlateau,
+  type ReduceLROnPlateauOptions,
+  type ReduceLROnPlateauState,
+} from './optim/reduce-lr-on-plateau.ts'
 export { RMSprop, type RMSpropOptions } from './optim/rmsprop.ts'
 export * as schedule from './optim/schedule.ts'
+export {
+  ConstantLR,
+  type ConstantLROptions,
+  CosineAnnealingLR,
+  type CosineAnnealingLROptions,
+  CosineAnnealingWarmRestarts,
+  type CosineAnnealingWarmRestartsOptions,
+  ExponentialLR,
+  LambdaLR,
+  LinearLR,
+  type LinearLROptions,
+  type LRLambda,
+  MultiplicativeLR,
+  MultiStepLR,
+  PolynomialLR,
+  type PolynomialLROptions,
+  StepLR,
+  type StepLROptions,
+} from './optim/schedulers.ts'
 export { SGD, type SGDOptions } from './optim/sgd.ts'
 export {
   AdaptiveAvgPool1d,

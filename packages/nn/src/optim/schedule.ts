@@ -1,4 +1,5 @@
 import { describeValue, expectOptions, shownAs, ValueError } from '@tilegrad/core'
+import { inPhases } from './phases.ts'
 
 /**
  * Learning-rate schedules: functions from the step number, counted from 0, to the learning rate. Set it before each
@@ -165,6 +166,10 @@ export interface OneCycleOptions {
   divFactor?: number
   /** The last rate is the first / finalDivFactor; default 1e4. */
   finalDivFactor?: number
+  /** Half cosines, 'cos', or straight lines, 'linear'; default 'cos'. */
+  annealStrategy?: 'cos' | 'linear'
+  /** Whether it falls as fast as it rose, to the first rate, and then on to the last; default false. */
+  threePhase?: boolean
 }
 
 /**
@@ -182,23 +187,30 @@ export function oneCycle(options: OneCycleOptions): Schedule {
     pctStart = 0.3,
     divFactor = 25,
     finalDivFactor = 1e4,
+    annealStrategy = 'cos',
+    threePhase = false,
   } = expectOptions('schedule.oneCycle', options, {
     maxLr: 1,
     totalSteps: 1,
     pctStart: 1,
     divFactor: 1,
     finalDivFactor: 1,
+    annealStrategy: 1,
+    threePhase: 1,
   })
   check('oneCycle', { maxLr, totalSteps, pctStart, divFactor, finalDivFactor }, ['pctStart'])
   if (pctStart > 1) throw new ValueError(`schedule.oneCycle: pctStart must lie within 0 … 1, got ${pctStart}`)
+  if (annealStrategy !== 'cos' && annealStrategy !== 'linear')
+    throw new ValueError(
+      `schedule.oneCycle: annealStrategy must be 'cos' or 'linear', got ${describeValue(annealStrategy)}`,
+    )
   const first = maxLr / divFactor
   const last = first / finalDivFactor
   const peak = pctStart * totalSteps - 1
-  const cosine = (from: number, to: number, ratio: number): number =>
-    to + ((from - to) / 2) * (1 + Math.cos(Math.PI * ratio))
-  return named('oneCycle', options, (step) => {
-    const at = Math.min(step, totalSteps - 1)
-    if (at <= peak) return cosine(first, maxLr, peak === 0 ? 1 : at / peak)
-    return cosine(maxLr, last, (at - peak) / (totalSteps - 1 - peak))
-  })
+  const phases = [
+    { end: peak, from: first, to: maxLr },
+    ...(threePhase ? [{ end: 2 * pctStart * totalSteps - 2, from: maxLr, to: first }] : []),
+    { end: totalSteps - 1, from: threePhase ? first : maxLr, to: last },
+  ]
+  return named('oneCycle', options, inPhases(phases, annealStrategy === 'cos'))
 }
