@@ -38,7 +38,7 @@ declare module '../dispatch/kernels.ts' {
  * Elements of windows that are laid out at a time: few enough to stay in a processor's cache until their product is computed;
  * on a GPU, whose launches take longer than that saves, so many that memory does not fill.
  */
-const atOnce = ({ prepare }: Backend): number => (prepare ? 2 ** 26 : 2 ** 20)
+const atOnce = ({ prepare }: Backend): number => (prepare ? 2 ** 24 : 2 ** 20)
 
 const BIAS = program('conv.bias', 2, ([y, b]) => e.add(y, b))
 
