@@ -1,12 +1,13 @@
-// Imports point one way: core <- backend-cpu, backend-webgpu, nn <- tilegrad <- examples, docs, test, bench.
+// Imports point one way: core <- backend-cpu, backend-webgpu, data, nn <- tilegrad <- examples, docs, test, bench.
 
 // What each package may import from the workspace, besides itself.
 const mayImport = {
   core: [],
   'backend-cpu': ['core'],
   'backend-webgpu': ['core'],
+  data: ['core'],
   nn: ['core'],
-  tilegrad: ['core', 'backend-cpu', 'backend-webgpu', 'nn'],
+  tilegrad: ['core', 'backend-cpu', 'backend-webgpu', 'data', 'nn'],
 }
 
 /** @type {import('dependency-cruiser').IConfiguration} */

@@ -15,6 +15,7 @@ export const shared = {
       { find: /^@tilegrad\/core\/(formula|kernel|operands)$/, replacement: source('core/src/$1.ts') },
       { find: /^@tilegrad\/core\/methods$/, replacement: source('core/src/all-methods.ts') },
       { find: /^@tilegrad\/([\w-]+)$/, replacement: source('$1/src/index.ts') },
+      { find: /^tilegrad\/data$/, replacement: source('tilegrad/src/data.ts') },
       { find: /^tilegrad\/matchers$/, replacement: source('tilegrad/src/matchers.ts') },
       { find: /^tilegrad\/methods$/, replacement: source('tilegrad/src/methods.ts') },
       { find: /^tilegrad\/workers$/, replacement: source('tilegrad/src/workers.ts') },

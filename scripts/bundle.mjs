@@ -25,7 +25,15 @@ const common = /** @type {const} */ ({
   sourcesContent: false,
   logLevel: 'error',
 })
-const external = ['@tilegrad/*', 'mathjs', 'webgpu', 'crypto']
+const external = [
+  '@tilegrad/*',
+  'crypto',
+  'hyparquet',
+  'hyparquet-compressors',
+  'mathjs',
+  'papaparse',
+  'webgpu',
+]
 
 /** Puts entry-on-demand.js in the place of entry.js. @type {import('esbuild').Plugin} */
 const onDemand = {
@@ -122,4 +130,4 @@ async function bundle(name) {
       rmSync(join(outdir, file))
 }
 
-await Promise.all(['core', 'backend-cpu', 'backend-webgpu', 'nn'].map(bundle))
+await Promise.all(['core', 'backend-cpu', 'backend-webgpu', 'data', 'nn'].map(bundle))

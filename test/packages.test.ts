@@ -27,6 +27,26 @@ afterAll(() => rmSync(folder, { recursive: true, force: true }))
 
 const json = (...path: string[]) => JSON.parse(readFileSync(join(...path), 'utf8'))
 
+/** The folders of packages that are not ours and that come with them. */
+function dependencies(): string[] {
+  const found = new Set<string>()
+  const look = (at: string): void => {
+    for (const name of Object.keys(json(at, 'package.json').dependencies ?? {})) {
+      const modules = at.includes('node_modules')
+        ? join(at, '../'.repeat(name.split('/').length))
+        : join(at, 'node_modules')
+      const folder = realpathSync(
+        [modules, join(at, '..')].map((from) => join(from, name)).find(existsSync) as string,
+      )
+      if (packages.includes(folder) || found.has(folder)) continue
+      found.add(folder)
+      look(folder)
+    }
+  }
+  packages.forEach(look)
+  return [...found]
+}
+
 /** Packs a folder; scripts are not run, since `beforeAll` has built all of them. */
 async function pack(from: string): Promise<string> {
   const args = ['pack', '--json', '--ignore-scripts', '--pack-destination', folder]
@@ -37,9 +57,7 @@ async function pack(from: string): Promise<string> {
 beforeAll(async () => {
   await run(process.execPath, [join(root, 'node_modules/typescript/bin/tsc'), '-b'], { cwd: root })
   await run(process.execPath, [join(root, 'scripts/bundle.mjs')])
-  // Of packages that are not ours, there is one.
-  const seedrandom = realpathSync(join(root, 'packages/core/node_modules/seedrandom'))
-  const tarballs = await Promise.all([...packages, seedrandom].map(pack))
+  const tarballs = await Promise.all([...packages, ...dependencies()].map(pack))
   writeFileSync(join(folder, 'package.json'), JSON.stringify({ name: 'user', private: true, type: 'module' }))
   const args = ['install', '--offline', '--ignore-scripts', '--no-audit', '--no-fund', ...tarballs]
   await run('npm', args, { cwd: folder, env })

@@ -1,0 +1,259 @@
+import {
+  type Backend,
+  describeValue,
+  expectOptions,
+  type RandomGenerator,
+  scope,
+  type Tensor,
+  to,
+  ValueError,
+  withBackend,
+} from '@tilegrad/core'
+import { type Collated, defaultCollate, mapTensors } from './collate.ts'
+import { type Dataset, type IterableDataset, shuffled } from './dataset.ts'
+import { batched, generatorOf, type Sampler } from './sampler.ts'
+import { type Fetched, indexed, isPromise, type Source, streamed } from './source.ts'
+
+/** Options of `DataLoader`. */
+export interface DataLoaderOptions<T = unknown, B = Collated<T>> {
+  /** How many samples a batch has. Default: 1. */
+  batchSize?: number
+  /** Goes through the samples in another random order in each epoch. Default: false. */
+  shuffle?: boolean
+  /** Makes the orders a function of it; without, they are drawn from what `manualSeed` sets. */
+  seed?: number | string
+  /** The indices of an epoch, in place of `shuffle`: an array, a `RandomSampler`, or another iterable of numbers. */
+  sampler?: Sampler
+  /** Leaves out the last batch if it is smaller than the others. Default: false. */
+  dropLast?: boolean
+  /** Makes a batch of samples. Default: `defaultCollate`. */
+  collate?: (samples: T[]) => B
+  /** The device that batches are put on. Default: where they are made. */
+  device?: Backend | string
+  /** How many batches of an asynchronous dataset are begun ahead while the program works on one. Default: 1. */
+  prefetchFactor?: number
+}
+
+const NAMES = {
+  batchSize: 1,
+  shuffle: 1,
+  seed: 1,
+  sampler: 1,
+  dropLast: 1,
+  collate: 1,
+  device: 1,
+  prefetchFactor: 1,
+} as const
+
+/** A batch, and the tensors in it that were made for it. */
+interface Made {
+  readonly batch: unknown
+  readonly own: readonly Tensor[]
+}
+
+type Begun = Made | { readonly promise: Promise<Fetched> } | null
+
+function tensorsOf(value: unknown): Set<Tensor> {
+  const found = new Set<Tensor>()
+  mapTensors(value, (t) => {
+    found.add(t)
+    return t
+  })
+  return found
+}
+
+const free = ({ own }: Made): void => {
+  for (const t of own)
+    if (!t.kept)
+      t.release('its DataLoader when the next batch was asked for; call .keep() on what you need longer')
+}
+
+const whole = (name: string, value: number, least: number): number => {
+  if (Number.isInteger(value) && value >= least) return value
+  throw new ValueError(`DataLoader: ${name} must be a whole number ≥ ${least}, got ${describeValue(value)}`)
+}
+
+/** Is it a dataset whose samples have numbers? */
+const hasNumbers = (dataset: object): dataset is Dataset =>
+  typeof (dataset as Partial<Dataset>).get === 'function' &&
+  typeof (dataset as Partial<Dataset>).length === 'number'
+
+/**
+ * Goes through a dataset in batches, as torch.utils.data.DataLoader: `for await (const [x, y] of loader)`, or a plain `for`
+ * where the dataset is synchronous. Each loop is an epoch, with an order of its own if `shuffle` is set.
+ *
+ * A batch lives until the next one is asked for, which frees it; call `.keep()` on a tensor of it that is needed longer. The
+ * last batch of a loop that was left early belongs to the garbage collector. What a dataset's synchronous `get` makes is
+ * freed with the batch as well, but for what it calls `keep()` on, such as the entries of a cache.
+ *
+ * @param dataset one with numbers (`length` and `get`), an array of samples, or an iterable, synchronous or not.
+ * @throws ValueError for options that do not fit the dataset; while it runs, DataError naming the sample that failed.
+ * @example
+ * import { DataLoader, TensorDataset } from 'tilegrad/data'
+ *
+ * const dataset = new TensorDataset(randn([10, 3]), zeros([10], { dtype: 'int32' }))
+ * const loader = new DataLoader(dataset, { batchSize: 4, shuffle: true, seed: 1 })
+ * loader.length // → 3
+ * for await (const [x, y] of loader) console.log(x.shape, y.shape)
+ */
+export class DataLoader<T = unknown, B = Collated<T>> implements Iterable<B>, AsyncIterable<B> {
+  /** What the batches are made of. */
+  readonly dataset: Dataset<T> | IterableDataset<T>
+  /** How many samples a batch has. */
+  readonly batchSize: number
+  readonly #numbered: Dataset | null
+  readonly #options: DataLoaderOptions<T, B>
+  readonly #dropLast: boolean
+  readonly #prefetch: number
+  readonly #generator: () => RandomGenerator
+
+  constructor(
+    dataset: Dataset<T> | IterableDataset<T> | readonly T[],
+    options: DataLoaderOptions<T, B> = {},
+  ) {
+    const {
+      batchSize = 1,
+      shuffle = false,
+      dropLast = false,
+      prefetchFactor = 1,
+      sampler,
+      collate,
+      seed,
+    } = expectOptions('DataLoader', options, NAMES)
+    if (typeof dataset !== 'object' || dataset === null)
+      throw new ValueError(
+        `DataLoader: takes a dataset (length and get), an array or an iterable, got ${describeValue(dataset)}`,
+      )
+    const list = dataset as readonly T[]
+    const numbered = Array.isArray(dataset) ? { length: list.length, get: (i: number) => list[i] } : dataset
+    if (hasNumbers(numbered)) this.#numbered = numbered
+    else if (Symbol.iterator in numbered || Symbol.asyncIterator in numbered) this.#numbered = null
+    else
+      throw new ValueError(
+        `DataLoader: a dataset has length and get(index), or is iterable; got ${describeValue(dataset)}`,
+      )
+    if (!this.#numbered && (shuffle || sampler))
+      throw new ValueError(
+        `DataLoader: ${shuffle ? 'shuffle' : 'sampler'} needs a dataset with length and get(index); an iterable one has an order of its own`,
+      )
+    if (shuffle && sampler)
+      throw new ValueError('DataLoader: takes shuffle or a sampler, not both; RandomSampler shuffles')
+    if (collate !== undefined && typeof collate !== 'function')
+      throw new ValueError(`DataLoader: collate must be a function of samples, got ${describeValue(collate)}`)
+    this.dataset = dataset as Dataset<T> | IterableDataset<T>
+    this.batchSize = whole('batchSize', batchSize, 1)
+    this.#dropLast = dropLast
+    this.#prefetch = whole('prefetchFactor', prefetchFactor, 0)
+    this.#options = options
+    this.#generator = generatorOf(seed)
+  }
+
+  /**
+   * The number of batches in an epoch.
+   *
+   * @throws ValueError where nobody knows: the dataset is an iterable, or the sampler, without a length.
+   */
+  get length(): number {
+    const { sampler } = this.#options
+    const samples = (sampler ?? (this.dataset as { length?: number })).length
+    if (typeof samples !== 'number')
+      throw new ValueError(
+        `DataLoader: ${sampler ? 'its sampler' : 'an iterable dataset'} has no length; count the batches as they come`,
+      )
+    return this.#dropLast ? Math.floor(samples / this.batchSize) : Math.ceil(samples / this.batchSize)
+  }
+
+  /** The samples of the next epoch. */
+  #begin(): Source {
+    const { sampler, shuffle, collate } = this.#options
+    const numbered = this.#numbered
+    if (!numbered) return streamed(this.dataset as IterableDataset, this.batchSize, this.#dropLast)
+    const { length } = numbered
+    const order =
+      sampler ??
+      (shuffle
+        ? this.#generator().run(() => shuffled(length))
+        : (function* () {
+            for (let i = 0; i < length; i++) yield i
+          })())
+    return indexed(numbered, batched(order, this.batchSize, this.#dropLast), collate === undefined)
+  }
+
+  #collate(fetched: NonNullable<Fetched>): Made {
+    const { collate = defaultCollate, device } = this.#options
+    const given = tensorsOf('samples' in fetched ? fetched.samples : [])
+    const make = (): unknown => ('batch' in fetched ? fetched.batch : collate([...fetched.samples] as T[]))
+    const made = device === undefined ? make() : withBackend(device, make)
+    const batch = device === undefined ? made : mapTensors(made, (t) => to(t, { device }))
+    return { batch, own: [...tensorsOf(batch)].filter((t) => !given.has(t)) }
+  }
+
+  /** Begins the next batch, and makes it where that does not take a promise. */
+  #next(source: Source): Begun {
+    return scope(() => {
+      const fetched = source.next()
+      if (isPromise(fetched)) return { promise: fetched }
+      return fetched && this.#collate(fetched)
+    })
+  }
+
+  *[Symbol.iterator](): Generator<B, void, undefined> {
+    const source = this.#begin()
+    try {
+      for (;;) {
+        const made = this.#next(source)
+        if (!made) return
+        if ('promise' in made) {
+          made.promise.catch(() => {})
+          throw new ValueError(
+            'DataLoader: the dataset is asynchronous; write for await (const batch of loader)',
+          )
+        }
+        yield made.batch as B
+        free(made)
+      }
+    } finally {
+      void source.stop()
+    }
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<B, void, undefined> {
+    const source = this.#begin()
+    const begun: NonNullable<Begun>[] = []
+    let ahead = 0
+    let ended = false
+    try {
+      for (;;) {
+        while (!ended && begun.length <= ahead) {
+          const next = this.#next(source)
+          if (!next) {
+            ended = true
+            break
+          }
+          if ('promise' in next) {
+            // Only what waits for something else gains by being begun early.
+            ahead = this.#prefetch
+            next.promise.catch(() => {})
+          }
+          begun.push(next)
+        }
+        const first = begun.shift()
+        if (!first) return
+        let made: Made
+        if ('promise' in first) {
+          const fetched = await first.promise
+          if (!fetched) {
+            ended = true
+            continue
+          }
+          made = scope(() => this.#collate(fetched))
+        } else made = first
+        yield made.batch as B
+        free(made)
+      }
+    } finally {
+      for (const next of begun) if ('own' in next) free(next)
+      await source.stop()
+    }
+  }
+}
