@@ -48,6 +48,7 @@ const others = new Set(
   zeros zerosLike allclose argwhere bincount maskedSelect nonzero set size sizes unique empty emptyLike randLike randnLike randintLike gumbelSoftmax
   allGather allReduce checkpoint compile Mailbox retentionDecays ringAttention ringLinearAttention ringPieces ringShard
   ringUnshard runRanks attentionOperands dropoutParams asTensor describeValue expectOptions expectTensor
+  detectAnomaly detectAnomalyAsync hessian jacobian vmap
   Printable autocast checkLeaks expectActivation flatOf namedProgram offload offloaded reclaim setPrintOptions shownAs text wrapKernels`.split(
     /\s+/,
   ),
