@@ -68,6 +68,7 @@ export { Conv1d, Conv2d, type ConvLayerOptions } from './conv.ts'
 export { ConvTranspose1d, ConvTranspose2d, type ConvTransposeLayerOptions } from './conv-transpose.ts'
 export { Dropout, Dropout1d, Dropout2d } from './dropout.ts'
 export { Embedding, type EmbeddingOptions } from './embedding.ts'
+export type { ForwardHook, ForwardPreHook, FullBackwardHook, HookHandle } from './hooks.ts'
 export * as init from './init.ts'
 export { Linear, type LinearOptions } from './linear.ts'
 export {
@@ -125,7 +126,7 @@ export {
   TransformerEncoderLayer,
   type TransformerLayerOptions,
 } from './models/transformer-layers.ts'
-export { buffer, type LoadResult, Module, parameter, type StateDict } from './module.ts'
+export { buffer, Module, parameter } from './module.ts'
 export {
   GroupNorm,
   type GroupNormOptions,
@@ -220,6 +221,7 @@ export {
   type RNNOptions,
 } from './recurrent.ts'
 export { Flatten, Identity, Unflatten } from './reshaping.ts'
+export type { LoadResult, StateDict } from './state-dict.ts'
 export { loadPretrained, type Pretrained, savePretrained } from './weights/pretrained.ts'
 export type { PretrainedConfig } from './weights/pretrained-config.ts'
 export {

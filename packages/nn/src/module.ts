@@ -3,42 +3,30 @@ import {
   DTypeError,
   describeValue,
   dtypeInfo,
-  expectOptions,
   isFloat,
   type MoveTarget,
   to as moveTensor,
   noGrad,
   Printable,
-  ShapeError,
   scope,
-  show,
   Tensor,
   ValueError,
 } from '@tilegrad/core'
 import { assigned, expected } from '@tilegrad/core/kernel'
 // Who has layers has all methods: a bundle would leave out those that nothing names.
 import '@tilegrad/core/methods'
+import {
+  addHook,
+  type ForwardHook,
+  type ForwardPreHook,
+  type FullBackwardHook,
+  type HookHandle,
+} from './hooks.ts'
 import { list, mark, type Role, roleOf } from './parameter.ts'
+import { type LoadResult, loadStateDict, type StateDict } from './state-dict.ts'
 import { treeOf } from './tree.ts'
 
 export { buffer, parameter } from './parameter.ts'
-
-/** Tensors by dotted name; `Object.entries` lists them in the order of the modules. */
-export type StateDict = Record<string, Tensor>
-
-/** Names that `loadStateDict` with `{ strict: false }` passed over. */
-export interface LoadResult {
-  /** Names the module has and the dict has not. */
-  missing: string[]
-  /** Names the dict has and the module has not. */
-  unexpected: string[]
-}
-
-/** @internal @throws ValueError for an entry of a state dict that is no tensor, such as what JSON makes of one. */
-export function expectEntry(place: string, value: unknown): void {
-  if (!(value instanceof Tensor))
-    throw new ValueError(`${place} must be a tensor, got ${describeValue(value)}`)
-}
 
 /** What holds tensors and modules by name. */
 type Owner = Record<string, unknown> | Map<unknown, unknown>
@@ -229,6 +217,95 @@ export abstract class Module extends Printable {
     return Array.from(names, ([module, name]) => [name, module])
   }
 
+  /**
+   * The module below this one of a dotted name, as `namedModules` lists it: `getSubmodule('h.0.attn')`.
+   *
+   * @throws ValueError where there is none of this name.
+   */
+  getSubmodule(name: string): Module {
+    if (name === '') return this
+    const places = this.#places()
+    return places.find((place) => place.name === name)?.module ?? this.#unknown('module', name, places)
+  }
+
+  /**
+   * The parameter of a dotted name, as `namedParameters` lists it: `getParameter('h.0.attn.c_attn.weight')`.
+   *
+   * @throws ValueError where there is none of this name.
+   */
+  getParameter(name: string): Tensor {
+    const slots = this.#slots().filter(({ role }) => role === 'parameter')
+    return slots.find((slot) => slot.name === name)?.tensor ?? this.#unknown('parameter', name, slots)
+  }
+
+  #unknown(what: string, name: string, known: readonly Found[]): never {
+    const names = known.map((found) => found.name)
+    const some = names.length > 8 ? `${names.slice(0, 8).join(', ')}, …` : names.join(', ')
+    throw new ValueError(
+      `${this.constructor.name}: there is no ${what} ${describeValue(name)}; known: ${some || 'none'}`,
+    )
+  }
+
+  /**
+   * Calls a function after each `forward` of this module, with the module, the list of inputs and the output; a tensor, an
+   * array or a plain object that it returns takes the output's place. `output.keep()` what is read after a backward pass.
+   * Models of this library let a `Linear` add its activation or a residual, which its output then has, and compute a loss
+   * without the logits. In a compiled function, as in `generate`, hooks run while it is recorded, not when it is replayed.
+   *
+   * @returns a handle whose `remove()` takes the hook away; `using` does as well.
+   * @throws ValueError for what is no function; `forward` throws it where the hook returns something else.
+   * @example
+   * const layer = new Linear(2, 3)
+   * const shapes = []
+   * const handle = layer.registerForwardHook((_, [x], y) => {
+   *   shapes.push(x.shape, y.shape)
+   * })
+   * layer.forward(zeros([4, 2]))
+   * handle.remove()
+   * shapes // → [[4, 2], [4, 3]]
+   */
+  registerForwardHook<M extends Module>(this: M, hook: ForwardHook<M>): HookHandle {
+    return addHook(this, 'forward', hook as ForwardHook<Module>)
+  }
+
+  /**
+   * Calls a function before each `forward` of this module, with the module and the list of inputs; an array that it returns
+   * takes the place of the inputs, a tensor that of the only one. In a compiled function hooks run while it is recorded, not
+   * when it is replayed.
+   *
+   * @returns a handle whose `remove()` takes the hook away; `using` does as well.
+   * @throws ValueError for what is no function; `forward` throws it where the hook returns something else.
+   * @example
+   * const layer = new Identity()
+   * const handle = layer.registerForwardPreHook((_, [x]) => x.mul(2))
+   * await layer.forward(tensor([1, 2])).toArray() // → [2, 4]
+   * handle.remove()
+   */
+  registerForwardPreHook<M extends Module>(this: M, hook: ForwardPreHook<M>): HookHandle {
+    return addHook(this, 'pre', hook as ForwardPreHook<Module>)
+  }
+
+  /**
+   * Calls a function in each backward pass through this module, with the module, the gradients of its inputs (null of what
+   * needs none) and those of its outputs; an array that it returns takes the place of the gradients of the inputs. It is
+   * called where all of these are complete. Gradients end with the hook: `.keep()` what is wanted longer. Of outputs in arrays and
+   * plain objects those directly in them count. In a compiled function hooks run while it is recorded, not when it is replayed.
+   *
+   * @returns a handle whose `remove()` takes the hook away; `using` does as well.
+   * @throws ValueError for what is no function; the backward pass throws it where the hook returns something else.
+   * @example
+   * const layer = new Tanh()
+   * let steepest = null
+   * layer.registerFullBackwardHook((_, gradInput) => {
+   *   steepest = gradInput[0].max().keep()
+   * })
+   * layer.forward(tensor([0, 3], { requiresGrad: true })).sum().backward()
+   * await steepest.item() // → 1
+   */
+  registerFullBackwardHook<M extends Module>(this: M, hook: FullBackwardHook<M>): HookHandle {
+    return addHook(this, 'backward', hook as FullBackwardHook<Module>)
+  }
+
   /** Calls `fn` with every module below this one and then with this one. */
   apply(fn: (module: Module) => void): this {
     for (const module of this.modules().reverse()) fn(module)
@@ -289,48 +366,7 @@ export abstract class Module extends Printable {
    * @throws ValueError listing missing and unexpected names; ShapeError where a shape differs, strict or not.
    */
   loadStateDict(dict: Readonly<StateDict>, options: { strict?: boolean } = {}): LoadResult {
-    const { strict = true } = expectOptions('loadStateDict', options, { strict: 1 })
-    if (typeof dict !== 'object' || dict === null || dict instanceof Module || dict instanceof Promise)
-      throw new ValueError(
-        `loadStateDict: takes tensors by name, as stateDict() and loadSafetensors(bytes) give them, got ${describeValue(dict)}`,
-      )
-    const own = this.stateDict()
-    for (const name of Object.keys(own)) if (dict[name]) expectEntry(`loadStateDict: ${name}`, dict[name])
-    const given = new Set(
-      Object.keys(own)
-        .filter((name) => dict[name])
-        .map((name) => own[name]),
-    )
-    const missing = Object.keys(own).filter((name) => !given.has(own[name]))
-    const unexpected = Object.keys(dict).filter((name) => !Object.hasOwn(own, name))
-    const shapes: string[] = []
-    for (const [name, target] of Object.entries(own)) {
-      const source = dict[name]
-      if (source && source.shape.join() !== target.shape.join()) {
-        shapes.push(`${name} is ${show(target.shape)} in the module, ${show(source.shape)} in the dict`)
-      }
-    }
-    const problems = [
-      ...(strict && missing.length > 0 ? [`missing: ${missing.join(', ')}`] : []),
-      ...(strict && unexpected.length > 0 ? [`unexpected: ${unexpected.join(', ')}`] : []),
-      ...(shapes.length > 0 ? [`shapes differ: ${shapes.join('; ')}`] : []),
-    ]
-    if (problems.length > 0) {
-      const names = strict && missing.length + unexpected.length > 0
-      const fix = names ? '\nPass { strict: false } to load the names both sides have.' : ''
-      const message = `loadStateDict: the dict does not fit ${this.constructor.name}; nothing was changed.\n${problems.map((p) => `  ${p}`).join('\n')}${fix}`
-      throw shapes.length > 0 ? new ShapeError(message) : new ValueError(message)
-    }
-    noGrad(() =>
-      scope(() => {
-        const pairs = Object.entries(own).flatMap(([name, target]) => {
-          const source = dict[name]
-          return source ? [[target, moveTensor(source, target.backend)] as const] : []
-        })
-        for (const [target, source] of pairs) target.copy_(source)
-      }),
-    )
-    return { missing, unexpected }
+    return loadStateDict(this.constructor.name, this.stateDict(), dict, options)
   }
 
   /**

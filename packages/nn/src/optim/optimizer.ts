@@ -20,8 +20,8 @@ import {
   zeros,
 } from '@tilegrad/core'
 import { eachRun, live, outsideOnly, uncaptured, unchanged } from '@tilegrad/core/kernel'
-import { expectEntry } from '../module.ts'
 import { list, takeUnlisted, wide } from '../parameter.ts'
+import { expectEntry } from '../state-dict.ts'
 import { applyGuarded, type Due, share, takeGuard } from './guard.ts'
 import { packedZeros } from './packed.ts'
 
