@@ -25,7 +25,9 @@ test('makemore guesses the next character of names: a guess has 3.1 nats', async
 
 test('the GPT of the lecture learns from characters: frequencies alone have 3.1 nats', async () => {
   const small = { maxIters: 120, evalIters: 4, evalInterval: 1000, nLayer: 2, nEmbd: 32, nHead: 2 }
-  expect(await run((log) => gpt({ ...small, textLength: 50_000, learningRate: 3e-3, log }))).toBeLessThan(2.75)
+  expect(await run((log) => gpt({ ...small, textLength: 50_000, learningRate: 3e-3, log }))).toBeLessThan(
+    2.75,
+  )
 })
 
 test('the encoder and decoder learn to copy', async () => {
@@ -45,8 +47,16 @@ test('a vision transformer tells shapes apart', async () => {
 })
 
 test('nanoGPT learns from characters', async () => {
-  const small = { maxIters: 150, evalIters: 4, lrDecayIters: 150, warmupIters: 10, gradientAccumulationSteps: 1 }
-  expect(await run((log) => nanoGPT({ ...small, textLength: 50_000, learningRate: 3e-3, log }))).toBeLessThan(2.8)
+  const small = {
+    maxIters: 150,
+    evalIters: 4,
+    lrDecayIters: 150,
+    warmupIters: 10,
+    gradientAccumulationSteps: 1,
+  }
+  expect(await run((log) => nanoGPT({ ...small, textLength: 50_000, learningRate: 3e-3, log }))).toBeLessThan(
+    2.8,
+  )
 })
 
 const checkpoint = fileURLToPath(new URL('../../../test/fixtures/conformance/gpt2_tiny', import.meta.url))
@@ -61,15 +71,35 @@ test('a checkpoint of Hugging Face is continued, trained and saved', async () =>
 test('nanoGPT’s model, written out, computes what the checkpoint’s does', async () => {
   const config = JSON.parse(await readFile(`${checkpoint}/config.json`, 'utf8'))
   const loaded = loadPretrained(config, await readFile(`${checkpoint}/model.safetensors`)).eval()
-  const { n_layer: nLayer, n_head: nHead, n_embd: nEmbd, vocab_size: vocabSize, n_positions: blockSize } = config
+  const {
+    n_layer: nLayer,
+    n_head: nHead,
+    n_embd: nEmbd,
+    vocab_size: vocabSize,
+    n_positions: blockSize,
+  } = config
   const model = new GPT({ ...{ nLayer, nHead, nEmbd, vocabSize, blockSize }, dropout: 0, bias: true }).eval()
   const own = Object.entries(loaded.stateDict())
   // One tied matrix has two names.
-  const names = own.flatMap(([name, t]) => (name === 'lm_head.weight' ? [] : [[`transformer.${name}`, t] as const]))
+  const names = own.flatMap(([name, t]) =>
+    name === 'lm_head.weight' ? [] : [[`transformer.${name}`, t] as const],
+  )
   model.loadStateDict(Object.fromEntries(names))
   const idx = tensor([[1, 5, 2, 8, 3]], { dtype: 'int32' })
   const [want, got] = noGrad(() => [loaded.forward(idx).logits.at(':', '-1:'), model.forward(idx).logits])
   const [a, b] = [await want.data(), await got.data()]
   // The checkpoint's activation is approximate, by tanh.
   for (const [i, v] of b.entries()) expect(Math.abs(v - a[i])).toBeLessThan(5e-3)
+})
+
+test('the README tells how long the ports are', async () => {
+  const readme = await readFile(new URL('../README.md', import.meta.url), 'utf8')
+  const rows = [...readme.matchAll(/^\| \[[\w-]+\]\((src\/[\w-]+\.ts)\) \|[^|]*\|[^|]*\| (\d+) \|/gm)]
+  expect(rows).toHaveLength(8)
+  for (const [, file, told] of rows) {
+    const text = await readFile(new URL(`../${file}`, import.meta.url), 'utf8')
+    const code = text.replace(/\/\*[\s\S]*?\*\//g, '').split('\n')
+    const lines = code.filter((line) => line.trim() !== '' && !line.trim().startsWith('//')).length
+    expect(`${file} ${lines}`).toBe(`${file} ${told}`)
+  }
 })
