@@ -256,7 +256,7 @@ export abstract class Module extends Printable {
    * @throws ValueError for what is no function; `forward` throws it where the hook returns something else.
    * @example
    * const layer = new Linear(2, 3)
-   * const shapes = []
+   * const shapes: (readonly number[])[] = []
    * const handle = layer.registerForwardHook((_, [x], y) => {
    *   shapes.push(x.shape, y.shape)
    * })
@@ -276,7 +276,7 @@ export abstract class Module extends Printable {
    * @returns a handle whose `remove()` takes the hook away; `using` does as well.
    * @throws ValueError for what is no function; `forward` throws it where the hook returns something else.
    * @example
-   * const layer = new Identity()
+   * const layer = new ReLU()
    * const handle = layer.registerForwardPreHook((_, [x]) => x.mul(2))
    * await layer.forward(tensor([1, 2])).toArray() // → [2, 4]
    * handle.remove()
@@ -295,12 +295,12 @@ export abstract class Module extends Printable {
    * @throws ValueError for what is no function; the backward pass throws it where the hook returns something else.
    * @example
    * const layer = new Tanh()
-   * let steepest = null
+   * const slopes: (Tensor | undefined)[] = []
    * layer.registerFullBackwardHook((_, gradInput) => {
-   *   steepest = gradInput[0].max().keep()
+   *   slopes.push(gradInput[0]?.max().keep())
    * })
    * layer.forward(tensor([0, 3], { requiresGrad: true })).sum().backward()
-   * await steepest.item() // → 1
+   * await slopes[0]?.item() // → 1
    */
   registerFullBackwardHook<M extends Module>(this: M, hook: FullBackwardHook<M>): HookHandle {
     return addHook(this, 'backward', hook as FullBackwardHook<Module>)
