@@ -25,6 +25,7 @@ import {
   Conv2d,
   ConvTranspose1d,
   ConvTranspose2d,
+  Fold,
   type Layer,
   Linear,
   MaxPool1d,
@@ -32,6 +33,7 @@ import {
   ReLU,
   Sequential,
   SGD,
+  Unfold,
 } from '@tilegrad/nn'
 import { beforeEach, describe, expect, it } from 'vitest'
 import { gradcheckModule, values } from './helpers.ts'
@@ -144,6 +146,21 @@ describe('pools', () => {
       [2, 3, 2],
     ])
     expect(layers.flatMap(names)).toEqual([])
+  })
+})
+
+describe('windows', () => {
+  it('are laid out and added up again', () => {
+    const x = randn([2, 3, 4, 6])
+    const [unfold, fold] = [
+      new Unfold([2, 3], { stride: [2, 3] }),
+      new Fold([4, 6], [2, 3], { stride: [2, 3] }),
+    ]
+    expect(unfold.forward(x).shape).toEqual([2, 18, 4])
+    expect(values(fold.forward(unfold.forward(x)))).toEqual(values(x))
+    expect(String(unfold)).toBe('Unfold(kernelSize=(2, 3), dilation=1, padding=0, stride=(2, 3))')
+    expect(String(new Fold(4, 2))).toBe('Fold(outputSize=4, kernelSize=2, dilation=1, padding=0, stride=1)')
+    expect(() => new Fold(4, 2).forward(randn([2, 4, 8]))).toThrow(/must be \(N, C · 4, 9\)/)
   })
 })
 

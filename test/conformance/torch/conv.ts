@@ -46,6 +46,24 @@ for (const [name, fn] of Object.entries({
     LONG,
   )
 
+const windows = (a: Arguments) => ({
+  dilation: sizes(a, 'dilation', 1),
+  padding: sizes(a, 'padding', 0),
+  stride: sizes(a, 'stride', 1),
+})
+op('nn.functional.unfold', 'input kernel_size dilation padding stride', (a) =>
+  tg.im2col(a.tensor('input'), a.get('kernel_size') as tg.WindowSizes, windows(a)),
+)
+op(
+  'fold',
+  'input output_size kernel_size dilation padding stride',
+  (a) => {
+    const [output, kernel] = [a.get('output_size'), a.get('kernel_size')] as tg.WindowSizes[]
+    return tg.col2im(a.tensor('input'), output, kernel, windows(a))
+  },
+  LONG,
+)
+
 const stride = (a: Arguments) => {
   const given = sizes(a, 'stride', 0)
   return given === 0 ? {} : { stride: given }

@@ -42,6 +42,14 @@ for (const [name, Layer] of Object.entries({
     },
   )
 
+const WINDOWS = { dilation: 'dilation', padding: 'padding', stride: 'stride' }
+torchModule('Unfold', 'kernel_size dilation padding stride', (a) => new nn.Unfold(size(a), given(a, WINDOWS)))
+torchModule(
+  'Fold',
+  'output_size kernel_size dilation padding stride',
+  (a) => new nn.Fold(a.get('output_size') as WindowSizes, size(a), given(a, WINDOWS)),
+)
+
 for (const [name, Layer] of Object.entries({ MaxPool1d: nn.MaxPool1d, MaxPool2d: nn.MaxPool2d }))
   torchModule(name, 'kernel_size stride padding dilation return_indices ceil_mode', (a) => {
     if (a.flag('return_indices', false)) throw new Skip('places of the largest are not returned here')

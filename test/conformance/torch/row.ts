@@ -35,11 +35,13 @@ export function op(
     table.set(name, { signature, run, tolerance, ...(choice && { choice }) })
 }
 
-/** The operator for PyTorch's name, with or without `torch.`, `nn.functional.`. */
+/** The operator for PyTorch's name (where two have one name, in full), with or without `torch.`, `nn.functional.`. */
 export function torchOp(name: string): TorchOp | undefined {
   const bare = name.replace(/^(torch\.)?(nn\.functional\.|special\.|Tensor\.)?/, '')
   // In-place variants end in _, overloads are named after a dot.
-  return table.get(bare) ?? table.get(bare.replace(/_$/, '')) ?? table.get(bare.split('.')[0])
+  return (
+    table.get(name) ?? table.get(bare) ?? table.get(bare.replace(/_$/, '')) ?? table.get(bare.split('.')[0])
+  )
 }
 
 export const LONG: Extra = { tolerance: LOOSE }

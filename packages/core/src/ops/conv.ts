@@ -72,7 +72,7 @@ function conv(
     throw new ShapeError(
       `${op}: bias ${show(bias.shape)} does not fit weight ${show(weight.shape)}; expected [${o}]`,
     )
-  const spans = spansOf(op, x, { size: weight.shape.slice(2), stride, padding, dilation })
+  const spans = spansOf(op, x.shape, { size: weight.shape.slice(2), stride, padding, dilation })
   return apply(CONV[dims - 1], bias ? [x, weight, bias] : [x, weight], { spans, groups })[0]
 }
 

@@ -104,7 +104,7 @@ function maxPool(dims: Dims, x: Tensor, kernelSize: WindowSizes, options: MaxPoo
   const { stride = kernelSize, padding = 0, dilation, ceilMode } = expectOptions(op, options, names)
   checkInput(op, 'max', dims, x)
   const size = windowSizes(op, 'kernelSize', kernelSize, dims, 1)
-  const spans = spansOf(op, x, { size, stride, padding, dilation, ceilMode })
+  const spans = spansOf(op, x.shape, { size, stride, padding, dilation, ceilMode })
   checkPadding(op, spans)
   return composed(op, [x], ([t]) => [foldWindows('max', t, spans)], true)[0]
 }
@@ -125,7 +125,7 @@ function avgPool(dims: Dims, x: Tensor, kernelSize: WindowSizes, options: AvgPoo
   if (divisorOverride === 0) throw new ValueError(`${op}: divisorOverride must not be 0`)
   checkInput(op, 'avg', dims, x)
   const size = windowSizes(op, 'kernelSize', kernelSize, dims, 1)
-  const spans = spansOf(op, x, { size, stride, padding, ceilMode })
+  const spans = spansOf(op, x.shape, { size, stride, padding, ceilMode })
   checkPadding(op, spans)
   const sizes = spans.map((s, i) => counts(s, x.shape[x.rank - dims + i], countIncludePad))
   const all = sizes.reduce((rows, columns) => rows.flatMap((r) => columns.map((c) => r * c)), [1])

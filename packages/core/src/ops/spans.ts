@@ -1,7 +1,6 @@
 import { describe } from '../checks.ts'
 import { ShapeError, show, ValueError } from '../errors.ts'
 import type { Span } from '../primitives/windows.ts'
-import type { Tensor } from '../tensor/tensor.ts'
 
 /** How windows lie: what convolutions and pools are told of sizes, strides and paddings. */
 
@@ -45,13 +44,13 @@ export interface Windows {
 }
 
 /**
- * The windows over the last dims of x.
+ * The windows over the last dims of a shape.
  *
  * @throws ShapeError where one dim has no room for a window.
  */
 export function spansOf(
   op: string,
-  x: Tensor,
+  shape: readonly number[],
   { size, stride, padding, dilation = 1, ceilMode = false }: Windows,
 ): Span[] {
   const dims = size.length
@@ -68,13 +67,13 @@ export function spansOf(
       : windowSizes(op, 'padding', padding, dims, 0)
   const after = padding === 'same' ? reach.map((r) => Math.ceil(r / 2)) : before
   return size.map((k, i): Span => {
-    const n = x.shape[x.rank - dims + i]
+    const n = shape[shape.length - dims + i]
     const room = n + before[i] + after[i] - reach[i] - 1
     let count = (ceilMode ? Math.ceil : Math.floor)(room / steps[i]) + 1
     if (ceilMode && (count - 1) * steps[i] >= n + before[i]) count--
     if (count < 1)
       throw new ShapeError(
-        `${op}: a window over ${reach[i] + 1} elements is larger than dim ${i - dims} of ${show(x.shape)} with padding ${before[i]}; pad more, or make it smaller`,
+        `${op}: a window over ${reach[i] + 1} elements is larger than dim ${i - dims} of ${show(shape)} with padding ${before[i]}; pad more, or make it smaller`,
       )
     return { size: k, stride: steps[i], dilation: dilations[i], padding: before[i], count }
   })
