@@ -223,6 +223,7 @@ export {
 } from './recurrent.ts'
 export { Flatten, Identity, Unflatten } from './reshaping.ts'
 export type { LoadResult, StateDict } from './state-dict.ts'
+export { loadCheckpoint, saveCheckpoint } from './weights/checkpoint.ts'
 export { loadPretrained, type Pretrained, savePretrained } from './weights/pretrained.ts'
 export type { PretrainedConfig } from './weights/pretrained-config.ts'
 export {

@@ -23,7 +23,7 @@ import {
   type HookHandle,
 } from './hooks.ts'
 import { list, mark, type Role, roleOf } from './parameter.ts'
-import { type LoadResult, loadStateDict, type StateDict } from './state-dict.ts'
+import { expectFitting, type LoadResult, loadStateDict, type StateDict } from './state-dict.ts'
 import { treeOf } from './tree.ts'
 
 export { buffer, parameter } from './parameter.ts'
@@ -367,6 +367,11 @@ export abstract class Module extends Printable {
    */
   loadStateDict(dict: Readonly<StateDict>, options: { strict?: boolean } = {}): LoadResult {
     return loadStateDict(this.constructor.name, this.stateDict(), dict, options)
+  }
+
+  /** Throws what `loadStateDict` would. @internal */
+  checkStateDict(dict: Readonly<StateDict>): void {
+    expectFitting(this.constructor.name, this.stateDict(), dict, {})
   }
 
   /**

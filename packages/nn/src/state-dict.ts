@@ -27,8 +27,8 @@ export function expectEntry(place: string, value: unknown): void {
     throw new ValueError(`${place} must be a tensor, got ${describeValue(value)}`)
 }
 
-/** @internal Copies values into the tensors of a module of this class: see `Module.loadStateDict`. */
-export function loadStateDict(
+/** @internal Says which names are not on both sides, and throws what `Module.loadStateDict` throws. */
+export function expectFitting(
   module: string,
   own: StateDict,
   dict: Readonly<StateDict>,
@@ -70,6 +70,17 @@ export function loadStateDict(
     const message = `loadStateDict: the dict does not fit ${module}; nothing was changed.\n${problems.map((p) => `  ${p}`).join('\n')}${fix}`
     throw shapes.length > 0 ? new ShapeError(message) : new ValueError(message)
   }
+  return { missing, unexpected }
+}
+
+/** @internal Copies values into the tensors of a module of this class: see `Module.loadStateDict`. */
+export function loadStateDict(
+  module: string,
+  own: StateDict,
+  dict: Readonly<StateDict>,
+  options: { strict?: boolean },
+): LoadResult {
+  const result = expectFitting(module, own, dict, options)
   noGrad(() =>
     scope(() => {
       const pairs = Object.entries(own).flatMap(([name, target]) => {
@@ -79,5 +90,5 @@ export function loadStateDict(
       for (const [target, source] of pairs) target.copy_(source)
     }),
   )
-  return { missing, unexpected }
+  return result
 }

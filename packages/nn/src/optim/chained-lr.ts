@@ -58,25 +58,24 @@ abstract class Schedulers extends Printable {
    * @throws ValueError for what is no such state, or one of other schedulers; nothing is changed then.
    */
   loadStateDict(state: ChainedState): void {
+    this.checkStateDict(state)
+    this.schedulers.forEach((one, i) => {
+      one.loadStateDict(state.schedulers[i] as never)
+    })
+    this.lastEpoch = state.lastEpoch
+  }
+
+  /** Throws what `loadStateDict` would. @internal */
+  checkStateDict(state: ChainedState): void {
     const op = `${this.constructor.name}.loadStateDict`
     if (!Array.isArray(state?.schedulers) || state.schedulers.length !== this.schedulers.length)
       throw new ValueError(
         `${op}: takes what stateDict() of ${this.schedulers.length} schedulers gave, got ${describeValue(state)}`,
       )
     whole(op, { lastEpoch: state.lastEpoch }, 0)
-    const before = this.stateDict()
-    const load = (one: LRScheduler | Schedulers, from: unknown): void => one.loadStateDict(from as never)
-    try {
-      this.schedulers.forEach((one, i) => {
-        load(one, state.schedulers[i])
-      })
-    } catch (error) {
-      this.schedulers.forEach((one, i) => {
-        load(one, before.schedulers[i])
-      })
-      throw error
-    }
-    this.lastEpoch = state.lastEpoch
+    this.schedulers.forEach((one, i) => {
+      one.checkStateDict(state.schedulers[i] as never)
+    })
   }
 
   /** The schedulers as text, one in a line. */

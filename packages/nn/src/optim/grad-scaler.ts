@@ -208,6 +208,8 @@ export class GradScaler extends Printable {
       return
     }
     const entry = this.#entry('step', optimizer)
+    // What is computed of whole gradients before the updates cannot be scaled while these read them.
+    if (entry.stage === 'ready' && optimizer.prepares) this.unscale(optimizer)
     const { stage, numbers } = entry
     const scaled = stage === 'ready'
     const grads = gradients('step', optimizer)
@@ -293,11 +295,7 @@ export class GradScaler extends Printable {
    * @throws ValueError for what is none.
    */
   loadStateDict(dict: GradScalerStateDict): void {
-    if (typeof dict !== 'object' || dict === null || !('scale' in dict))
-      throw new ValueError(
-        `GradScaler.loadStateDict: takes what stateDict() gave, got ${describeValue(dict)}`,
-      )
-    validate('GradScaler.loadStateDict', dict)
+    this.checkStateDict(dict)
     const { scale, growthTracker, growthFactor, backoffFactor, growthInterval } = dict
     Object.assign(this, { growthFactor, backoffFactor, growthInterval })
     if (!this.#scale || !this.#tracker) {
@@ -313,6 +311,15 @@ export class GradScaler extends Printable {
           () => void (typeof from === 'number' ? to.fill_(from) : to.copy_(moveTensor(from, to.backend))),
         ),
       )
+  }
+
+  /** Throws what `loadStateDict` would. @internal */
+  checkStateDict(dict: GradScalerStateDict): void {
+    if (typeof dict !== 'object' || dict === null || !('scale' in dict))
+      throw new ValueError(
+        `GradScaler.loadStateDict: takes what stateDict() gave, got ${describeValue(dict)}`,
+      )
+    validate('GradScaler.loadStateDict', dict)
   }
 
   /** The scaler as text: its options, and the scale that it begins with. */

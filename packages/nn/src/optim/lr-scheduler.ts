@@ -188,17 +188,21 @@ export class LRScheduler extends Printable {
    * @throws ValueError for what is no such state, or one of another number of groups; nothing is changed then.
    */
   loadStateDict(state: LRSchedulerState): void {
+    this.checkStateDict(state)
+    this.#schedules = state.baseLrs.map(this.#make)
+    this.#baseLrs = [...state.baseLrs]
+    this.lastEpoch = state.lastEpoch
+    this.#lastLr = [...state.lastLr]
+  }
+
+  /** Throws what `loadStateDict` would. @internal */
+  checkStateDict(state: LRSchedulerState): void {
     const op = `${this.constructor.name}.loadStateDict`
     if (typeof state !== 'object' || state === null)
       throw new ValueError(`${op}: takes what stateDict() gave, got ${describeValue(state)}`)
-    const { lastEpoch, baseLrs, lastLr } = state
-    whole(op, { lastEpoch }, 0)
-    expectRates(op, 'baseLrs', baseLrs, this.#baseLrs.length)
-    expectRates(op, 'lastLr', lastLr, this.#baseLrs.length)
-    this.#schedules = baseLrs.map(this.#make)
-    this.#baseLrs = [...baseLrs]
-    this.lastEpoch = lastEpoch
-    this.#lastLr = [...lastLr]
+    whole(op, { lastEpoch: state.lastEpoch }, 0)
+    expectRates(op, 'baseLrs', state.baseLrs, this.#baseLrs.length)
+    expectRates(op, 'lastLr', state.lastLr, this.#baseLrs.length)
   }
 
   /** The scheduler as text: the step and the rates. */

@@ -159,6 +159,11 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
    */
   protected prepare(_due: readonly DueParameter<O>[]): void {}
 
+  /** Whether it computes something before its updates. @internal */
+  get prepares(): boolean {
+    return this.prepare !== Optimizer.prototype.prepare
+  }
+
   /** The shape of a state tensor. Default: the parameter's. */
   protected stateShape(_name: string, p: Tensor): readonly number[] {
     return p.shape
@@ -318,23 +323,48 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
    * @throws ValueError if groups or parameters differ in number, ShapeError if a state tensor has not its parameter's shape.
    */
   loadStateDict(dict: OptimizerStateDict<O>): void {
+    const loaded = this.#fitting(dict)
+    const all = this.#all()
+    const copies = noGrad(() => copiesOf(loaded, all))
+    this.#forget()
+    copies.forEach((copy, i) => {
+      if (copy) this.#state.set(all[i], copy)
+    })
+    dict.paramGroups.forEach((saved, i) => {
+      const group = this.paramGroups[i] as ParamGroup<O>
+      Object.assign(group, saved, { params: group.params })
+    })
+  }
+
+  /** Throws what `loadStateDict` would. @internal */
+  checkStateDict(dict: OptimizerStateDict<O>): void {
+    this.#fitting(dict)
+  }
+
+  /** The state of each parameter in what fits, which may come from a file. */
+  #fitting(dict: OptimizerStateDict<O>): (ParamState | null)[] {
     const name = `${this.constructor.name}.loadStateDict`
-    if (!Array.isArray(dict?.paramGroups) || typeof dict.state !== 'object')
+    const isObject = (value: unknown): boolean => typeof value === 'object' && value !== null
+    const groups = dict?.paramGroups
+    if (!Array.isArray(groups) || !groups.every((g) => Array.isArray(g?.params)) || !isObject(dict.state))
       throw new ValueError(`${name}: takes what stateDict() gave, got ${describeValue(dict)}`)
     const count = (groups: readonly { params: readonly unknown[] }[]): string =>
       `[${groups.map((g) => g.params.length).join(', ')}]`
-    if (count(dict.paramGroups) !== count(this.paramGroups)) {
+    if (count(groups) !== count(this.paramGroups)) {
       throw new ValueError(
-        `${name}: the groups hold ${count(dict.paramGroups)} parameters, here ${count(this.paramGroups)}`,
+        `${name}: the groups hold ${count(groups)} parameters, here ${count(this.paramGroups)}`,
       )
     }
-    for (const group of dict.paramGroups) this.validate(group)
+    for (const group of groups) this.validate(group)
     // A parameter's key is its number in the dict's groups, which need not count from 0 in order.
-    const keys = dict.paramGroups.flatMap((group) => group.params)
-    const all = this.#all()
-    const loaded = all.map((p, i): ParamState | null => {
+    const keys = groups.flatMap((group) => group.params)
+    return this.#all().map((p, i): ParamState | null => {
       const saved = dict.state[keys[i]]
       if (!saved) return null
+      if (!isObject(saved.tensors) || !Number.isSafeInteger(saved.step))
+        throw new ValueError(
+          `${name}: the state of parameter ${i} must be { step, tensors }, got ${describeValue(saved)}`,
+        )
       if (saved.skipped) expectEntry(`${name}: skipped of parameter ${i}`, saved.skipped)
       for (const [slot, t] of Object.entries(saved.tensors)) {
         expectEntry(`${name}: ${slot} of parameter ${i}`, t)
@@ -346,15 +376,6 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
         }
       }
       return saved
-    })
-    const copies = noGrad(() => copiesOf(loaded, all))
-    this.#forget()
-    copies.forEach((copy, i) => {
-      if (copy) this.#state.set(all[i], copy)
-    })
-    dict.paramGroups.forEach((saved, i) => {
-      const group = this.paramGroups[i] as ParamGroup<O>
-      Object.assign(group, saved, { params: group.params })
     })
   }
 

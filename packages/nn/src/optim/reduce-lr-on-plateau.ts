@@ -161,6 +161,13 @@ export class ReduceLROnPlateau extends Printable {
    * @throws ValueError for what is no such state, or one of another number of groups; nothing is changed then.
    */
   loadStateDict(state: ReduceLROnPlateauState): void {
+    this.checkStateDict(state)
+    const { lastEpoch, best, numBadEpochs, cooldownCounter, lastLr } = state
+    this.#state = { lastEpoch, best, numBadEpochs, cooldownCounter, lastLr: [...lastLr] }
+  }
+
+  /** Throws what `loadStateDict` would. @internal */
+  checkStateDict(state: ReduceLROnPlateauState): void {
     const op = 'ReduceLROnPlateau.loadStateDict'
     if (typeof state !== 'object' || state === null)
       throw new ValueError(`${op}: takes what stateDict() gave, got ${describeValue(state)}`)
@@ -169,7 +176,6 @@ export class ReduceLROnPlateau extends Printable {
     if (best !== null && typeof best !== 'number')
       throw new ValueError(`${op}: best must be a number or null, got ${describeValue(best)}`)
     expectRates(op, 'lastLr', lastLr, this.optimizer.paramGroups.length)
-    this.#state = { lastEpoch, best, numBadEpochs, cooldownCounter, lastLr: [...lastLr] }
   }
 
   /** The scheduler as text: the best metric and the rates. */
