@@ -148,22 +148,24 @@ function fans(op: string, t: Tensor): { fanIn: number; fanOut: number } {
   return { fanIn: inputs * size, fanOut: out * size }
 }
 
-/** What an activation does to the scale of its input, for `gain` and Kaiming initialisation. */
-export type Nonlinearity = 'linear' | 'sigmoid' | 'tanh' | 'relu' | 'leakyRelu'
+/** What an activation does to the scale of its input, for `calculateGain` and Kaiming initialisation. */
+export type Nonlinearity = 'linear' | 'sigmoid' | 'tanh' | 'relu' | 'leakyRelu' | 'selu'
 
 /**
  * The factor that keeps the variance constant through a nonlinearity: 1 for linear and sigmoid, 5/3 for tanh, √2 for
- * ReLU, √(2 / (1 + a²)) for leaky ReLU with slope a (default 0.01).
+ * ReLU, √(2 / (1 + a²)) for leaky ReLU with slope a (default 0.01), 3/4 for SELU.
  *
  * @throws ValueError for another name.
  * @example
- * init.gain('tanh') // → 1.6666666666666667
+ * init.calculateGain('tanh') // → 1.6666666666666667
  */
-export function gain(nonlinearity: Nonlinearity, a = 0.01): number {
-  expectName('gain', 'nonlinearity', nonlinearity, ['linear', 'sigmoid', 'tanh', 'relu', 'leakyRelu'])
-  numbers('gain', { a })
+export function calculateGain(nonlinearity: Nonlinearity, a = 0.01): number {
+  const known = ['linear', 'sigmoid', 'tanh', 'relu', 'leakyRelu', 'selu']
+  expectName('calculateGain', 'nonlinearity', nonlinearity, known)
+  numbers('calculateGain', { a })
   if (nonlinearity === 'tanh') return 5 / 3
   if (nonlinearity === 'relu') return Math.SQRT2
+  if (nonlinearity === 'selu') return 3 / 4
   return nonlinearity === 'leakyRelu' ? Math.sqrt(2 / (1 + a * a)) : 1
 }
 
@@ -213,7 +215,7 @@ function kaimingStd(op: string, t: Tensor, options: KaimingOptions): number {
     nonlinearity: 1,
   })
   expectName(op, 'mode', mode, ['fanIn', 'fanOut'])
-  return gain(nonlinearity, a) / Math.sqrt(fans(op, t)[mode])
+  return calculateGain(nonlinearity, a) / Math.sqrt(fans(op, t)[mode])
 }
 
 /**
@@ -262,8 +264,45 @@ export function orthogonal_(t: Tensor, factor = 1): Tensor {
     const [r, c] = [Math.floor(i / columns), i % columns]
     return factor * (rows <= columns ? vectors[r][c] : vectors[c][r])
   }
+  return fill(t, (i) => at(i))
+}
+
+/** Writes numbers of the host, by their places. */
+function fill(t: Tensor, at: (i: number) => number): Tensor {
   const values = Float64Array.from({ length: t.numel }, (_, i) => at(i))
   return write(t, () => void t.copy_(tensor(values, t.shape, like(t))))
+}
+
+/**
+ * The identity matrix, or as much of it as fits. @throws ShapeError unless there are two dims.
+ *
+ * @example
+ * await init.eye_(zeros([2, 3])).toArray() // → [[1, 0, 0], [0, 1, 0]]
+ */
+export function eye_(t: Tensor): Tensor {
+  if (t.rank !== 2) throw new ShapeError(`eye_: needs two dims, got ${show(t.shape)}`)
+  return fill(t, (i) => Number(i % (t.shape[1] + 1) === 0 && i < t.shape[1] ** 2))
+}
+
+/**
+ * The weight (out, in, …) of a convolution that gives its input, of as many channels as fit: 1 in the middle of its window
+ * (Zagoruyko & Komodakis 2017); in each of several groups.
+ *
+ * @throws ShapeError unless there are three to five dims, ValueError unless groups divide the outputs.
+ * @example
+ * await init.dirac_(zeros([2, 1, 3])).toArray() // → [[[0, 1, 0]], [[0, 0, 0]]]
+ */
+export function dirac_(t: Tensor, groups = 1): Tensor {
+  if (t.rank < 3 || t.rank > 5) throw new ShapeError(`dirac_: needs three to five dims, got ${show(t.shape)}`)
+  const [out, inputs, ...field] = t.shape
+  if (!(Number.isInteger(groups) && groups > 0 && out % groups === 0))
+    throw new ValueError(`dirac_: groups must divide the ${out} outputs, got ${describeValue(groups)}`)
+  const size = field.reduce((p, n) => p * n, 1)
+  const middle = field.reduce((at, n) => at * n + Math.floor(n / 2), 0)
+  return fill(t, (i) => {
+    const [o, c] = [Math.floor(i / size / inputs), Math.floor(i / size) % inputs]
+    return Number(o % (out / groups) === c && i % size === middle)
+  })
 }
 
 /** A normal number on the host (Box & Muller 1958); 1 − u keeps the logarithm finite. */

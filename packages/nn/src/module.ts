@@ -191,6 +191,11 @@ export abstract class Module extends Printable {
     return this.#named((role) => role !== 'parameter')
   }
 
+  /** All buffers, the non-persistent included; shared ones once. */
+  buffers(): Tensor[] {
+    return this.namedBuffers().map(([, tensor]) => tensor)
+  }
+
   /** The modules this one holds directly, also in arrays, plain objects and Maps. */
   children(): Module[] {
     return this.namedChildren().map(([, module]) => module)
@@ -226,6 +231,21 @@ export abstract class Module extends Printable {
     if (name === '') return this
     const places = this.#places()
     return places.find((place) => place.name === name)?.module ?? this.#unknown('module', name, places)
+  }
+
+  /**
+   * Puts a module in the place of the one of a dotted name, as for low-rank updates or a new head:
+   * `model.setSubmodule('h.0.attn.c_attn', new Linear(8, 24))`.
+   *
+   * @throws ValueError where there is none of this name, and for what is no module.
+   */
+  setSubmodule(name: string, module: Module): this {
+    const places = this.#places()
+    const place = places.find((found) => found.name === name) ?? this.#unknown('module', name, places)
+    if (!(module instanceof Module))
+      throw new ValueError(`setSubmodule: ${name} must be a module, got ${describeValue(module)}`)
+    put(place, module)
+    return this
   }
 
   /**

@@ -345,4 +345,11 @@ describe('modules and parameters by name', () => {
     )
     expect(() => new Tanh().getParameter('weight')).toThrow('known: none')
   })
+  it('are replaced', () => {
+    const net = new Sequential(new Sequential(new Linear(2, 2)), new Tanh())
+    expect(net.setSubmodule('0.0', new Linear(2, 5)).forward(ones([1, 2])).shape).toEqual([1, 5])
+    expect(net.buffers()).toEqual([])
+    expect(() => net.setSubmodule('0.1', new Tanh())).toThrow("there is no module '0.1'; known: 0, 0.0, 1")
+    expect(() => net.setSubmodule('1', 3 as never)).toThrow('setSubmodule: 1 must be a module, got 3')
+  })
 })

@@ -1,5 +1,5 @@
-import { manualSeed, matmul, memory, tensor, transpose, zeros } from '@tilegrad/core'
-import { Embedding, init, Linear, parameter } from '@tilegrad/nn'
+import { manualSeed, matmul, memory, randn, tensor, transpose, zeros } from '@tilegrad/core'
+import { Conv2d, Embedding, init, Linear, parameter } from '@tilegrad/nn'
 import { beforeEach, describe, expect, it } from 'vitest'
 import { collected } from '../../core/test/support/collected.ts'
 import { expectNumbers, values } from './helpers.ts'
@@ -113,6 +113,25 @@ describe('initialisers', () => {
     const expected = Array.from({ length: n * n }, (_, i) => (i % (n + 1) === 0 ? 4 : 0))
     // float32 storage of float64 results: sums of at most six products of size ≤ 4.
     expectNumbers(values(gram), expected, { atol: 1e-5, rtol: 0 })
+  })
+
+  it('eye and dirac: ones where the input is handed on', () => {
+    expect(values(init.eye_(zeros([3, 2])))).toEqual([1, 0, 0, 1, 0, 0])
+    expect(values(init.eye_(zeros([2, 3])))).toEqual([1, 0, 0, 0, 1, 0])
+    const layer = new Conv2d(2, 4, 3, { padding: 1, groups: 2, bias: false })
+    init.dirac_(layer.weight, 2)
+    const x = randn([1, 2, 4, 5])
+    const channels = layer.forward(x)
+    expect(channels.shape).toEqual([1, 4, 4, 5])
+    // One input channel to each group of two: the first output of a group is it, the second nothing. No tolerance: times 1.
+    expect(values(channels.select(1, 0))).toEqual(values(x.select(1, 0)))
+    expect(values(channels.select(1, 2))).toEqual(values(x.select(1, 1)))
+    expect(values(channels.select(1, 1)).every((v) => v === 0)).toBe(true)
+    expect(values(init.dirac_(zeros([1, 1, 4])))).toEqual([0, 0, 1, 0])
+    expect(() => init.dirac_(zeros([2, 2]))).toThrow('dirac_: needs three to five dims, got [2, 2]')
+    expect(() => init.dirac_(zeros([3, 2, 1]), 2)).toThrow('dirac_: groups must divide the 3 outputs, got 2')
+    expect(() => init.eye_(zeros([3]))).toThrow('eye_: needs two dims, got [3]')
+    expect(init.calculateGain('selu')).toBe(0.75)
   })
 
   it('say what is wrong', () => {

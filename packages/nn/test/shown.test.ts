@@ -305,8 +305,8 @@ describe('wrong guesses get words', () => {
     ],
     [
       'leaky_relu',
-      () => nn.init.gain('leaky_relu'),
-      "gain: nonlinearity must be 'linear' or 'sigmoid' or 'tanh' or 'relu' or 'leakyRelu', got 'leaky_relu'",
+      () => nn.init.calculateGain('leaky_relu'),
+      "calculateGain: nonlinearity must be 'linear' or 'sigmoid' or 'tanh' or 'relu' or 'leakyRelu' or 'selu', got",
     ],
     [
       'leaky_relu of Kaiming',
