@@ -62,5 +62,7 @@ test('every operator has its row in the table', () => {
   )
   const rows = new Set(table.map((row) => row.name))
   expect(operators.filter((name) => !rows.has(name))).toEqual([])
-  expect([...rows].filter((name) => !operators.includes(name))).toEqual([])
+  // Recurrences are operators of layers, which @tilegrad/core/kernel has.
+  const inside = /^(rnn_tanh|rnn_relu|lstm|gru)\b/
+  expect([...rows].filter((name) => !operators.includes(name) && !inside.test(name))).toEqual([])
 })
