@@ -134,6 +134,9 @@ describe('shapes', () => {
     [150, 60, 14],
     [5, 1200, 9],
     [40, 1, 50],
+    [20, 300, 81],
+    [32, 1030, 131],
+    [64, 70, 260],
   ]
   test.each(sizes)('%i × %i × %i, all orders of storage', (m, k, n) => {
     const rnd = random(m * 7919 + k * 31 + n)
@@ -182,8 +185,9 @@ test('outputs with other strides', () => {
     [2, 30, 41],
     [90, 270, 33],
     [43, 9, 2],
+    [24, 270, 101],
   ] as const) {
-    const [a, b] = [operand(rnd, dense(m, k)), operand(rnd, dense(k, n))]
+    const [a, b] = [operand(rnd, dense(m, k)), operand(rnd, (m === 24 ? turned : dense)(k, n))]
     const want = plain(a, b)
     for (const { name, engine } of engines) {
       const places: readonly [number, number][] = [

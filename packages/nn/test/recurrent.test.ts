@@ -132,6 +132,7 @@ const sizes: [name: string, options: Options, batch: number, steps: number][] = 
     5,
   ],
   ['batch first', { batchFirst: true }, 2, 3],
+  ['many steps, for which weights are turned', {}, 2, 10],
 ]
 
 for (const [kind, make] of Object.entries(kinds))

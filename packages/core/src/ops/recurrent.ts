@@ -12,7 +12,7 @@ import { enableGrad, type GradNode, gradEnabled } from '../autograd/tape.ts'
 import { apply, type Op } from '../dispatch/op.ts'
 import * as e from '../expr/expr.ts'
 import { type Program, program, specialize } from '../expr/program.ts'
-import { addInto, compute, elementwise, elementwiseAll, fill } from '../primitives/elementwise.ts'
+import { addInto, compute, copy, elementwise, elementwiseAll, fill } from '../primitives/elementwise.ts'
 import { matmulPrimitive } from '../primitives/matmul.ts'
 import { alias, part, permuteView, reshapeView, transposeView } from '../primitives/views.ts'
 import { selectLayout, sliceLayout } from '../tensor/layout.ts'
@@ -214,6 +214,8 @@ function backward(
   let dh: Tensor = none
   let dState: Tensor = none
   const order = stepsOf(steps, attrs)
+  // The CPU engine reads a matrix where it is if its columns are contiguous: a copy pays for more than some steps.
+  const across = steps > 8 ? transposeView(copy(transposeView(w, 0, 1)), 0, 1) : w
   for (let s = steps - 1; s >= 0; s--) {
     const t = order[s]
     ;[dh, dState] = scope(() => {
@@ -230,7 +232,7 @@ function backward(
       const outputs = blocksOf(dx, t, cell.gates, size)
       if (cell.apart) outputs.push(...blocksOf(dProduct, t, cell.gates, size))
       into([...outputs, ...next], cell.backward, inputs)
-      return [matmulPrimitive(cell.name, dProducts(t), w), next[0] ?? none]
+      return [matmulPrimitive(cell.name, dProducts(t), across), next[0] ?? none]
     })
   }
   const out: (Tensor | null)[] = [dx, null, null]

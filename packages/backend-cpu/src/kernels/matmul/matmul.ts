@@ -93,7 +93,10 @@ export const matmulBy =
       if (takesDots(engine, p)) dots(engine, p, out, type)
       else if (takesRows(engine, p)) fewRows(engine, p, out, type)
       else if (takesSweep(p)) sweep(engine, p, out, type)
-      else tiles(engine, tile ?? tileOf(engine, p), p, out, type)
+      else {
+        if (readInPlace(p)) transposed(p)
+        tiles(engine, tile ?? tileOf(engine, p), p, out, type)
+      }
     },
   })
 
@@ -152,6 +155,12 @@ const takesRows = (engine: Engine, p: Problem): boolean =>
   p.n * p.k >= rowsWork
 
 const takesSweep = (p: Problem): boolean => p.m <= sweepRows && p.bColumn === 4
+
+/**
+ * Whether few rows meet a large matrix whose columns are contiguous: as rows of the transposed product these are read where they
+ * are, while packing them would take as long as a third of the product. The few rows are packed instead, in whole vectors.
+ */
+const readInPlace = (p: Problem): boolean => p.bK === 4 && p.m <= 64 && p.m % 4 === 0 && p.n >= 4 * p.m
 
 /**
  * A product into a contiguous output of a form, if tiles compute it and it is one matrix; else nothing,

@@ -125,11 +125,25 @@ export function panelFunc(m: ModuleBuilder, pack: PackFunc, tile: Tile, type: Nu
         f.if(
           outColumn.eq(4),
           () => f.call(pack, out, outRow, scratch, 4 * width, 4, rows, columns),
-          () => {
-            f.for(0, columns, 1, (j) => {
-              f.call(pack, out.add(j.mul(outColumn)), outRow, scratch.add(j.shl(2)), 4 * width, 4, rows, 1)
-            })
-          },
+          () =>
+            f.if(
+              outRow.eq(4),
+              () => f.call(pack, out, outColumn, scratch, 4, 4 * width, columns, rows),
+              () => {
+                f.for(0, columns, 1, (j) => {
+                  f.call(
+                    pack,
+                    out.add(j.mul(outColumn)),
+                    outRow,
+                    scratch.add(j.shl(2)),
+                    4 * width,
+                    4,
+                    rows,
+                    1,
+                  )
+                })
+              },
+            ),
         )
       })
     },
