@@ -3,8 +3,17 @@ import { spawnSync } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import { createCpuBackend } from '@tilegrad/backend-cpu'
 import { compile, type ProfileRow, profile, reclaim, scope, tensor, withBackend } from '@tilegrad/core'
-import { GPT, generate, quantize } from '@tilegrad/nn'
-import { gpts, type RecurrentName, recurrences } from '../peers/inputs.ts'
+import {
+  AdamW,
+  type AnyOptimizer,
+  clipGradNorm,
+  GPT,
+  generate,
+  Muon,
+  muonGroups,
+  quantize,
+} from '@tilegrad/nn'
+import { gptBatch, gpts, type RecurrentName, recurrences } from '../peers/inputs.ts'
 import { type Figure, median, ms } from './harness.ts'
 import { attention, compiledStep, gemm, gptStep } from './workloads.ts'
 
@@ -173,6 +182,40 @@ const overhead: Figure = {
   },
 }
 
+/** How much of a training step goes to optimisers: Newton–Schulz iterations are products, which AdamW has none of. */
+const optimizerShare = (name: string, make: (model: GPT) => readonly AnyOptimizer[]): Figure => ({
+  name: `training step A, share of ${name}`,
+  measure({ runs }) {
+    const size = gpts['training step A']
+    const { layers: numLayers, heads: numHeads, width: embedDim, block: blockSize, vocab: vocabSize } = size
+    const model = new GPT({ vocabSize, blockSize, numLayers, numHeads, embedDim, bias: false })
+    const optimizers = make(model)
+    const data = gptBatch(size)
+    const [x, y] = [data.tokens, data.targets].map((ids) => tensor(ids, [size.batch, blockSize]))
+    const shares = Array.from({ length: runs + 10 }, () => {
+      let own = 0
+      const all = ms(() =>
+        scope(() => {
+          model.forward(x, y).loss.backward()
+          clipGradNorm(model.parameters(), 1)
+          own = ms(() => {
+            for (const optimizer of optimizers) optimizer.step()
+          })
+          for (const optimizer of optimizers) optimizer.zeroGrad()
+        }),
+      )
+      return (100 * own) / all
+    }).slice(10)
+    for (const one of [...optimizers, model, x, y]) one.dispose()
+    return { value: median(shares), unit: '%', target: '', met: null }
+  },
+})
+
+const withMuon = (model: GPT): readonly AnyOptimizer[] => {
+  const { matrices, others } = muonGroups(model)
+  return [new Muon(matrices), new AdamW(others)]
+}
+
 const linearTime: Figure = {
   name: 'linear attention, time per token at T=65536 to T=4096',
   measure(_, times) {
@@ -222,5 +265,7 @@ export const figures: readonly Figure[] = [
   packedDecoding('bfloat16', 1.5, (model) => model.to('bfloat16')),
   packedDecoding('float16', 1.5, (model) => model.to('float16')),
   overhead,
+  optimizerShare('AdamW', (model) => [new AdamW(model.parameters())]),
+  optimizerShare('Muon and AdamW', withMuon),
   ...(Object.keys(recurrences) as RecurrentName[]).map(tokens),
 ]

@@ -155,9 +155,10 @@ export class Muon extends Optimizer<MuonOptions> {
     for (const one of due) {
       const { p, grad, options, state } = one
       const m = stateTensor(state, p, 'momentumBuffer')
-      const params = MEAN.numbers({ momentum: options.momentum })
-      const mean = applyProgram(MEAN, [m, grad], params)
-      const direction = options.nesterov ? applyProgram(MEAN, [mean, grad], params) : mean
+      // A schedule may change it between the calls of a compiled step.
+      const numbers = (): readonly number[] => MEAN.numbers({ momentum: options.momentum })
+      const mean = applyProgram(MEAN, [m, grad], numbers)
+      const direction = options.nesterov ? applyProgram(MEAN, [mean, grad], numbers) : mean
       const { nsCoefficients, nsSteps, eps } = options
       const key = [p.shape, p.dtype, p.device, nsCoefficients, nsSteps, eps].join(' ')
       const list = alike.get(key)
@@ -209,10 +210,17 @@ export function muonGroups(
       .filter((m) => m.constructor.name === 'Embedding')
       .flatMap((m) => m.parameters()),
   )
-  const head = learned.filter(([, p]) => p.rank === 2).at(-1)?.[1]
+  // By its module: a head that is tied to an embedding has no name of its own.
+  const matricesOf = (m: Module): Tensor[] => m.parameters().filter((p) => p.rank === 2)
+  const head = new Set(
+    model
+      .modules()
+      .map(matricesOf)
+      .findLast((list) => list.length > 0),
+  )
   const out = { matrices: [] as Tensor[], others: [] as Tensor[] }
   for (const [name, p] of learned) {
-    const other = p.rank !== 2 || (isOther ? isOther(name, p) : p === head || embeddings.has(p))
+    const other = p.rank !== 2 || (isOther ? isOther(name, p) : head.has(p) || embeddings.has(p))
     out[other ? 'others' : 'matrices'].push(p)
   }
   return out
