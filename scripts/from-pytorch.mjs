@@ -4,15 +4,24 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { root } from './setup.mjs'
-import { elsewhere, leftOut, passedOver } from './torch-names.mjs'
+import { elsewhere, leftOut, passedOver, unlike } from './torch-names.mjs'
 
 const page = join(root, 'docs', 'from-pytorch.md')
 const mark = '<!-- What follows is made by scripts/from-pytorch.mjs. -->'
 
 /** PyTorch's name as ours would be. @param {string} name */
 const camel = (name) => name.replace(/(?<=[A-Za-z0-9])_([a-z0-9])/g, (_, c) => c.toUpperCase())
-/** @param {string} pattern */
-const whole = (pattern) => new RegExp(`^(?:${pattern})$`)
+/** Patterns are of names, or of places, as torch.nn.Linear, where they have a dot. @param {string} pattern */
+const whole = (pattern) => {
+  const of = new RegExp(`^(?:${pattern})$`)
+  return (/** @type {string} */ space, /** @type {string} */ name) =>
+    of.test(name) || of.test(`${space}.${name}`)
+}
+/** Whether it is one name, or several of them: not an expression that one writes. @param {string} ours */
+const isName = (ours) => {
+  const code = [...ours.matchAll(/`([^`]*)`/g)].map((m) => m[1] ?? '')
+  return code.length === 0 || code.every((c) => /^[\w.]+$/.test(c))
+}
 
 /**
  * The tables, and how many names of each kind there are.
@@ -26,7 +35,8 @@ export function tables(library, data) {
   const of = (/** @type {unknown} */ owner) => /** @type {{ prototype: object }} */ (owner).prototype
   const methods = of(library.Tensor)
   const places = /** @type {Record<string, (name: string) => boolean>} */ ({
-    'torch.Tensor': (name) => name in methods,
+    // Some are fields, not methods.
+    'torch.Tensor': (name) => name in methods || ['shape', 'dtype'].includes(name),
     torch: (name) => name in library || name in methods,
     'torch.nn.init': (name) => name in /** @type {object} */ (library.init),
     'torch.nn.Module': (name) => name in of(library.Module),
@@ -34,12 +44,16 @@ export function tables(library, data) {
     'torch.utils.data': (name) => name in data,
   })
   const skipped = passedOver.map(whole)
-  const others = Object.entries(elsewhere).map(
-    ([pattern, ours]) => /** @type {const} */ ([whole(pattern), ours]),
-  )
-  const reasons = leftOut.map(([why, pattern]) => /** @type {const} */ ([why, whole(pattern)]))
+  const others = Object.entries(elsewhere).map(([pattern, ours]) => ({
+    pattern,
+    is: whole(pattern),
+    ours,
+    used: false,
+  }))
+  const reasons = leftOut.map(([why, pattern]) => ({ pattern, is: whole(pattern), why, used: false }))
+  const isUnlike = whole(unlike)
   const lines = [mark, '']
-  const count = { there: 0, other: 0, out: 0, passed: 0 }
+  const count = { there: 0, renamed: 0, written: 0, out: 0, passed: 0 }
   /** @type {string[]} */
   const body = []
   for (const [space, names] of Object.entries(/** @type {Record<string, string[]>} */ (spaces))) {
@@ -53,30 +67,30 @@ export function tables(library, data) {
       /** @type {string} */ name,
     ) => to.set(key, [...(to.get(key) ?? []), name])
     for (const name of names) {
-      if (has(camel(name))) {
+      if (has(camel(name)) && !isUnlike(space, name)) {
         there.push(camel(name))
         count.there++
         continue
       }
-      const ours = others.find(([pattern]) => pattern.test(name))?.[1]
-      if (ours) {
-        put(other, ours, name)
-        count.other++
-      } else if (skipped.some((pattern) => pattern.test(name))) count.passed++
+      const another = others.find(({ is }) => is(space, name))
+      if (another) {
+        another.used = true
+        put(other, another.ours, name)
+        count[isName(another.ours) ? 'renamed' : 'written']++
+      } else if (skipped.some((is) => is(space, name))) count.passed++
       else {
-        const why = reasons.find(([, pattern]) => pattern.test(name))?.[0]
-        if (!why)
+        const reason = reasons.find(({ is }) => is(space, name))
+        if (!reason)
           throw new Error(`${space}.${name} is not here, and scripts/torch-names.mjs does not say why`)
-        put(out, why, name)
+        reason.used = true
+        put(out, reason.why, name)
         count.out++
       }
     }
-    body.push(
-      `### ${space}`,
-      '',
-      `${there.length} under their own name: ${there.map((n) => `\`${n}\``).join(' ')}`,
-      '',
-    )
+    if (there.length + other.size + out.size === 0) continue
+    body.push(`### ${space}`, '')
+    if (there.length > 0)
+      body.push(`${there.length} under their own name: ${there.map((n) => `\`${n}\``).join(' ')}`, '')
     if (other.size > 0) {
       body.push('| PyTorch | here |', '|---|---|')
       for (const [ours, list] of other)
@@ -86,17 +100,19 @@ export function tables(library, data) {
     for (const [why, list] of out)
       body.push(`Left out (${why}): ${list.map((n) => `\`${n}\``).join(' ')}.`, '')
   }
-  const met = count.there + count.other + count.out
+  const unused = [...others, ...reasons].filter(({ used }) => !used).map(({ pattern }) => pattern)
+  const met = count.there + count.renamed + count.written + count.out
   lines.push(
     `## The names of PyTorch ${version.replace(/\+.*/, '')}`,
     '',
     `Of ${met} names in the places where somebody who builds transformers looks, ${count.there} are there under their own name in camel`,
-    `case, ${count.other} are written otherwise, ${count.out} are left out. ${count.passed} more are insides of PyTorch, or belong to fields that this`,
-    'library does not enter: sparse, complex and quantised tensors, decompositions, signals, three-dimensional images, other devices.',
+    `case, ${count.renamed} under another, ${count.written} are written with others, ${count.out} are left out. ${count.passed} more are insides of PyTorch, or belong to`,
+    'fields that this library does not enter: sparse, complex and quantised tensors, decompositions, signals, three-dimensional images,',
+    'other devices.',
     '',
     ...body,
   )
-  return { text: `${lines.join('\n').trimEnd()}\n`, count }
+  return { text: `${lines.join('\n').trimEnd()}\n`, count, unused }
 }
 
 /** The page as it should be. @param {Record<string, unknown>} library @param {Record<string, unknown>} data */
