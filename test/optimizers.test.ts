@@ -34,6 +34,9 @@ const makers: Record<
 > = {
   adam: (groups) => new Adam(groups, { lr: 0.01 }),
   adamw: (groups) => new AdamW(groups, { lr: 0.01, betas: [0.9, 0.95] }),
+  'adam upwards, with the largest squares': (groups) =>
+    new Adam(groups, { lr: 0.01, amsgrad: true, maximize: true }),
+  'adamw with the largest squares': (groups) => new AdamW(groups, { lr: 0.01, amsgrad: true }),
   sgd: (groups) => new SGD(groups, { lr: 0.01 }),
   'sgd with momentum': (groups) => new SGD(groups, { lr: 0.01, momentum: 0.9 }),
   rmsprop: (groups) => new RMSprop(groups, { lr: 0.01 }),

@@ -157,6 +157,7 @@ const makers: Record<string, (params: Tensor[]) => Optimizer<{ lr: number }>> = 
   Lion: (ps) => new Lion(ps, { lr: 0.01 }),
   Muon: (ps) => new Muon(ps, { lr: 0.05 }),
   Adafactor: (ps) => new Adafactor(ps, { lr: 0.05 }),
+  'AdamW with the largest squares': (ps) => new AdamW(ps, { lr: 0.02, amsgrad: true }),
 }
 /** Matrices alone, for Muon takes no others. */
 const net = (): Sequential =>

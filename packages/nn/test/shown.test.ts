@@ -59,8 +59,8 @@ describe('what things are, as text', () => {
     )
     expect(inspect(new AdamW(decayGroups(model, 0.1)))).toBe(
       'AdamW (\n' +
-        '  group 0: lr: 0.001, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0.1, cautious: false, params: 1 tensor of 6 elements\n' +
-        '  group 1: lr: 0.001, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0, cautious: false, params: 1 tensor of 3 elements\n' +
+        '  group 0: lr: 0.001, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0.1, amsgrad: false, maximize: false, cautious: false, params: 1 tensor of 6 elements\n' +
+        '  group 1: lr: 0.001, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0, amsgrad: false, maximize: false, cautious: false, params: 1 tensor of 3 elements\n' +
         ')',
     )
   })

@@ -29,6 +29,18 @@ export interface AdamOptions {
   eps: number
   /** Adam: factor of p added to the gradient, default 0. AdamW: p shrinks by lr · weightDecay, default 0.01. */
   weightDecay: number
+  /** Divide by the largest v̂ so far, not the present one (Reddi et al. 2018); default false. */
+  amsgrad: boolean
+  /** Go up the gradient, not down; default false. */
+  maximize: boolean
+}
+
+/** What of the options is in the program and not in its numbers. */
+interface Kind {
+  readonly decoupled: boolean
+  readonly cautious: boolean
+  readonly amsgrad: boolean
+  readonly maximize: boolean
 }
 
 /**
@@ -39,19 +51,21 @@ export interface AdamOptions {
  * `decay` is the factor of p (AdamW) or the share of p in the gradient (Adam), `share1` and `share2` are 1 − β₁ and 1 − β₂,
  * `size` is lr / (1 − β₁ᵗ), `root2` √(1 − β₂ᵗ).
  */
-const adam = (name: string, decoupled: boolean, cautious = false) =>
+const adam = ({ decoupled, cautious, amsgrad, maximize }: Kind) =>
   namedProgram(
-    name,
-    ['p', 'g', 'm', 'v'],
+    decoupled ? 'adamw' : 'adam',
+    ['p', 'g', 'm', 'v', ...(amsgrad ? (['top'] as const) : [])],
     ['decay', 'share1', 'beta2', 'share2', 'size', 'root2', 'eps'],
-    ({ p, g, m, v }, { decay, share1, beta2, share2, size, root2, eps }) => {
-      const d = decoupled ? g : e.add(g, e.mul(decay, p))
+    ({ p, g, m, v, top }, { decay, share1, beta2, share2, size, root2, eps }) => {
+      const given = maximize ? e.neg(g) : g
+      const d = decoupled ? given : e.add(given, e.mul(decay, p))
       const mean = e.add(m, e.mul(share1, e.sub(d, m)))
       const square = e.add(e.mul(beta2, v), e.mul(share2, e.mul(d, d)))
-      const denominator = e.add(e.div(e.sqrt(square), root2), eps)
+      const largest = amsgrad ? [e.max(top, square)] : []
+      const denominator = e.add(e.div(e.sqrt(largest[0] ?? square), root2), eps)
       const factor = cautious ? e.select(e.ge(e.mul(p, mean), 0), decay, 1) : decay
       const from = decoupled ? e.mul(p, factor) : p
-      return [e.sub(from, e.mul(size, e.div(mean, denominator))), mean, square]
+      return [e.sub(from, e.mul(size, e.div(mean, denominator))), mean, square, ...largest]
     },
   )
 /** (1 − βᵗ) / (1 − βⁿ) of t steps, n of them not skipped; 1 where none was. `log` is ln β, of 0 a number as good as −∞. */
@@ -71,9 +85,13 @@ const COUNTED = namedProgram(
   ],
 )
 const logOf = (beta: number): number => Math.max(-100, Math.log(beta))
-const ADAM = adam('adam', false)
-const ADAMW = adam('adamw', true)
-const CAUTIOUS = adam('adamw', true, true)
+const programs = new Map<string, ReturnType<typeof adam>>()
+function programOf(kind: Kind): ReturnType<typeof adam> {
+  const key = Object.values(kind).join()
+  const program = programs.get(key) ?? adam(kind)
+  programs.set(key, program)
+  return program
+}
 
 /** Options of `AdamW`. */
 export interface AdamWOptions extends AdamOptions {
@@ -95,16 +113,27 @@ export function expectBetas(name: string, betas: unknown): void {
     )
 }
 
-const OPTIONS: Names<AdamOptions> = { lr: 1, betas: 1, eps: 1, weightDecay: 1 }
+const OPTIONS: Names<AdamOptions> = { lr: 1, betas: 1, eps: 1, weightDecay: 1, amsgrad: 1, maximize: 1 }
 
-const names = ['expAvg', 'expAvgSq']
+const namesOf = ({ amsgrad }: AdamOptions): readonly string[] => [
+  'expAvg',
+  'expAvgSq',
+  ...(amsgrad ? ['maxExpAvgSq'] : []),
+]
 
-function update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState, program: typeof ADAM): Update {
+function update(
+  p: Tensor,
+  g: Tensor,
+  options: AdamOptions,
+  state: ParamState,
+  kind: Pick<Kind, 'decoupled' | 'cautious'>,
+): Update {
   const { lr, betas, eps, weightDecay } = options
   const [beta1, beta2] = betas
-  const m = stateTensor(state, p, 'expAvg')
-  const v = stateTensor(state, p, 'expAvgSq')
-  const decay = program === ADAM ? weightDecay : 1 - lr * weightDecay
+  const { decoupled, cautious } = kind
+  const program = programOf({ decoupled, cautious, amsgrad: options.amsgrad, maximize: options.maximize })
+  const moments = namesOf(options).map((name) => stateTensor(state, p, name))
+  const decay = decoupled ? 1 - lr * weightDecay : weightDecay
   const size = lr / (1 - beta1 ** state.step)
   const root2 = Math.sqrt(1 - beta2 ** state.step)
   const params = program.numbers({ decay, share1: 1 - beta1, beta2, share2: 1 - beta2, size, root2, eps })
@@ -113,12 +142,13 @@ function update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState, p
     params: COUNTED.numbers({ step: state.step, log1: logOf(beta1), log2: logOf(beta2), size, root2 }),
     at: [program.order.indexOf('size'), program.order.indexOf('root2')],
   })
-  return { program, outputs: [p, m, v], inputs: [p, g, m, v], params, counted }
+  return { program, outputs: [p, ...moments], inputs: [p, g, ...moments], params, counted }
 }
 
 /**
  * Adam (Kingma & Ba 2015), as PyTorch: g ← g + weightDecay · p; m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²;
- * p ← p − lr · m̂ / (√v̂ + eps) with m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ). State `expAvg` is m, `expAvgSq` is v.
+ * p ← p − lr · m̂ / (√v̂ + eps) with m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ). State `expAvg` is m, `expAvgSq` is v, and with
+ * amsgrad `maxExpAvgSq` the largest v.
  *
  * @throws ValueError for options out of range.
  * @example
@@ -135,6 +165,8 @@ export class Adam extends Optimizer<AdamOptions> {
       betas: [0.9, 0.999],
       eps: 1e-8,
       weightDecay: 0,
+      amsgrad: false,
+      maximize: false,
       ...expectOptions('Adam', options, OPTIONS),
     })
   }
@@ -143,12 +175,12 @@ export class Adam extends Optimizer<AdamOptions> {
     validate('Adam', options)
   }
 
-  protected override stateNames(): readonly string[] {
-    return names
+  protected override stateNames(options: AdamOptions): readonly string[] {
+    return namesOf(options)
   }
 
   protected update(p: Tensor, g: Tensor, options: AdamOptions, state: ParamState): Update {
-    return update(p, g, options, state, ADAM)
+    return update(p, g, options, state, { decoupled: false, cautious: false })
   }
 }
 
@@ -172,6 +204,8 @@ export class AdamW extends Optimizer<AdamWOptions> {
       betas: [0.9, 0.999],
       eps: 1e-8,
       weightDecay: 0.01,
+      amsgrad: false,
+      maximize: false,
       cautious: false,
       ...expectOptions('AdamW', options, { ...OPTIONS, cautious: 1 }),
     })
@@ -181,12 +215,12 @@ export class AdamW extends Optimizer<AdamWOptions> {
     validate('AdamW', options)
   }
 
-  protected override stateNames(): readonly string[] {
-    return names
+  protected override stateNames(options: AdamOptions): readonly string[] {
+    return namesOf(options)
   }
 
   protected update(p: Tensor, g: Tensor, options: AdamWOptions, state: ParamState): Update {
-    return update(p, g, options, state, options.cautious ? CAUTIOUS : ADAMW)
+    return update(p, g, options, state, { decoupled: true, cautious: options.cautious })
   }
 }
 
