@@ -2,7 +2,7 @@
 import { type CpuBackend, createCpuBackend } from '@tilegrad/backend-cpu'
 import type { WebGpuBackend, WebGpuOptions } from '@tilegrad/backend-webgpu'
 import { registerBackend, setDefaultBackend, softmax, type Tensor, tensor } from '@tilegrad/core'
-import { AdamW, Linear, type Module, Sequential } from '@tilegrad/nn'
+import { AdamW, CrossEntropyLoss, LeakyReLU, Linear, type Module, ModuleDict, Sequential } from '@tilegrad/nn'
 import * as everything from 'tilegrad'
 import type { RunWorkersOptions } from 'tilegrad/workers'
 
@@ -25,6 +25,12 @@ const bad = (): Tensor => x.softmax('rows')
 // @ts-expect-error this option does not exist
 const unknown = (): AdamW => new AdamW([], { learningRate: 1 })
 
+const slope: number = new LeakyReLU({ negativeSlope: 0.2 }).negativeSlope
+// @ts-expect-error there is no such option of a loss
+const misspelt = (): CrossEntropyLoss => new CrossEntropyLoss({ label_smoothing: 0.1 })
+const width: number = new ModuleDict({ head: new Linear(2, 3) }).get('head').outFeatures
+new Linear(2, 3).registerForwardHook((layer, [input], output) => output.mul(layer.inFeatures + input.rank))
+
 const model: Module & { forward(x: Tensor): Tensor } = new Sequential(new Linear(2, 3), new Linear(3, 1))
 const optimizer = new AdamW(model.parameters(), { lr: 0.1 })
 {
@@ -37,4 +43,19 @@ const device = (gpu: WebGpuBackend): object => gpu.gpu.device
 const workers: RunWorkersOptions = {}
 const text: string = await values.text()
 
-export { bad, device, everything, first, indices, options, same, text, unknown, workers, wrong }
+export {
+  bad,
+  device,
+  everything,
+  first,
+  indices,
+  misspelt,
+  options,
+  same,
+  slope,
+  text,
+  unknown,
+  width,
+  workers,
+  wrong,
+}
