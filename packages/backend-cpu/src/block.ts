@@ -37,8 +37,6 @@ export interface Block<P extends Parts, Known extends string = Names<P>> {
   readonly offsets: ReadonlyMap<string, number>
   /** The place of a word, in bytes. */
   readonly offset: (name: Known) => number
-  /** Places of its single words: for a caller that writes each by itself, as 20 of them by `write` take 0.1 µs. */
-  readonly at: { readonly [N in Singles<P>]: number }
   /** Writes all its parameters, for the next launch; in the order of the declaration that is fastest. */
   readonly write: (engine: Engine, values: ValuesOf<P>) => void
   /** Writes some of them, where others stay as they are. */
@@ -87,7 +85,6 @@ export function block<P extends Parts, Before extends string = never>(
   return {
     offsets,
     offset,
-    at: Object.fromEntries(names.map((name, i) => [name, places[i]])) as Block<P>['at'],
     load: load as Block<P>['load'],
     write,
     set: write,

@@ -34,7 +34,7 @@ import {
   sweepRows,
   sweepScratch,
 } from './skinny.ts'
-import { buildTiles, type Form, kBlock, matmulParams, moreParams, tileScratch } from './tiles.ts'
+import { buildTiles, type Form, kBlock, moreParams, tileScratch } from './tiles.ts'
 import { tunedTile } from './tuning.ts'
 
 /** The multiply-adds below which a task is not worth handing to another thread (about 2 µs). */
@@ -88,15 +88,18 @@ export const matmulBy =
         pieces(engine, this, tiled ? 65536 : 256, out, a, b)
         return
       }
-      // Few columns: few rows of the transposed product.
-      if (p.n < p.m && (fewColumns(p) || (p.outColumn !== 4 && p.outRow === 4))) transposed(p)
+      // Few columns: few rows of the transposed product. Few rows, in whole vectors, with a matrix whose columns are contiguous:
+      // that product reads these where they are, and packs the rows instead.
+      if (
+        p.n < p.m
+          ? fewColumns(p) || (p.outColumn !== 4 && p.outRow === 4)
+          : tiled && p.bK === 4 && p.m <= 64 && p.m % 4 === 0 && p.n >= 4 * p.m
+      )
+        transposed(p)
       if (takesDots(engine, p)) dots(engine, p, out, type)
       else if (takesRows(engine, p)) fewRows(engine, p, out, type)
       else if (takesSweep(p)) sweep(engine, p, out, type)
-      else {
-        if (readInPlace(p)) transposed(p)
-        tiles(engine, tile ?? tileOf(engine, p), p, out, type)
-      }
+      else tiles(engine, tile ?? tileOf(engine, p), p, out, type)
     },
   })
 
@@ -157,12 +160,6 @@ const takesRows = (engine: Engine, p: Problem): boolean =>
 const takesSweep = (p: Problem): boolean => p.m <= sweepRows && p.bColumn === 4
 
 /**
- * Whether few rows meet a large matrix whose columns are contiguous: as rows of the transposed product these are read where they
- * are, while packing them would take as long as a third of the product. The few rows are packed instead, in whole vectors.
- */
-const readInPlace = (p: Problem): boolean => p.bK === 4 && p.m <= 64 && p.m % 4 === 0 && p.n >= 4 * p.m
-
-/**
  * A product into a contiguous output of a form, if tiles compute it and it is one matrix; else nothing,
  * and false.
  */
@@ -195,8 +192,10 @@ function problem(out: View, a: View, b: View): Problem {
   // Strides of dims of size 1 say nothing; those of contiguous ones open the fast paths.
   if (p.m === 1) p.aRow = p.outRow = 4 * p.k
   if (p.n === 1) p.bColumn = p.outColumn = 4
-  if (p.k === 1) p.aK = 4
-  if (p.k === 1 && p.bColumn !== 4) p.bK = 4
+  if (p.k === 1) {
+    p.aK = 4
+    if (p.bColumn !== 4) p.bK = 4
+  }
   // One matrix b for many matrices a whose rows lie one after another: one tall product. No `collapse`: dims go into m.
   while (p.batchDims > 0) {
     const last = p.batchDims - 1
@@ -230,7 +229,7 @@ export function tiles(engine: Engine, tile: Tile, p: Problem, out: View, type: N
   let columns = Math.min(maxColumns, roundUp(p.n, width))
   // A cut between columns packs rows of a again, if they are packed; one between rows packs columns of b
   // again.
-  const least = p.aK === 4 ? 4 * width : 8 * width
+  const least = (p.aK === 4 ? 4 : 8) * width
   while (p.items * Math.ceil(p.m / rows) * Math.ceil(p.n / columns) < wanted) {
     if (columns > least && (columns >= rows || rows <= 64)) columns = roundUp(columns / 2, width)
     else if (rows > 64) rows = roundUp(rows / 2, tile.rows)
@@ -320,27 +319,30 @@ function launch(engine: Engine, kernel: Kernel, p: Problem, out: View, cut: Cut,
   const columnTasks = Math.ceil(p.n / cut.columns)
   const w = engine.memory.i32
   const base = engine.params >>> 2
-  const { at } = matmulParams
-  w[base + at.m] = p.m
-  w[base + at.n] = p.n
-  w[base + at.k] = p.k
-  w[base + at.aRow] = p.aRow
-  w[base + at.aK] = p.aK
-  w[base + at.bK] = p.bK
-  w[base + at.bColumn] = p.bColumn
-  w[base + at.outRow] = p.outRow
-  w[base + at.outColumn] = p.outColumn
-  w[base + at.a] = engine.address(p.a)
-  w[base + at.b] = engine.address(p.b)
-  w[base + at.out] = engine.address(out)
-  w[base + at.taskRows] = cut.rows
-  w[base + at.taskColumns] = cut.columns
-  w[base + at.rowTasks] = rowTasks
-  w[base + at.columnTasks] = columnTasks
-  w[base + at.scratch] = scratch
-  w[base + at.scratchStep] = align64(cut.scratch)
-  w[base + at.kStep] = cut.step
-  w[base + at.batchDims] = p.batchDims
+  // In the order of `matmulParams`.
+  const words = [
+    p.m,
+    p.n,
+    p.k,
+    p.aRow,
+    p.aK,
+    p.bK,
+    p.bColumn,
+    p.outRow,
+    p.outColumn,
+    engine.address(p.a),
+    engine.address(p.b),
+    engine.address(out),
+    cut.rows,
+    cut.columns,
+    rowTasks,
+    columnTasks,
+    scratch,
+    align64(cut.scratch),
+    cut.step,
+    p.batchDims,
+  ]
+  for (let i = 0; i < words.length; i++) w[base + i] = words[i]
   const more = base + moreParams
   for (let d = 0; d < p.batchDims; d++) {
     const entry = more + 4 * d
