@@ -169,12 +169,18 @@ function attention(backward: boolean, dtype?: Case['dtype']): Promise<Prepared> 
   return causal(attend, [b, h, t, d], backward, work, [64, 4, 65, d], dtype)
 }
 
-function linearTime(t: number, backward: boolean): Promise<Prepared> {
+/** `widened`: float16 by way of copies in float32, as it is computed where there are no matrices. */
+function linearTime(t: number, backward: boolean, dtype?: Case['dtype'], widened = false): Promise<Prepared> {
   const [h, d] = [8, 64]
-  return causal((q, k, v) => linearAttention(q, k, v, { isCausal: true }), [1, h, t, d], backward, {
-    flops: (backward ? 12 : 4) * h * t * d * d,
-    bytes: 4 * (backward ? 8 : 4) * h * t * d,
-  })
+  const attend = (q: Tensor, k: Tensor, v: Tensor): Tensor => {
+    if (!widened) return linearAttention(q, k, v, { isCausal: true })
+    const [a, b, c] = [q, k, v].map((x) => x.to('float32')) as [Tensor, Tensor, Tensor]
+    return linearAttention(a, b, c, { isCausal: true }).to(q.dtype)
+  }
+  const bytes = (dtype ? 2 : 4) * (backward ? 8 : 4) * h * t * d
+  // The float32 rate is no floor for matrices.
+  const work = dtype ? { bytes } : { flops: (backward ? 12 : 4) * h * t * d * d, bytes }
+  return causal(attend, [1, h, t, d], backward, work, undefined, dtype)
 }
 
 /** 256 MiB. */
@@ -277,6 +283,15 @@ export const workloads: readonly Workload[] = [
   ['attention forward + backward', { ms: 4 }, () => attention(true)],
   ['linear attention T=131072', { ms: 3 }, () => linearTime(131072, false)],
   ['linear attention T=16384 forward + backward', {}, () => linearTime(16384, true)],
+  ...(['forward', 'forward + backward'] as const).flatMap((pass): Workload[] => {
+    const name = `linear attention T=32768 ${pass}`
+    const backward = pass !== 'forward'
+    return [
+      [name, {}, () => linearTime(32768, backward)],
+      [`${name}, widened, float16`, {}, () => linearTime(32768, backward, 'float16', true)],
+      [`${name}, float16`, {}, () => linearTime(32768, backward, 'float16')],
+    ]
+  }),
   ['softmax forward', ofCopy, () => streaming((a) => [softmax(a, -1)], [x], 2)],
   [
     'softmax forward + backward',

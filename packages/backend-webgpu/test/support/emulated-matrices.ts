@@ -77,6 +77,14 @@ const matrices = (subgroup: number): string => `
 struct Left { w: array<vec4<u32>, 2> }
 struct Right { w: array<vec4<u32>, 16> }
 alias Sum = mat2x4<f32>;
+var<workgroup> shuffled: array<u32, 256>;
+fn shuffle_xor(li: u32, x: u32, mask: u32) -> u32 {
+shuffled[li] = x;
+workgroupBarrier();
+let y = shuffled[li ^ mask];
+workgroupBarrier();
+return y;
+}
 fn half_at(at: i32) -> u32 { let w = s[at >> 3u][(at >> 1u) & 3]; return select(w & 0xffffu, w >> 16u, (at & 1) == 1); }
 fn column(offset: i32, stride: i32) -> vec4<u32> {
 var w: vec4<u32>;
@@ -130,6 +138,7 @@ export function emulated(code: string, subgroup: number): string {
       .replace(/subgroupMatrixLoad<Left, (\w+)>\(&s, /g, 'load_left_$1(li, ')
       .replace(/subgroupMatrixLoad<Right, (\w+)>\(&s, /g, 'load_right_$1(li, ')
       .replace(/subgroupMatrixMultiplyAccumulate/g, 'multiply_add')
+      .replace(/subgroupShuffleXor\(/g, 'shuffle_xor(li, ')
       .replace(/subgroupMatrixStore<row_major>\(&s, (.*)\);/g, 'store_rows(li, $1);')
   return `${halves(plain)}\n${isMatrices ? matrices(subgroup) : ''}`
 }

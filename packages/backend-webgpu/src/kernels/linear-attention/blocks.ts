@@ -15,7 +15,7 @@ import type { Binding } from '../../wgsl/shader.ts'
 import { each } from '../attention/blocks.ts'
 
 /** φ and φ′ of a vector x. NaN stays NaN. */
-const features = {
+export const features = {
   elu: ['select(exp(x), x + 1.0, x > vec4f())', 'select(exp(x), vec4f(1.0), x > vec4f())'],
   relu: ['select(x, vec4f(), x <= vec4f())', 'select(vec4f(1.0), vec4f(), x <= vec4f())'],
   exp: ['exp(x)', 'exp(x)'],
@@ -97,7 +97,8 @@ export const rowOf = (i: number): string => `${(i >> 2) * 4 * side + (i & 3)}u +
 export const vectorOf = (h: number): string => `${h * side}u + tx`
 
 /** δ and 1 / n are needed. */
-export const needsStat = ({ kind, result }: Form): boolean => kind === 'mean' && result !== 'out'
+export const needsStat = ({ kind, result }: Pick<Form, 'kind' | 'result'>): boolean =>
+  kind === 'mean' && result !== 'out'
 
 /** The binding that `fadesShader` fills, for kernels that read it. */
 export const fadeBindings = ({ kind }: Form): Binding[] =>

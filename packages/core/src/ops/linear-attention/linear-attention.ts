@@ -6,6 +6,7 @@ import { type Program, program } from '../../expr/program.ts'
 import { elementwise } from '../../primitives/elementwise.ts'
 import { matmulPrimitive } from '../../primitives/matmul.ts'
 import { transposeView } from '../../primitives/views.ts'
+import { promote } from '../../tensor/dtype.ts'
 import type { Tensor } from '../../tensor/tensor.ts'
 import { add, div } from '../pointwise.ts'
 import { narrow } from '../shape.ts'
@@ -107,7 +108,8 @@ const LINEAR_ATTENTION: Op<LinearAttentionAttrs> = {
     const [b, h, t] = q.shape
     return [
       { shape: [b, h, t, v.shape[3]], dtype: q.dtype },
-      { shape: [b, h, t], dtype: q.dtype },
+      // A sum over all keys, which may be beyond what float16 holds.
+      { shape: [b, h, t], dtype: promote(q.dtype, 'float32') },
     ]
   },
   // The chunked form takes memory linear in T on every backend; for up to 64 steps it is the quadratic one.
