@@ -11,7 +11,19 @@ import {
   tensor,
   withBackend,
 } from '@tilegrad/core'
-import { Adam, AdamW, GradScaler, type Optimizer, parameter, SGD } from '@tilegrad/nn'
+import {
+  Adam,
+  AdamW,
+  GradScaler,
+  Linear,
+  loadCheckpoint,
+  Muon,
+  type Optimizer,
+  parameter,
+  Sequential,
+  SGD,
+  saveCheckpoint,
+} from '@tilegrad/nn'
 import { afterAll, expect, test } from 'vitest'
 import { sharedGpu } from '../packages/backend-webgpu/test/support/shared-gpu.ts'
 import { collected } from '../packages/core/test/support/collected.ts'
@@ -241,4 +253,42 @@ test('moments together take hardly more memory than apart', async () => {
   expect(each).toBe(16)
   expect(pieces).toBeLessThanOrEqual(6)
   expect(joint).toBeLessThanOrEqual((17 / 16) * apart + pieces * 2 ** 20)
+})
+
+test('a training goes on from a checkpoint with the same bits, read while another device is the default', async () => {
+  const gpu = shared.full()
+  const make = () =>
+    withBackend(gpu, () => {
+      const model = new Sequential(new Linear(3, 4), new Linear(4, 1))
+      const [matrices, vectors] = [2, 1].map((rank) => model.parameters().filter((p) => p.rank === rank))
+      const muon = new Muon(matrices, { lr: 0.1 })
+      return {
+        model,
+        muon,
+        adam: new AdamW(vectors, { amsgrad: true }),
+        scaler: new GradScaler({ initScale: 4 }),
+      }
+    })
+  const x = withBackend(gpu, () => randn([5, 3]))
+  const step = ({ model, muon, adam, scaler }: ReturnType<typeof make>): void =>
+    scope(() => {
+      scaler.scale(model.forward(x).square().mean()).backward()
+      for (const optimizer of [muon, adam]) {
+        scaler.step(optimizer)
+        optimizer.zeroGrad()
+      }
+      scaler.update()
+    })
+  const [first, second] = [make(), make()]
+  for (let i = 0; i < 2; i++) step(first)
+  const bytes = await saveCheckpoint({ ...first, steps: 2 })
+  step(first)
+  expect(loadCheckpoint(bytes, second)).toEqual({ steps: 2 })
+  step(second)
+  const weights = ({ model }: typeof first) =>
+    Promise.all(model.parameters().map(async (p) => [...(await p.data())]))
+  expect(await weights(second)).toEqual(await weights(first))
+  for (const { model, muon, adam, scaler } of [first, second])
+    for (const one of [model, muon, adam, scaler]) one.dispose()
+  x.dispose()
 })
