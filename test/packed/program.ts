@@ -4,6 +4,7 @@ import type { WebGpuBackend, WebGpuOptions } from '@tilegrad/backend-webgpu'
 import { registerBackend, setDefaultBackend, softmax, type Tensor, tensor } from '@tilegrad/core'
 import { AdamW, CrossEntropyLoss, LeakyReLU, Linear, type Module, ModuleDict, Sequential } from '@tilegrad/nn'
 import * as everything from 'tilegrad'
+import { DataLoader, TensorDataset, TokenWindows } from 'tilegrad/data'
 import type { RunWorkersOptions } from 'tilegrad/workers'
 
 const cpu: CpuBackend = createCpuBackend({ threads: 1 })
@@ -41,6 +42,16 @@ const optimizer = new AdamW(model.parameters(), { lr: 0.1 })
 const options: WebGpuOptions = { features: 'default' }
 const device = (gpu: WebGpuBackend): object => gpu.gpu.device
 const workers: RunWorkersOptions = {}
+const loader = new DataLoader(new TensorDataset(x, tensor([0, 1])), { batchSize: 2, shuffle: true })
+for await (const [inputs, labels] of loader) {
+  const both: readonly [Tensor, Tensor] = [inputs, labels]
+  // @ts-expect-error a sample of two tensors is a batch of two
+  both[2]
+}
+for (const [inputs] of new DataLoader(new TokenWindows(new Uint8Array(9), { blockSize: 4 }))) {
+  const tokens: Tensor = inputs
+  tokens.dispose()
+}
 const text: string = await values.text()
 
 export {

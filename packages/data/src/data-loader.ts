@@ -13,6 +13,7 @@ import { type Collated, defaultCollate, mapTensors } from './collate.ts'
 import { type Dataset, type IterableDataset, shuffled } from './dataset.ts'
 import { batched, generatorOf, type Sampler } from './sampler.ts'
 import { type Fetched, indexed, isPromise, type Source, streamed } from './source.ts'
+import { fromWorkers, moduleOf } from './workers.ts'
 
 /** Options of `DataLoader`. */
 export interface DataLoaderOptions<T = unknown, B = Collated<T>> {
@@ -30,8 +31,13 @@ export interface DataLoaderOptions<T = unknown, B = Collated<T>> {
   collate?: (samples: T[]) => B
   /** The device that batches are put on. Default: where they are made. */
   device?: Backend | string
-  /** How many batches of an asynchronous dataset are begun ahead while the program works on one. Default: 1. */
+  /**
+   * How many batches of an asynchronous dataset are begun ahead while the program works on one. Default: 1, and 2 for each
+   * worker.
+   */
   prefetchFactor?: number
+  /** How many workers get samples, where the dataset is the URL of a module. Default: 1. */
+  numWorkers?: number
 }
 
 const NAMES = {
@@ -43,6 +49,7 @@ const NAMES = {
   collate: 1,
   device: 1,
   prefetchFactor: 1,
+  numWorkers: 1,
 } as const
 
 /** A batch, and the tensors in it that were made for it. */
@@ -86,7 +93,9 @@ const hasNumbers = (dataset: object): dataset is Dataset =>
  * last batch of a loop that was left early belongs to the garbage collector. What a dataset's synchronous `get` makes is
  * freed with the batch as well, but for what it calls `keep()` on, such as the entries of a cache.
  *
- * @param dataset one with numbers (`length` and `get`), an array of samples, or an iterable, synchronous or not.
+ * @param dataset one with numbers (`length` and `get`), an array of samples, an iterable, synchronous or not, or the URL of a
+ * module that exports one of the first two as `dataset` or default: workers then get its samples, which must be plain data
+ * or tensors, from the beginning of each loop to its end.
  * @throws ValueError for options that do not fit the dataset; while it runs, DataError naming the sample that failed.
  * @example
  * import { DataLoader, TensorDataset } from 'tilegrad/data'
@@ -98,24 +107,28 @@ const hasNumbers = (dataset: object): dataset is Dataset =>
  */
 export class DataLoader<T = unknown, B = Collated<T>> implements Iterable<B>, AsyncIterable<B> {
   /** What the batches are made of. */
-  readonly dataset: Dataset<T> | IterableDataset<T>
+  readonly dataset: Dataset<T> | IterableDataset<T> | { readonly href: string }
   /** How many samples a batch has. */
   readonly batchSize: number
   readonly #numbered: Dataset | null
   readonly #options: DataLoaderOptions<T, B>
   readonly #dropLast: boolean
   readonly #prefetch: number
+  readonly #url: string | null
+  readonly #numWorkers: number
+  #length: number | undefined
   readonly #generator: () => RandomGenerator
 
   constructor(
-    dataset: Dataset<T> | IterableDataset<T> | readonly T[],
+    dataset: Dataset<T> | IterableDataset<T> | readonly T[] | { readonly href: string },
     options: DataLoaderOptions<T, B> = {},
   ) {
     const {
       batchSize = 1,
       shuffle = false,
       dropLast = false,
-      prefetchFactor = 1,
+      prefetchFactor,
+      numWorkers,
       sampler,
       collate,
       seed,
@@ -126,13 +139,15 @@ export class DataLoader<T = unknown, B = Collated<T>> implements Iterable<B>, As
       )
     const list = dataset as readonly T[]
     const numbered = Array.isArray(dataset) ? { length: list.length, get: (i: number) => list[i] } : dataset
-    if (hasNumbers(numbered)) this.#numbered = numbered
+    this.#url = moduleOf(dataset)
+    if (this.#url !== null) this.#numbered = null
+    else if (hasNumbers(numbered)) this.#numbered = numbered
     else if (Symbol.iterator in numbered || Symbol.asyncIterator in numbered) this.#numbered = null
     else
       throw new ValueError(
         `DataLoader: a dataset has length and get(index), or is iterable; got ${describeValue(dataset)}`,
       )
-    if (!this.#numbered && (shuffle || sampler))
+    if (!this.#numbered && this.#url === null && (shuffle || sampler))
       throw new ValueError(
         `DataLoader: ${shuffle ? 'shuffle' : 'sampler'} needs a dataset with length and get(index); an iterable one has an order of its own`,
       )
@@ -140,10 +155,16 @@ export class DataLoader<T = unknown, B = Collated<T>> implements Iterable<B>, As
       throw new ValueError('DataLoader: takes shuffle or a sampler, not both; RandomSampler shuffles')
     if (collate !== undefined && typeof collate !== 'function')
       throw new ValueError(`DataLoader: collate must be a function of samples, got ${describeValue(collate)}`)
-    this.dataset = dataset as Dataset<T> | IterableDataset<T>
+    if (this.#url === null && numWorkers)
+      throw new ValueError(
+        'DataLoader: numWorkers needs the URL of a module that exports the dataset, as new URL("./my-dataset.js", import.meta.url): functions cannot cross between threads',
+      )
+    this.#numWorkers = this.#url === null ? 0 : whole('numWorkers', numWorkers ?? 1, 1)
+    this.dataset = dataset as Dataset<T> | IterableDataset<T> | { readonly href: string }
     this.batchSize = whole('batchSize', batchSize, 1)
     this.#dropLast = dropLast
-    this.#prefetch = whole('prefetchFactor', prefetchFactor, 0)
+    const ahead = whole('prefetchFactor', prefetchFactor ?? (this.#numWorkers > 0 ? 2 : 1), 0)
+    this.#prefetch = ahead * Math.max(1, this.#numWorkers)
     this.#options = options
     this.#generator = generatorOf(seed)
   }
@@ -151,38 +172,57 @@ export class DataLoader<T = unknown, B = Collated<T>> implements Iterable<B>, As
   /**
    * The number of batches in an epoch.
    *
-   * @throws ValueError where nobody knows: the dataset is an iterable, or the sampler, without a length.
+   * @throws ValueError where nobody knows: the dataset or the sampler is an iterable without a length, or the dataset is in
+   * workers, which tell it when the first epoch has begun.
    */
   get length(): number {
     const { sampler } = this.#options
-    const samples = (sampler ?? (this.dataset as { length?: number })).length
+    const samples = (
+      sampler ?? (this.#url === null ? (this.dataset as { length?: number }) : { length: this.#length })
+    ).length
     if (typeof samples !== 'number')
       throw new ValueError(
-        `DataLoader: ${sampler ? 'its sampler' : 'an iterable dataset'} has no length; count the batches as they come`,
+        `DataLoader: ${sampler ? 'its sampler' : this.#url === null ? 'an iterable dataset' : 'a dataset in workers that have not begun'} has no length; count the batches as they come`,
       )
     return this.#dropLast ? Math.floor(samples / this.batchSize) : Math.ceil(samples / this.batchSize)
   }
 
   /** The samples of the next epoch. */
   #begin(): Source {
-    const { sampler, shuffle, collate } = this.#options
     const numbered = this.#numbered
+    if (this.#url !== null)
+      return fromWorkers(
+        this.#url,
+        this.#numWorkers,
+        (length) => batched(this.#order(length), this.batchSize, this.#dropLast),
+        (length) => {
+          this.#length = length
+        },
+      )
     if (!numbered) return streamed(this.dataset as IterableDataset, this.batchSize, this.#dropLast)
-    const { length } = numbered
-    const order =
-      sampler ??
-      (shuffle
-        ? this.#generator().run(() => shuffled(length))
-        : (function* () {
-            for (let i = 0; i < length; i++) yield i
-          })())
-    return indexed(numbered, batched(order, this.batchSize, this.#dropLast), collate === undefined)
+    return indexed(
+      numbered,
+      batched(this.#order(numbered.length), this.batchSize, this.#dropLast),
+      this.#options.collate === undefined,
+    )
+  }
+
+  /** The indices of the next epoch. */
+  #order(length: number): Iterable<number> {
+    const { sampler, shuffle } = this.#options
+    if (sampler) return sampler
+    if (shuffle) return this.#generator().run(() => shuffled(length))
+    return (function* () {
+      for (let i = 0; i < length; i++) yield i
+    })()
   }
 
   #collate(fetched: NonNullable<Fetched>): Made {
     const { collate = defaultCollate, device } = this.#options
-    const given = tensorsOf('samples' in fetched ? fetched.samples : [])
-    const make = (): unknown => ('batch' in fetched ? fetched.batch : collate([...fetched.samples] as T[]))
+    // Asked for once: those of workers are made when they are.
+    const samples = 'samples' in fetched ? fetched.samples : []
+    const given = tensorsOf(samples)
+    const make = (): unknown => ('batch' in fetched ? fetched.batch : collate([...samples] as T[]))
     const made = device === undefined ? make() : withBackend(device, make)
     const batch = device === undefined ? made : mapTensors(made, (t) => to(t, { device }))
     return { batch, own: [...tensorsOf(batch)].filter((t) => !given.has(t)) }
