@@ -99,7 +99,7 @@ class FeedForward extends Module {
   }
 
   forward(x: Tensor): Tensor {
-    return this.net.forward(x) as Tensor
+    return this.net.forward(x)
   }
 }
 
@@ -148,7 +148,7 @@ class GPTLanguageModel extends Module {
     const tokEmb = this.tokenEmbeddingTable.forward(idx) // (B, T, C)
     const posEmb = this.positionEmbeddingTable.forward(arange(T)) // (T, C)
     let x = tokEmb.add(posEmb) // (B, T, C)
-    x = this.blocks.forward(x) as Tensor // (B, T, C)
+    x = this.blocks.forward(x) // (B, T, C)
     return this.lmHead.forward(this.lnF.forward(x)) // (B, T, vocabSize)
   }
 

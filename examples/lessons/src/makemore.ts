@@ -63,7 +63,7 @@ export async function main({ steps = 2000, log = console.log } = {}): Promise<nu
   const batchSize = 32
   for (let i = 0; i < steps; i++) {
     const ix = randint(0, Xtr.shape[0] as number, [batchSize])
-    const logits = model.forward(Xtr.at(ix)) as Tensor
+    const logits = model.forward(Xtr.at(ix))
     const loss = crossEntropy(logits, Ytr.at(ix))
     optimizer.zeroGrad()
     loss.backward()
@@ -73,13 +73,13 @@ export async function main({ steps = 2000, log = console.log } = {}): Promise<nu
   }
 
   model.eval()
-  const loss = noGrad(() => crossEntropy(model.forward(Xdev) as Tensor, Ydev))
+  const loss = noGrad(() => crossEntropy(model.forward(Xdev), Ydev))
   log(`dev loss ${(await loss.item()).toFixed(4)}, of a guess ${Math.log(vocabSize).toFixed(4)}`)
   for (let k = 0; k < 10; k++) {
     const out: string[] = []
     let context = new Array<number>(blockSize).fill(0)
     for (;;) {
-      const logits = noGrad(() => model.forward(tensor([context], { dtype: 'int32' })) as Tensor)
+      const logits = noGrad(() => model.forward(tensor([context], { dtype: 'int32' })))
       const ix = await multinomial(softmax(logits, 1), 1).item()
       if (ix === 0 || out.length > 20) break
       context = [...context.slice(1), ix]

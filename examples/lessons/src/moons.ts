@@ -45,7 +45,7 @@ export async function main({ steps = 100, log = console.log } = {}): Promise<num
 
   let accuracy = 0
   for (let k = 0; k < steps; k++) {
-    const scores = model.forward(X) as Tensor
+    const scores = model.forward(X)
     const dataLoss = y.neg().mul(scores).add(1).relu().mean()
     const regLoss = model
       .parameters()
