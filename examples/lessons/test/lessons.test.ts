@@ -31,7 +31,9 @@ test('the GPT of the lecture learns from characters: frequencies alone have 3.1 
 })
 
 test('the encoder and decoder learn to copy', async () => {
-  expect(await run((log) => annotated({ steps: 120, N: 1, warmup: 60, dropout: 0, log }))).toBeGreaterThan(0.9)
+  expect(await run((log) => annotated({ steps: 120, N: 1, warmup: 60, dropout: 0, log }))).toBeGreaterThan(
+    0.9,
+  )
 })
 
 test('an LSTM and a GPT learn from characters', async () => {
