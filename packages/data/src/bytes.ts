@@ -18,10 +18,23 @@ export type ByteSource =
   | AsyncIterable<Uint8Array>
   | (() => ByteSource | Promise<ByteSource>)
 
-type Fs = typeof import('node:fs')
+/** What is used of Node's files, written out so that the types stand without Node's. */
+export interface Files {
+  readonly promises: {
+    open(path: string): Promise<{
+      read(into: Uint8Array, at: number, length: number, from?: number): Promise<{ bytesRead: number }>
+      stat(): Promise<{ size: number }>
+      close(): Promise<void>
+    }>
+  }
+  statSync(path: string): { size: number }
+  openSync(path: string, flags: string): number
+  readSync(file: number, into: ArrayBufferView, at: number, length: number, from: number): number
+  closeSync(file: number): void
+}
 
 /** Node's files, reached without imports, so that bundles for browsers stay whole; undefined in a browser. */
-export const nodeFs = (): Fs | undefined => globalThis.process?.getBuiltinModule?.('node:fs')
+export const nodeFs = (): Files | undefined => globalThis.process?.getBuiltinModule?.('node:fs')
 
 const isAddress = (text: string): boolean => /^[a-z][a-z0-9+.-]+:\/\//i.test(text)
 
@@ -46,11 +59,12 @@ export function nameOf(source: unknown): string {
 export const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error))
 
 async function* fromFile(path: string): AsyncGenerator<Uint8Array> {
-  const file = await (nodeFs() as Fs).promises.open(path)
+  const file = await (nodeFs() as Files).promises.open(path)
   try {
     for (;;) {
       // A new one for each piece: who reads may keep it.
-      const { bytesRead, buffer } = await file.read(new Uint8Array(pieceBytes), 0, pieceBytes)
+      const buffer = new Uint8Array(pieceBytes)
+      const { bytesRead } = await file.read(buffer, 0, pieceBytes)
       if (bytesRead === 0) return
       yield buffer.subarray(0, bytesRead)
     }
