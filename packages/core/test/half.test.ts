@@ -7,11 +7,18 @@ import {
   gather,
   grad,
   gradcheck,
+  layerNorm,
+  memory,
   promote,
+  randn,
+  reference,
   rmsNorm,
+  softmax,
+  softshrink,
   sort,
   type Tensor,
   tensor,
+  withBackend,
   zeros,
 } from '../src/index.ts'
 import { pack, unpack } from '../src/kernel.ts'
@@ -148,4 +155,24 @@ test('arrays of 16 bits are whole numbers, whatever they are stored as', () => {
 test('numbers beside tensors of 16 bits are not rounded to 16 bits', () => {
   // −0.45, which lies nearer to −0.44921875 than what comes of 0.3 in bfloat16.
   expect(tensor([-1.5]).to('bfloat16').mul(0.3).dataSync()).toEqual(Float32Array.of(-0.44921875))
+})
+
+test('what is computed in float32 for 16 bits leaves no copies behind', () => {
+  withBackend(reference, () => {
+    const x = randn([4, 8]).to('float16')
+    for (const fn of [() => softshrink(x), () => softmax(x, 1), () => layerNorm(x, [8])]) {
+      const before = memory().tensors
+      const y = fn()
+      expect(memory().tensors - before).toBe(1)
+      y.dispose()
+    }
+    x.requiresGrad = true
+    const before = memory().tensors
+    softshrink(x).sum().backward()
+    const wide = memory().tensors - before
+    const z = randn([4, 8], { requiresGrad: true })
+    const now = memory().tensors
+    softshrink(z).sum().backward()
+    expect(wide).toBe(memory().tensors - now)
+  })
 })

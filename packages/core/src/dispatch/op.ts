@@ -125,8 +125,12 @@ function dispatch<A extends object>(
       .map((t) => t.dtype)
       .filter(isFloat)
       .reduce(promote)
-    const results = dispatch(op, widen(inputs), attrs, numbers)
-    return wide ? results : results.map((t, i) => narrowed(t, specs ? specs[i].dtype : dtype))
+    const { result, made } = collect(() => {
+      const results = dispatch(op, widen(inputs), attrs, numbers)
+      return wide ? results : results.map((t, i) => narrowed(t, specs ? specs[i].dtype : dtype))
+    })
+    settle(result, made as Tensor[], shouldRecord(inputs))
+    return result
   }
   const listener = listening()
   const begun = listener?.begin(backend)

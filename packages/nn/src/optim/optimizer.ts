@@ -212,62 +212,60 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
   }
 
   #update(): void {
-    {
-      const due: [p: Tensor, grad: Tensor, group: ParamGroup<O>, state: ParamState][] = []
-      const missing = new Map<string, [Tensor, ParamState][]>()
-      for (const group of this.paramGroups) {
-        const names = this.stateNames(group)
-        for (const p of group.params) {
-          if (!p.grad) continue
-          let state = this.#state.get(p)
-          if (!state) {
-            state = { step: 0, tensors: {} }
-            this.#state.set(p, state)
-          }
-          due.push([p, p.grad, group, state])
-          for (const name of names) {
-            if (state.tensors[name] || reserved.get(state)?.[name]) continue
-            const list = missing.get(name)
-            if (list) list.push([p, state])
-            else missing.set(name, [[p, state]])
-          }
+    const due: [p: Tensor, grad: Tensor, group: ParamGroup<O>, state: ParamState][] = []
+    const missing = new Map<string, [Tensor, ParamState][]>()
+    for (const group of this.paramGroups) {
+      const names = this.stateNames(group)
+      for (const p of group.params) {
+        if (!p.grad) continue
+        let state = this.#state.get(p)
+        if (!state) {
+          state = { step: 0, tensors: {} }
+          this.#state.set(p, state)
+        }
+        due.push([p, p.grad, group, state])
+        for (const name of names) {
+          if (state.tensors[name] || reserved.get(state)?.[name]) continue
+          const list = missing.get(name)
+          if (list) list.push([p, state])
+          else missing.set(name, [[p, state]])
         }
       }
-      for (const [name, list] of missing) {
-        const made = packedZeros(
-          list.map(([p]) => p),
-          list.map(([p]) => this.stateShape(name, p)),
-        )
-        for (const [i, [, state]] of list.entries())
-          reserved.set(state, { ...reserved.get(state), [name]: made[i] })
-      }
-      const updates = new Map<Program, Update[]>()
-      eachRun(() => {
-        for (const [, , , state] of due) state.step++
-      })
-      this.prepare(due.map(([p, grad, options, state]) => ({ p, grad, options, state })))
-      const guard = takeGuard()
-      // What was skipped once does not count any more, whoever takes the step.
-      const counts = guard !== null || due.some(([, , , state]) => state.skipped)
-      const guarded: Due[] = []
-      for (const [p, grad, group, state] of due) {
-        const updatesOf = (): readonly Update[] => [this.update(p, grad, group, state)].flat()
-        for (const [i, update] of updatesOf().entries()) {
-          if (update.params) live(update.params, () => updatesOf()[i].params ?? [])
-          if (counts) {
-            const counted = update.counted?.()
-            if (counted) live(counted.params, () => updatesOf()[i].counted?.().params ?? [])
-            guarded.push({ p, grad, update, counted, state, group })
-            continue
-          }
-          const list = updates.get(update.program)
-          if (list) list.push(update)
-          else updates.set(update.program, [update])
-        }
-      }
-      if (counts) applyGuarded(`${this.constructor.name}.step`, guarded, guard)
-      for (const [program, list] of updates) applyProgramIntoEach(program, list)
     }
+    for (const [name, list] of missing) {
+      const made = packedZeros(
+        list.map(([p]) => p),
+        list.map(([p]) => this.stateShape(name, p)),
+      )
+      for (const [i, [, state]] of list.entries())
+        reserved.set(state, { ...reserved.get(state), [name]: made[i] })
+    }
+    const updates = new Map<Program, Update[]>()
+    eachRun(() => {
+      for (const [, , , state] of due) state.step++
+    })
+    this.prepare(due.map(([p, grad, options, state]) => ({ p, grad, options, state })))
+    const guard = takeGuard()
+    // What was skipped once does not count any more, whoever takes the step.
+    const counts = guard !== null || due.some(([, , , state]) => state.skipped)
+    const guarded: Due[] = []
+    for (const [p, grad, group, state] of due) {
+      const updatesOf = (): readonly Update[] => [this.update(p, grad, group, state)].flat()
+      for (const [i, update] of updatesOf().entries()) {
+        if (update.params) live(update.params, () => updatesOf()[i].params ?? [])
+        if (counts) {
+          const counted = update.counted?.()
+          if (counted) live(counted.params, () => updatesOf()[i].counted?.().params ?? [])
+          guarded.push({ p, grad, update, counted, state, group })
+          continue
+        }
+        const list = updates.get(update.program)
+        if (list) list.push(update)
+        else updates.set(update.program, [update])
+      }
+    }
+    if (counts) applyGuarded(`${this.constructor.name}.step`, guarded, guard)
+    for (const [program, list] of updates) applyProgramIntoEach(program, list)
   }
 
   /** Frees the gradients of all parameters; with `setToNull: false` fills them with zeros instead. */
