@@ -75,9 +75,12 @@ async function both(
   const held = await Promise.all(all.map(async (x) => Float64Array.from(await x.data())))
   const exact = withBackend(reference, () => of(held.map((x, i) => tensor(x, shapes[i]))))
   const { result, rows } = profile(() => of(all))
-  expect(rows.filter(({ path }) => path === 'fused').map(({ op }) => op)).toEqual(
-    ['linear_attention', 'linear_attentionBackward'].slice(0, needGradients ? 2 : 1),
-  )
+  expect(
+    rows
+      .filter(({ path }) => path === 'fused')
+      .map(({ op }) => op)
+      .sort(),
+  ).toEqual(['linear_attention', 'linear_attentionBackward'].slice(0, needGradients ? 2 : 1))
   // Nothing is widened.
   expect(rows.some(({ op }) => op === 'copy')).toBe(false)
   const got = await Promise.all(result.map(async (x) => (await x.data()) as Float32Array))
@@ -157,8 +160,8 @@ it('compiles in all forms', async () => {
 describe('linear attention in float16', () => {
   // Few forms: SwiftShader takes long to compile each kernel.
   it('agrees with float64, forward and backward', async () => {
-    const next = numbers(3)
-    await agrees({ t: 72, d: 16 }, { isCausal: true, featureMap: 'elu' }, () => 2 * next())
+    const next = numbers(5)
+    await agrees({ t: 64, d: 16 }, { isCausal: true, featureMap: 'elu' }, () => 2 * next())
   }, 600_000)
 
   it('takes sums beyond 65,504: values up to 300, positive features, 4,096 rows', async () => {
