@@ -39,7 +39,7 @@ const POLICY: ReadonlyMap<string, Precision> = new Map([
 const WIDE: ReadonlySet<string> = new Set(
   (
     'sum prod mean cumsum cumprod square pow exp expm1 log log1p softplus reciprocal rsqrt ' +
-    'mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy_with_logits kl_div'
+    'mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy_with_logits kl_div hinge_embedding_loss soft_margin_loss'
   ).split(' '),
 )
 
