@@ -12,6 +12,7 @@ const [name = ''] = process.argv.slice(2).filter((a) => a !== '--')
 const load = Object.hasOwn(lessons, name) ? lessons[name] : undefined
 if (load) await (await load()).main()
 else {
+  if (name) console.error(`There is no lesson '${name}' to run.`)
   console.error(`usage: npm run lesson -- NAME, where NAME is one of ${Object.keys(lessons).join(', ')}`)
   process.exitCode = 2
 }

@@ -4,7 +4,7 @@ import {
   expectOptions,
   type RandomGenerator,
   scope,
-  type Tensor,
+  Tensor,
   to,
   ValueError,
   withBackend,
@@ -145,7 +145,7 @@ export class DataLoader<T = unknown, B = Collated<T>> implements Iterable<B>, As
     else if (Symbol.iterator in numbered || Symbol.asyncIterator in numbered) this.#numbered = null
     else
       throw new ValueError(
-        `DataLoader: a dataset has length and get(index), or is iterable; got ${describeValue(dataset)}`,
+        `DataLoader: a dataset has length and get(index), or is iterable; got ${describeValue(dataset)}${dataset instanceof Tensor ? '; make it one with new TensorDataset(x)' : ''}`,
       )
     if (!this.#numbered && this.#url === null && (shuffle || sampler))
       throw new ValueError(

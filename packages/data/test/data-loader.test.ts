@@ -429,7 +429,8 @@ describe('errors', () => {
 
   test('datasets that are none, and what an iterable cannot do', () => {
     expect(() => new DataLoader(3 as never)).toThrow(/takes a dataset .* got 3/)
-    expect(() => new DataLoader({} as never)).toThrow(/has length and get/)
+    expect(() => new DataLoader({} as never)).toThrow(/has length and get.* got an object with nothing$/)
+    expect(() => new DataLoader(tensor([1]) as never)).toThrow(/got a tensor \[1\]; .*new TensorDataset\(x\)/)
     expect(() => new DataLoader(new Set([1]), { shuffle: true })).toThrow(/an order of its own/)
     expect(() => [...new DataLoader(rows(2), { sampler: [2] })]).toThrow(
       'DataLoader: there are samples 0 … 1, got the index 2',

@@ -150,7 +150,16 @@ export class Sequential extends ModuleList<Layer> {
 
   override forward(x: Tensor): Tensor {
     let y = x
-    for (const layer of this) y = layer.forward(y)
+    let before: Layer | null = null
+    for (const layer of this) {
+      // Else the next layer takes it for an array of numbers, and says something else.
+      if (before && Array.isArray(y))
+        throw new ValueError(
+          `Sequential: ${before.constructor.name} gives an array, such as [output, state], and ${layer.constructor.name} after it takes a tensor; write a class with a forward(x) that hands on the output`,
+        )
+      y = layer.forward(y)
+      before = layer
+    }
     return y
   }
 }

@@ -5,6 +5,7 @@ import {
   GELU,
   type Layer,
   Linear,
+  LSTM,
   Module,
   ModuleDict,
   ModuleList,
@@ -87,6 +88,14 @@ describe('Sequential', () => {
     expect(net.forward(ones([4, 2])).shape).toEqual([4, 5])
     expect(new Sequential(...[...net].slice(0, -1)).forward(ones([4, 2])).shape).toEqual([4, 3])
     expect(values(new Sequential().forward(ones([2])))).toEqual([1, 1])
+  })
+
+  it('says that a layer gives no tensor to the one behind it', () => {
+    const recurrent = new LSTM(2, 3) as unknown as Layer
+    expect(() => new Sequential(recurrent, new Linear(3, 1)).forward(ones([4, 1, 2]))).toThrow(
+      'Sequential: LSTM gives an array, such as [output, state], and Linear after it takes a tensor; write a class',
+    )
+    expect(new Sequential(new Linear(2, 2), recurrent).forward(ones([4, 1, 2]))).toHaveLength(2)
   })
 
   it('of layers with names has parameters under these, in order', () => {

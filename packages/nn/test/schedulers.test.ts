@@ -213,6 +213,11 @@ describe('schedulers', () => {
     expect(() => new OneCycleLR(optimizer, [1, 2], { totalSteps: 3 })).toThrow(
       /maxLr must be a number, or one for each of 1 groups/,
     )
+    // As PyTorch's keywords are written by those who guess.
+    expect(() => new OneCycleLR(optimizer, { maxLr: 1, totalSteps: 3 } as never, undefined as never)).toThrow(
+      /maxLr must be a number, .* got an object with maxLr, totalSteps/,
+    )
+    expect(() => new OneCycleLR(optimizer, 1, undefined as never)).toThrow(/needs totalSteps, or epochs/)
     expect(() => new LambdaLR(optimizer, 0.5 as never)).toThrow(/takes a function from the step to a factor/)
     expect(() => new SequentialLR(optimizer, [scheduler], [1])).toThrow(/takes 0 milestones for 1 schedulers/)
     expect(() => new ChainedScheduler([scheduler, new StepLR(sgd(), 1)])).toThrow(/of different optimisers/)

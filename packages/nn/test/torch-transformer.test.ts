@@ -288,6 +288,12 @@ describe('layers', () => {
     expect(() => model.forward(randn([S, B, E]), randn([T, 3, E]))).toThrow(
       'with one B, got [4, 2, 12] and [5, 3, 12]',
     )
+    const [src, none] = [randn([S, B, E]), undefined as never]
+    expect(() => model.forward(src, none)).toThrow('Transformer: tgt: takes a tensor, got undefined')
+    expect(() => model.forward(src, { srcMask: null } as never)).toThrow('Transformer: tgt: takes a tensor')
+    expect(() => model.forward(none, src)).toThrow('Transformer: src: takes a tensor, got undefined')
+    expect(() => model.decoder.forward(src, none)).toThrow('TransformerDecoderLayer: memory: takes a tensor')
+    expect(() => model.decoder.forward(none, src)).toThrow('TransformerDecoderLayer: tgt: takes a tensor')
     expect(() => new TransformerEncoderLayer(E, H, { activation: 'rely' as 'relu' })).toThrow(
       "did you mean 'relu'",
     )

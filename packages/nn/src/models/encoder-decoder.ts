@@ -1,6 +1,7 @@
 import {
   describeValue,
   expectOptions,
+  expectTensor,
   full,
   type Names,
   noGrad,
@@ -244,6 +245,8 @@ export class Transformer extends Module {
       ...rest
     } = expectOptions('Transformer', options, CALL)
     const batch = this.batchFirst ? 0 : 1
+    expectTensor('Transformer: src', src)
+    expectTensor('Transformer: tgt', tgt)
     if (src.rank !== tgt.rank || (src.rank === 3 && src.shape[batch] !== tgt.shape[batch]))
       throw new ShapeError(
         `Transformer: src and tgt are ${this.batchFirst ? '(B, S, E) and (B, T, E)' : '(S, B, E) and (T, B, E)'} with one B, got ${show(src.shape)} and ${show(tgt.shape)}; batchFirst is ${this.batchFirst}`,

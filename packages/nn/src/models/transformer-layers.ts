@@ -1,4 +1,11 @@
-import { type Activation, expectActivation, expectOptions, type Names, type Tensor } from '@tilegrad/core'
+import {
+  type Activation,
+  expectActivation,
+  expectOptions,
+  expectTensor,
+  type Names,
+  type Tensor,
+} from '@tilegrad/core'
 import { MultiheadAttention } from '../attention/multihead-attention.ts'
 import { Dropout } from '../dropout.ts'
 import { Linear } from '../linear.ts'
@@ -227,6 +234,8 @@ export class TransformerDecoderLayer extends TransformerLayer {
   forward(tgt: Tensor, memory: Tensor, options: DecoderForwardOptions = {}): Tensor {
     const { tgtMask, memoryMask, tgtKeyPaddingMask, memoryKeyPaddingMask, tgtIsCausal, memoryIsCausal } =
       expectOptions('TransformerDecoderLayer', options, DECODER_CALL)
+    expectTensor('TransformerDecoderLayer: tgt', tgt)
+    expectTensor('TransformerDecoderLayer: memory', memory)
     const own = { attnMask: tgtMask, keyPaddingMask: tgtKeyPaddingMask, isCausal: tgtIsCausal }
     const cross = { attnMask: memoryMask, keyPaddingMask: memoryKeyPaddingMask, isCausal: memoryIsCausal }
     const y = this.add(tgt, this.norm1, this.dropout1, (x, { residual }) =>

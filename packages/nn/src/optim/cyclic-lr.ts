@@ -125,7 +125,9 @@ export class OneCycleLR extends CycledLR {
   constructor(optimizer: AnyOptimizer, maxLr: number | readonly number[], options: OneCycleLROptions) {
     const name = 'OneCycleLR'
     expectOptimizer(name, optimizer)
-    const given = expectOptions(name, options, ONE_CYCLE)
+    // First the peak: what is given by name here has left out the peak itself.
+    const peaks = perGroup(name, 'maxLr', optimizer, maxLr)
+    const given = expectOptions(name, options ?? {}, ONE_CYCLE)
     const { totalSteps, epochs, stepsPerEpoch, pctStart = 0.3, divFactor = 25, finalDivFactor = 1e4 } = given
     const { annealStrategy = 'cos', threePhase = false } = given
     if (totalSteps === undefined && (epochs === undefined || stepsPerEpoch === undefined))
@@ -134,7 +136,6 @@ export class OneCycleLR extends CycledLR {
     const steps = totalSteps ?? (epochs as number) * (stepsPerEpoch as number)
     whole(name, { totalSteps: steps })
     finite(name, { divFactor, finalDivFactor }, Number.MIN_VALUE)
-    const peaks = perGroup(name, 'maxLr', optimizer, maxLr)
     const shape = { totalSteps: steps, pctStart, divFactor, finalDivFactor, annealStrategy, threePhase }
     const rates = peaks.map((peak) => oneCycle({ maxLr: peak, ...shape }))
     const end = pctStart * steps - 1
