@@ -1,4 +1,5 @@
 /** The ports learn: losses that an untrained model, or one with a fault, does not reach. */
+import { spawnSync } from 'node:child_process'
 import { readFile } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
 import { loadPretrained, noGrad, readSafetensors, tensor } from 'tilegrad'
@@ -104,4 +105,13 @@ test('the README tells how long the ports are', async () => {
     const lines = code.filter((line) => line.trim() !== '' && !line.trim().startsWith('//')).length
     expect(`${file} ${lines}`).toBe(`${file} ${told}`)
   }
+})
+
+test('a lesson that is not there is named, with those that are', () => {
+  const main = fileURLToPath(new URL('../src/main.ts', import.meta.url))
+  const { status, stderr } = spawnSync(process.execPath, ['--import', 'tsx', main, 'moon'], {
+    encoding: 'utf8',
+  })
+  expect(stderr).toMatch(/^There is no lesson 'moon' to run\.\nusage: .* moons, /)
+  expect(status).toBe(2)
 })
