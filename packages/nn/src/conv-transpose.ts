@@ -4,15 +4,10 @@ import {
   convTranspose2d,
   expectOptions,
   type Tensor,
-  ValueError,
   type WindowSizes,
-  zeros,
 } from '@tilegrad/core'
 import { windowSizes } from '@tilegrad/core/kernel'
-import { shownSizes } from './conv.ts'
-import * as init from './init.ts'
-import { positive } from './linear.ts'
-import { Module, parameter } from './module.ts'
+import { FILTER_OPTIONS, Filters, unless } from './filters.ts'
 
 /** Options of `ConvTranspose1d` and `ConvTranspose2d`. */
 export interface ConvTransposeLayerOptions extends ConvTransposeOptions {
@@ -21,27 +16,11 @@ export interface ConvTransposeLayerOptions extends ConvTransposeOptions {
 }
 
 /** What `ConvTranspose1d` and `ConvTranspose2d` have in common. */
-abstract class TransposedConvolution extends Module {
-  /** How many channels the input has. */
-  readonly inChannels: number
-  /** How many channels the output has. */
-  readonly outChannels: number
-  /** The size of the windows, along each dim. */
-  readonly kernelSize: readonly number[]
-  /** Steps from one window of the output to the next, along each dim. */
-  readonly stride: readonly number[]
+abstract class TransposedConvolution extends Filters {
   /** By how much the output is smaller before and behind each dim. */
   readonly padding: readonly number[]
   /** By how much the output is larger behind each dim. */
   readonly outputPadding: readonly number[]
-  /** Steps from one element of a window to the next, along each dim. */
-  readonly dilation: readonly number[]
-  /** Into how many groups channels fall, each with filters of its own. */
-  readonly groups: number
-  /** The filters, (inChannels, outChannels / groups, …kernelSize). */
-  weight: Tensor
-  /** What is added to each channel, (outChannels), or null. */
-  bias: Tensor | null
 
   constructor(
     dims: 1 | 2,
@@ -50,42 +29,15 @@ abstract class TransposedConvolution extends Module {
     kernelSize: WindowSizes,
     options: ConvTransposeLayerOptions,
   ) {
-    super()
     const op = `ConvTranspose${dims}d`
     const {
-      stride = 1,
       padding = 0,
       outputPadding = 0,
-      groups = 1,
-      bias = true,
-      dilation = 1,
-    } = expectOptions(op, options, {
-      ...{ stride: 1, padding: 1, outputPadding: 1 },
-      ...{ groups: 1, bias: 1, dilation: 1 },
-    })
-    positive(op, { inChannels, outChannels, groups })
-    if (inChannels % groups !== 0 || outChannels % groups !== 0)
-      throw new ValueError(
-        `${op}: groups ${groups} must divide inChannels ${inChannels} and outChannels ${outChannels}`,
-      )
-    this.inChannels = inChannels
-    this.outChannels = outChannels
-    this.kernelSize = windowSizes(op, 'kernelSize', kernelSize, dims, 1)
-    this.stride = windowSizes(op, 'stride', stride, dims, 1)
+      ...rest
+    } = expectOptions(op, options, { ...FILTER_OPTIONS, padding: 1, outputPadding: 1 })
+    super(op, dims, [inChannels, outChannels], kernelSize, rest, true)
     this.padding = windowSizes(op, 'padding', padding, dims, 0)
     this.outputPadding = windowSizes(op, 'outputPadding', outputPadding, dims, 0)
-    this.dilation = windowSizes(op, 'dilation', dilation, dims, 1)
-    this.groups = groups
-    this.weight = parameter(zeros([inChannels, outChannels / groups, ...this.kernelSize]))
-    this.bias = bias ? parameter(zeros([outChannels])) : null
-    this.resetParameters()
-  }
-
-  /** Draws the initial values again: uniform within ±1 / √(outChannels / groups · size of a window), weight and bias. */
-  resetParameters(): void {
-    init.kaimingUniform_(this.weight, { a: Math.sqrt(5) })
-    const bound = 1 / Math.sqrt(this.weight.numel / this.inChannels)
-    if (this.bias) init.uniform_(this.bias, -bound, bound)
   }
 
   protected spread(conv: typeof convTranspose2d, x: Tensor): Tensor {
@@ -93,16 +45,8 @@ abstract class TransposedConvolution extends Module {
     return conv(x, this.weight, this.bias, { stride, padding, outputPadding, groups, dilation })
   }
 
-  override extraRepr(): string {
-    const all = (sizes: readonly number[], usual: number): boolean => sizes.every((n) => n === usual)
-    return [
-      `${this.inChannels}, ${this.outChannels}, kernelSize=${shownSizes(this.kernelSize)}, stride=${shownSizes(this.stride)}`,
-      ...(all(this.padding, 0) ? [] : [`padding=${shownSizes(this.padding)}`]),
-      ...(all(this.dilation, 1) ? [] : [`dilation=${shownSizes(this.dilation)}`]),
-      ...(all(this.outputPadding, 0) ? [] : [`outputPadding=${shownSizes(this.outputPadding)}`]),
-      ...(this.groups === 1 ? [] : [`groups=${this.groups}`]),
-      ...(this.bias ? [] : ['bias=false']),
-    ].join(', ')
+  protected shownPadding(): readonly string[] {
+    return [...unless(0, 'padding', this.padding), ...unless(0, 'outputPadding', this.outputPadding)]
   }
 }
 

@@ -10,12 +10,9 @@ import {
   type Tensor,
   ValueError,
   type WindowSizes,
-  zeros,
 } from '@tilegrad/core'
 import { windowSizes } from '@tilegrad/core/kernel'
-import * as init from './init.ts'
-import { positive } from './linear.ts'
-import { Module, parameter } from './module.ts'
+import { FILTER_OPTIONS, Filters, unless } from './filters.ts'
 
 /** Options of `Conv1d` and `Conv2d`. */
 export interface ConvLayerOptions extends ConvOptions {
@@ -25,34 +22,14 @@ export interface ConvLayerOptions extends ConvOptions {
   paddingMode?: 'zeros' | Exclude<PadMode, 'constant'>
 }
 
-/** @internal Sizes as Python shows them. */
-export const shownSizes = (sizes: readonly number[]): string =>
-  `(${sizes.join(', ')}${sizes.length === 1 ? ',' : ''})`
-
 const modes = ['zeros', 'reflect', 'replicate', 'circular']
 
 /** What `Conv1d` and `Conv2d` have in common. */
-abstract class Convolution extends Module {
-  /** How many channels the input has. */
-  readonly inChannels: number
-  /** How many channels the output has. */
-  readonly outChannels: number
-  /** The size of the windows, along each dim. */
-  readonly kernelSize: readonly number[]
-  /** Steps from one window to the next, along each dim. */
-  readonly stride: readonly number[]
+abstract class Convolution extends Filters {
   /** Elements around each dim, or 'same' or 'valid'. */
   readonly padding: readonly number[] | 'same' | 'valid'
-  /** Steps from one element of a window to the next, along each dim. */
-  readonly dilation: readonly number[]
-  /** Into how many groups channels fall, each with filters of its own. */
-  readonly groups: number
   /** What lies around the input. */
   readonly paddingMode: NonNullable<ConvLayerOptions['paddingMode']>
-  /** The filters, (outChannels, inChannels / groups, …kernelSize). */
-  weight: Tensor
-  /** What is added to each channel, (outChannels), or null. */
-  bias: Tensor | null
 
   constructor(
     dims: 1 | 2,
@@ -61,52 +38,25 @@ abstract class Convolution extends Module {
     kernelSize: WindowSizes,
     options: ConvLayerOptions,
   ) {
-    super()
     const op = `Conv${dims}d`
     const {
-      stride = 1,
       padding = 0,
-      dilation = 1,
-      groups = 1,
-      bias = true,
       paddingMode = 'zeros',
-    } = expectOptions(op, options, {
-      ...{ stride: 1, padding: 1, dilation: 1, groups: 1 },
-      ...{ bias: 1, paddingMode: 1 },
-    })
-    positive(op, { inChannels, outChannels, groups })
-    if (inChannels % groups !== 0 || outChannels % groups !== 0)
-      throw new ValueError(
-        `${op}: groups ${groups} must divide inChannels ${inChannels} and outChannels ${outChannels}`,
-      )
+      ...rest
+    } = expectOptions(op, options, { ...FILTER_OPTIONS, padding: 1, paddingMode: 1 })
     if (!modes.includes(paddingMode))
       throw new ValueError(
         `${op}: paddingMode must be '${modes.join("', '")}', got ${describeValue(paddingMode)}`,
       )
-    this.inChannels = inChannels
-    this.outChannels = outChannels
-    this.kernelSize = windowSizes(op, 'kernelSize', kernelSize, dims, 1)
-    this.stride = windowSizes(op, 'stride', stride, dims, 1)
-    this.padding = typeof padding === 'string' ? padding : windowSizes(op, 'padding', padding, dims, 0)
     if (typeof padding === 'string' && padding !== 'same' && padding !== 'valid')
       throw new ValueError(
         `${op}: padding is a number, an array, 'same' or 'valid', got ${describeValue(padding)}`,
       )
-    this.dilation = windowSizes(op, 'dilation', dilation, dims, 1)
-    this.groups = groups
+    super(op, dims, [inChannels, outChannels], kernelSize, rest, false)
+    this.padding = typeof padding === 'string' ? padding : windowSizes(op, 'padding', padding, dims, 0)
     this.paddingMode = paddingMode
     if (this.padding === 'same' && this.stride.some((s) => s !== 1))
       throw new ValueError(`${op}: padding 'same' needs a stride of 1, got ${show(this.stride)}`)
-    this.weight = parameter(zeros([outChannels, inChannels / groups, ...this.kernelSize]))
-    this.bias = bias ? parameter(zeros([outChannels])) : null
-    this.resetParameters()
-  }
-
-  /** Draws the initial values again: uniform within ±1 / √(inputs of one output), weight and bias. */
-  resetParameters(): void {
-    init.kaimingUniform_(this.weight, { a: Math.sqrt(5) })
-    const bound = 1 / Math.sqrt(this.weight.numel / this.outChannels)
-    if (this.bias) init.uniform_(this.bias, -bound, bound)
   }
 
   protected convolve(conv: typeof conv2d, x: Tensor): Tensor {
@@ -121,21 +71,14 @@ abstract class Convolution extends Module {
     return conv(whole, this.weight, this.bias, { stride, dilation, groups })
   }
 
+  protected shownPadding(): readonly string[] {
+    const { padding } = this
+    return typeof padding === 'string' ? [`padding='${padding}'`] : unless(0, 'padding', padding)
+  }
+
   override extraRepr(): string {
-    const { padding, paddingMode } = this
-    const all = (sizes: readonly number[], usual: number): boolean => sizes.every((n) => n === usual)
-    return [
-      `${this.inChannels}, ${this.outChannels}, kernelSize=${shownSizes(this.kernelSize)}, stride=${shownSizes(this.stride)}`,
-      ...(typeof padding === 'string'
-        ? [`padding='${padding}'`]
-        : all(padding, 0)
-          ? []
-          : [`padding=${shownSizes(padding)}`]),
-      ...(all(this.dilation, 1) ? [] : [`dilation=${shownSizes(this.dilation)}`]),
-      ...(this.groups === 1 ? [] : [`groups=${this.groups}`]),
-      ...(this.bias ? [] : ['bias=false']),
-      ...(paddingMode === 'zeros' ? [] : [`paddingMode='${paddingMode}'`]),
-    ].join(', ')
+    const mode = this.paddingMode
+    return `${super.extraRepr()}${mode === 'zeros' ? '' : `, paddingMode='${mode}'`}`
   }
 }
 
