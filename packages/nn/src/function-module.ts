@@ -1,7 +1,7 @@
 import { expectOptions, type Names, show, Tensor } from '@tilegrad/core'
 import { buffer, Module } from './module.ts'
 
-/** Of a function its arguments before the last, and its options, which are the last. */
+/** Parts a function's arguments: those before the last are inputs, the last are its options. */
 type Split<P extends readonly unknown[]> =
   Required<P> extends [...infer I, infer O extends object] ? { inputs: I; options: O } : never
 

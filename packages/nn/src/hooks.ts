@@ -10,7 +10,7 @@ export interface HookHandle {
   [Symbol.dispose](): void
 }
 
-/** Of modules in general nothing is known of the inputs. */
+/** What `forward` of a module takes; of modules in general nothing is known of it. */
 type Inputs<M extends Module> =
   Parameters<M['forward']> extends never[] ? readonly unknown[] : Parameters<M['forward']>
 

@@ -155,7 +155,7 @@ function compose([x, w, bias]: readonly Tensor[], attrs: ConvAttrs): Tensor[] {
   return [addBias(y, bias)]
 }
 
-/** The same windows over an input with its padding. */
+/** Attributes of a convolution whose input has its padding already: windows begin at its first element. */
 const unpadded = ({ spans, groups }: ConvAttrs): ConvAttrs => ({
   spans: spans.map((s) => ({ ...s, padding: 0 })),
   groups,

@@ -8,7 +8,7 @@ import { copy, elementwise } from '../primitives/elementwise.ts'
 import { gatherPrimitive } from '../primitives/indexing.ts'
 import { alias, reshapeView } from '../primitives/views.ts'
 import { isFloat, isHalf, promote } from '../tensor/dtype.ts'
-import { sameShape } from '../tensor/layout.ts'
+import { broadcastShapes, sameShape } from '../tensor/layout.ts'
 import { type ArrayOperand, asTensor } from '../tensor/operands.ts'
 import type { Tensor } from '../tensor/tensor.ts'
 import { add, div, mul, ne, neg, where } from './pointwise.ts'
@@ -29,6 +29,26 @@ export interface LossOptions {
   reduction?: LossReduction
 }
 
+/** Pairs of shapes that were told of, once each. */
+const told = new Set<string>()
+
+/**
+ * Tells of a loss whose input and target have different shapes, as (N, 1) and (N): each element meets all others then, which is
+ * hardly ever meant, and learns nothing. PyTorch warns of it as well.
+ */
+function pair(op: string, input: Tensor, target: Tensor | ArrayOperand): [input: Tensor, target: Tensor] {
+  const x = asTensor(op, input)
+  const y = asTensor(op, target, x)
+  const shapes = `${op}: input ${show(x.shape)} and target ${show(y.shape)}`
+  if (x.rank > 0 && y.rank > 0 && !sameShape(x.shape, y.shape) && !told.has(shapes)) {
+    told.add(shapes)
+    console.warn(
+      `tilegrad: ${shapes} differ and are compared each with each, as ${show(broadcastShapes(op, [x.shape, y.shape]))}; give both one shape`,
+    )
+  }
+  return [x, y]
+}
+
 const MSE = program('mse_loss', 2, ([a, b]) => e.square(e.sub(a, b)))
 
 /**
@@ -40,7 +60,7 @@ const MSE = program('mse_loss', 2, ([a, b]) => e.square(e.sub(a, b)))
  */
 export const mseLoss = (input: Tensor, target: Tensor | ArrayOperand, options: LossOptions = {}): Tensor => {
   const { reduction = 'mean' } = expectOptions('mse_loss', options, { reduction: 1 })
-  return reduced('mse_loss', elementwise(MSE, [input, target]), reduction)
+  return reduced('mse_loss', elementwise(MSE, pair('mse_loss', input, target)), reduction)
 }
 
 const L1 = program('l1_loss', 2, ([a, b]) => e.abs(e.sub(a, b)))
@@ -54,7 +74,7 @@ const L1 = program('l1_loss', 2, ([a, b]) => e.abs(e.sub(a, b)))
  */
 export const l1Loss = (input: Tensor, target: Tensor | ArrayOperand, options: LossOptions = {}): Tensor => {
   const { reduction = 'mean' } = expectOptions('l1_loss', options, { reduction: 1 })
-  return reduced('l1_loss', elementwise(L1, [input, target]), reduction)
+  return reduced('l1_loss', elementwise(L1, pair('l1_loss', input, target)), reduction)
 }
 
 const SMOOTH = program(
@@ -95,7 +115,7 @@ export function smoothL1Loss(
   if (beta < 0) throw new ValueError(`smooth_l1_loss: beta must be ≥ 0, got ${beta}`)
   return beta === 0
     ? l1Loss(input, target, { reduction })
-    : reduced('smooth_l1_loss', elementwise(SMOOTH, [input, target], [beta]), reduction)
+    : reduced('smooth_l1_loss', elementwise(SMOOTH, pair('smooth_l1_loss', input, target), [beta]), reduction)
 }
 
 const HUBER = program(
@@ -132,7 +152,7 @@ export interface HuberOptions extends LossOptions {
 export function huberLoss(input: Tensor, target: Tensor | ArrayOperand, options: HuberOptions = {}): Tensor {
   const { reduction = 'mean', delta = 1 } = expectOptions('huber_loss', options, { reduction: 1, delta: 1 })
   if (!(delta > 0)) throw new ValueError(`huber_loss: delta must be > 0, got ${delta}`)
-  return reduced('huber_loss', elementwise(HUBER, [input, target], [delta]), reduction)
+  return reduced('huber_loss', elementwise(HUBER, pair('huber_loss', input, target), [delta]), reduction)
 }
 
 // −[w_p y ln σ(x) + (1 − y) ln(1 − σ(x))], with ln(1 + exp(−|x|)) so that nothing overflows. Where the smaller of the
@@ -221,10 +241,15 @@ const NLL: Op<NllAttrs> = {
 function rows(op: string, input: Tensor, target: Tensor): { x: Tensor; t: Tensor; shape: readonly number[] } {
   if (input.rank === 0) throw new ShapeError(`${op}: input must be (C), (N, C) or (N, C, d…), got a scalar`)
   const expected = input.rank === 1 ? [] : [input.shape[0], ...input.shape.slice(2)]
-  if (!sameShape(target.shape, expected))
+  if (!sameShape(target.shape, expected)) {
+    const last = input.rank > 2 && sameShape(target.shape, input.shape.slice(0, -1))
+    const hint = last
+      ? '. Classes are dim 1: with classes last, pass input.flatten(0, -2), target.flatten()'
+      : ''
     throw new ShapeError(
-      `${op}: target ${show(target.shape)} does not fit input ${show(input.shape)}; expected ${show(expected)}`,
+      `${op}: target ${show(target.shape)} does not fit input ${show(input.shape)}; expected ${show(expected)}${hint}`,
     )
+  }
   const last = input.rank <= 2 ? input : movedim(input, 1, -1)
   const c = last.shape[last.rank - 1]
   return { x: reshapeView(last, [target.numel, c]), t: reshapeView(target, [target.numel]), shape: expected }

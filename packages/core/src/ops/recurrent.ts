@@ -38,11 +38,15 @@ interface Cell {
   readonly memory: boolean
   /** Whether a bias (H) of the last gate's h · Wᵀ comes last. */
   readonly bias: boolean
-  /** Of x's gates, h · Wᵀ's gates, the bias, and the state (c where there is one, else h): what is kept, c and h. */
+  /**
+   * Computes a step. It takes x's gates, those of h · Wᵀ, the bias where there is one, and the state (c where there is one, else h);
+   * it gives what is kept for gradients, the new c where there is one, and the new h.
+   */
   readonly forward: Program
   /**
-   * Of what is kept, the states before (h, or c and then the new c), the gradients of h from outside and from the next step, and
-   * that of c: the gradients of x's gates, then of h · Wᵀ's gates where these differ, then of the state before.
+   * Computes the gradients of a step. It takes what is kept, the states before (h, or c and then the new c), the gradients of h from
+   * outside and from the next step, and that of c; it gives the gradients of x's gates, of h · Wᵀ's gates where these differ, and of
+   * the state before.
    */
   readonly backward: Program
   /** Gates of x and of h · Wᵀ have gradients of their own. */
@@ -162,7 +166,7 @@ function compose(cell: Cell, [x, w, h0, extra]: readonly Tensor[], attrs: Attrs)
   return [y, ...memory, ...kept]
 }
 
-/** The same in operators that are recorded, for gradients of gradients. */
+/** Computes a recurrence in operators that are recorded, for gradients of gradients: the states h of all steps, and c. */
 function recorded(cell: Cell, [x, w, h0, extra]: readonly Tensor[], attrs: Attrs): Tensor[] {
   const [steps] = x.shape
   const size = h0.shape[1]

@@ -12,8 +12,7 @@ import { putFlat } from './at.ts'
 import { composed } from './composed.ts'
 import { arange } from './create.ts'
 import { gather, scatterAdd } from './indexing.ts'
-import { eq, where } from './pointwise.ts'
-import { any } from './reduction.ts'
+import { where } from './pointwise.ts'
 
 /** Operators that put elements at the places that an index tells, as new tensors, and that take them from there. */
 
@@ -167,7 +166,8 @@ export function indexCopy(
 /**
  * Makes a copy of x in which the parts along dim at the places of a one-dimensional index are all `value`.
  *
- * @throws ShapeError if the index has more than one dim, DTypeError unless it is int32.
+ * @throws ShapeError if the index has more than one dim, DTypeError unless it is int32, ValueError for an index beyond the last
+ * where the engine can look.
  * @example
  * const index = tensor([0, 2], { dtype: 'int32' })
  * await zeros([3]).indexFill(0, index, 1).toArray() // → [1, 0, 1]
@@ -175,27 +175,19 @@ export function indexCopy(
 export function indexFill(x: Tensor, dim: number, at: Tensor | ArrayOperand, value: number): Tensor {
   x = asTensor('index_fill', x)
   if (x.rank === 0) return reshapeView(indexFill(reshapeView(x, [1]), 0, at, value), [])
-  const index = indexOf('index_fill', at, x)
-  if (index.rank > 1)
-    throw new ShapeError(`index_fill: the index must have one dim, got ${show(index.shape)}`)
-  const d = wrapDim('index_fill', dim, x.rank)
+  const [d, index] = spread('index_fill', x, dim, at)
   const n = x.shape[d]
   return composed(
     'index_fill',
     [x, index],
     ([t, i]) => {
-      const places = arange(0, n, 1, { device: t.backend })
-      const from = where(i.lt(0), i.add(n), i)
-      const hit = any(eq(reshapeView(places, [n, 1]), reshapeView(from, [1, i.numel])), 1)
-      return [
-        t.maskedFill(
-          reshapeView(
-            hit,
-            t.shape.map((size, k) => (k === d ? size : 1)),
-          ),
-          value,
-        ),
-      ]
+      const one = fill(
+        t.backend,
+        t.shape.map(() => 1),
+        value,
+        t.dtype,
+      )
+      return [replaced('index_fill', t, d, where(i.lt(0), i.add(n), i), one)]
     },
     true,
   )[0]

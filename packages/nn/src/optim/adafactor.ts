@@ -43,7 +43,7 @@ const MOVED = namedProgram(
   ({ old, now, skipped }, { step, decay }) =>
     e.add(old, e.mul(e.pow(e.max(e.sub(step, skipped), 1), decay), e.sub(now, old))),
 )
-/** Of the means of rows and columns, and the mean of the rows', the gradient over the root of the mean of squares. */
+/** Divides a gradient by the root of the mean of squares that the means of rows and of columns give, with the mean of the rows'. */
 const FACTORED = namedProgram(
   'adafactor.step',
   ['g', 'row', 'column', 'mean'],
@@ -54,7 +54,7 @@ const FACTORED = namedProgram(
 const WHOLE = namedProgram('adafactor.step', ['g', 'square'], ['eps'], ({ g, square }, { eps }) =>
   e.div(g, e.sqrt(e.max(square, e.mul(eps, eps)))),
 )
-/** Of p, the direction u, and the sums of their squares. */
+/** Takes the step from p in the direction u; `sizes` and `steps` are the sums of the squares of both. */
 const ADAFACTOR = namedProgram(
   'adafactor',
   ['p', 'u', 'sizes', 'steps', 'skipped'],
