@@ -165,12 +165,11 @@ export {
   Optimizer,
   type OptimizerStateDict,
   type ParamGroup,
-  type ParamState,
   type ParamsOrGroups,
-  stateTensor,
   type Update,
   type ZeroGradOptions,
 } from './optim/optimizer.ts'
+export { type ParamState, stateTensor } from './optim/param-state.ts'
 export {
   ReduceLROnPlateau,
   type ReduceLROnPlateauOptions,

@@ -10,15 +10,8 @@ import {
   zeros,
 } from '@tilegrad/core'
 import { wide } from '../parameter.ts'
-import {
-  type DueParameter,
-  nonNegative,
-  Optimizer,
-  type ParamState,
-  type ParamsOrGroups,
-  stateTensor,
-  type Update,
-} from './optimizer.ts'
+import { type DueParameter, nonNegative, Optimizer, type ParamsOrGroups, type Update } from './optimizer.ts'
+import { type ParamState, stateTensor } from './param-state.ts'
 
 /** Options of `Adafactor`. */
 export interface AdafactorOptions {

@@ -1,13 +1,6 @@
 import { expr as e, expectOptions, namedProgram, type Tensor } from '@tilegrad/core'
-import {
-  type Counted,
-  nonNegative,
-  Optimizer,
-  type ParamState,
-  type ParamsOrGroups,
-  stateTensor,
-  type Update,
-} from './optimizer.ts'
+import { type Counted, nonNegative, Optimizer, type ParamsOrGroups, type Update } from './optimizer.ts'
+import { type ParamState, stateTensor } from './param-state.ts'
 
 /** Options of `Adagrad`. */
 export interface AdagradOptions {

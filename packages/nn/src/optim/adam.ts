@@ -9,15 +9,8 @@ import {
   ValueError,
 } from '@tilegrad/core'
 import type { Module } from '../module.ts'
-import {
-  type Counted,
-  nonNegative,
-  Optimizer,
-  type ParamState,
-  type ParamsOrGroups,
-  stateTensor,
-  type Update,
-} from './optimizer.ts'
+import { type Counted, nonNegative, Optimizer, type ParamsOrGroups, type Update } from './optimizer.ts'
+import { type ParamState, stateTensor } from './param-state.ts'
 
 /** Options of `Adam` and `AdamW`. */
 export interface AdamOptions {

@@ -19,7 +19,8 @@ import {
   ValueError,
   zeros,
 } from '@tilegrad/core'
-import type { Counted, ParamState, Update } from './optimizer.ts'
+import type { Counted, Update } from './optimizer.ts'
+import type { ParamState } from './param-state.ts'
 
 /** What a step is taken by. */
 export interface Guard {

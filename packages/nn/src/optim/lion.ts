@@ -1,14 +1,8 @@
 import { expr as e, expectOptions, namedProgram, type Tensor } from '@tilegrad/core'
 import { expectBetas } from './adam.ts'
 import { kept } from './cautious.ts'
-import {
-  nonNegative,
-  Optimizer,
-  type ParamState,
-  type ParamsOrGroups,
-  stateTensor,
-  type Update,
-} from './optimizer.ts'
+import { nonNegative, Optimizer, type ParamsOrGroups, type Update } from './optimizer.ts'
+import { type ParamState, stateTensor } from './param-state.ts'
 
 /** Options of `Lion`. */
 export interface LionOptions {

@@ -15,15 +15,8 @@ import {
 } from '@tilegrad/core'
 import type { Module } from '../module.ts'
 import { kept } from './cautious.ts'
-import {
-  type DueParameter,
-  nonNegative,
-  Optimizer,
-  type ParamState,
-  type ParamsOrGroups,
-  stateTensor,
-  type Update,
-} from './optimizer.ts'
+import { type DueParameter, nonNegative, Optimizer, type ParamsOrGroups, type Update } from './optimizer.ts'
+import { type ParamState, stateTensor } from './param-state.ts'
 
 /** Options of `Muon`. */
 export interface MuonOptions {

@@ -1,12 +1,10 @@
 import {
   applyProgramIntoEach,
-  copy_,
   type DType,
   describeValue,
   expectOptions,
   expr,
   type InPlaceCall,
-  to as moveTensor,
   type Names,
   noGrad,
   Printable,
@@ -17,13 +15,12 @@ import {
   show,
   Tensor,
   ValueError,
-  zeros,
 } from '@tilegrad/core'
 import { eachRun, live, outsideOnly, uncaptured, unchanged } from '@tilegrad/core/kernel'
-import { list, takeUnlisted, wide } from '../parameter.ts'
+import { list, takeUnlisted } from '../parameter.ts'
 import { expectEntry } from '../state-dict.ts'
-import { applyGuarded, type Due, share, takeGuard } from './guard.ts'
-import { packedZeros } from './packed.ts'
+import { applyGuarded, type Due, takeGuard } from './guard.ts'
+import { copiesOf, freeState, hasTensor, type ParamState, reserve } from './param-state.ts'
 
 /** Parameters updated with the same options, which may be changed between steps. */
 export type ParamGroup<O> = O & { params: Tensor[] }
@@ -32,16 +29,6 @@ export type ParamGroup<O> = O & { params: Tensor[] }
 export type ParamsOrGroups<O> =
   | readonly Tensor[]
   | readonly (Partial<O> & { readonly params: readonly Tensor[] })[]
-
-/** What an optimiser remembers of one parameter. */
-export interface ParamState {
-  /** Updates so far, those included that a `GradScaler` has skipped. */
-  step: number
-  /** State tensors by name, most of the parameter's shape. */
-  tensors: Record<string, Tensor>
-  /** How many of the updates a `GradScaler` has skipped, a scalar, once it has taken a step. Parameters share it. */
-  skipped?: Tensor
-}
 
 /**
  * Numbers of an update that depend on how many there were before. What was skipped does not count, and is known to the device
@@ -77,9 +64,6 @@ export interface DueParameter<O> {
   /** What is known of it. */
   readonly state: ParamState
 }
-
-/** State tensors made together, until `stateTensor` asks for them. */
-const reserved = new WeakMap<ParamState, Record<string, Tensor>>()
 
 const ZERO = program('zero_grad', 0, () => expr.constant(0))
 
@@ -225,21 +209,14 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
         }
         due.push([p, p.grad, group, state])
         for (const name of names) {
-          if (state.tensors[name] || reserved.get(state)?.[name]) continue
+          if (hasTensor(state, name)) continue
           const list = missing.get(name)
           if (list) list.push([p, state])
           else missing.set(name, [[p, state]])
         }
       }
     }
-    for (const [name, list] of missing) {
-      const made = packedZeros(
-        list.map(([p]) => p),
-        list.map(([p]) => this.stateShape(name, p)),
-      )
-      for (const [i, [, state]] of list.entries())
-        reserved.set(state, { ...reserved.get(state), [name]: made[i] })
-    }
+    for (const [name, list] of missing) reserve(name, list, (p) => this.stateShape(name, p))
     const updates = new Map<Program, Update[]>()
     eachRun(() => {
       for (const [, , , state] of due) state.step++
@@ -401,10 +378,7 @@ export abstract class Optimizer<O extends { lr: number }> extends Printable {
   }
 
   #forget(): void {
-    for (const state of this.#state.values()) {
-      for (const t of Object.values({ ...reserved.get(state), ...state.tensors })) t.dispose()
-      state.skipped?.dispose()
-    }
+    for (const state of this.#state.values()) freeState(state)
     this.#state.clear()
   }
 
@@ -433,65 +407,6 @@ function groupOf<O>(
       throw new ValueError(`${name}: takes tensors as params, got ${describeValue(p)}`)
   expectOptions<object>(name, group, { ...known, params: 1 })
   return { ...group, params: [...group.params] }
-}
-
-/** Copies of states, as the parameters' own: on their devices, those of a name together. */
-function copiesOf(
-  states: readonly (ParamState | null)[],
-  params: readonly Tensor[],
-): readonly (ParamState | null)[] {
-  const copies = states.map((state) => state && { step: state.step, tensors: {} as Record<string, Tensor> })
-  for (const name of new Set(states.flatMap((state) => (state ? Object.keys(state.tensors) : [])))) {
-    const which = [...states.keys()].filter((i) => states[i]?.tensors[name])
-    const made = packedZeros(
-      which.map((i) => params[i]),
-      which.map((i) => states[i]?.tensors[name].shape ?? []),
-    )
-    for (const [k, i] of which.entries()) {
-      const [state, copy, p, to] = [states[i], copies[i], params[i], made[k]] as [
-        ParamState,
-        ParamState,
-        Tensor,
-        Tensor,
-      ]
-      const from = state.tensors[name]
-      scope(() => void copy_(to, moveTensor(moveTensor(from.detach(), to.dtype), p.backend)))
-      copy.tensors[name] = to
-    }
-  }
-  for (const skipped of new Set(states.map((state) => state?.skipped))) {
-    if (!skipped) continue
-    const which = [...states.keys()].filter((i) => states[i]?.skipped === skipped)
-    const own = scope(() => moveTensor(skipped.detach(), params[which[0]].backend).clone().keep())
-    share(
-      which.map((i) => copies[i] as ParamState),
-      own,
-    )
-  }
-  return copies
-}
-
-/**
- * A state tensor of the parameter's shape, or another one, zeros at first: of its dtype, or float32 for a parameter of 16 bits.
- *
- * @example
- * const state = { step: 0, tensors: {} }
- * stateTensor(state, zeros([2]), 'momentum').shape // → [2]
- */
-export function stateTensor(
-  state: ParamState,
-  p: Tensor,
-  name: string,
-  shape: readonly number[] = p.shape,
-): Tensor {
-  let t = state.tensors[name]
-  if (!t) {
-    const ready = reserved.get(state)
-    t = ready?.[name] ?? zeros(shape, { dtype: wide(p.dtype), device: p.backend }).keep()
-    if (ready) delete ready[name]
-    state.tensors[name] = t
-  }
-  return t
 }
 
 /** @throws ValueError naming an option that is not a number ≥ 0. @internal */

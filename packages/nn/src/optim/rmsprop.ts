@@ -1,12 +1,6 @@
 import { type Expr, expr as e, expectOptions, namedProgram, type Tensor, ValueError } from '@tilegrad/core'
-import {
-  nonNegative,
-  Optimizer,
-  type ParamState,
-  type ParamsOrGroups,
-  stateTensor,
-  type Update,
-} from './optimizer.ts'
+import { nonNegative, Optimizer, type ParamsOrGroups, type Update } from './optimizer.ts'
+import { type ParamState, stateTensor } from './param-state.ts'
 
 /** Options of `RMSprop`. */
 export interface RMSpropOptions {

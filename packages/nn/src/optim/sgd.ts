@@ -7,15 +7,8 @@ import {
   type Tensor,
   ValueError,
 } from '@tilegrad/core'
-import {
-  type Counted,
-  nonNegative,
-  Optimizer,
-  type ParamState,
-  type ParamsOrGroups,
-  stateTensor,
-  type Update,
-} from './optimizer.ts'
+import { type Counted, nonNegative, Optimizer, type ParamsOrGroups, type Update } from './optimizer.ts'
+import { type ParamState, stateTensor } from './param-state.ts'
 
 /** Options of `SGD`. */
 export interface SGDOptions {
