@@ -76,9 +76,16 @@ export {
 } from './ops/attention/block-mask.ts'
 export * from './ops/attention/heads.ts'
 export * from './ops/attention/rotary.ts'
-export { type BatchNormOptions, batchNorm } from './ops/batch-norm.ts'
-export { type ConvAttrs, type ConvOptions, conv1d, conv2d } from './ops/conv.ts'
-export { type ConvTransposeOptions, convTranspose1d, convTranspose2d } from './ops/conv-transpose.ts'
+export { type BatchNormOptions, batchNorm } from './ops/convolution/batch-norm.ts'
+export { type ConvAttrs, type ConvOptions, conv1d, conv2d } from './ops/convolution/conv.ts'
+export {
+  type ConvTransposeOptions,
+  convTranspose1d,
+  convTranspose2d,
+} from './ops/convolution/conv-transpose.ts'
+export { col2im, im2col, type WindowOptions } from './ops/convolution/im2col.ts'
+export * from './ops/convolution/pool.ts'
+export type { WindowPadding, WindowSizes } from './ops/convolution/spans.ts'
 export {
   arange,
   data,
@@ -106,7 +113,6 @@ export * from './ops/extremes.ts'
 export * from './ops/found.ts'
 export * from './ops/functions.ts'
 export * from './ops/grids.ts'
-export { col2im, im2col, type WindowOptions } from './ops/im2col.ts'
 export * from './ops/indexing.ts'
 export * from './ops/inplace.ts'
 export * from './ops/likes.ts'
@@ -132,7 +138,6 @@ export * from './ops/more-losses.ts'
 export { type MultinomialOptions, multinomial } from './ops/multinomial.ts'
 export * from './ops/norm.ts'
 export * from './ops/pointwise.ts'
-export * from './ops/pool.ts'
 export { dequantize, quantizedLinear } from './ops/quantized.ts'
 export {
   bernoulli,
@@ -150,7 +155,6 @@ export * from './ops/reduction.ts'
 export * from './ops/scatter.ts'
 export * from './ops/shape.ts'
 export * from './ops/sizes.ts'
-export type { WindowPadding, WindowSizes } from './ops/spans.ts'
 export * from './ops/statistics.ts'
 export { text } from './ops/text.ts'
 export * from './ops/total-norm.ts'

@@ -17,7 +17,7 @@ export {
   unchanged,
 } from './dispatch/capturing.ts'
 export { cacheRow } from './ops/attention/cache-row.ts'
+export { windowSizes } from './ops/convolution/spans.ts'
 export { recurrence } from './ops/recurrent.ts'
-export { windowSizes } from './ops/spans.ts'
 export { pack, unpack } from './tensor/dtype.ts'
 export { collapse, denseFrom, leadOf, type Nest, stridesOver, viewOf } from './tensor/nest.ts'

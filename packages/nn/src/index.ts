@@ -4,35 +4,6 @@
  * @packageDocumentation
  */
 
-export {
-  CELU,
-  ELU,
-  GELU,
-  GLU,
-  Hardshrink,
-  Hardsigmoid,
-  Hardswish,
-  Hardtanh,
-  LeakyReLU,
-  LogSigmoid,
-  LogSoftmax,
-  Mish,
-  PReLU,
-  type PReLUOptions,
-  ReLU,
-  ReLU6,
-  SELU,
-  Sigmoid,
-  SiLU,
-  Softmax,
-  Softmin,
-  Softplus,
-  Softshrink,
-  Softsign,
-  Tanh,
-  Tanhshrink,
-  Threshold,
-} from './activation.ts'
 export { type AttentionBlocks, fixedBlocks } from './attention/block-attention.ts'
 export { AttentionCache, KVCache, type KVCacheOptions } from './attention/cache.ts'
 export { type AttentionFactory, type AttentionKind, attentionKinds } from './attention/kinds.ts'
@@ -62,16 +33,44 @@ export {
 } from './attention/multihead-attention.ts'
 export type { RopeOptions, RopeScaling } from './attention/rope.ts'
 export { type Memory, StateCache, type StateCacheOptions } from './attention/state-cache.ts'
-export { BatchNorm1d, BatchNorm2d, type BatchNormLayerOptions } from './batch-norm.ts'
-export { type Layer, ModuleDict, ModuleList, Sequential } from './containers.ts'
-export { Conv1d, Conv2d, type ConvLayerOptions } from './conv.ts'
-export { ConvTranspose1d, ConvTranspose2d, type ConvTransposeLayerOptions } from './conv-transpose.ts'
-export { Dropout, Dropout1d, Dropout2d } from './dropout.ts'
-export { Embedding, type EmbeddingOptions } from './embedding.ts'
-export { Fold, Unfold } from './fold.ts'
-export type { ForwardHook, ForwardPreHook, FullBackwardHook, HookHandle } from './hooks.ts'
 export * as init from './init.ts'
-export { Linear, type LinearOptions } from './linear.ts'
+export {
+  CELU,
+  ELU,
+  GELU,
+  GLU,
+  Hardshrink,
+  Hardsigmoid,
+  Hardswish,
+  Hardtanh,
+  LeakyReLU,
+  LogSigmoid,
+  LogSoftmax,
+  Mish,
+  PReLU,
+  type PReLUOptions,
+  ReLU,
+  ReLU6,
+  SELU,
+  Sigmoid,
+  SiLU,
+  Softmax,
+  Softmin,
+  Softplus,
+  Softshrink,
+  Softsign,
+  Tanh,
+  Tanhshrink,
+  Threshold,
+} from './layers/activation.ts'
+export { BatchNorm1d, BatchNorm2d, type BatchNormLayerOptions } from './layers/batch-norm.ts'
+export { type Layer, ModuleDict, ModuleList, Sequential } from './layers/containers.ts'
+export { Conv1d, Conv2d, type ConvLayerOptions } from './layers/conv.ts'
+export { ConvTranspose1d, ConvTranspose2d, type ConvTransposeLayerOptions } from './layers/conv-transpose.ts'
+export { Dropout, Dropout1d, Dropout2d } from './layers/dropout.ts'
+export { Embedding, type EmbeddingOptions } from './layers/embedding.ts'
+export { Fold, Unfold } from './layers/fold.ts'
+export { Linear, type LinearOptions } from './layers/linear.ts'
 export {
   BCELoss,
   BCEWithLogitsLoss,
@@ -89,7 +88,39 @@ export {
   SmoothL1Loss,
   SoftMarginLoss,
   TripletMarginLoss,
-} from './loss.ts'
+} from './layers/loss.ts'
+export {
+  GroupNorm,
+  type GroupNormOptions,
+  LayerNorm,
+  type LayerNormOptions,
+  type NormalizedShape,
+  RMSNorm,
+  type RMSNormOptions,
+} from './layers/norm.ts'
+export {
+  AdaptiveAvgPool1d,
+  AdaptiveAvgPool2d,
+  AdaptiveMaxPool1d,
+  AdaptiveMaxPool2d,
+  AvgPool1d,
+  AvgPool2d,
+  MaxPool1d,
+  MaxPool2d,
+} from './layers/pool.ts'
+export {
+  GRU,
+  GRUCell,
+  LSTM,
+  LSTMCell,
+  type RecurrentCellOptions,
+  type RecurrentOptions,
+  RNN,
+  RNNCell,
+  type RNNCellOptions,
+  type RNNOptions,
+} from './layers/recurrent.ts'
+export { Flatten, Identity, Unflatten } from './layers/reshaping.ts'
 export {
   type CausalBlock,
   CausalLM,
@@ -127,16 +158,9 @@ export {
   TransformerEncoderLayer,
   type TransformerLayerOptions,
 } from './models/transformer-layers.ts'
-export { buffer, Module, parameter } from './module.ts'
-export {
-  GroupNorm,
-  type GroupNormOptions,
-  LayerNorm,
-  type LayerNormOptions,
-  type NormalizedShape,
-  RMSNorm,
-  type RMSNormOptions,
-} from './norm.ts'
+export type { ForwardHook, ForwardPreHook, FullBackwardHook, HookHandle } from './module/hooks.ts'
+export { buffer, Module, parameter } from './module/module.ts'
+export type { LoadResult, StateDict } from './module/state-dict.ts'
 export { Adafactor, type AdafactorOptions } from './optim/adafactor.ts'
 export { Adagrad, type AdagradOptions } from './optim/adagrad.ts'
 export { Adam, type AdamOptions, AdamW, type AdamWOptions, decayGroups } from './optim/adam.ts'
@@ -197,31 +221,7 @@ export {
   type StepLROptions,
 } from './optim/schedulers.ts'
 export { SGD, type SGDOptions } from './optim/sgd.ts'
-export {
-  AdaptiveAvgPool1d,
-  AdaptiveAvgPool2d,
-  AdaptiveMaxPool1d,
-  AdaptiveMaxPool2d,
-  AvgPool1d,
-  AvgPool2d,
-  MaxPool1d,
-  MaxPool2d,
-} from './pool.ts'
 export { QuantizedEmbedding, QuantizedLinear, type QuantizeOptions, quantize } from './quantize.ts'
-export {
-  GRU,
-  GRUCell,
-  LSTM,
-  LSTMCell,
-  type RecurrentCellOptions,
-  type RecurrentOptions,
-  RNN,
-  RNNCell,
-  type RNNCellOptions,
-  type RNNOptions,
-} from './recurrent.ts'
-export { Flatten, Identity, Unflatten } from './reshaping.ts'
-export type { LoadResult, StateDict } from './state-dict.ts'
 export { loadCheckpoint, saveCheckpoint } from './weights/checkpoint.ts'
 export { loadPretrained, type Pretrained, savePretrained } from './weights/pretrained.ts'
 export type { PretrainedConfig } from './weights/pretrained-config.ts'

@@ -19,9 +19,9 @@ import {
   type Tensor,
   ValueError,
 } from '@tilegrad/core'
-import { Embedding } from './embedding.ts'
-import { Linear } from './linear.ts'
-import { buffer, Module, replaceModules } from './module.ts'
+import { Embedding } from './layers/embedding.ts'
+import { Linear } from './layers/linear.ts'
+import { buffer, Module, replaceModules } from './module/module.ts'
 
 /** Options of `quantize`. */
 export interface QuantizeOptions {

@@ -1,5 +1,5 @@
 import { type BlockMask, createBlockMask, type Tensor, tensor, topkBlocks, ValueError } from '@tilegrad/core'
-import { positive } from '../linear.ts'
+import { positive } from '../layers/linear.ts'
 
 /**
  * Which blocks of keys each block of queries sees: a rule of their numbers, or the `keep` that suit it best (see

@@ -15,7 +15,7 @@ import {
   zeros,
 } from '@tilegrad/core'
 import { cacheRow, eachRun } from '@tilegrad/core/kernel'
-import { positive } from '../linear.ts'
+import { positive } from '../layers/linear.ts'
 import type { Place } from './place.ts'
 
 /**

@@ -12,9 +12,9 @@ import {
   type Tensor,
   ValueError,
 } from '@tilegrad/core'
-import { Linear } from '../linear.ts'
-import { GroupNorm, RMSNorm } from '../norm.ts'
-import { parameter, wide } from '../parameter.ts'
+import { Linear } from '../layers/linear.ts'
+import { GroupNorm, RMSNorm } from '../layers/norm.ts'
+import { parameter, wide } from '../module/parameter.ts'
 import { type AttentionCall, type AttentionModuleOptions, PROJECTIONS, SelfAttention } from './multi-head.ts'
 import { type Memory, StateCache } from './state-cache.ts'
 

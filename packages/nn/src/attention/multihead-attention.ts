@@ -15,11 +15,11 @@ import {
   ValueError,
   zeros,
 } from '@tilegrad/core'
-import { probability } from '../dropout.ts'
 import * as init from '../init.ts'
-import { Linear, positive } from '../linear.ts'
-import { Module } from '../module.ts'
-import { parameter } from '../parameter.ts'
+import { probability } from '../layers/dropout.ts'
+import { Linear, positive } from '../layers/linear.ts'
+import { Module } from '../module/module.ts'
+import { parameter } from '../module/parameter.ts'
 import { maskOf, type TorchMasks } from './torch-masks.ts'
 
 /** Options of `MultiheadAttention`. */

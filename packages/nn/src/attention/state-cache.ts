@@ -1,5 +1,5 @@
 import { type Backend, type DType, expectOptions, noGrad, type Tensor, zeros } from '@tilegrad/core'
-import { positive } from '../linear.ts'
+import { positive } from '../layers/linear.ts'
 import { AttentionCache } from './cache.ts'
 
 /** Options of `StateCache`. */

@@ -13,9 +13,9 @@ import {
   ValueError,
 } from '@tilegrad/core'
 import * as init from '../init.ts'
-import { positive } from '../linear.ts'
-import { Module } from '../module.ts'
-import { LayerNorm } from '../norm.ts'
+import { positive } from '../layers/linear.ts'
+import { LayerNorm } from '../layers/norm.ts'
+import { Module } from '../module/module.ts'
 import {
   DECODER_CALL,
   type DecoderForwardOptions,

@@ -31,9 +31,9 @@ import {
 import type { AttentionCache } from '../attention/cache.ts'
 import { keyMaskOf } from '../attention/key-mask.ts'
 import { Place } from '../attention/place.ts'
-import { positive } from '../linear.ts'
-import type { Module } from '../module.ts'
-import { wide } from '../parameter.ts'
+import { positive } from '../layers/linear.ts'
+import type { Module } from '../module/module.ts'
+import { wide } from '../module/parameter.ts'
 
 /** What `generate` needs of a model. */
 export interface LanguageModel {

@@ -2,11 +2,11 @@ import { type Activation, expectOptions, type Names, type Tensor } from '@tilegr
 import type { AttentionBlocks } from '../attention/block-attention.ts'
 import { type AttentionFactory, type AttentionKind, only } from '../attention/kinds.ts'
 import type { RopeOptions } from '../attention/rope.ts'
-import { Dropout } from '../dropout.ts'
-import { Embedding } from '../embedding.ts'
 import * as init from '../init.ts'
-import { Linear, positive } from '../linear.ts'
-import { LayerNorm } from '../norm.ts'
+import { Dropout } from '../layers/dropout.ts'
+import { Embedding } from '../layers/embedding.ts'
+import { Linear, positive } from '../layers/linear.ts'
+import { LayerNorm } from '../layers/norm.ts'
 import { CausalLM, type CausalLMConfig, type TokenPlaces } from './causal-lm.ts'
 import {
   BLOCK,

@@ -8,10 +8,10 @@ import {
   SOFTMAX,
 } from '../attention/multi-head.ts'
 import type { RopeOptions } from '../attention/rope.ts'
-import { Embedding } from '../embedding.ts'
-import { Linear, positive } from '../linear.ts'
-import { Module } from '../module.ts'
-import { RMSNorm } from '../norm.ts'
+import { Embedding } from '../layers/embedding.ts'
+import { Linear, positive } from '../layers/linear.ts'
+import { RMSNorm } from '../layers/norm.ts'
+import { Module } from '../module/module.ts'
 import { CausalLM, type CausalLMConfig } from './causal-lm.ts'
 import { addBranch, type BlockForwardOptions, GatedMLP, type MLPOptions, MLPS } from './transformer.ts'
 

@@ -7,10 +7,10 @@ import {
   type Tensor,
 } from '@tilegrad/core'
 import { MultiheadAttention } from '../attention/multihead-attention.ts'
-import { Dropout } from '../dropout.ts'
-import { Linear } from '../linear.ts'
-import { Module } from '../module.ts'
-import { LayerNorm } from '../norm.ts'
+import { Dropout } from '../layers/dropout.ts'
+import { Linear } from '../layers/linear.ts'
+import { LayerNorm } from '../layers/norm.ts'
+import { Module } from '../module/module.ts'
 import { addBranch } from './transformer.ts'
 
 /** The layers that PyTorch's `nn.Transformer` is made of. */

@@ -15,10 +15,10 @@ import {
   type SelfAttention,
   SOFTMAX,
 } from '../attention/multi-head.ts'
-import { Dropout } from '../dropout.ts'
-import { Linear, positive } from '../linear.ts'
-import { Module } from '../module.ts'
-import { LayerNorm } from '../norm.ts'
+import { Dropout } from '../layers/dropout.ts'
+import { Linear, positive } from '../layers/linear.ts'
+import { LayerNorm } from '../layers/norm.ts'
+import { Module } from '../module/module.ts'
 
 /** What a block hands on to its attention. */
 export type BlockForwardOptions = Pick<AttentionForwardOptions, 'cache' | 'keyMask' | 'positions'>

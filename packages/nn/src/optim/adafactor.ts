@@ -9,7 +9,7 @@ import {
   ValueError,
   zeros,
 } from '@tilegrad/core'
-import { wide } from '../parameter.ts'
+import { wide } from '../module/parameter.ts'
 import { type DueParameter, nonNegative, Optimizer, type ParamsOrGroups, type Update } from './optimizer.ts'
 import { type ParamState, stateTensor } from './param-state.ts'
 

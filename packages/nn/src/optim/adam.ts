@@ -8,7 +8,7 @@ import {
   type Tensor,
   ValueError,
 } from '@tilegrad/core'
-import type { Module } from '../module.ts'
+import type { Module } from '../module/module.ts'
 import { type Counted, nonNegative, Optimizer, type ParamsOrGroups, type Update } from './optimizer.ts'
 import { type ParamState, stateTensor } from './param-state.ts'
 

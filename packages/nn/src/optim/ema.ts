@@ -13,7 +13,7 @@ import {
   ValueError,
   zeros,
 } from '@tilegrad/core'
-import { buffer, Module } from '../module.ts'
+import { buffer, Module } from '../module/module.ts'
 
 /** Options of `EMA`. */
 export interface EMAOptions {

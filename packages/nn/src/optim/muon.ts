@@ -13,7 +13,7 @@ import {
   transpose,
   ValueError,
 } from '@tilegrad/core'
-import type { Module } from '../module.ts'
+import type { Module } from '../module/module.ts'
 import { kept } from './cautious.ts'
 import { type DueParameter, nonNegative, Optimizer, type ParamsOrGroups, type Update } from './optimizer.ts'
 import { type ParamState, stateTensor } from './param-state.ts'

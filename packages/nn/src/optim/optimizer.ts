@@ -17,8 +17,8 @@ import {
   ValueError,
 } from '@tilegrad/core'
 import { eachRun, live, outsideOnly, uncaptured, unchanged } from '@tilegrad/core/kernel'
-import { list, takeUnlisted } from '../parameter.ts'
-import { expectEntry } from '../state-dict.ts'
+import { list, takeUnlisted } from '../module/parameter.ts'
+import { expectEntry } from '../module/state-dict.ts'
 import { applyGuarded, type Due, takeGuard } from './guard.ts'
 import { copiesOf, freeState, hasTensor, type ParamState, reserve } from './param-state.ts'
 

@@ -1,5 +1,5 @@
 import { dtypeInfo, scope, type Tensor, zeros } from '@tilegrad/core'
-import { wide } from '../parameter.ts'
+import { wide } from '../module/parameter.ts'
 
 /** The elements of which each tensor begins at a multiple, so that no two share a cache line. */
 const alignment = 16

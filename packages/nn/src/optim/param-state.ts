@@ -1,5 +1,5 @@
 import { copy_, to as moveTensor, scope, type Tensor, zeros } from '@tilegrad/core'
-import { wide } from '../parameter.ts'
+import { wide } from '../module/parameter.ts'
 import { share } from './guard.ts'
 import { packedZeros } from './packed.ts'
 

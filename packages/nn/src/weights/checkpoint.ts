@@ -1,6 +1,6 @@
 import { type Backend, describeValue, expectOptions, scope, Tensor, ValueError } from '@tilegrad/core'
 import { brief, quoted } from '../brief.ts'
-import type { StateDict } from '../state-dict.ts'
+import type { StateDict } from '../module/state-dict.ts'
 import { loadSafetensors, readSafetensors, saveSafetensors } from './safetensors.ts'
 
 /** The name of the metadata that holds, as JSON, what is no tensor, and where which tensor is. */

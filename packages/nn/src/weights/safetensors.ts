@@ -13,7 +13,7 @@ import {
 } from '@tilegrad/core'
 import { pack, unpack } from '@tilegrad/core/kernel'
 import { brief, quoted } from '../brief.ts'
-import type { StateDict } from '../state-dict.ts'
+import type { StateDict } from '../module/state-dict.ts'
 
 /** Bytes per element of the dtypes that are read. */
 const SIZES = { F64: 8, I64: 8, F32: 4, I32: 4, F16: 2, BF16: 2, I16: 2, I8: 1, U8: 1, BOOL: 1 } as const

@@ -1,5 +1,5 @@
 import { describeValue, show, type Tensor, ValueError } from '@tilegrad/core'
-import { Module } from './module.ts'
+import { Module } from '../module/module.ts'
 
 /** Modules that move no data, for `Sequential`. */
 

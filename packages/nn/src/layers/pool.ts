@@ -14,7 +14,7 @@ import {
   type WindowSizes,
 } from '@tilegrad/core'
 import { windowSizes } from '@tilegrad/core/kernel'
-import { Module } from './module.ts'
+import { Module } from '../module/module.ts'
 
 /** A size for messages and modules that are printed: a number, or several in brackets. */
 const shown = (size: WindowSizes | readonly (number | null)[]): string =>

@@ -8,8 +8,8 @@ import {
   ValueError,
   zeros,
 } from '@tilegrad/core'
-import * as init from './init.ts'
-import { Module, parameter } from './module.ts'
+import * as init from '../init.ts'
+import { Module, parameter } from '../module/module.ts'
 
 /** Options of `Linear`. */
 export interface LinearOptions {

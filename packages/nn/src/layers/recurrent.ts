@@ -14,9 +14,9 @@ import {
   zeros,
 } from '@tilegrad/core'
 import { recurrence } from '@tilegrad/core/kernel'
-import * as init from './init.ts'
+import * as init from '../init.ts'
+import { Module, parameter } from '../module/module.ts'
 import { positive } from './linear.ts'
-import { Module, parameter } from './module.ts'
 
 /** Options of `LSTM` and `GRU`. */
 export interface RecurrentOptions {

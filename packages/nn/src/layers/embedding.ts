@@ -1,7 +1,7 @@
 import { type ArrayOperand, embedding, expectOptions, type Tensor, ValueError, zeros } from '@tilegrad/core'
-import * as init from './init.ts'
+import * as init from '../init.ts'
+import { Module, parameter } from '../module/module.ts'
 import { positive } from './linear.ts'
-import { Module, parameter } from './module.ts'
 
 /** Options of `Embedding`. */
 export interface EmbeddingOptions {

@@ -1,6 +1,6 @@
-import { describe } from '../checks.ts'
-import { ShapeError, show, ValueError } from '../errors.ts'
-import type { Span } from '../primitives/windows.ts'
+import { describe } from '../../checks.ts'
+import { ShapeError, show, ValueError } from '../../errors.ts'
+import type { Span } from '../../primitives/windows.ts'
 
 /** How windows lie: what convolutions and pools are told of sizes, strides and paddings. */
 

@@ -10,8 +10,8 @@ import {
   ValueError,
   zeros,
 } from '@tilegrad/core'
+import { Module, parameter } from '../module/module.ts'
 import { positive } from './linear.ts'
-import { Module, parameter } from './module.ts'
 
 /** Options of `LayerNorm`. */
 export interface LayerNormOptions {

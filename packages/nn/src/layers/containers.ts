@@ -1,5 +1,5 @@
 import { describeValue, type Tensor, ValueError } from '@tilegrad/core'
-import { entriesOf, Module } from './module.ts'
+import { entriesOf, Module } from '../module/module.ts'
 
 /** Modules that hold others: in a row, one after the other, or by name. */
 

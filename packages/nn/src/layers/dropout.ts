@@ -9,7 +9,7 @@ import {
   type Tensor,
   ValueError,
 } from '@tilegrad/core'
-import { Module } from './module.ts'
+import { Module } from '../module/module.ts'
 
 /**
  * While training, sets each element to 0 with probability p and divides the others by 1 − p (Srivastava et al. 2014);

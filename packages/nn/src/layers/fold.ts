@@ -7,7 +7,7 @@ import {
   type WindowSizes,
 } from '@tilegrad/core'
 import { windowSizes } from '@tilegrad/core/kernel'
-import { Module } from './module.ts'
+import { Module } from '../module/module.ts'
 
 /** What `Unfold` and `Fold` have in common. */
 abstract class Windows extends Module {

@@ -1,8 +1,8 @@
 import { type Tensor, ValueError, type WindowSizes, zeros } from '@tilegrad/core'
 import { windowSizes } from '@tilegrad/core/kernel'
-import * as init from './init.ts'
+import * as init from '../init.ts'
+import { Module, parameter } from '../module/module.ts'
 import { positive } from './linear.ts'
-import { Module, parameter } from './module.ts'
 
 /** Options that all convolutions have, transposed or not. */
 interface FilterOptions {

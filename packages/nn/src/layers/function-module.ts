@@ -1,5 +1,5 @@
 import { expectOptions, type Names, show, Tensor } from '@tilegrad/core'
-import { buffer, Module } from './module.ts'
+import { buffer, Module } from '../module/module.ts'
 
 /** Parts a function's arguments: those before the last are inputs, the last are its options. */
 type Split<P extends readonly unknown[]> =

@@ -12,8 +12,8 @@ import {
   zeros,
 } from '@tilegrad/core'
 import { runsAgain } from '@tilegrad/core/kernel'
+import { buffer, Module, parameter } from '../module/module.ts'
 import { positive } from './linear.ts'
-import { buffer, Module, parameter } from './module.ts'
 
 /** Options of `BatchNorm1d` and `BatchNorm2d`. */
 export interface BatchNormLayerOptions {

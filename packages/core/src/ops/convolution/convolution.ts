@@ -1,18 +1,25 @@
 /** What convolutions and their gradients are made of: products of filters and windows. */
 
-import { type GradNode, gradEnabled, noGrad } from '../autograd/tape.ts'
-import type { Backend, View } from '../dispatch/backend.ts'
-import { apply, type Op } from '../dispatch/op.ts'
-import * as e from '../expr/expr.ts'
-import { program } from '../expr/program.ts'
-import { addInto, copyInto, elementwiseInto, fill } from '../primitives/elementwise.ts'
-import { matmulPrimitive } from '../primitives/matmul.ts'
-import { contiguous, flipView, part, permuteView, reshapeView, transposeView } from '../primitives/views.ts'
-import { addWindows, padded, type Span, sumOfWindows, windowsOf } from '../primitives/windows.ts'
-import { isHalf, promote } from '../tensor/dtype.ts'
-import { numel, sliceLayout } from '../tensor/layout.ts'
-import { scope } from '../tensor/memory.ts'
-import { allocate, type Tensor } from '../tensor/tensor.ts'
+import { type GradNode, gradEnabled, noGrad } from '../../autograd/tape.ts'
+import type { Backend, View } from '../../dispatch/backend.ts'
+import { apply, type Op } from '../../dispatch/op.ts'
+import * as e from '../../expr/expr.ts'
+import { program } from '../../expr/program.ts'
+import { addInto, copyInto, elementwiseInto, fill } from '../../primitives/elementwise.ts'
+import { matmulPrimitive } from '../../primitives/matmul.ts'
+import {
+  contiguous,
+  flipView,
+  part,
+  permuteView,
+  reshapeView,
+  transposeView,
+} from '../../primitives/views.ts'
+import { addWindows, padded, type Span, sumOfWindows, windowsOf } from '../../primitives/windows.ts'
+import { isHalf, promote } from '../../tensor/dtype.ts'
+import { numel, sliceLayout } from '../../tensor/layout.ts'
+import { scope } from '../../tensor/memory.ts'
+import { allocate, type Tensor } from '../../tensor/tensor.ts'
 
 /** What decides how convolutions are computed, beside their tensors. */
 export interface ConvAttrs {
@@ -22,7 +29,7 @@ export interface ConvAttrs {
   readonly groups: number
 }
 
-declare module '../dispatch/kernels.ts' {
+declare module '../../dispatch/kernels.ts' {
   interface FusedKernels {
     /** Filters times windows of an input that is padded already: x (N, C, …), weight (O, C / groups, …) → (N, O, …). */
     readonly conv?: KernelOf<ConvAttrs>

@@ -31,10 +31,10 @@ import {
   threshold,
   ValueError,
 } from '@tilegrad/core'
+import { constant_ } from '../init.ts'
+import { Module, parameter } from '../module/module.ts'
 import { moduleOf } from './function-module.ts'
-import { constant_ } from './init.ts'
 import { positive } from './linear.ts'
-import { Module, parameter } from './module.ts'
 
 /** Activations as modules, for `Sequential`: of any shape, and but for PReLU without parameters. */
 
